@@ -1,0 +1,48 @@
+# make install   the environment: .venv with engine, plugin and what the tests need
+# make demo      simulate a data set and run every stage on it, into the folder demo
+# make test      style and tests
+# make lint      style alone
+# make clean     remove what the other targets made, but for .venv
+#
+# PYTHON=/path/to/python3.11 chooses the Python; otherwise the first 3.11 or 3.12 that runs, if possible one with
+# tkinter (Scipion's windows need it).
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+PYTHON ?= $(shell for modules in 'sys, venv, ensurepip, tkinter' 'sys, venv, ensurepip'; do \
+	for python in python3.11 python3.12 python3; do \
+		$$python -c "import $$modules; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))" >/dev/null 2>&1 \
+			&& echo $$python && exit; \
+	done; done)
+
+.PHONY: install demo test lint clean
+
+install: $(STAMP)
+
+$(STAMP): constraints.txt requirements-dev.txt setup.py pyproject.toml dynamight_core/pyproject.toml \
+		dynamight_core/__init__.py dynamight_scipion/__init__.py
+	@$(BIN)/python -c '' 2>/dev/null || test -n "$(PYTHON)" || \
+		{ echo 'No Python 3.11 or 3.12 with venv was found: make install PYTHON=/path/to/python3.11' >&2; exit 1; }
+	$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install -c constraints.txt pip
+	$(BIN)/python -m pip install -c constraints.txt --build-constraint constraints.txt \
+		-e './dynamight_core[umap]' -e . -r requirements-dev.txt
+	@$(BIN)/python -c 'import tkinter' 2>/dev/null || \
+		echo "Note: this Python has no tkinter (Debian: python3-tk). Scipion's windows and the tests of the plugin need it."
+	@touch $@
+
+demo: install
+	rm -rf demo
+	$(BIN)/dynamight demo demo
+
+lint: install
+	$(BIN)/python -m ruff check .
+
+test: lint
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf demo build dist *.egg-info dynamight_core/build dynamight_core/dist dynamight_core/*.egg-info
+	rm -rf .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,80 @@
+"""Files that appear whole or not at all, and maps."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+
+from dynamight_core.errors import InputError
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write to, renamed to `path` when the block ends well, removed when it fails.
+
+    The temporary name keeps the suffix, since many writers choose the format by it. Parents are made.
+
+    Raises
+    ------
+    InputError
+        if the folder cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+    except (PermissionError, NotADirectoryError) as error:
+        raise InputError(
+            f"cannot write {path}: {error.strerror.lower()}; choose a folder you may write to"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_map(path: str | Path, volume: np.ndarray, pixel_size: float) -> None:
+    """Write a [z, y, x] volume as float32 MRC with `pixel_size` (A) in its header."""
+    with atomic_path(path) as temporary, mrcfile.new(temporary, overwrite=True) as mrc:
+        mrc.set_data(np.ascontiguousarray(volume, dtype=np.float32))
+        mrc.set_volume()
+        mrc.voxel_size = pixel_size
+
+
+def read_map(path: str | Path) -> tuple[np.ndarray, float]:
+    """Read a cubic map.
+
+    Returns
+    -------
+    tuple
+        (box, box, box) float32 [z, y, x] and the pixel size in A.
+
+    Raises
+    ------
+    InputError
+        if the file is missing, is no MRC file, is not cubic, is constant or holds values that are not finite.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"map {path} does not exist; give the path of the consensus map (.mrc)")
+    try:
+        with mrcfile.open(path, permissive=True) as mrc:
+            volume = None if mrc.data is None else np.array(mrc.data, dtype=np.float32)
+            pixel_size = float(mrc.voxel_size.x)
+    except (ValueError, OSError) as error:
+        raise InputError(f"map {path} cannot be read as MRC ({error}); give an MRC volume") from error
+    if volume is None:
+        raise InputError(f"map {path} cannot be read as MRC (its data are truncated); give an intact MRC volume")
+    if volume.ndim != 3 or len(set(volume.shape)) != 1:
+        shape = " x ".join(map(str, volume.shape))
+        raise InputError(f"map {path} is {shape}, not a cube; give a cubic map of the particles' box")
+    if not np.isfinite(volume).all():
+        raise InputError(f"map {path} holds NaN or infinite values; give a map with finite values")
+    if volume.std() == 0:
+        raise InputError(f"map {path} is constant; give the consensus map of the particles")
+    return volume, pixel_size

@@ -1,0 +1,1 @@
+"""Protocols that Scipion offers for the engine's stages."""

@@ -1,0 +1,1 @@
+"""Viewers of the protocols and of their outputs."""
