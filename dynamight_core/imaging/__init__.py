@@ -1,0 +1,1 @@
+"""How an image forms: poses, CTF, Fourier helpers, the projector and its exact adjoint."""

@@ -1,0 +1,167 @@
+"""Fourier helpers: the one place that knows about origins, half planes and shells.
+
+Real-space images and volumes have their origin at index ``box // 2``; their transforms are half-plane
+(`rfft`) arrays with the origin in the corner, unnormalised in the forward direction.
+"""
+
+from functools import lru_cache
+
+import torch
+
+
+def image_to_fourier(images: torch.Tensor) -> torch.Tensor:
+    """Transform (..., box, box) images to (..., box, box//2+1) half-plane transforms."""
+    return torch.fft.rfft2(torch.fft.ifftshift(images, dim=(-2, -1)))
+
+
+def fourier_to_image(transforms: torch.Tensor, box: int) -> torch.Tensor:
+    """Transform (..., box, box//2+1) half-plane transforms to (..., box, box) images."""
+    return torch.fft.fftshift(torch.fft.irfft2(transforms, s=(box, box)), dim=(-2, -1))
+
+
+def volume_to_fourier(volumes: torch.Tensor) -> torch.Tensor:
+    """Transform (..., box, box, box) volumes to (..., box, box, box//2+1) transforms."""
+    dims = (-3, -2, -1)
+    return torch.fft.rfftn(torch.fft.ifftshift(volumes, dim=dims), dim=dims)
+
+
+def fourier_to_volume(transforms: torch.Tensor, box: int) -> torch.Tensor:
+    """Transform (..., box, box, box//2+1) transforms to (..., box, box, box) volumes."""
+    dims = (-3, -2, -1)
+    return torch.fft.fftshift(torch.fft.irfftn(transforms, s=(box,) * 3, dim=dims), dim=dims)
+
+
+@lru_cache(maxsize=32)
+def frequencies_2d(box: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Return (box, box//2+1, 2) frequencies (kx, ky) in cycles per pixel."""
+    ky = torch.fft.fftfreq(box, device=device)
+    kx = torch.fft.rfftfreq(box, device=device)
+    grid_y, grid_x = torch.meshgrid(ky, kx, indexing="ij")
+    return torch.stack([grid_x, grid_y], -1)
+
+
+@lru_cache(maxsize=16)
+def frequencies_3d(box: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Return (box, box, box//2+1, 3) frequencies (kx, ky, kz) in cycles per voxel."""
+    full = torch.fft.fftfreq(box, device=device)
+    kx = torch.fft.rfftfreq(box, device=device)
+    grid_z, grid_y, grid_x = torch.meshgrid(full, full, kx, indexing="ij")
+    return torch.stack([grid_x, grid_y, grid_z], -1)
+
+
+@lru_cache(maxsize=32)
+def shells(box: int, ndim: int = 2, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Return the integer shell (radius in Fourier pixels, rounded) of each element of a half-plane transform."""
+    grid = frequencies_2d(box, device) if ndim == 2 else frequencies_3d(box, device)
+    return (grid.norm(dim=-1) * box).round().long()
+
+
+@lru_cache(maxsize=32)
+def plane_multiplicity(box: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Return (box//2+1,) how often each column of a half-plane transform stands in the full one (1 or 2)."""
+    count = torch.full((box // 2 + 1,), 2.0, device=device)
+    count[0] = 1
+    if box % 2 == 0:
+        count[-1] = 1
+    return count
+
+
+def shell_sums(values: torch.Tensor, box: int, ndim: int = 2) -> torch.Tensor:
+    """Sum half-plane arrays over shells of the *full* transform.
+
+    Parameters
+    ----------
+    values
+        (..., box, box//2+1) or (..., box, box, box//2+1) real values, by `ndim`.
+
+    Returns
+    -------
+    torch.Tensor
+        (..., box//2+1) sums over shells 0 ... box//2; corners beyond Nyquist are left out.
+    """
+    index = shells(box, ndim, values.device)
+    n_shells = box // 2 + 1
+    weighted = (values * plane_multiplicity(box, values.device)).flatten(-ndim)
+    index = index.flatten().clamp(max=n_shells).expand(weighted.shape)
+    out = torch.zeros(*weighted.shape[:-1], n_shells + 1, dtype=weighted.dtype, device=values.device)
+    return out.scatter_add_(-1, index, weighted)[..., :n_shells]
+
+
+def shell_means(values: torch.Tensor, box: int, ndim: int = 2) -> torch.Tensor:
+    """Average half-plane arrays over shells of the full transform; shapes as in `shell_sums`."""
+    return shell_sums(values, box, ndim) / shell_sums(torch.ones_like(values), box, ndim)
+
+
+def expand_shells(curve: torch.Tensor, box: int, ndim: int = 2) -> torch.Tensor:
+    """Lay (..., box//2+1) shell values out on the half plane; corners take the value of the last shell."""
+    return curve[..., shells(box, ndim, curve.device).clamp(max=box // 2)]
+
+
+def crop_fourier(transforms: torch.Tensor, box: int, new_box: int) -> torch.Tensor:
+    """Crop half-plane transforms of `box` to `new_box` pixels, Nyquist frequencies of the new box set to zero.
+
+    The transform of an image of fixed extent keeps its values, so the real-space integral is kept when the
+    image is read as density times pixel area. Zeroing Nyquist makes `pad_fourier` the exact adjoint.
+    """
+    half = (new_box - 1) // 2
+    out = transforms.new_zeros(*transforms.shape[:-2], new_box, new_box // 2 + 1)
+    out[..., : half + 1, : half + 1] = transforms[..., : half + 1, : half + 1]
+    if half:
+        out[..., -half:, : half + 1] = transforms[..., -half:, : half + 1]
+    return out
+
+
+def pad_fourier(transforms: torch.Tensor, box: int, new_box: int) -> torch.Tensor:
+    """Zero-pad half-plane transforms of `box` to `new_box` pixels (Nyquist of the old box dropped)."""
+    half = (box - 1) // 2
+    out = transforms.new_zeros(*transforms.shape[:-2], new_box, new_box // 2 + 1)
+    out[..., : half + 1, : half + 1] = transforms[..., : half + 1, : half + 1]
+    if half:
+        out[..., -half:, : half + 1] = transforms[..., -half:, : half + 1]
+    return out
+
+
+def translation_phases(shifts: torch.Tensor, box: int) -> torch.Tensor:
+    """Return (n, box, box//2+1) phase factors that move image content by (n, 2) `shifts` (x, y) in pixels."""
+    grid = frequencies_2d(box, shifts.device)
+    angle = -2 * torch.pi * torch.einsum("hwc,nc->nhw", grid, shifts)
+    return torch.polar(torch.ones_like(angle), angle)
+
+
+def resample_image(images: torch.Tensor, new_box: int) -> torch.Tensor:
+    """Fourier-crop or -pad (..., box, box) images to `new_box` pixels of the same extent.
+
+    Grey values are kept (a constant stays that constant).
+    """
+    box = images.shape[-1]
+    if new_box == box:
+        return images
+    transforms = image_to_fourier(images)
+    resize = crop_fourier if new_box < box else pad_fourier
+    return fourier_to_image(resize(transforms, box, new_box), new_box) * (new_box / box) ** 2
+
+
+def resample_volume(volume: torch.Tensor, new_box: int) -> torch.Tensor:
+    """Fourier-crop or -pad a (box, box, box) volume to `new_box` voxels of the same extent, grey values kept."""
+    box = volume.shape[-1]
+    if new_box == box:
+        return volume
+    half = (min(box, new_box) - 1) // 2
+    source = volume_to_fourier(volume)
+    target = source.new_zeros(new_box, new_box, new_box // 2 + 1)
+    parts = [(slice(0, half + 1), slice(0, half + 1))]
+    if half:
+        parts.append((slice(-half, None), slice(-half, None)))
+    for z_out, z_in in parts:
+        for y_out, y_in in parts:
+            target[z_out, y_out, : half + 1] = source[z_in, y_in, : half + 1]
+    return fourier_to_volume(target, new_box) * (new_box / box) ** 3
+
+
+def lowpass_volume(volume: torch.Tensor, pixel_size: float, resolution: float) -> torch.Tensor:
+    """Low-pass filter a (box, box, box) volume at `resolution` (A), raised-cosine edge of 3 Fourier voxels."""
+    box = volume.shape[-1]
+    radius = frequencies_3d(box, volume.device).norm(dim=-1) * box
+    cutoff = box * pixel_size / resolution
+    edge = ((radius - cutoff + 1.5) / 3).clamp(0, 1)
+    return fourier_to_volume(volume_to_fourier(volume) * (0.5 + 0.5 * torch.cos(torch.pi * edge)), box)

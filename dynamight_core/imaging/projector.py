@@ -1,0 +1,202 @@
+"""The projector: weighted points in 3D to Fourier images, and its exact adjoint.
+
+A projection spreads each point on the pixel grid with bilinear weights and transforms the grid; dividing by
+sinc^2 undoes the attenuation by the bilinear kernel (its aliasing stays, and falls with oversampling). The
+adjoint filters an image the same way and *reads* it, bilinearly, at the same places. Both run as batches on
+CPU and GPU; the projection is differentiable with respect to positions and weights.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from dynamight_core.imaging.fourier import (
+    crop_fourier,
+    fourier_to_image,
+    frequencies_2d,
+    image_to_fourier,
+    pad_fourier,
+)
+
+_BILINEAR, _ZEROS, _ALIGN = 0, 0, True
+
+
+def read_bilinear(images: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """Read images at points by bilinear interpolation; zero outside.
+
+    Parameters
+    ----------
+    images
+        (b, c, size, size) real.
+    points
+        (b, n, 2) x and y in pixels, the origin at index 0.
+
+    Returns
+    -------
+    torch.Tensor
+        (b, c, n) values.
+    """
+    grid = (points * (2 / (images.shape[-1] - 1)) - 1)[:, None]
+    return F.grid_sample(images, grid, align_corners=True)[:, :, 0]
+
+
+def spread_bilinear(weights: torch.Tensor, points: torch.Tensor, size: int) -> torch.Tensor:
+    """Spread weighted points onto pixels with bilinear weights; the exact transpose of `read_bilinear`.
+
+    Parameters
+    ----------
+    weights
+        (b, c, n).
+    points
+        (b, n, 2) x and y in pixels, the origin at index 0. Parts that fall outside are lost.
+    size
+        of the square image, pixels.
+
+    Returns
+    -------
+    torch.Tensor
+        (b, c, size, size). Differentiable with respect to weights and points.
+    """
+    return _Spread.apply(weights, points, size)
+
+
+class _Spread(torch.autograd.Function):
+    """Transpose of a bilinear read: torch's own gradient of `grid_sample` with respect to its image."""
+
+    @staticmethod
+    def forward(ctx, weights, points, size):
+        grid = (points * (2 / (size - 1)) - 1)[:, None]
+        ctx.save_for_backward(weights, grid)
+        ctx.size = size
+        blank = weights.new_zeros(1).expand(weights.shape[0], weights.shape[1], size, size)
+        image, _ = torch.ops.aten.grid_sampler_2d_backward(
+            weights[:, :, None].contiguous(), blank, grid, _BILINEAR, _ZEROS, _ALIGN, [True, False]
+        )
+        return image
+
+    @staticmethod
+    def backward(ctx, grad_image):
+        weights, grid = ctx.saved_tensors
+        grad_weights = grad_points = None
+        if ctx.needs_input_grad[0]:
+            grad_weights = F.grid_sample(grad_image, grid, align_corners=True)[:, :, 0]
+        if ctx.needs_input_grad[1]:
+            _, grad_grid = torch.ops.aten.grid_sampler_2d_backward(
+                weights[:, :, None].contiguous(), grad_image.contiguous(), grid, _BILINEAR, _ZEROS, _ALIGN, [False, True]
+            )
+            grad_points = grad_grid[:, 0] * (2 / (ctx.size - 1))
+        return grad_weights, grad_points, None
+
+
+@dataclass(frozen=True)
+class Projector:
+    """Projects weighted points to the Fourier transforms of images, and reads images back at points.
+
+    Parameters
+    ----------
+    box
+        of the images, pixels.
+    pixel_size
+        A.
+    oversampling
+        integer factor of the grid that points are spread on; 2 pushes the bilinear kernel's aliasing out.
+    """
+
+    box: int
+    pixel_size: float
+    oversampling: int = 1
+
+    @property
+    def grid_size(self) -> int:
+        """Size of the square grid that points are spread on, pixels."""
+        return self.box * self.oversampling
+
+    def image_points(self, positions: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
+        """Rotate points and drop z.
+
+        Parameters
+        ----------
+        positions
+            (n, 3) or (b, n, 3) A, origin at the centre of the box.
+        matrices
+            (b, 3, 3) or (b, 2, 3): ``x_image = A x_volume``; magnification may be folded in.
+
+        Returns
+        -------
+        torch.Tensor
+            (b, n, 2) in pixels of the (oversampled) grid, origin at index 0.
+        """
+        scale = self.oversampling / self.pixel_size
+        return torch.matmul(positions, matrices[:, :2].transpose(1, 2) * scale) + self.grid_size // 2
+
+    def project(self, positions: torch.Tensor, weights: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
+        """Project weighted points: sum_j w_j exp(-2 pi i k . (A x_j)) up to the kernel's aliasing.
+
+        Parameters
+        ----------
+        positions
+            (n, 3) or (b, n, 3) A.
+        weights
+            (n,), (b, n) or (b, c, n): c channels give c images a particle.
+        matrices
+            (b, 3, 3).
+
+        Returns
+        -------
+        torch.Tensor
+            (b, c, box, box//2+1) complex, without the channel axis if `weights` had none.
+        """
+        points = self.image_points(positions, matrices)
+        has_channels = weights.ndim == 3
+        if not has_channels:
+            weights = weights.expand(len(points), -1)[:, None]
+        grid = spread_bilinear(weights.expand(len(points), -1, -1), points, self.grid_size)
+        images = self._to_box(grid)
+        return images if has_channels else images[:, 0]
+
+    def backproject(self, images: torch.Tensor, positions: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
+        """Read Fourier images at projected points; the exact adjoint of `project`.
+
+        With <a, b> = sum over pixels of the real-space images, <project(w), y> = <w, backproject(y)>.
+
+        Parameters
+        ----------
+        images
+            (b, box, box//2+1) or (b, c, box, box//2+1) complex.
+        positions, matrices
+            as in `project`.
+
+        Returns
+        -------
+        torch.Tensor
+            (b, n) or (b, c, n).
+        """
+        points = self.image_points(positions, matrices)
+        grid = self.reading_grid(images)
+        if images.ndim == 3:
+            return read_bilinear(grid[:, None], points)[:, 0]
+        return read_bilinear(grid, points)
+
+    def reading_grid(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the (..., grid_size, grid_size) real images that `backproject` reads."""
+        padded = self._to_grid(images)
+        return fourier_to_image(padded, self.grid_size) * self.oversampling**2
+
+    def _to_box(self, grid: torch.Tensor) -> torch.Tensor:
+        transforms = crop_fourier(image_to_fourier(grid), self.grid_size, self.box)
+        return transforms * self._kernel_correction(grid.device)
+
+    def _to_grid(self, transforms: torch.Tensor) -> torch.Tensor:
+        # cropping to the same box drops Nyquist, so that oversampling 1 and 2 treat it alike
+        corrected = transforms * self._kernel_correction(transforms.device)
+        return pad_fourier(corrected, self.box, self.grid_size)
+
+    def _kernel_correction(self, device: torch.device) -> torch.Tensor:
+        """Inverse transform of the bilinear kernel, 1 / (sinc^2 kx sinc^2 ky), (box, box//2+1)."""
+        return kernel_correction(self.box, self.oversampling, device)
+
+
+def kernel_correction(box: int, oversampling: int, device: torch.device | str) -> torch.Tensor:
+    """Return (box, box//2+1) one over the transform of the bilinear kernel on the oversampled grid."""
+    return 1 / torch.sinc(frequencies_2d(box, device) / oversampling).square().prod(-1)
