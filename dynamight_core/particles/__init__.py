@@ -1,0 +1,1 @@
+"""What comes in: STAR metadata, image stacks, half-sets, preprocessing, the image cache."""

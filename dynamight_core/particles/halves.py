@@ -1,0 +1,93 @@
+"""Half-sets and validation particles; rows that show one image always stay together."""
+
+import numpy as np
+import torch
+
+from dynamight_core.errors import InputError
+from dynamight_core.particles.metadata import Particles
+
+
+def assign_halves(particles: Particles, seed: int) -> tuple[torch.Tensor, bool]:
+    """Return the half-set of each particle.
+
+    rlnRandomSubset decides, always. Where the file has none, whole images are split at random into two halves
+    of the same size (up to the rows of one image).
+
+    Parameters
+    ----------
+    particles
+        with `halves` 1 and 2, or all 0.
+    seed
+        of the split.
+
+    Returns
+    -------
+    tuple
+        (n,) int8 half-sets 1 and 2, and whether they were split here.
+
+    Raises
+    ------
+    InputError
+        if a half has no particles, or rows of one image stand in different halves.
+    """
+    halves, groups = particles.halves, particles.image_groups
+    if not halves.any():
+        first = _draw_groups(groups.numpy(), len(groups) / 2, np.random.default_rng([seed, 0]))
+        halves = torch.from_numpy(np.where(first, 1, 2).astype(np.int8))
+        if first.all() or not first.any():
+            raise InputError(
+                f"{particles.star_path} holds one image, which cannot be split in halves; give more"
+            )
+        return halves, True
+    for half in (1, 2):
+        if not (halves == half).any():
+            raise InputError(
+                f"{particles.star_path} has no particle with rlnRandomSubset {half}; give both half-sets, "
+                "or remove the column for a random split"
+            )
+    # A group's rows agree if its smallest half equals its largest.
+    n_groups = int(groups.max()) + 1
+    low = torch.full((n_groups,), 2, dtype=torch.int8).scatter_reduce_(0, groups, halves, "amin")
+    torn = low[groups] != halves
+    if torn.any():
+        row = int(torn.int().argmax())
+        raise InputError(
+            f"{particles.star_path} has image {particles.image_name(row)} (row {row + 1}) in both half-sets "
+            "of rlnRandomSubset; give all rows of an image the same value"
+        )
+    return halves.clone(), False
+
+
+def choose_validation(
+    halves: torch.Tensor, image_groups: torch.Tensor, fraction: float, seed: int
+) -> torch.Tensor:
+    """Return the (n,) mask of the particles that are kept from training.
+
+    Parameters
+    ----------
+    halves
+        (n,) 1 and 2.
+    image_groups
+        (n,) rows with one number are chosen together.
+    fraction
+        of the particles of each half, 0 to below 1.
+    seed
+        of the choice.
+    """
+    chosen = np.zeros(len(halves), dtype=bool)
+    for half in (1, 2):
+        rows = np.flatnonzero(halves.numpy() == half)
+        # A stream of its own for each half: what one half holds does not change the other's choice.
+        generator = np.random.default_rng([seed, half])
+        chosen[rows] = _draw_groups(image_groups.numpy()[rows], fraction * len(rows), generator)
+    return torch.from_numpy(chosen)
+
+
+def _draw_groups(groups: np.ndarray, n_rows: float, generator: np.random.Generator) -> np.ndarray:
+    """Return the (n,) mask of randomly drawn whole groups that hold `n_rows` rows, to the nearest group."""
+    _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    order = generator.permutation(len(sizes))
+    middle = np.cumsum(sizes[order]) - sizes[order] / 2
+    drawn = np.zeros(len(sizes), dtype=bool)
+    drawn[order[middle < n_rows]] = True
+    return drawn[group.ravel()]

@@ -1,0 +1,104 @@
+"""Raw particle images, read one by one from memory-mapped stacks."""
+
+from collections import OrderedDict
+
+import numpy as np
+import torch
+
+from dynamight_core.errors import InputError
+from dynamight_core.particles.metadata import Particles
+from dynamight_core.particles.stacks import OpenStack, read_stack_header
+
+_MAX_OPEN = 64
+
+
+class ImageReader:
+    """Reads the images of particles; the headers of all stacks are checked when it is made.
+
+    Only the images that are asked for are read. The most recently used stacks stay open.
+
+    Parameters
+    ----------
+    particles
+        whose rows are the indices of `read`.
+
+    Raises
+    ------
+    InputError
+        if a stack is missing, unreadable, truncated or of another box, or has fewer images than the rows say.
+    """
+
+    def __init__(self, particles: Particles):
+        self.particles = particles
+        self._rows = np.arange(len(particles))
+        self._open: OrderedDict[int, OpenStack] = OrderedDict()
+        self._check_stacks()
+
+    def read(self, indices) -> torch.Tensor:
+        """Return (b, box, box) float32 images of the rows that `indices` (slice, mask or indices) selects.
+
+        Raises
+        ------
+        InputError
+            if an image holds values that are not finite, or is constant.
+        """
+        rows = self._rows[indices if isinstance(indices, slice) else np.asarray(indices)]
+        p = self.particles
+        images = np.empty((len(rows), p.box, p.box), dtype=np.float32)
+        # In the order in which they lie on disk
+        for i in np.lexsort((p.frame[rows], p.stack_index[rows])):
+            images[i] = self._stack(p.stack_index[rows[i]])[p.frame[rows[i]]]
+        self._check_values(images, rows)
+        return torch.from_numpy(images)
+
+    def close(self) -> None:
+        """Close the open stacks."""
+        while self._open:
+            self._open.popitem()[1].close()
+
+    def __enter__(self) -> "ImageReader":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
+    def _stack(self, index: int) -> OpenStack:
+        if index in self._open:
+            self._open.move_to_end(index)
+        else:
+            if len(self._open) >= _MAX_OPEN:
+                self._open.popitem(last=False)[1].close()
+            self._open[index] = OpenStack(self.particles.stacks[index])
+        return self._open[index]
+
+    def _check_stacks(self) -> None:
+        p = self.particles
+        last = np.full(len(p.stacks), -1)
+        np.maximum.at(last, p.stack_index, p.frame)
+        for index in np.flatnonzero(last >= 0):
+            path, header = p.stacks[index], read_stack_header(p.stacks[index])
+            if header.box != p.box:
+                raise InputError(
+                    f"stack {path} holds images of {header.box} pixels where {p.star_path} says {p.box} "
+                    "(rlnImageSize, or the first stack); give particles of one box"
+                )
+            if last[index] >= header.n_images:
+                row = int(np.argmax((p.stack_index == index) & (p.frame >= header.n_images)))
+                raise InputError(
+                    f"{p.star_path} names in row {row + 1} of column rlnImageName image {p.frame[row] + 1} "
+                    f"of {path}, which holds {header.n_images}; give the stack that belongs to the file"
+                )
+
+    def _check_values(self, images: np.ndarray, rows: np.ndarray) -> None:
+        if not len(rows):
+            return
+        # NaN and infinities show in the extremes.
+        low, high = images.min(axis=(1, 2)), images.max(axis=(1, 2))
+        if not (np.isfinite(low) & np.isfinite(high)).all():
+            name = self.particles.image_name(rows[np.argmin(np.isfinite(low) & np.isfinite(high))])
+            raise InputError(
+                f"image {name} holds NaN or infinite values; remove the particle or extract it again"
+            )
+        if (low == high).any():
+            name = self.particles.image_name(rows[np.argmax(low == high)])
+            raise InputError(f"image {name} is constant; remove the particle or extract it again")
