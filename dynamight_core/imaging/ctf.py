@@ -108,7 +108,8 @@ def evaluate_ctf(parameters: CtfParameters, box: int, pixel_size: float) -> torc
     """Return the transfer function of each particle on the half plane.
 
     CTF = scale * exp(-B s^2/4) * sin(gamma) with gamma = pi lambda dz s^2 - pi/2 Cs lambda^3 s^4 + asin(Q0) +
-    phase shift - even Zernike phase (RELION's sign), times exp(i odd phase) where there are beam tilt or odd Zernike terms.
+    phase shift - even Zernike phase (RELION's sign), times exp(i odd phase) where there are beam tilt or odd
+    Zernike terms.
     White contrast: image = CTF * projection.
 
     Parameters

@@ -82,8 +82,9 @@ class _Spread(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_weights = F.grid_sample(grad_image, grid, align_corners=True)[:, :, 0]
         if ctx.needs_input_grad[1]:
+            weights, image = weights[:, :, None].contiguous(), grad_image.contiguous()
             _, grad_grid = torch.ops.aten.grid_sampler_2d_backward(
-                weights[:, :, None].contiguous(), grad_image.contiguous(), grid, _BILINEAR, _ZEROS, _ALIGN, [False, True]
+                weights, image, grid, _BILINEAR, _ZEROS, _ALIGN, [False, True]
             )
             grad_points = grad_grid[:, 0] * (2 / (ctx.size - 1))
         return grad_weights, grad_points, None

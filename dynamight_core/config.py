@@ -1,0 +1,234 @@
+"""The options of every stage: one dataclass a stage, the same words on the command line and in Scipion.
+
+They are saved with each run in ``config.yaml`` and read back from there.
+"""
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import yaml
+
+from dynamight_core.errors import InputError
+from dynamight_core.files import atomic_path
+
+DECODERS = ("basis", "coordinate")
+REGULARISATIONS = ("fixed", "dynamic")
+
+
+@dataclass
+class InputOptions:
+    """What a run works on, and how its images are prepared.
+
+    Parameters
+    ----------
+    star
+        particles.
+    map
+        consensus map.
+    half_maps
+        two half-maps of the consensus, or none.
+    mask
+        where motion is allowed; everywhere if None.
+    project
+        folder that image paths in the STAR are relative to, if not the STAR's own or one of its parents.
+    particle_diameter
+        A; 0.9 of the box if None.
+    working_box
+        pixels that images are Fourier-cropped to for training; chosen by the Gaussians' width if None.
+    invert_contrast
+        whether particles are dark.
+    premultiplied
+        whether images were multiplied by the CTF; as the STAR says if None.
+    normalise
+        "image", "set" or "none": see particles.preprocess.
+    storage
+        of prepared images: "auto", "memory", "device" or "file".
+    """
+
+    star: str = ""
+    map: str = ""
+    half_maps: list[str] | None = None
+    mask: str | None = None
+    project: str | None = None
+    particle_diameter: float | None = None
+    working_box: int | None = None
+    invert_contrast: bool = False
+    premultiplied: bool | None = None
+    normalise: str = "image"
+    storage: str = "auto"
+
+
+@dataclass
+class TrainOptions:
+    """How deformations are learned.
+
+    Parameters
+    ----------
+    n_gaussians, width_classes
+        of the pseudo-atom model of each half.
+    threshold
+        of the consensus map, low-passed at 15 A, map units; automatic if None.
+    initial_resolution
+        A; filter of a start map that holds both halves' data.
+    n_latents
+        dimensions of the latent space.
+    decoder
+        "basis" or "coordinate".
+    epochs
+        in all, after the warm-up.
+    warm_up_epochs
+        in which the Gaussians are fitted to the images without deformation.
+    encoder_epochs
+        of the epochs that train encoder and decoder together (the paper's way); in those after, each particle's
+        latent is inferred with the decoder as it is and refined as it changes.
+    latent_refinement
+        False makes all epochs encoder epochs.
+    inference_interval
+        epochs between two rounds of latent inference.
+    batch_size, learning_rate, encoder_learning_rate, gaussian_learning_rate
+        of Adam; the last in A a step.
+    kl_weight
+        of the Kullback-Leibler term in encoder epochs, 1 being the full evidence bound.
+    regularisation
+        "fixed": the weight of R_d + R_r is `stiffness` (1/A^2, against the log-likelihood of one particle);
+        "dynamic": the paper's lambda, `regularisation_ratio` times the ratio of gradient norms.
+    sparse_motion
+        weight (1/A) of the mean displacement magnitude, ramped in over the second third of the epochs.
+    gaussian_amplitudes
+        whether each Gaussian has an amplitude of its own, shared by all particles.
+    refits, refit_resolution
+        how often in the refinement epochs the Gaussians are filled anew into the half's own deformed map, and the
+        filter of that map, A.
+    reference_interval, reference_epochs
+        every so many epochs, so many in which only the Gaussians move and the reference is updated.
+    stop_after_rises
+        stop when an epoch's data loss has risen over the one before so many times in all.
+    validation_fraction
+        of the particles of each half that train no decoder.
+    validation_trains_encoders
+        the paper's way; by default they train nothing.
+    refine_poses
+        whether orientations and shifts follow the images; the change is written out.
+    n_motions
+        principal motions kept.
+    seed, device, threads
+        of the run.
+    """
+
+    n_gaussians: int = 10000
+    width_classes: int = 1
+    threshold: float | None = None
+    initial_resolution: float = 12.0
+    n_latents: int = 6
+    decoder: str = "basis"
+    epochs: int = 28
+    warm_up_epochs: int = 3
+    encoder_epochs: int = 10
+    latent_refinement: bool = True
+    inference_interval: int = 2
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    encoder_learning_rate: float = 1e-3
+    gaussian_learning_rate: float = 0.1
+    kl_weight: float = 0.03
+    regularisation: str = "fixed"
+    stiffness: float = 30.0
+    regularisation_ratio: float = 0.9
+    sparse_motion: float = 0.0
+    gaussian_amplitudes: bool = True
+    refits: int = 3
+    refit_resolution: float = 9.0
+    reference_interval: int = 12
+    reference_epochs: int = 2
+    stop_after_rises: int = 40
+    validation_fraction: float = 0.1
+    validation_trains_encoders: bool = False
+    refine_poses: bool = False
+    n_motions: int = 6
+    seed: int = 0
+    device: str = "auto"
+    threads: int | None = None
+
+    def __post_init__(self):
+        positive = (
+            "n_gaussians width_classes n_latents batch_size epochs inference_interval reference_interval "
+            "stop_after_rises n_motions initial_resolution learning_rate encoder_learning_rate "
+            "gaussian_learning_rate"
+        )
+        for name in positive.split():
+            if not getattr(self, name) > 0:
+                raise InputError(f"--{_dashed(name)} is {getattr(self, name)}; give a positive number")
+        not_negative = (
+            "warm_up_epochs encoder_epochs reference_epochs kl_weight stiffness sparse_motion regularisation_ratio"
+        )
+        for name in not_negative.split():
+            if not getattr(self, name) >= 0:
+                raise InputError(f"--{_dashed(name)} is {getattr(self, name)}; give zero or a positive number")
+        _choice("decoder", self.decoder, DECODERS)
+        _choice("regularisation", self.regularisation, REGULARISATIONS)
+        if not 0 < self.validation_fraction < 0.5:
+            raise InputError(
+                f"--validation-fraction is {self.validation_fraction}; give a fraction between 0 and 0.5"
+            )
+        if self.n_gaussians < 50:
+            raise InputError(f"--n-gaussians is {self.n_gaussians}; give at least 50, 1 or 2 per residue")
+
+
+@dataclass
+class RunConfig:
+    """Everything that config.yaml holds: the options of each stage, and where they came from.
+
+    Parameters
+    ----------
+    inputs, train
+        options as used.
+    provenance
+        versions, command lines by stage, checksum of the input STAR.
+    stages
+        options of later stages by name, as used.
+    """
+
+    inputs: InputOptions = field(default_factory=InputOptions)
+    train: TrainOptions = field(default_factory=TrainOptions)
+    provenance: dict = field(default_factory=dict)
+    stages: dict = field(default_factory=dict)
+
+    def write(self, run: Path) -> None:
+        """Write ``run/config.yaml``."""
+        with atomic_path(Path(run) / "config.yaml") as path:
+            path.write_text(yaml.safe_dump(asdict(self), sort_keys=False))
+
+    @classmethod
+    def read(cls, run: Path) -> "RunConfig":
+        """Read ``run/config.yaml``.
+
+        Raises
+        ------
+        InputError
+            if the folder holds no run, or a file of other options.
+        """
+        path = Path(run) / "config.yaml"
+        if not path.exists():
+            raise InputError(f"{run} holds no run (no config.yaml); give the folder that dynamight train wrote")
+        try:
+            values = yaml.safe_load(path.read_text())
+            return cls(
+                InputOptions(**values["inputs"]), TrainOptions(**values["train"]),
+                values["provenance"], values["stages"],
+            )  # fmt: skip
+        except (yaml.YAMLError, TypeError, KeyError) as error:
+            raise InputError(f"{path} cannot be understood ({error}); train again into a new folder") from error
+
+
+def changed_options(old, new) -> list[str]:
+    """Return the names of the fields in which two option dataclasses differ."""
+    return [f.name for f in fields(old) if getattr(old, f.name) != getattr(new, f.name)]
+
+
+def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"--{_dashed(name)} is '{value}'; choose one of {', '.join(choices)}")
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")

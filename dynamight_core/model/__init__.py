@@ -1,0 +1,1 @@
+"""What is learned: Gaussian model, neighbour graph, encoder, decoders, inverse field."""

@@ -1,0 +1,40 @@
+"""The encoder: particle image to latent distribution."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Encoder(nn.Module):
+    """Linear 256, ReLU, linear 128, ReLU, and two heads (paper, Methods; the published program uses tanh).
+
+    Parameters
+    ----------
+    box
+        of the images, pixels.
+    n_latents
+        dimensions of the latent space.
+    mask_radius
+        of the soft circular mask, pixels.
+    """
+
+    def __init__(self, box: int, n_latents: int, mask_radius: float):
+        super().__init__()
+        self.pooled = box // 2
+        self.layers = nn.Sequential(
+            nn.Linear(self.pooled**2, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU()
+        )
+        self.mean = nn.Linear(128, n_latents)
+        self.log_variance = nn.Linear(128, n_latents)
+        coordinates = torch.arange(box, dtype=torch.float32) - box // 2
+        radius = torch.hypot(*torch.meshgrid(coordinates, coordinates, indexing="ij"))
+        edge = ((radius - mask_radius) / 3).clamp(0, 1)
+        self.register_buffer("mask", 0.5 + 0.5 * torch.cos(torch.pi * edge), persistent=False)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return mean and log-variance, (b, n_latents) each, of (b, box, box) centred images."""
+        pooled = F.avg_pool2d((images * self.mask)[:, None], 2)[:, 0, : self.pooled, : self.pooled].flatten(1)
+        # Unit variance whatever the signal-to-noise ratio and the pooling leave.
+        pooled = pooled / pooled.std(1, keepdim=True).clamp(min=1e-6)
+        hidden = self.layers(pooled)
+        return self.mean(hidden), self.log_variance(hidden)

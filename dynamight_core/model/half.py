@@ -1,0 +1,175 @@
+"""The model of one half-set: Gaussians, encoder, decoder, the latents' prior and the noise."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from scipy.spatial import cKDTree
+from torch import nn
+
+from dynamight_core.errors import InputError
+from dynamight_core.files import atomic_path
+from dynamight_core.imaging.fourier import expand_shells, plane_multiplicity, shells
+from dynamight_core.imaging.projector import Projector
+from dynamight_core.model.decoders import BasisDecoder, CoordinateDecoder
+from dynamight_core.model.encoder import Encoder
+from dynamight_core.model.gaussians import GaussianModel
+
+# Gaussians narrower than this many pixels are spread on a finer grid. At the limit, bilinear spreading errs by
+# some per cent of the image's norm, at frequencies where the noise is many times stronger.
+_LEAST_WIDTH = 0.6
+
+
+class HalfModel(nn.Module):
+    """All that is learned from one half-set.
+
+    Parameters
+    ----------
+    gaussians
+        in their reference conformation.
+    box, pixel_size
+        of the images it was trained on, pixels and A.
+    n_latents
+        dimensions of the latent space.
+    decoder
+        "basis" or "coordinate".
+    particle_diameter
+        A, of the encoder's mask.
+    motion_mask
+        (m, m, m) factor on the displacement over the extent of the box, or None: motion allowed everywhere.
+    """
+
+    def __init__(self, gaussians, box, pixel_size, n_latents, decoder, particle_diameter, motion_mask=None):
+        super().__init__()
+        self.box, self.pixel_size, self.n_latents = box, pixel_size, n_latents
+        self.decoder_kind, self.particle_diameter = decoder, particle_diameter
+        self.gaussians = gaussians
+        self.encoder = Encoder(box, n_latents, particle_diameter / 2 / pixel_size)
+        if decoder == "basis":
+            self.decoder = BasisDecoder(n_latents, box * pixel_size)
+        else:
+            self.decoder = CoordinateDecoder(n_latents, box * pixel_size, box)
+        width = float(gaussians.widths.detach().min())
+        self.projector = Projector(box, pixel_size, 1 if width > _LEAST_WIDTH * pixel_size else 2)
+        self.register_buffer("latent_mean", torch.zeros(n_latents))
+        self.register_buffer("latent_covariance", torch.eye(n_latents))
+        self.register_buffer("noise_power", torch.full((box // 2 + 1,), float(box**2)))
+        # Displacement of each Gaussian from the consensus frame to the reference, A; known once training has ended.
+        self.register_buffer("reference_shift", torch.zeros_like(gaussians.positions.detach()))
+        self.register_buffer("motion_mask", motion_mask)
+
+    def project(self, matrices, transfer, positions=None) -> torch.Tensor:
+        """Return (b, box, box//2+1) model images, CTF applied, of (b, n, 3) `positions` or the reference."""
+        return self.gaussians.project(self.projector, matrices, positions) * transfer
+
+    def frequency_weights(self) -> torch.Tensor:
+        """Return (box, box//2+1) weights that make a sum of |residual|^2 minus twice the log-likelihood.
+
+        One over the noise power, twice for columns that stand for two, zero at the origin and beyond Nyquist.
+        """
+        device = self.noise_power.device
+        radius = shells(self.box, 2, device)
+        inside = (radius > 0) & (radius < self.box // 2)
+        return expand_shells(1 / self.noise_power, self.box) * plane_multiplicity(self.box, device) * inside
+
+    def evaluator(self, positions: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return the map from (b, d) latents to (b, n, 3) displacements (A) of (n, 3) reference positions (A)."""
+        displacement = self.decoder.evaluator(positions)
+        if self.motion_mask is None:
+            return displacement
+        extent = self.box * self.pixel_size
+        # The origin is at voxel m // 2; grid_sample's -1 and 1 are the centres of the first and last voxel.
+        size = self.motion_mask.shape[-1]
+        voxels = positions * (size / extent) + size // 2
+        grid = (voxels * (2 / (size - 1)) - 1).reshape(1, 1, 1, -1, 3)
+        factor = F.grid_sample(self.motion_mask[None, None], grid, align_corners=True).reshape(-1, 1)
+        return lambda latents: displacement(latents) * factor
+
+    @property
+    def consensus_positions(self) -> torch.Tensor:
+        """(n, 3) where the Gaussians lie in the frame of the consensus map, A."""
+        return self.gaussians.positions.detach() - self.reference_shift
+
+    def carry(self, points: torch.Tensor) -> torch.Tensor:
+        """Carry (p, 3) points (A) from the consensus frame to the reference frame.
+
+        By the shift of the nearest Gaussians, weighted by the inverse of their distance.
+        """
+        if not self.reference_shift.any():
+            return points
+        tree = cKDTree(self.consensus_positions.cpu().numpy())
+        distance, nearest = tree.query(points.cpu().numpy(), k=min(8, len(self.gaussians)))
+        weight = torch.from_numpy(1 / (distance + 1.0)).to(points)
+        weight = weight / weight.sum(1, keepdim=True)
+        shift = self.reference_shift[torch.from_numpy(nearest).to(points.device)]
+        return points + (shift * weight[..., None]).sum(1)
+
+    @torch.no_grad()
+    def set_consensus_frame(self, latents: torch.Tensor) -> None:
+        """Let the consensus frame be where each Gaussian is in the median particle.
+
+        The consensus map shows what most particles have. The reference may lie elsewhere: positions and field can
+        exchange a constant displacement while they are trained, differently in each half.
+
+        Parameters
+        ----------
+        latents
+            (n, d) of this half's particles.
+        """
+        few = latents[torch.linspace(0, len(latents) - 1, min(len(latents), 1000)).long().unique()]
+        shifts = torch.cat([self.displacements(part) for part in few.split(64)])
+        # Coordinate by coordinate: the sort takes memory, so a slice of the Gaussians at a time.
+        median = torch.cat([part.median(0).values for part in shifts.split(1024, dim=1)])
+        self.reference_shift.copy_(-median)
+
+    def consensus_evaluator(self, points: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return the map from (b, d) latents to (b, p, 3) displacements (A) of (p, 3) points of the consensus frame."""
+        carried = self.carry(points)
+        evaluate = self.evaluator(carried)
+        offset = carried - points
+        return lambda latents: offset + evaluate(latents)
+
+    def displacements(self, latents: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+        """Return (b, n, 3) displacements (A) of (n, 3) `positions`, the Gaussians' own if None."""
+        return self.evaluator(self.gaussians.positions if positions is None else positions)(latents)
+
+    def save(self, path: str | Path) -> None:
+        """Write everything to a safetensors file, atomically."""
+        metadata = {
+            "box": str(self.box), "pixel_size": repr(self.pixel_size), "n_latents": str(self.n_latents),
+            "decoder": self.decoder_kind, "particle_diameter": repr(self.particle_diameter),
+            "oversampling": str(self.projector.oversampling),
+        }  # fmt: skip
+        with atomic_path(path) as temporary:
+            safetensors.torch.save_file(_contiguous(self.state_dict()), temporary, metadata)
+
+    @classmethod
+    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> "HalfModel":
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        InputError
+            if the file is missing or cannot be read.
+        """
+        try:
+            with safetensors.safe_open(path, "pt", device="cpu") as file:
+                metadata = file.metadata()
+                state = {name: file.get_tensor(name) for name in file.keys()}
+        except (OSError, safetensors.SafetensorError) as error:
+            raise InputError(f"{path} is missing or damaged ({error}); train the run again") from error
+        n, n_classes = state["gaussians.composition"].shape
+        gaussians = GaussianModel(torch.zeros(n, 3), 1.0, 1.0, n_classes)
+        model = cls(
+            gaussians, int(metadata["box"]), float(metadata["pixel_size"]), int(metadata["n_latents"]),
+            metadata["decoder"], float(metadata["particle_diameter"]), state.get("motion_mask"),
+        )  # fmt: skip
+        model.load_state_dict(state)
+        model.projector = Projector(model.box, model.pixel_size, int(metadata["oversampling"]))
+        return model.to(device).eval()
+
+
+def _contiguous(state: dict) -> dict:
+    return {name: tensor.contiguous() for name, tensor in state.items()}

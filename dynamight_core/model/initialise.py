@@ -1,0 +1,141 @@
+"""Where the Gaussians start: threshold the consensus map, fill it, fit the model to it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from dynamight_core.imaging.fourier import lowpass_volume, shells, volume_to_fourier
+from dynamight_core.model.gaussians import GaussianModel
+from dynamight_core.model.graph import NeighbourGraph, repulsion
+
+# Scale at which noise and molecule are told apart, A.
+_THRESHOLD_RESOLUTION = 15.0
+
+
+@dataclass(frozen=True)
+class MolecularRegion:
+    """The part of a map that holds the molecule.
+
+    Parameters
+    ----------
+    mask
+        (box, box, box) bool.
+    threshold
+        of the low-passed map, map units.
+    warnings
+        sentences about a map that looks unusable.
+    """
+
+    mask: np.ndarray
+    threshold: float
+    warnings: tuple[str, ...]
+
+
+def find_molecule(volume: torch.Tensor, pixel_size: float, threshold: float | None = None) -> MolecularRegion:
+    """Tell the molecule from the solvent.
+
+    The map is low-pass filtered at 15 A, where even weak flexible density stands out of the noise. The noise is
+    measured outside the inscribed sphere's 90 %, robustly; what exceeds four standard deviations and 5 % of the
+    strongest density, and hangs together in pieces of some size, is the molecule.
+
+    Parameters
+    ----------
+    volume
+        (box, box, box) consensus map, any grey scale, white molecule.
+    pixel_size
+        A.
+    threshold
+        of the low-passed map, map units; found automatically if None.
+    """
+    box = volume.shape[-1]
+    smooth = lowpass_volume(volume, pixel_size, max(_THRESHOLD_RESOLUTION, 3 * pixel_size)).numpy()
+    centre = np.arange(box) - box // 2
+    radius = np.sqrt(sum(c.astype(float) ** 2 for c in np.meshgrid(centre, centre, centre, indexing="ij")))
+    solvent = smooth[radius > 0.45 * box]
+    noise = 1.4826 * float(np.median(np.abs(solvent - np.median(solvent))))
+    strongest = float(np.quantile(smooth[radius <= 0.45 * box], 0.999))
+    warnings = []
+    if strongest < 8 * noise:
+        warnings.append(
+            f"the strongest density is only {strongest / noise:.1f} times the noise of the solvent at 15 A: "
+            "check that this is the consensus map of these particles, or give a sharper one"
+        )
+    if threshold is None:
+        threshold = max(4 * noise, 0.08 * strongest)
+    labels, n_pieces = ndimage.label((smooth > threshold) & (radius <= 0.5 * box - 1))
+    if n_pieces == 0:
+        raise ValueError(f"no density above the threshold {threshold:.3g}")
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    keep = sizes >= max(0.02 * sizes.max(), (12.0 / pixel_size) ** 3)
+    keep[sizes.argmax()] = True
+    mask = keep[labels]
+    fraction = mask.sum() / (radius <= 0.5 * box).sum()
+    if fraction > 0.5:
+        warnings.append(
+            f"{100 * fraction:.0f} % of the particle's sphere lies above the threshold {threshold:.3g}: "
+            "the map looks unmasked and noisy, or the threshold is too low"
+        )
+    return MolecularRegion(mask, float(threshold), tuple(warnings))
+
+
+def fill_region(mask: np.ndarray, n: int, pixel_size: float, generator: torch.Generator) -> torch.Tensor:
+    """Return (n, 3) random positions (A) inside a [z, y, x] mask, evenly spread.
+
+    Voxels are drawn without replacement as long as there are enough, then jittered within the voxel.
+    """
+    voxels = torch.from_numpy(np.argwhere(mask)[:, ::-1].copy()).float()
+    rounds = -(-n // len(voxels))
+    order = torch.cat([torch.randperm(len(voxels), generator=generator) for _ in range(rounds)])[:n]
+    jitter = torch.rand(n, 3, generator=generator) - 0.5
+    return (voxels[order] + jitter - mask.shape[0] // 2) * pixel_size
+
+
+def fit_to_map(
+    positions: torch.Tensor,
+    volume: torch.Tensor,
+    pixel_size: float,
+    n_classes: int = 1,
+    steps: int = 80,
+    generator: torch.Generator | None = None,
+) -> GaussianModel:
+    """Fit Gaussians to a map by gradient descent on amplitude, width and positions.
+
+    The width starts at half the mean spacing and the amplitude where the model's norm equals the map's
+    (paper, Methods).
+
+    Parameters
+    ----------
+    positions
+        (n, 3) starting positions, A.
+    volume
+        (box, box, box) map, already filtered as wanted and zero in the solvent.
+    """
+    box = volume.shape[-1]
+    graph = NeighbourGraph.build(positions)
+    model = GaussianModel(positions, 0.6 * graph.mean_spacing, 1.0, n_classes, generator).to(volume.device)
+    # Only the transform inside the Nyquist sphere can be matched.
+    inside = (shells(box, 3, volume.device) < box // 2).float()
+    target = volume_to_fourier(volume) * inside
+    with torch.no_grad():
+        ratio = volume.norm() / model.render(box, pixel_size).norm()
+        model.log_amplitudes += torch.log(ratio)
+    optimizer = torch.optim.Adam(
+        [
+            {"params": [model.positions], "lr": 0.05 * graph.mean_spacing},
+            {"params": [model.log_widths, model.log_amplitudes], "lr": 0.02},
+            {"params": [model.composition], "lr": 0.02 if n_classes > 1 else 0.0},
+        ]
+    )
+    scale = target.abs().square().sum()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        fit = volume_to_fourier(model.render(box, pixel_size)) * inside
+        loss = (fit - target).abs().square().sum() / scale
+        # Without it several Gaussians settle on one spot.
+        loss = loss + 0.05 * repulsion(graph, model.positions[None]) / graph.mean_spacing**2
+        loss.backward()
+        optimizer.step()
+    return model

@@ -1,0 +1,1 @@
+"""How it is learned: data, losses, latent inference, schedule, reference update, checkpoints."""

@@ -1,0 +1,154 @@
+"""What ``dynamight check`` says: whether a run could start, and what it would take."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from dynamight_core.config import InputOptions, TrainOptions
+from dynamight_core.particles.halves import choose_validation
+from dynamight_core.particles.images import ImageReader
+from dynamight_core.particles.memory import available_memory
+from dynamight_core.particles.metadata import describe
+from dynamight_core.particles.preprocess import batch_size, read_prepared
+from dynamight_core.training.devices import choose_device
+from dynamight_core.training.prepare import Prepared, open_particles, prepare
+from dynamight_core.training.schedule import schedule
+
+# Measured on two cores of a server processor at box 64: seconds per particle, epoch and Gaussian, and per
+# particle, epoch and pixel, of both kinds of decoder. Latent inference is worth so many epochs each time.
+_SECONDS_PER_GAUSSIAN = {"basis": 1.2e-7, "coordinate": 2.5e-6}
+_SECONDS_PER_PIXEL = 4e-8
+_INFERENCE_EPOCHS = 6.0
+_CORES = 2
+# Bytes for every Gaussian and particle of a batch while a step runs, gradients included.
+_BYTES_PER_GAUSSIAN = {"basis": 160, "coordinate": 1600}
+_PROGRAM_BYTES = 5e8
+
+
+def check_inputs(
+    inputs: InputOptions,
+    options: TrainOptions,
+    images: bool = True,
+    say: Callable[[str], None] = print,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> None:
+    """Read everything that a run would, and say what was understood.
+
+    Parameters
+    ----------
+    inputs, options
+        as for training; without a map only the particles are looked at.
+    images
+        whether every image is read and prepared, or only the headers of the stacks.
+    say, progress
+        take lines for the user, and a stage's name with what is done and to do.
+
+    Raises
+    ------
+    InputError
+        with the reason why a run could not start.
+    """
+    device = choose_device(options.device)
+    if inputs.map:
+        prepared = prepare(inputs, options)
+        particles, halves = prepared.particles, prepared.halves
+    else:
+        prepared = None
+        particles, halves, _ = open_particles(inputs, options.seed)
+    for line in describe(particles):
+        say(line)
+    validation = choose_validation(halves, particles.image_groups, options.validation_fraction, options.seed)
+    with ImageReader(particles) as reader:
+        if images:
+            _read_all(reader, prepared, inputs, device, progress)
+    say(
+        f"Half-sets of {int((halves == 1).sum())} and {int((halves == 2).sum())} particles, of which "
+        f"{int(validation.sum())} are kept for validation."
+    )
+    if prepared is None:
+        say("No --map was given: only the particles were checked.")
+        return
+    for line in prepared.notes:
+        say(f"Note: {line}.")
+    for line in prepared.warnings:
+        say(f"Warning: {line}.")
+    say(
+        f"Map: threshold {prepared.region.threshold:.4g}, {int(prepared.region.mask.sum())} voxels "
+        f"({prepared.region.mask.mean():.1%} of the box) hold the molecule; images are cropped to "
+        f"{prepared.working_box} pixels of {prepared.working_pixel_size:.3g} A."
+    )
+    _say_estimates(prepared, options, device, say)
+    say("A run could start.")
+
+
+def estimate_memory(n: int, working_box: int, options: TrainOptions) -> float:
+    """Return about how many bytes a training takes.
+
+    Images and transfer functions in half precision, 2 n w^2 + 2 n w (w/2 + 1); for a batch of b particles and
+    N Gaussians 160 b N (1,600 with the coordinate network), which its gradients need; images and transforms of
+    the batch, oversampled, 100 b w^2; latents and covariances of all particles; and 0.5 GB for the program.
+    """
+    w, d, b = working_box, options.n_latents, min(options.batch_size, n)
+    kept = 2 * n * w**2 + 2 * n * w * (w // 2 + 1) + 16 * n * (d + d**2)
+    step = _BYTES_PER_GAUSSIAN[options.decoder] * b * options.n_gaussians + 100 * b * w**2
+    return kept + step + _PROGRAM_BYTES
+
+
+def estimate_seconds(n: int, working_box: int, options: TrainOptions, threads: int) -> float:
+    """Return about how many seconds a training takes on so many CPU threads.
+
+    Particles times epochs times (a N + c w^2), N Gaussians and w working pixels a side, with a and c as measured on
+    two cores; a round of latent inference counts as six epochs; threads beyond two are counted by their square
+    root, since memory is shared.
+    """
+    epochs = schedule(options)
+    effort = len(epochs) + _INFERENCE_EPOCHS * (sum(epoch.infer != "no" for epoch in epochs) + 2)
+    per_particle = (
+        _SECONDS_PER_GAUSSIAN[options.decoder] * options.n_gaussians + _SECONDS_PER_PIXEL * working_box**2
+    )
+    speed = threads / _CORES if threads <= _CORES else (threads / _CORES) ** 0.5
+    return n * effort * per_particle / speed
+
+
+def _read_all(reader: ImageReader, prepared: Prepared | None, inputs: InputOptions, device, progress) -> None:
+    """Read every image once, and prepare it where the map says how; refuses those with values not finite."""
+    n = len(reader.particles)
+    preprocessing = None
+    if prepared is not None:
+        preprocessing = prepared.preprocessing(inputs, mask=False).with_set_noise(reader, 0)
+    for rows in np.array_split(np.arange(n), -(-n // batch_size(reader.particles.box))):
+        if preprocessing is None:
+            reader.read(rows)
+        else:
+            read_prepared(reader, rows, preprocessing, device)
+        if progress:
+            progress("reading images", int(rows[-1]) + 1, n)
+
+
+def _say_estimates(prepared: Prepared, options: TrainOptions, device: torch.device, say) -> None:
+    n, box = len(prepared.particles), prepared.working_box
+    needed = estimate_memory(n, box, options)
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+        say(f"Memory: about {needed / 1e9:.1f} GB where {free / 1e9:.1f} GB of the GPU are free.")
+        say("Time: not estimated for GPUs; the first epochs of a run show it.")
+        return
+    free = available_memory()
+    say(
+        f"Memory: about {needed / 1e9:.1f} GB where {free / 1e9:.1f} GB are free"
+        + ("." if needed < free else "; images will be kept in a file, and a smaller --batch-size saves more.")
+    )
+    threads = options.threads or torch.get_num_threads()
+    seconds = estimate_seconds(n, box, options, threads)
+    say(
+        f"Time: about {_duration(seconds)} on {threads} CPU threads, for {len(schedule(options))} epochs of both "
+        "halves; it may be half or twice that on another processor."
+    )
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{max(1, round(seconds))} seconds"

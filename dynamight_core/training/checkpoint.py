@@ -1,0 +1,94 @@
+"""Resumable state of a half: safetensors for tensors, JSON for the rest, no pickle."""
+
+import json
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from dynamight_core.errors import InputError
+from dynamight_core.files import atomic_path
+from dynamight_core.model.graph import NeighbourGraph
+from dynamight_core.training.half import HalfTrainer
+
+
+def save_checkpoint(folder: Path, trainer: HalfTrainer, epoch: int, progress: dict) -> None:
+    """Write the state of a half after `epoch` epochs.
+
+    Parameters
+    ----------
+    folder
+        ``RUN/half?/checkpoints``; only the newest two checkpoints stay.
+    trainer
+        of the half.
+    epoch
+        number of finished epochs.
+    progress
+        what else a resumed run needs; JSON values.
+    """
+    tensors = {f"model.{name}": value for name, value in trainer.model.state_dict().items()}
+    tensors |= {
+        "latents": trainer.latents,
+        "covariances": trainer.covariances,
+        "pose_changes": trainer.pose_changes.detach(),
+        "graph.edges": trainer.graph.edges,
+        "graph.distances": trainer.graph.distances,
+    }
+    for name, optimizer in trainer.optimizers.items():
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{name}.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
+    state = {
+        "epoch": epoch,
+        "stiffness": trainer.stiffness,
+        "started": trainer.started,
+        "mean_spacing": trainer.graph.mean_spacing,
+        "progress": progress,
+    }
+    with atomic_path(folder / f"epoch{epoch:05d}.safetensors") as path:
+        # Several names may share memory, which safetensors refuses: each gets its own.
+        safetensors.torch.save_file(
+            {name: value.detach().clone().contiguous() for name, value in tensors.items()},
+            path,
+            {"state": json.dumps(state)},
+        )
+    for old in sorted(folder.glob("epoch*.safetensors"))[:-2]:
+        old.unlink()
+
+
+def checkpoint_epochs(folder: Path) -> list[int]:
+    """Return the epochs that have a checkpoint, ascending."""
+    return sorted(int(path.stem.removeprefix("epoch")) for path in folder.glob("epoch*.safetensors"))
+
+
+def load_checkpoint(folder: Path, epoch: int, trainer: HalfTrainer) -> dict:
+    """Put a trainer into the state of a checkpoint and return its `progress`.
+
+    Raises
+    ------
+    InputError
+        if the file is damaged or does not fit the trainer's options.
+    """
+    path = folder / f"epoch{epoch:05d}.safetensors"
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            state = json.loads(file.metadata()["state"])
+            tensors = {name: file.get_tensor(name).to(trainer.data.device) for name in file.keys()}
+        prefix = "model."
+        trainer.model.load_state_dict(
+            {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+        )
+    except (OSError, safetensors.SafetensorError, KeyError, RuntimeError) as error:
+        raise InputError(f"{path} cannot be resumed from ({error}); train anew with --overwrite") from error
+    trainer.latents, trainer.covariances = tensors["latents"], tensors["covariances"]
+    trainer.pose_changes.data = tensors["pose_changes"]
+    trainer.graph = NeighbourGraph(tensors["graph.edges"], tensors["graph.distances"], state["mean_spacing"])
+    trainer.stiffness, trainer.started = state["stiffness"], state["started"]
+    for name, optimizer in trainer.optimizers.items():
+        stored: dict[int, dict] = {}
+        for key, value in tensors.items():
+            if key.startswith(f"optimizer.{name}."):
+                index, field = key.split(".")[2:]
+                # Adam keeps its step counter on the CPU.
+                stored.setdefault(int(index), {})[field] = value.cpu() if field == "step" else value
+        optimizer.load_state_dict({"state": stored, "param_groups": optimizer.state_dict()["param_groups"]})
+    return state["progress"]

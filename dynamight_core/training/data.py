@@ -1,0 +1,90 @@
+"""What training reads: prepared images with their transfer functions and poses, by row."""
+
+from dataclasses import dataclass
+
+import torch
+
+from dynamight_core.imaging.ctf import CtfParameters, evaluate_ctf
+from dynamight_core.imaging.fourier import image_to_fourier
+from dynamight_core.particles.memory import available_memory
+
+
+@dataclass
+class Batch:
+    """Images of b particles.
+
+    Parameters
+    ----------
+    rows
+        (b,) rows of the particle table.
+    images
+        (b, box, box) prepared images.
+    transforms
+        (b, box, box//2+1) their Fourier transforms.
+    transfer
+        (b, box, box//2+1) CTF, complex where there are odd aberrations.
+    matrices
+        (b, 3, 3) projection matrices.
+    """
+
+    rows: torch.Tensor
+    images: torch.Tensor
+    transforms: torch.Tensor
+    transfer: torch.Tensor
+    matrices: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+class TrainingImages:
+    """Batches of a particle set at the working box.
+
+    Parameters
+    ----------
+    images
+        object with ``.images(rows)`` giving (b, box, box) float32 on `device`, such as `ImageCache`.
+    ctf
+        of all particles.
+    matrices
+        (n, 3, 3) projection matrices of all particles.
+    box, pixel_size
+        of the prepared images.
+    device
+        of the batches.
+    """
+
+    def __init__(self, images, ctf: CtfParameters, matrices: torch.Tensor, box: int, pixel_size: float, device="cpu"):
+        self.box, self.pixel_size, self.device = box, pixel_size, torch.device(device)
+        self._images = images
+        self._matrices = matrices.to(self.device)
+        self._ctf = ctf
+        self._transfer = None
+        needed = 2 * len(ctf) * box * (box // 2 + 1)
+        # A CTF costs as much as the rest of a projection: keep it where it fits. Half precision is 5e-4 of it.
+        if not ctf.has_odd_aberrations and needed < available_memory() / 4:
+            self._transfer = torch.empty(len(ctf), box, box // 2 + 1, dtype=torch.float16)
+            for rows in torch.arange(len(ctf)).split(1024):
+                self._transfer[rows] = evaluate_ctf(ctf[rows], box, pixel_size).half()
+
+    def __len__(self) -> int:
+        return len(self._ctf)
+
+    def batch(self, rows: torch.Tensor) -> Batch:
+        """Return the batch of (b,) `rows`."""
+        images = self._images.images(rows)
+        return Batch(rows, images, image_to_fourier(images), self.transfer(rows), self._matrices[rows])
+
+    def close(self) -> None:
+        """Let go of the images and of any file that holds them."""
+        self._images.close()
+
+    def images(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return (b, box, box) images alone."""
+        return self._images.images(rows)
+
+    def transfer(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the (b, box, box//2+1) transfer functions of (b,) `rows`."""
+        if self._transfer is not None:
+            return self._transfer[rows].to(self.device).float()
+        return evaluate_ctf(self._ctf[rows], self.box, self.pixel_size).to(self.device)

@@ -1,0 +1,142 @@
+"""The latent of one particle under a fixed decoder: posterior mode and width by Gauss-Newton."""
+
+from dataclasses import dataclass
+
+import torch
+
+from dynamight_core.model.half import HalfModel
+from dynamight_core.training.data import TrainingImages
+
+# Finite-difference step, in standard deviations of the latents' prior.
+_STEP = 0.15
+
+
+@dataclass
+class LatentPosterior:
+    """Gaussian (Laplace) posterior of the latents of n particles.
+
+    Parameters
+    ----------
+    modes
+        (n, d).
+    covariances
+        (n, d, d).
+    energies
+        (n,) minus log posterior at the mode, up to a constant of the noise.
+    """
+
+    modes: torch.Tensor
+    covariances: torch.Tensor
+    energies: torch.Tensor
+
+
+@torch.no_grad()
+def infer_latents(
+    model: HalfModel,
+    data: TrainingImages,
+    rows: torch.Tensor,
+    starts: list[torch.Tensor],
+    steps: int = 5,
+    pixel_share: torch.Tensor | None = None,
+    progress=None,
+) -> LatentPosterior:
+    """Find each particle's most probable latent, the decoder fixed.
+
+    Minimises 1/2 sum_k |CTF P(z) - y|^2 / Sigma + 1/2 (z - m)' C^-1 (z - m) with the latents' own mean m and
+    covariance C as prior, by damped Gauss-Newton steps. The derivative of an image by a latent is a forward
+    difference: d more projections a step, which serves every decoder.
+
+    Parameters
+    ----------
+    model
+        of one half-set.
+    data, rows
+        (n,) the particles to infer.
+    starts
+        one or several (n, d) starting points; the better one of each particle is taken.
+    steps
+        Gauss-Newton steps.
+    pixel_share
+        (n, box, box//2+1) bool or None: which Fourier pixels are looked at.
+    """
+    weights = model.frequency_weights()
+    used = weights > 0
+    amplitude = weights[used].sqrt()
+    dim = model.n_latents
+    mean, precision = model.latent_mean, torch.linalg.inv(model.latent_covariance)
+    difference = _STEP * model.latent_covariance.diagonal().sqrt()
+    displacement = model.evaluator(model.gaussians.positions)
+    reference = model.gaussians.positions
+
+    def whiten(transforms, share):
+        values = torch.view_as_real(transforms[:, used] * amplitude).flatten(1)
+        return values if share is None else values * share
+
+    def project(latents, batch, share):
+        repeat = len(latents) // len(batch)
+        matrices = batch.matrices.repeat_interleave(repeat, 0)
+        transfer = batch.transfer.repeat_interleave(repeat, 0)
+        image = model.project(matrices, transfer, reference + displacement(latents))
+        return whiten(image, None if share is None else share.repeat_interleave(repeat, 0))
+
+    def energy(residual, latents):
+        offset = latents - mean
+        return 0.5 * residual.square().sum(1) + 0.5 * ((offset @ precision) * offset).sum(1)
+
+    modes = torch.empty(len(rows), dim, device=reference.device)
+    covariances = torch.empty(len(rows), dim, dim, device=reference.device)
+    energies = torch.empty(len(rows), device=reference.device)
+    # A handful of tensors of d images each: bounded to some 100 MB.
+    size = max(1, min(128, int(2**25 // (dim * model.box**2))))
+    for chosen in torch.arange(len(rows)).split(size):
+        batch = data.batch(rows[chosen])
+        share = None
+        if pixel_share is not None:
+            share = pixel_share[chosen][:, used].to(reference).repeat_interleave(2, 1)
+        target = whiten(batch.transforms, share)
+        latents, image, value = None, None, None
+        for start in starts:
+            candidate = start[chosen].to(reference)
+            candidate_image = project(candidate, batch, share)
+            candidate_value = energy(target - candidate_image, candidate)
+            if latents is None:
+                latents, image, value = candidate, candidate_image, candidate_value
+                continue
+            better = candidate_value < value
+            latents = torch.where(better[:, None], candidate, latents)
+            image = torch.where(better[:, None], candidate_image, image)
+            value = torch.where(better, candidate_value, value)
+        damping = torch.full_like(value, 1e-2)
+        for step in range(max(steps, 1)):
+            normal, jacobian = _curvature(latents, image, batch, share, difference, project)
+            # The width is that of the last step's start: one step less costs d projections less.
+            hessian = normal + precision
+            if step == steps:
+                break
+            gradient = (jacobian @ (target - image)[..., None])[..., 0] - (latents - mean) @ precision
+            damped = hessian + torch.diag_embed(hessian.diagonal(dim1=1, dim2=2) * damping[:, None])
+            move = torch.linalg.solve(damped, gradient)
+            # At most two prior standard deviations a step: the model is linear no farther.
+            longest = (move.abs() * _STEP / difference).amax(1, keepdim=True)
+            move = move * (2 / longest.clamp(min=2))
+            new_image = project(latents + move, batch, share)
+            new_value = energy(target - new_image, latents + move)
+            better = new_value < value
+            latents = torch.where(better[:, None], latents + move, latents)
+            image = torch.where(better[:, None], new_image, image)
+            value = torch.where(better, new_value, value)
+            damping = torch.where(better, damping * 0.3, damping * 10)
+        modes[chosen], energies[chosen] = latents, value
+        covariances[chosen] = torch.linalg.inv(hessian)
+        if progress is not None:
+            progress(int(chosen[-1]) + 1, len(rows))
+    return LatentPosterior(modes, covariances, energies)
+
+
+def _curvature(latents, image, batch, share, difference, project):
+    """Return the normal matrix (b, d, d) and the Jacobian (b, d, values) of the whitened images."""
+    dim = latents.shape[1]
+    moved = (latents[:, None] + torch.diag(difference)).flatten(0, 1)
+    jacobian = project(moved, batch, share).reshape(len(latents), dim, -1) - image[:, None]
+    jacobian = jacobian / difference[:, None]
+    return jacobian @ jacobian.transpose(1, 2), jacobian

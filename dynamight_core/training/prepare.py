@@ -1,0 +1,222 @@
+"""From files to what training needs, with everything that could stop a run refused here."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dynamight_core.config import InputOptions, TrainOptions
+from dynamight_core.errors import InputError
+from dynamight_core.files import read_map
+from dynamight_core.imaging.fourier import lowpass_volume, resample_volume
+from dynamight_core.model.half import HalfModel
+from dynamight_core.model.initialise import MolecularRegion, fill_region, find_molecule, fit_to_map
+from dynamight_core.particles.cache import ImageCache
+from dynamight_core.particles.halves import assign_halves, choose_validation
+from dynamight_core.particles.images import ImageReader
+from dynamight_core.particles.metadata import Particles, check_enough, read_particles
+from dynamight_core.particles.preprocess import Preprocessing
+from dynamight_core.training.data import TrainingImages
+
+# Working pixels per mean distance between Gaussians: finer frequencies they cannot explain.
+_PIXELS_PER_SPACING = 0.6
+
+
+@dataclass
+class Prepared:
+    """A particle set ready to train on.
+
+    Parameters
+    ----------
+    particles
+        metadata.
+    halves
+        (n,) 1 or 2.
+    validation
+        (n,) bool, particles that train no decoder.
+    volumes
+        start map of each half, [z, y, x]; the same twice if there are no half-maps.
+    region
+        where the molecule is, on the grid of the maps.
+    motion_mask
+        volume or None.
+    working_box
+        pixels.
+    notes, warnings
+        sentences for the user.
+    """
+
+    particles: Particles
+    halves: torch.Tensor
+    validation: torch.Tensor
+    volumes: tuple[torch.Tensor, torch.Tensor]
+    region: MolecularRegion
+    motion_mask: torch.Tensor | None
+    working_box: int
+    notes: list[str]
+    warnings: list[str]
+
+    @property
+    def working_pixel_size(self) -> float:
+        """Pixel size of the cropped images, A."""
+        return self.particles.pixel_size * self.particles.box / self.working_box
+
+    def preprocessing(self, inputs: InputOptions, box: int | None = None, mask: bool = True) -> Preprocessing:
+        """Return the preprocessing of the run's images, at the working box unless `box` is given."""
+        return Preprocessing(
+            working_box=box or self.working_box, diameter=inputs.particle_diameter, mask=mask,
+            invert=inputs.invert_contrast, normalise=inputs.normalise,
+        )  # fmt: skip
+
+
+def open_particles(inputs: InputOptions, seed: int) -> tuple[Particles, torch.Tensor, bool]:
+    """Read the particles and their half-sets.
+
+    Returns
+    -------
+    tuple
+        particles, (n,) halves, and whether the half-sets were drawn here.
+    """
+    particles = read_particles(inputs.star, inputs.project)
+    check_enough(particles)
+    if inputs.premultiplied is not None:
+        particles.premultiplied = inputs.premultiplied
+    halves, drawn = assign_halves(particles, seed)
+    return particles, halves, drawn
+
+
+def prepare(inputs: InputOptions, options: TrainOptions) -> Prepared:
+    """Read and check particles and maps.
+
+    Raises
+    ------
+    InputError
+        with one sentence on what cannot be used.
+    """
+    particles, halves, drawn = open_particles(inputs, options.seed)
+    notes, warnings = [], []
+    if drawn:
+        notes.append("the STAR file has no rlnRandomSubset: half-sets were drawn at random (dynHalf in particles.star)")
+    validation = choose_validation(halves, particles.image_groups, options.validation_fraction, options.seed)
+    consensus = _read_volume("map", inputs.map, particles)
+    if inputs.half_maps:
+        volumes = tuple(_read_volume("half-map", path, particles) for path in inputs.half_maps)
+        if len(volumes) != 2:
+            raise InputError(f"--half-maps has {len(volumes)} files; give the two half-maps of the consensus")
+    else:
+        volumes = (consensus, consensus)
+        notes.append(
+            f"both halves start from one map, filtered at {options.initial_resolution:g} A; give --half-maps to "
+            "keep them apart from the start"
+        )
+    mask = None
+    if inputs.mask:
+        mask = _read_volume("mask", inputs.mask, particles)
+        if mask.min() < -0.01 or mask.max() > 1.01:
+            raise InputError(f"mask {inputs.mask} has values from {mask.min():.2g} to {mask.max():.2g}; give 0 to 1")
+    try:
+        region = find_molecule(consensus, particles.pixel_size, options.threshold)
+    except ValueError as error:
+        raise InputError(f"map {inputs.map}: {error}; lower --threshold or give another map") from error
+    warnings += region.warnings
+    return Prepared(
+        particles, halves, validation, volumes, region, mask,
+        _working_box(inputs, options, particles, region), notes, warnings,
+    )  # fmt: skip
+
+
+def load_images(
+    prepared: Prepared, inputs: InputOptions, seed: int, device, folder: Path, progress=None
+) -> TrainingImages:
+    """Read all images once, prepare them at the working box and keep them."""
+    reader = ImageReader(prepared.particles)
+    preprocessing = prepared.preprocessing(inputs, mask=False).with_set_noise(reader, seed)
+    cache = ImageCache(reader, preprocessing, device, inputs.storage, folder, progress)
+    p = prepared.particles
+    return TrainingImages(cache, p.ctf, p.matrices, prepared.working_box, prepared.working_pixel_size, device)
+
+
+def start_model(prepared: Prepared, inputs: InputOptions, options: TrainOptions, half: int, device) -> HalfModel:
+    """Return the model of a half with its Gaussians fitted to its start map.
+
+    The fit runs on a grid of a third of the initial resolution, where the filtered map has all its detail.
+    """
+    particles = prepared.particles
+    generator = torch.Generator().manual_seed(options.seed * 10 + half)
+    torch.manual_seed(options.seed * 10 + half)
+    positions = fill_region(prepared.region.mask, options.n_gaussians, particles.pixel_size, generator)
+    extent = particles.box * particles.pixel_size
+    coarse = min(particles.box, 2 * round(extent / max(particles.pixel_size, options.initial_resolution / 4) / 2))
+    pixel_size = extent / coarse
+    region = resample_volume(torch.from_numpy(prepared.region.mask).float(), coarse)
+    soft = lowpass_volume(region, pixel_size, 20.0).clamp(0, 1)
+    volume = lowpass_volume(
+        resample_volume(prepared.volumes[half - 1], coarse), pixel_size, options.initial_resolution
+    )
+    gaussians = fit_to_map(positions, volume * soft, pixel_size, options.width_classes, generator=generator)
+    # From a coarser grid's voxels to those of the working box: density keeps its value, projections sum voxels.
+    diameter = inputs.particle_diameter or 0.9 * extent
+    return HalfModel(
+        gaussians, prepared.working_box, prepared.working_pixel_size, options.n_latents, options.decoder, diameter,
+        prepared.motion_mask,
+    ).to(device)  # fmt: skip
+
+
+@torch.no_grad()
+def match_grey_scale(model: HalfModel, data: TrainingImages, rows: torch.Tensor) -> float:
+    """Scale the Gaussians' amplitude to the images and return the correlation of model and images.
+
+    Raises
+    ------
+    InputError
+        if the images are the model's negative.
+    """
+    weights = model.frequency_weights()
+    cross = model_power = image_power = 0.0
+    for part in rows[:512].split(128):
+        batch = data.batch(part)
+        image = model.project(batch.matrices, batch.transfer)
+        cross += float((weights * (image.conj() * batch.transforms).real).sum())
+        model_power += float((weights * image.abs().square()).sum())
+        image_power += float((weights * batch.transforms.abs().square()).sum())
+    correlation = cross / np.sqrt(model_power * image_power)
+    # The standard deviation of a chance correlation is one over the root of the number of pixels.
+    chance = 1 / np.sqrt(min(len(rows), 512) * float((weights > 0).sum()))
+    if correlation < -5 * chance:
+        raise InputError(
+            "the particles correlate negatively with the map: they are dark; give --invert-contrast, or check the map"
+        )
+    if correlation > 5 * chance:
+        model.gaussians.log_amplitudes += np.log(cross / model_power)
+    return correlation / chance
+
+
+def _read_volume(name: str, path: str, particles: Particles) -> torch.Tensor:
+    volume, pixel_size = read_map(path)
+    if volume.shape[0] != particles.box:
+        raise InputError(
+            f"{name} {path} has a box of {volume.shape[0]} voxels but the particles have {particles.box} pixels; "
+            "resample it to the particles' box"
+        )
+    if abs(pixel_size / particles.pixel_size - 1) > 0.005:
+        raise InputError(
+            f"{name} {path} has a pixel size of {pixel_size:.4g} A but the particles have "
+            f"{particles.pixel_size:.4g} A; resample it or correct its header"
+        )
+    return torch.from_numpy(volume)
+
+
+def _working_box(inputs: InputOptions, options: TrainOptions, particles: Particles, region: MolecularRegion) -> int:
+    even = particles.box - particles.box % 2
+    if inputs.working_box is not None:
+        if inputs.working_box > particles.box:
+            raise InputError(
+                f"--working-box is {inputs.working_box} but the images have {particles.box} pixels; give at most that"
+            )
+        return inputs.working_box
+    volume = float(region.mask.sum()) * particles.pixel_size**3
+    spacing = (volume / options.n_gaussians) ** (1 / 3)
+    wanted = particles.box * particles.pixel_size / (_PIXELS_PER_SPACING * spacing)
+    # Multiples of 16 transform quickly and pool evenly.
+    return int(min(even, max(32, 16 * np.ceil(wanted / 16))))

@@ -1,0 +1,288 @@
+"""A training run from its first file to its last."""
+
+import hashlib
+import json
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from dynamight_core import __version__
+from dynamight_core.config import InputOptions, RunConfig, TrainOptions, changed_options
+from dynamight_core.errors import InputError
+from dynamight_core.files import atomic_path
+from dynamight_core.training.checkpoint import checkpoint_epochs, load_checkpoint, save_checkpoint
+from dynamight_core.training.data import TrainingImages
+from dynamight_core.training.devices import choose_device, peak_memory, set_threads
+from dynamight_core.training.half import HalfTrainer
+from dynamight_core.training.inference import infer_latents
+from dynamight_core.training.prepare import Prepared, load_images, match_grey_scale, prepare, start_model
+from dynamight_core.training.reference import update_references
+from dynamight_core.training.refit import refit_gaussians
+from dynamight_core.training.schedule import Epoch, schedule
+
+# A run loses at most about this much when it is killed, seconds.
+_CHECKPOINT_SECONDS = 60.0
+# Options that may differ when a run is resumed: they change no number, or only how long it goes on.
+_FREE_TO_CHANGE = {"device", "threads", "storage"}
+
+
+def train(
+    inputs: InputOptions,
+    options: TrainOptions,
+    run: str | Path,
+    resume: bool = False,
+    overwrite: bool = False,
+    say: Callable[[str], None] = print,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> "Trained":
+    """Train both halves and write everything of section "files of a run" that training makes but particles.star.
+
+    Parameters
+    ----------
+    inputs, options
+        what on, and how.
+    run
+        folder; new, or of a stopped run with `resume`, or emptied with `overwrite`.
+    say
+        takes lines for the user.
+    progress
+        takes a stage's name, what is done and what there is to do.
+
+    Raises
+    ------
+    InputError
+        if the input cannot be used, or the folder holds a run and neither `resume` nor `overwrite` is given.
+    """
+    run = Path(run)
+    device = choose_device(options.device)
+    set_threads(options.threads)
+    prepared = prepare(inputs, options)
+    _open_run(run, inputs, options, resume, overwrite)
+    for line in prepared.notes:
+        say(f"Note: {line}.")
+    for line in prepared.warnings:
+        say(f"Warning: {line}.")
+    say(f"Images are cropped to {prepared.working_box} pixels of {prepared.working_pixel_size:.3g} A for training.")
+    tell = (lambda done, total: progress("reading images", done, total)) if progress else None
+    data = load_images(prepared, inputs, options.seed, device, run, tell)
+    try:
+        trainers = _make_trainers(prepared, inputs, options, data, say)
+        _train_epochs(trainers, run, options, say, progress)
+        trained = Trained(run, prepared, data, trainers, options)
+        trained.infer_all(progress)
+        trained.save()
+    except BaseException:
+        data.close()
+        raise
+    return trained
+
+
+class Trained:
+    """A finished training with the latents of all particles under both halves' decoders.
+
+    Parameters
+    ----------
+    run
+        folder.
+    prepared, data, trainers, options
+        of the training.
+    """
+
+    def __init__(self, run, prepared: Prepared, data: TrainingImages, trainers, options: TrainOptions):
+        self.run, self.prepared, self.data, self.options = run, prepared, data, options
+        self.trainers = trainers
+        self.models = tuple(trainer.model.eval() for trainer in trainers)
+        n, d = len(data), options.n_latents
+        self.latents = torch.zeros(2, n, d)
+        self.covariances = torch.zeros(2, n, d, d)
+
+    def infer_all(self, progress=None) -> None:
+        """Infer every particle's latent under each half's decoder, which stays as it is.
+
+        Training particles keep going from their last inference under their own half; everything else starts
+        from the better of the encoder's guess and the mean.
+        """
+        for index, (trainer, model) in enumerate(zip(self.trainers, self.models, strict=True)):
+            own = trainer.rows
+            if not self.options.latent_refinement:
+                # The paper's way ends with encoder epochs: their latents give the prior.
+                trainer.infer(steps=0, restart=True)
+            others = torch.ones(len(self.data), dtype=torch.bool)
+            others[own] = False
+            rest = torch.where(others)[0]
+            tell = None
+            if progress:
+                name = f"inferring latents, half {index + 1}"
+                tell = lambda done, total, name=name: progress(name, done, total)  # noqa: E731
+            posed = trainer.posed_data()
+            for rows, starts, steps in (
+                (own, [trainer.latents], 4),
+                (rest, [model.latent_mean.expand(len(rest), -1), trainer.encode(rest)], 6),
+            ):
+                source = posed if rows is own else self.data
+                posterior = infer_latents(model, source, rows, starts, steps, progress=tell)
+                self.latents[index, rows] = posterior.modes.cpu()
+                self.covariances[index, rows] = posterior.covariances.cpu()
+            model.set_consensus_frame(self.latents[index, own].to(self.data.device))
+
+    def save(self) -> None:
+        """Write the models and the latents."""
+        for number, model in enumerate(self.models, 1):
+            model.save(self.run / f"half{number}" / "model.safetensors")
+        tensors = {
+            "latents": self.latents,
+            "covariances": self.covariances,
+            "halves": self.prepared.halves.to(torch.int64),
+            "validation": self.prepared.validation,
+        }
+        if self.options.refine_poses:
+            changes = torch.zeros(len(self.data), 5)
+            for trainer in self.trainers:
+                changes[trainer.rows] = trainer.pose_changes.detach().cpu()
+            tensors["pose_changes"] = changes
+        with atomic_path(self.run / "latents.safetensors") as path:
+            safetensors.torch.save_file({name: value.contiguous() for name, value in tensors.items()}, path)
+
+
+def _make_trainers(prepared, inputs, options, data, say) -> tuple[HalfTrainer, HalfTrainer]:
+    trainers = []
+    for half in (1, 2):
+        model = start_model(prepared, inputs, options, half, data.device)
+        mine = prepared.halves == half
+        rows = torch.where(mine & ~prepared.validation)[0]
+        encoder_only = torch.where(mine & prepared.validation)[0] if options.validation_trains_encoders else None
+        sigmas = match_grey_scale(model, data, rows)
+        if sigmas <= 5:
+            say("Warning: the images do not correlate with the map: check that both belong together.")
+        trainers.append(HalfTrainer(model, data, rows, options, half, encoder_only))
+    return tuple(trainers)
+
+
+def _train_epochs(trainers, run: Path, options: TrainOptions, say, progress) -> None:
+    """Run the schedule on both halves, writing metrics and checkpoints, from the last checkpoint on."""
+    epochs = schedule(options)
+    folders = [run / f"half{half}" / "checkpoints" for half in (1, 2)]
+    metrics: list[dict] = []
+    rises = [0, 0]
+    last = [float("inf"), float("inf")]
+    common = set(checkpoint_epochs(folders[0])) & set(checkpoint_epochs(folders[1]))
+    done = max(common, default=0)
+    if done:
+        for trainer, folder, index in zip(trainers, folders, (0, 1), strict=True):
+            state = load_checkpoint(folder, done, trainer)
+            rises[index], last[index] = state["rises"], state["last"]
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+        metrics = [m for m in map(json.loads, lines) if m["epoch"] <= done]
+        say(f"Resuming after epoch {done} of {len(epochs)}.")
+    saved = time.monotonic()
+    stopped = bool(metrics) and metrics[-1].get("stopped", False)
+    for number in range(done + 1, len(epochs) + 1):
+        if stopped:
+            break
+        epoch = epochs[number - 1]
+        if epoch.update_reference:
+            update_references(trainers)
+        for index, trainer in enumerate(trainers):
+            entry = _run_epoch(trainer, epoch, number)
+            if epoch.kind != "warm-up" and entry["data"] > last[index]:
+                rises[index] += 1
+            last[index] = entry["data"]
+            metrics.append(entry)
+        if max(rises) >= options.stop_after_rises:
+            stopped = True
+            for entry in metrics[-2:]:
+                entry["stopped"] = True
+            say(f"Stopping after epoch {number}: the data loss has risen {max(rises)} times.")
+        with atomic_path(run / "metrics.jsonl") as path:
+            path.write_text("".join(json.dumps(entry) + "\n" for entry in metrics))
+        due = time.monotonic() - saved > _CHECKPOINT_SECONDS or number % 10 == 0
+        if due or stopped or number == len(epochs):
+            for index, (trainer, folder) in enumerate(zip(trainers, folders, strict=True)):
+                save_checkpoint(folder, trainer, number, {"rises": rises[index], "last": last[index]})
+            saved = time.monotonic()
+        if progress:
+            progress("training", number, len(epochs))
+
+
+def _run_epoch(trainer: HalfTrainer, epoch: Epoch, number: int) -> dict:
+    """Run one epoch on one half and return its line of metrics."""
+    started = time.monotonic()
+    if epoch.infer != "no":
+        trainer.infer(steps=4 if epoch.infer == "first" else 2, restart=epoch.infer == "first")
+    if epoch.refit:
+        refit_gaussians(trainer, trainer.options.refit_resolution, trainer.options.seed * 1000 + number)
+    if epoch.prepare:
+        deformed = epoch.kind != "encoder" or trainer.started
+        if number % 5 == 0 or not deformed or epoch.infer == "first":
+            trainer.estimate_noise(deformed)
+        trainer.rebuild_graph()
+        if trainer.options.regularisation == "dynamic" and deformed:
+            trainer.balance_regularisation(number)
+    if epoch.kind == "warm-up":
+        sums = trainer.warm_up_epoch(number)
+    elif epoch.kind == "encoder":
+        sums = trainer.encoder_epoch(number, epoch.sparse)
+    elif epoch.kind == "refinement":
+        sums = trainer.refinement_epoch(number, epoch.sparse)
+    else:
+        sums = trainer.reference_epoch(number)
+    trainer.started = trainer.started or epoch.kind != "warm-up"
+    seconds = time.monotonic() - started
+    return {
+        "epoch": number,
+        "half": trainer.half,
+        "kind": epoch.kind,
+        **asdict(sums),
+        "lambda": trainer.stiffness,
+        "sparse_weight": epoch.sparse,
+        "gaussian_width": float(trainer.model.gaussians.widths.detach().mean()),
+        "noise": float(trainer.model.noise_power.mean()) / trainer.model.box**2,
+        "seconds": seconds,
+        "particles_per_second": len(trainer.rows) / seconds,
+        "peak_memory_gb": peak_memory(trainer.data.device) / 2**30,
+    }
+
+
+def _open_run(run: Path, inputs: InputOptions, options: TrainOptions, resume: bool, overwrite: bool) -> None:
+    """Make the run folder or check that it can be resumed; write config.yaml."""
+    checksum = hashlib.sha256(Path(inputs.star).read_bytes()).hexdigest()
+    exists = (run / "config.yaml").exists()
+    if exists and resume and not overwrite:
+        old = RunConfig.read(run)
+        changed = changed_options(old.inputs, inputs) + changed_options(old.train, options)
+        changed = [name for name in changed if name not in _FREE_TO_CHANGE]
+        if changed:
+            raise InputError(
+                f"{run} was trained with other options ({', '.join(changed)}); resume with the same ones, or train "
+                "into a new folder"
+            )
+        if old.provenance.get("star_sha256") != checksum:
+            raise InputError(f"{inputs.star} has changed since {run} was started; train into a new folder")
+        return
+    if exists and not overwrite:
+        raise InputError(f"{run} holds a run already; give --resume to go on with it or --overwrite to replace it")
+    if run.is_file():
+        raise InputError(f"{run} is a file; give a folder for the run")
+    if exists:
+        for name in ("half1", "half2", "reconstruction", "analysis"):
+            shutil.rmtree(run / name, ignore_errors=True)
+        for name in ("config.yaml", "metrics.jsonl", "particles.star", "latents.safetensors"):
+            (run / name).unlink(missing_ok=True)
+    config = RunConfig(inputs, options)
+    config.provenance = {
+        "dynamight_core": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "numpy", "starfile", "mrcfile")},
+        "star_sha256": checksum,
+        "commands": {"train": " ".join(sys.argv)},
+        "folder": str(Path.cwd()),
+    }
+    config.write(run)

@@ -1,0 +1,62 @@
+"""Which kind of epoch comes when."""
+
+from dataclasses import dataclass
+
+from dynamight_core.config import TrainOptions
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch of the schedule.
+
+    Parameters
+    ----------
+    kind
+        "warm-up", "encoder", "refinement" or "reference".
+    sparse
+        weight of the sparse-motion prior, 1/A.
+    infer
+        "no", "first" or "again": whether latents are inferred before it.
+    update_reference
+        whether the reference is moved before it.
+    refit
+        whether the Gaussians are filled anew into the half's own deformed map before it.
+    prepare
+        whether noise and, where it is dynamic, lambda are estimated anew and the graph rebuilt before it.
+    """
+
+    kind: str
+    sparse: float = 0.0
+    infer: str = "no"
+    update_reference: bool = False
+    refit: bool = False
+    prepare: bool = True
+
+
+def schedule(options: TrainOptions) -> list[Epoch]:
+    """Return the epochs of a training.
+
+    Warm-up; then encoder epochs (the paper's way) and refinement epochs. After every `reference_interval` of
+    those come `reference_epochs` in which only the Gaussians move, and every third of the interval the
+    reference is moved (paper, Methods: 30, 5 and 10). The sparse-motion prior is ramped in over the second
+    third of the epochs: from the first step on, it would freeze everything.
+    """
+    epochs = [Epoch("warm-up", prepare=False) for _ in range(options.warm_up_epochs)]
+    first = min(options.encoder_epochs, options.epochs) if options.latent_refinement else options.epochs
+    for number in range(options.epochs):
+        if number and number % options.reference_interval == 0:
+            epochs += [Epoch("reference", prepare=step == 0) for step in range(options.reference_epochs)]
+        ramp = min(1.0, max(0.0, 3 * number / options.epochs - 1))
+        refined = number - first
+        infer = "no"
+        if refined >= 0 and refined % options.inference_interval == 0:
+            infer = "again" if refined else "first"
+        kind = "refinement" if refined >= 0 else "encoder"
+        update = number > 0 and number % max(1, options.reference_interval // 3) == 0
+        # Evenly over the refinement epochs, none right at their start or end.
+        rounds = options.epochs - first
+        refit = refined > 0 and any(
+            refined == round(rounds * (k + 1) / (options.refits + 1)) for k in range(options.refits)
+        )
+        epochs.append(Epoch(kind, ramp * options.sparse_motion, infer, update, refit))
+    return epochs

@@ -1,0 +1,279 @@
+"""Training: schedule, latent inference, resuming, reference updates, and what a run recovers."""
+
+import json
+
+import pytest
+import torch
+
+import dynamight_core.training.run as run_module
+from dynamight_core.analysis.errors import _pushed_through
+from dynamight_core.analysis.motions import motion_fields, principal_motions
+from dynamight_core.analysis.results import summarise
+from dynamight_core.config import InputOptions, TrainOptions
+from dynamight_core.errors import InputError
+from dynamight_core.imaging.ctf import CtfParameters
+from dynamight_core.imaging.fourier import fourier_to_image
+from dynamight_core.imaging.poses import random_rotations, rotation_matrices
+from dynamight_core.model.gaussians import GaussianModel
+from dynamight_core.model.half import HalfModel
+from dynamight_core.simulate.truth import load_truth
+from dynamight_core.training.data import TrainingImages
+from dynamight_core.training.half import HalfTrainer
+from dynamight_core.training.inference import infer_latents
+from dynamight_core.training.reference import update_references
+from dynamight_core.training.run import train
+from dynamight_core.training.schedule import schedule
+
+QUICK = {"n_gaussians": 300, "n_latents": 3, "epochs": 8, "encoder_epochs": 4, "warm_up_epochs": 1, "refits": 1}
+
+
+def inputs(files):
+    return InputOptions(star=str(files.particles), map=str(files.consensus))
+
+
+class HeldImages:
+    """Images in memory."""
+
+    def __init__(self, images):
+        self._images = images
+
+    def images(self, rows):
+        return self._images[rows]
+
+    def close(self):
+        pass
+
+
+def known_motion(n=40, box=32, pixel_size=4.0, noise=0.05):
+    """Return a model with a known decoder, its images of n particles, and their latents."""
+    generator = torch.Generator().manual_seed(5)
+    torch.manual_seed(5)
+    gaussians = GaussianModel(torch.randn(150, 3, generator=generator) * 15, 6.0, 1.0)
+    model = HalfModel(gaussians, box, pixel_size, 2, "basis", 100.0)
+    torch.nn.init.normal_(model.decoder.fields[-1].weight, std=0.5)
+    latents = torch.randn(n, 2, generator=generator)
+    matrices = rotation_matrices(random_rotations(n, generator))
+    ctf = CtfParameters.create(torch.full((n,), 15000.0))
+    data = TrainingImages(HeldImages(None), ctf, matrices, box, pixel_size)
+    with torch.no_grad():
+        positions = gaussians.positions + model.displacements(latents)
+        image = fourier_to_image(model.project(matrices, data.transfer(torch.arange(n)), positions), box)
+    sigma = noise * float(image.std())
+    data._images = HeldImages(image + sigma * torch.randn(image.shape, generator=generator))
+    model.noise_power.fill_(sigma**2 * box**2)
+    return model, data, latents
+
+
+def test_inference_finds_known_latents_within_its_own_error():
+    model, data, latents = known_motion()
+    rows = torch.arange(len(latents))
+    posterior = infer_latents(model, data, rows, [torch.zeros_like(latents)], steps=12)
+    offset = posterior.modes - latents
+    squared = (offset[:, None] @ torch.linalg.inv(posterior.covariances) @ offset[..., None]).flatten()
+    # chi squared of 2 degrees of freedom has mean 2, and its mean over 40 a standard error of 0.32
+    assert squared.median() < 4
+    assert offset.square().mean().sqrt() < 0.2
+    assert posterior.covariances.diagonal(dim1=1, dim2=2).mean() < 0.1
+
+
+def test_inference_takes_the_better_of_two_starts():
+    model, data, latents = known_motion()
+    rows = torch.arange(len(latents))
+    far = torch.full_like(latents, 3.0)
+    alone = infer_latents(model, data, rows, [latents], steps=0).energies
+    both = infer_latents(model, data, rows, [far, latents], steps=0).energies
+    assert torch.allclose(alone, both, rtol=1e-4)
+
+
+def test_inference_does_not_see_pixels_outside_its_share():
+    model, data, latents = known_motion()
+    rows = torch.arange(len(latents))
+    nothing = torch.zeros(len(rows), 32, 17, dtype=torch.bool)
+    posterior = infer_latents(model, data, rows, [latents], steps=6, pixel_share=nothing)
+    assert torch.allclose(posterior.modes, model.latent_mean.expand_as(latents), atol=1e-3)
+    assert torch.allclose(posterior.covariances[0], model.latent_covariance, atol=1e-4)
+
+
+def test_schedule_counts_every_kind_of_epoch():
+    options = TrainOptions(epochs=40, encoder_epochs=20, refits=3, reference_interval=12, sparse_motion=2.0)
+    epochs = schedule(options)
+    kinds = [epoch.kind for epoch in epochs]
+    assert kinds.count("warm-up") == 3
+    assert kinds.count("encoder") == 20
+    assert kinds.count("refinement") == 20
+    assert kinds.count("reference") == 3 * options.reference_epochs
+    assert sum(epoch.refit for epoch in epochs) == 3
+    assert next(epoch.infer for epoch in epochs if epoch.infer != "no") == "first"
+    weights = [epoch.sparse for epoch in epochs]
+    assert weights[3] == 0 and max(weights) == 2.0 and weights[-1] == 2.0
+
+
+def test_without_latent_refinement_the_schedule_is_the_papers():
+    kinds = {epoch.kind for epoch in schedule(TrainOptions(latent_refinement=False))}
+    assert kinds == {"warm-up", "encoder", "reference"}
+
+
+@torch.no_grad()
+def predicted(trainer):
+    return trainer.model.gaussians.positions + trainer.model.displacements(trainer.latents)
+
+
+def test_reference_update_moves_the_reference_to_what_particles_have():
+    trainers = []
+    for half in (1, 2):
+        model, data, latents = known_motion()
+        trainer = HalfTrainer(model, data, torch.arange(len(latents)), TrainOptions(n_latents=2), half)
+        trainer.latents = latents + 1.0
+        trainers.append(trainer)
+    before = [predicted(trainer) for trainer in trainers]
+    sizes = [trainer.model.displacements(trainer.latents).square().mean().item() for trainer in trainers]
+    moved = update_references(tuple(trainers))
+    assert min(moved) > 0.1
+    for trainer, positions, size in zip(trainers, before, sizes, strict=True):
+        # Predicted conformations stay, up to the change of the field over the shift, and lie closer to the reference.
+        after = predicted(trainer)
+        assert (after - positions).square().mean() < 0.3 * size
+        assert trainer.model.displacements(trainer.latents).square().mean() < size
+
+
+def test_a_run_stopped_at_any_epoch_resumes_to_the_same_numbers(hinge_set, tmp_path, monkeypatch):
+    options = TrainOptions(**QUICK)
+    quiet = {"say": lambda line: None}
+    train(inputs(hinge_set), options, tmp_path / "whole", **quiet)
+    # A checkpoint after every epoch, and a stop in the middle of one.
+    monkeypatch.setattr(run_module, "_CHECKPOINT_SECONDS", 0.0)
+    original = run_module._run_epoch
+
+    def stop_at(number):
+        def epoch(trainer, kind, current):
+            if current == number and trainer.half == 2:
+                raise KeyboardInterrupt
+            return original(trainer, kind, current)
+
+        return epoch
+
+    for number in (3, 7):
+        monkeypatch.setattr(run_module, "_run_epoch", stop_at(number))
+        with pytest.raises(KeyboardInterrupt):
+            train(inputs(hinge_set), options, tmp_path / "stopped", resume=True, **quiet)
+    monkeypatch.setattr(run_module, "_run_epoch", original)
+    train(inputs(hinge_set), options, tmp_path / "stopped", resume=True, **quiet)
+
+    def metrics(name):
+        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        untimed = {"seconds", "particles_per_second", "peak_memory_gb"}
+        return [{key: value for key, value in line.items() if key not in untimed} for line in lines]
+
+    assert metrics("stopped") == metrics("whole")
+
+
+def test_resuming_with_other_options_is_refused(hinge_set, tmp_path):
+    quiet = {"say": lambda line: None}
+    train(inputs(hinge_set), TrainOptions(**QUICK), tmp_path / "run", **quiet)
+    with pytest.raises(InputError, match="n_gaussians"):
+        train(inputs(hinge_set), TrainOptions(**QUICK | {"n_gaussians": 400}), tmp_path / "run", resume=True, **quiet)
+    with pytest.raises(InputError, match="--resume"):
+        train(inputs(hinge_set), TrainOptions(**QUICK), tmp_path / "run", **quiet)
+
+
+@pytest.fixture(scope="module")
+def trained(hinge_set, tmp_path_factory):
+    """Return a run on the small hinge set and its summary."""
+    options = TrainOptions(n_gaussians=500, n_latents=3)
+    result = train(inputs(hinge_set), options, tmp_path_factory.mktemp("trained") / "run", say=lambda line: None)
+    return result, summarise(result, say=lambda line: None)
+
+
+def test_training_recovers_the_hinge(hinge_set, trained):
+    result, run = trained
+    truth = load_truth(hinge_set.truth)
+    for half, model in enumerate(result.models):
+        for validation in (False, True):
+            rows = torch.where((run.halves == half + 1) & (run.validation == validation))[0]
+            points = model.gaussians.positions.detach()
+            moving = truth.domains(points) == 1
+            with torch.no_grad():
+                shift = model.displacements(result.latents[half][rows])
+            true = truth.displacements(points, rows)
+            motion = true[:, moving].square().sum(-1).mean().sqrt()
+            assert (shift - true)[:, moving].square().sum(-1).mean().sqrt() < 0.75 * motion
+            assert shift[:, ~moving].square().sum(-1).mean().sqrt() < 0.3 * motion
+            angles = truth.angles[rows, 0]
+            along = (shift * true)[:, moving].sum((1, 2)) / true[:, moving].square().sum((1, 2)).sqrt()
+            assert torch.corrcoef(torch.stack([along * angles.sign(), angles]))[0, 1] > 0.75
+
+
+def test_verdict_supports_a_real_hinge_and_errors_are_of_the_right_size(hinge_set, trained):
+    _, run = trained
+    assert run.summary["verdict"]["verdict"] == "supported"
+    assert run.summary["verdict"]["gain"] > run.summary["verdict"]["null"]
+    truth = load_truth(hinge_set.truth)
+    rows = torch.arange(len(run.halves))
+    shift = run.motions.displacement(run.motions.coordinates)
+    error = (shift - truth.displacements(run.motions.points, rows)).square().sum(-1).mean().sqrt()
+    assert 0.5 < run.summary["error_rms"] / float(error) < 2
+
+
+def test_particles_star_has_every_row_in_input_order(hinge_set, trained):
+    import starfile
+
+    _, run = trained
+    before = starfile.read(hinge_set.particles, always_dict=True)["particles"]
+    for column in before:
+        assert (run.table[column].astype(str) == before[column].astype(str)).all(), column
+    own = torch.from_numpy(run.table[["dynMotion1", "dynMotion2"]].to_numpy(dtype="float32", copy=True))
+    assert torch.allclose(own, run.motions.coordinates[:, :2], atol=1e-4)
+    assert (run.table["dynHalf"] == before["rlnRandomSubset"]).all()
+    assert 50 <= run.table["dynValidation"].sum() <= 70
+
+
+def test_rigid_particles_are_not_called_moving(tmp_path):
+    from dynamight_core.simulate.dataset import SimulateOptions, simulate
+
+    rigid = SimulateOptions(particles=600, box=32, pixel_size=6.0, snr=0.5, seed=2, motion_range=0.0)
+    files = simulate(rigid, tmp_path / "data")
+    result = train(inputs(files), TrainOptions(n_gaussians=500, n_latents=3), tmp_path / "run", say=lambda line: None)
+    run = summarise(result, say=lambda line: None)
+    assert run.summary["verdict"]["verdict"] != "supported"
+
+
+def test_principal_motions_rebuild_low_rank_displacements():
+    generator = torch.Generator().manual_seed(0)
+    fields = torch.randn(2, 30, 3, generator=generator)
+    amounts = torch.randn(400, 2, generator=generator)
+    points = torch.randn(30, 3, generator=generator)
+    offset = torch.randn(30, 3, generator=generator)
+    shifts = torch.tensordot(amounts, fields, dims=1) + offset
+    motions = principal_motions(lambda rows: shifts[rows], 400, points, 3)
+    assert torch.allclose(motions.displacement(motions.coordinates), shifts, atol=1e-3)
+    assert torch.allclose(motions.components[:2].square().sum(-1).mean(1), torch.ones(2), atol=1e-4)
+    assert motions.shares[:2].sum() == pytest.approx(1.0, abs=1e-4)
+    # Coordinates are A rms over points.
+    size = (shifts - motions.mean).square().sum(-1).mean(1).sqrt()
+    assert torch.allclose(motions.coordinates.norm(dim=1), size, atol=1e-3)
+
+
+def test_motion_fields_are_the_motions_at_other_points():
+    model, _, latents = known_motion(400)
+    small = latents * 0.01
+    points = model.gaussians.positions.detach()
+    with torch.no_grad():
+        shifts = model.displacements(small, points)
+    motions = principal_motions(lambda rows: shifts[rows], 400, points, 2)
+    mean, fields = motion_fields(model, small, motions.coordinates, points)
+    assert torch.allclose(mean, motions.mean, atol=1e-4)
+    assert torch.allclose(fields, motions.components, atol=0.05)
+
+
+def test_posterior_width_is_pushed_through_a_linear_decoder_exactly():
+    generator = torch.Generator().manual_seed(0)
+    field = torch.randn(3, 5 * 3, generator=generator)
+    root = torch.randn(4, 3, 3, generator=generator)
+    covariances = root @ root.transpose(1, 2) + torch.eye(3)
+    latents = torch.randn(4, 3, generator=generator)
+
+    def evaluate(z):
+        return (z @ field).reshape(len(z), 5, 3)
+
+    expected = torch.einsum("ip,bij,jp->bp", field, covariances, field).reshape(4, 5, 3).sum(-1)
+    assert torch.allclose(_pushed_through(evaluate, latents, covariances, evaluate(latents)), expected, rtol=1e-3)
