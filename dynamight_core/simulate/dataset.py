@@ -1,0 +1,394 @@
+"""Simulated data sets: particle images with known motion, the consensus map, and the truth."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import pandas as pd
+import starfile
+import torch
+
+from dynamight_core.errors import InputError
+from dynamight_core.files import atomic_path, write_map
+from dynamight_core.imaging.ctf import CtfParameters
+from dynamight_core.imaging.fourier import (
+    expand_shells,
+    fourier_to_image,
+    image_to_fourier,
+    shell_sums,
+)
+from dynamight_core.imaging.poses import random_rotations
+from dynamight_core.simulate.fourier_reconstruction import FourierReconstruction
+from dynamight_core.simulate.molecules import DATA, Molecule, atomic_molecule, hinge_molecule, igg_molecule
+from dynamight_core.simulate.truth import Truth
+
+BATCH = 100
+MEASURED = DATA / "empiar10180.npz"
+# Voltage (kV), Cs (mm), amplitude contrast, beam tilt (mrad): different enough to matter at 6 A.
+OPTICS = [
+    (300.0, 2.7, 0.10, (0.0, 0.0)),
+    (200.0, 2.7, 0.07, (2.0, -1.0)),
+    (300.0, 0.01, 0.10, (-1.5, 1.5)),
+    (120.0, 2.0, 0.15, (0.5, 1.0)),
+]
+# Trefoil, tetrafoil, magnification anisotropy, as in RELION's optics table.
+ODD_ZERNIKE = (0.0, 0.0, 40.0, 0.0, 0.0, -30.0)
+EVEN_ZERNIKE = (0.0, 0.0, 0.0, 0.0, 300.0, 0.0, 0.0, 0.0, -200.0)
+MAGNIFICATION = ((1.015, 0.005), (0.005, 0.99))
+
+
+@dataclass
+class SimulateOptions:
+    """Options of `simulate`; lengths in A, angles in degrees.
+
+    Parameters
+    ----------
+    molecule
+        "hinge", "igg", or the path of a PDB or mmCIF file.
+    particles
+        number of images.
+    box, pixel_size
+        of the images, pixels and A; 4 A suits igg.
+    snr
+        variance of the projections before the CTF, inside the particle disc, over the noise variance.
+    motion_range
+        the domain turns by at most this to either side; 0 is rigid, 180 a full turn. Left out: 40 for igg, else 20.
+    angle_distribution
+        "uniform", or "two-peaks" at +-0.6 of the range.
+    defocus_min, defocus_max
+        A, underfocus, for uniform defoci.
+    shifts
+        A, largest origin offset in x and y.
+    noise
+        "white", or "coloured" as measured in ice (EMPIAR-10076).
+    views
+        "uniform" over the sphere, or "measured" (EMPIAR-10180).
+    defoci
+        "uniform" in the range with little astigmatism, or "measured" (EMPIAR-10180).
+    optics_groups
+        1 to 4 groups that differ in voltage, Cs and beam tilt.
+    phase_shift
+        each particle's phase shift is uniform between 0 and this.
+    aberrations
+        adds trefoil, tetrafoil and an anisotropic magnification.
+    float16
+        stores the images in half precision.
+    particle_diameter
+        of the disc of `snr`; left out: what holds the molecule in every conformation.
+    selection, axis
+        for a file: the atoms that move, and the two atoms of the axis (see `atomic_molecule`).
+    seed
+        the same seed gives the same files.
+    """
+
+    molecule: str = "hinge"
+    particles: int = 2000
+    box: int = 64
+    pixel_size: float = 3.0
+    snr: float = 0.5
+    motion_range: float | None = None
+    angle_distribution: str = "uniform"
+    defocus_min: float = 5000.0
+    defocus_max: float = 20000.0
+    shifts: float = 6.0
+    noise: str = "white"
+    views: str = "uniform"
+    defoci: str = "uniform"
+    optics_groups: int = 1
+    phase_shift: float = 0.0
+    aberrations: bool = False
+    float16: bool = False
+    particle_diameter: float | None = None
+    selection: str | None = None
+    axis: tuple[str, str] | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class SimulatedFiles:
+    """Paths of a simulated data set."""
+
+    particles: Path
+    stack: Path
+    consensus: Path
+    half_maps: tuple[Path, Path]
+    truth: Path
+
+
+def simulate(
+    options: SimulateOptions, out: str | Path, progress: Callable[[int, int], None] | None = None
+) -> SimulatedFiles:
+    """Simulate particle images and write them with their metadata, consensus maps and truth.
+
+    Images are white on black with noise of unit variance and zero mean around the particle.
+
+    Parameters
+    ----------
+    options
+        what to simulate.
+    out
+        folder to write particles.star, particles.mrcs, consensus.mrc, consensus_half1.mrc, consensus_half2.mrc and
+        truth.npz to; made if missing.
+    progress
+        called with the particles done and the particles in all.
+
+    Raises
+    ------
+    InputError
+        if an option cannot be used or the folder cannot be written.
+    """
+    check_options(options)
+    out = Path(out)
+    files = SimulatedFiles(
+        particles=out / "particles.star",
+        stack=out / "particles.mrcs",
+        consensus=out / "consensus.mrc",
+        half_maps=(out / "consensus_half1.mrc", out / "consensus_half2.mrc"),
+        truth=out / "truth.npz",
+    )
+    generator = torch.Generator().manual_seed(options.seed)
+    truth, groups = draw_truth(options, generator)
+    truth.scale = signal_scale(truth)
+    halves = [FourierReconstruction(options.box, options.pixel_size) for _ in range(2)]
+    with atomic_path(files.stack) as temporary, _new_stack(temporary, options) as stack:
+        for start in range(0, len(truth), BATCH):
+            part = slice(start, min(start + BATCH, len(truth)))
+            images = noisy_images(truth, part, generator)
+            stack.data[part] = images.numpy()
+            for number, half in enumerate(halves, 1):
+                chosen = truth.half[part] == number
+                half.insert(
+                    images[chosen],
+                    truth.ctf[part][chosen],
+                    truth.euler[part][chosen],
+                    truth.origins[part][chosen],
+                )
+            if progress:
+                progress(part.stop, len(truth))
+        stack.update_header_stats()
+    for half, path in zip([*halves, halves[0] + halves[1]], [*files.half_maps, files.consensus], strict=True):
+        write_map(path, half.volume().numpy(), options.pixel_size)
+    write_star(files.particles, truth, groups, files.stack.name)
+    truth.save(files.truth)
+    return files
+
+
+def check_options(options: SimulateOptions) -> None:
+    """Refuse options that no data set can be made of.
+
+    Raises
+    ------
+    InputError
+        naming the option and the cure.
+    """
+    choices = {
+        "angle_distribution": ("uniform", "two-peaks"), "noise": ("white", "coloured"),
+        "views": ("uniform", "measured"), "defoci": ("uniform", "measured"),
+    }  # fmt: skip
+    for name, allowed in choices.items():
+        if getattr(options, name) not in allowed:
+            raise InputError(f"{name} {getattr(options, name)!r} is unknown; choose one of {', '.join(allowed)}")
+    limits = {
+        "particles": (2, 10**7), "box": (16, 1024), "pixel_size": (0.1, 100.0), "snr": (1e-6, 1e6),
+        "shifts": (0.0, options.box * options.pixel_size / 4), "optics_groups": (1, len(OPTICS)),
+        "phase_shift": (0.0, 180.0),
+    }  # fmt: skip
+    if options.motion_range is not None:
+        limits["motion_range"] = (0.0, 180.0)
+    for name, (low, high) in limits.items():
+        if not low <= getattr(options, name) <= high:
+            raise InputError(f"{name} is {getattr(options, name):g}; give a value from {low:g} to {high:g}")
+    if options.box % 2:
+        raise InputError(f"box is {options.box}; give an even number of pixels")
+    if options.defocus_min > options.defocus_max:
+        raise InputError("defocus_min is above defocus_max; exchange them")
+
+
+def make_molecule(options: SimulateOptions) -> Molecule:
+    """Return the molecule that the options name; hinge is drawn with their seed."""
+    # Atoms as sharp as the sampling can show keep signal up to Nyquist.
+    sigma = 0.75 * options.pixel_size
+    if options.molecule == "hinge":
+        return hinge_molecule(options.seed, atom_sigma=sigma)
+    if options.molecule == "igg":
+        return igg_molecule(atom_sigma=sigma)
+    if options.selection is None or options.axis is None:
+        raise InputError(
+            f"molecule {options.molecule}: give selection (the atoms that move) and axis (two atoms), or choose "
+            "hinge or igg"
+        )
+    return atomic_molecule(options.molecule, options.selection, options.axis, atom_sigma=sigma)
+
+
+def draw_truth(options: SimulateOptions, generator: torch.Generator) -> tuple[Truth, torch.Tensor]:
+    """Draw what is true of every particle; returns it (scale 1) and the (p,) optics groups, from 0."""
+    n = options.particles
+    molecule = make_molecule(options)
+    default = 40.0 if options.molecule == "igg" else 20.0
+    motion_range = np.deg2rad(default if options.motion_range is None else options.motion_range)
+    angles = draw_angles(n, molecule.n_domains, motion_range, options.angle_distribution, generator)
+    diameter = options.particle_diameter or 2 * (molecule.radius(motion_range) + molecule.atom_sigma)
+    if diameter > options.box * options.pixel_size:
+        raise InputError(
+            f"the molecule needs a box of {diameter:.0f} A, but box {options.box} at pixel_size "
+            f"{options.pixel_size:g} A is {options.box * options.pixel_size:.0f} A; enlarge box or pixel_size"
+        )
+
+    with np.load(MEASURED) as data:
+        measured = {name: torch.from_numpy(data[name]) for name in data.files}
+    rows = torch.randint(len(measured["rot"]), (n,), generator=generator)
+    euler = random_rotations(n, generator)
+    if options.views == "measured":
+        euler = torch.deg2rad(torch.stack([measured[name][rows] for name in ("rot", "tilt", "psi")], -1))
+    origins = (2 * torch.rand(n, 2, generator=generator) - 1) * options.shifts
+
+    defocus = torch.rand(n, generator=generator) * (options.defocus_max - options.defocus_min) + options.defocus_min
+    astigmatism = torch.rand(n, generator=generator) * 200
+    defocus_u, defocus_v = defocus + astigmatism / 2, defocus - astigmatism / 2
+    defocus_angle = torch.rand(n, generator=generator) * torch.pi
+    if options.defoci == "measured":
+        defocus_u, defocus_v = measured["defocus_u"][rows], measured["defocus_v"][rows]
+        defocus_angle = torch.deg2rad(measured["defocus_angle"][rows])
+    groups = torch.randint(options.optics_groups, (n,), generator=generator)
+    voltage, spherical, contrast = (torch.tensor([g[i] for g in OPTICS])[groups] for i in range(3))
+    aberrations = {}
+    if options.aberrations:
+        aberrations = {
+            "odd_zernike": torch.tensor(ODD_ZERNIKE).expand(n, -1),
+            "even_zernike": torch.tensor(EVEN_ZERNIKE).expand(n, -1),
+            "magnification": torch.tensor(MAGNIFICATION),
+        }
+    ctf = CtfParameters.create(
+        defocus_u,
+        defocus_v,
+        defocus_angle=defocus_angle,
+        phase_shift=torch.rand(n, generator=generator) * np.deg2rad(options.phase_shift),
+        voltage=voltage,
+        spherical_aberration=spherical,
+        amplitude_contrast=contrast,
+        beam_tilt=torch.tensor([g[3] for g in OPTICS])[groups],
+        **aberrations,
+    )
+    half = torch.arange(n)[torch.randperm(n, generator=generator)] % 2 + 1
+    power = measured["noise_power_empiar10076"] if options.noise == "coloured" else torch.ones(2)
+    truth = Truth(
+        molecule=molecule,
+        angles=angles,
+        euler=euler,
+        origins=origins,
+        ctf=ctf,
+        half=half,
+        box=options.box,
+        pixel_size=options.pixel_size,
+        particle_diameter=diameter,
+        noise_power=unit_noise_power(power, options.box),
+        snr=options.snr,
+    )
+    return truth, groups
+
+
+def draw_angles(
+    n: int, n_domains: int, motion_range: float, distribution: str, generator: torch.Generator
+) -> torch.Tensor:
+    """Return (n, domains) angles within +-`motion_range`, both in radians."""
+    uniform = 2 * torch.rand(n, n_domains, generator=generator) - 1
+    if distribution == "uniform":
+        return uniform * motion_range
+    spread = 0.12 * torch.randn(n, n_domains, generator=generator)
+    return (uniform.sign() * 0.6 + spread).clamp(-1, 1) * motion_range
+
+
+def unit_noise_power(power: torch.Tensor, box: int) -> torch.Tensor:
+    """Resample a power spectrum (DC to Nyquist, any number of shells) to (box//2+1,) shells and unit variance."""
+    shells = np.linspace(0, 1, box // 2 + 1)
+    curve = torch.tensor(np.interp(shells, np.linspace(0, 1, len(power)), power.numpy()), dtype=torch.float32)
+    plane = expand_shells(curve, box)
+    everywhere = torch.ones(box, box // 2 + 1)
+    # Corners beyond Nyquist carry noise too: the mean runs over the whole plane.
+    counts = shell_sums(everywhere, box)
+    corners = box**2 - counts.sum()
+    mean = (shell_sums(plane, box).sum() + corners * curve[-1]) / box**2
+    return curve / mean
+
+
+def signal_scale(truth: Truth) -> float:
+    """Return the grey value per unit weight that gives the data set its SNR, the noise variance being 1."""
+    axis = (torch.arange(truth.box) - truth.box // 2) * truth.pixel_size
+    disc = torch.hypot(axis[:, None], axis[None]) <= truth.particle_diameter / 2
+    variances = []
+    for start in range(0, len(truth), BATCH):
+        images = fourier_to_image(truth.project(slice(start, start + BATCH)), truth.box)
+        variances.append(images[:, disc].var(1))
+    return float((truth.snr / torch.cat(variances).mean()).sqrt()) * truth.scale
+
+
+def noisy_images(truth: Truth, indices: slice, generator: torch.Generator) -> torch.Tensor:
+    """Return (b, box, box) images: the clean ones plus noise of the truth's spectrum."""
+    clean = truth.clean_transforms(indices)
+    noise = image_to_fourier(torch.randn(len(clean), truth.box, truth.box, generator=generator))
+    noise = noise * expand_shells(truth.noise_power, truth.box).sqrt()
+    return fourier_to_image(clean + noise, truth.box)
+
+
+def _new_stack(path: Path, options: SimulateOptions) -> mrcfile.mrcmemmap.MrcMemmap:
+    """Open a new image stack, memory-mapped: large data sets need not fit in memory."""
+    shape = (options.particles, options.box, options.box)
+    stack = mrcfile.new_mmap(path, shape=shape, mrc_mode=12 if options.float16 else 2)
+    stack.set_image_stack()
+    stack.voxel_size = options.pixel_size
+    # mrcfile's label holds the time of day; the same seed must give the same bytes.
+    stack.header.label[0] = "simulated particle images"
+    return stack
+
+
+def write_star(path: Path, truth: Truth, groups: torch.Tensor, stack: str) -> None:
+    """Write RELION's particles.star with an optics table; images are `index@stack`, relative to the STAR file."""
+    ctf = truth.ctf
+    first = [int((groups == group).nonzero()[0]) for group in groups.unique()]
+    # Groups that no particle drew are left out, and numbers have no gaps.
+    numbers = torch.unique(groups, return_inverse=True)[1] + 1
+    optics = pd.DataFrame(
+        {
+            "rlnOpticsGroup": range(1, len(first) + 1),
+            "rlnOpticsGroupName": [f"opticsGroup{number}" for number in range(1, len(first) + 1)],
+            "rlnVoltage": ctf.voltage[first],
+            "rlnSphericalAberration": ctf.spherical_aberration[first],
+            "rlnAmplitudeContrast": ctf.amplitude_contrast[first],
+            "rlnImagePixelSize": truth.pixel_size,
+            "rlnImageSize": truth.box,
+            "rlnImageDimensionality": 2,
+        }
+    )
+    if ctf.beam_tilt.any():
+        optics["rlnBeamTiltX"], optics["rlnBeamTiltY"] = ctf.beam_tilt[first].T
+    for name, values in {"rlnOddZernike": ctf.odd_zernike, "rlnEvenZernike": ctf.even_zernike}.items():
+        if values.any():
+            optics[name] = ["[" + ",".join(f"{v:g}" for v in values[row].tolist()) + "]" for row in first]
+    if (ctf.magnification != torch.eye(2)).any():
+        for i in range(2):
+            for j in range(2):
+                optics[f"rlnMagMat{i}{j}"] = ctf.magnification[first, i, j]
+    angles = torch.rad2deg(truth.euler)
+    particles = pd.DataFrame(
+        {
+            "rlnImageName": [f"{number:06d}@{stack}" for number in range(1, len(truth) + 1)],
+            "rlnAngleRot": angles[:, 0],
+            "rlnAngleTilt": angles[:, 1],
+            "rlnAnglePsi": angles[:, 2],
+            "rlnOriginXAngst": truth.origins[:, 0],
+            "rlnOriginYAngst": truth.origins[:, 1],
+            "rlnDefocusU": ctf.defocus_u,
+            "rlnDefocusV": ctf.defocus_v,
+            "rlnDefocusAngle": torch.rad2deg(ctf.defocus_angle),
+            "rlnPhaseShift": torch.rad2deg(ctf.phase_shift),
+            "rlnOpticsGroup": numbers,
+            "rlnRandomSubset": truth.half,
+        }
+    )
+    text = starfile.to_string({"optics": optics, "particles": particles}, float_format="%.6f")
+    # starfile's first line holds the time of day; the same seed must give the same bytes.
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    with atomic_path(path) as temporary:
+        temporary.write_text("\n".join(lines).strip() + "\n")

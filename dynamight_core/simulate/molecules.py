@@ -1,0 +1,306 @@
+"""Molecules with rigid domains that turn about known axes."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import gemmi
+import numpy as np
+import torch
+from scipy.spatial import cKDTree
+from scipy.spatial.distance import cdist
+
+from dynamight_core.errors import InputError
+from dynamight_core.imaging.poses import axis_rotations
+
+DATA = Path(__file__).parent / "data"
+# N, CA, C, CB and the side chain's centre: radius (A), angle ahead of CA (degrees), rise above CA (A).
+HELIX_RESIDUE = [
+    (1.6, -28.0, -0.9),
+    (2.3, 0.0, 0.0),
+    (1.7, 26.0, 1.1),
+    (3.3, -20.0, -0.2),
+    (4.8, -25.0, -0.4),
+]
+
+
+@dataclass
+class Molecule:
+    """Atoms in rigid domains; domain 0 rests, domain d >= 1 turns about axis d - 1.
+
+    Parameters
+    ----------
+    positions
+        (n, 3) A at angle 0, the origin at the centre of the box.
+    weights
+        (n,) scattering weight of each atom.
+    moving
+        (n,) domain of each atom.
+    axis_points
+        (domains, 3) A, a point on each axis.
+    axis_directions
+        (domains, 3) unit vectors; angles are right-handed about them.
+    atom_sigma
+        A, width of the Gaussian that blurs every atom.
+    """
+
+    positions: torch.Tensor
+    weights: torch.Tensor
+    moving: torch.Tensor
+    axis_points: torch.Tensor
+    axis_directions: torch.Tensor
+    atom_sigma: float
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @property
+    def n_domains(self) -> int:
+        """Number of moving domains."""
+        return len(self.axis_points)
+
+    def domain(self, label: int) -> "Molecule":
+        """Return the atoms of one domain alone."""
+        chosen = self.moving == label
+        return replace(self, positions=self.positions[chosen], weights=self.weights[chosen], moving=self.moving[chosen])
+
+    def positions_at(self, angles: torch.Tensor) -> torch.Tensor:
+        """Return the atoms at given angles.
+
+        Parameters
+        ----------
+        angles
+            (b,) radians for one moving domain, or (b, domains).
+
+        Returns
+        -------
+        torch.Tensor
+            (b, n, 3) A.
+        """
+        return self.move(self.positions, self.moving, angles)
+
+    def move(self, points: torch.Tensor, labels: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+        """Turn (m, 3) points with the domains that (m,) labels name; `angles` as in `positions_at`."""
+        angles = torch.as_tensor(angles, dtype=torch.float32)
+        angles = angles[:, None] if angles.ndim == 1 else angles
+        moved = points.expand(len(angles), -1, -1).clone()
+        for domain in range(self.n_domains):
+            chosen = labels == domain + 1
+            rotation = axis_rotations(self.axis_directions[domain], angles[:, domain])
+            arm = points[chosen] - self.axis_points[domain]
+            moved[:, chosen] = self.axis_points[domain] + torch.matmul(arm, rotation.transpose(1, 2))
+        return moved
+
+    def radius(self, motion_range: float) -> float:
+        """Return the distance (A) of the farthest atom from the origin, angles within +-`motion_range` radians."""
+        grid = torch.linspace(-motion_range, motion_range, 25)[:, None].expand(-1, self.n_domains)
+        return float(self.positions_at(grid).norm(dim=-1).max())
+
+
+def hinge_molecule(seed: int, n_atoms: int = 3000, atom_sigma: float = 2.0) -> Molecule:
+    """Return a molecule of two ellipsoidal domains, the small one (20 % of the atoms) on a hinge.
+
+    The molecule is about 125 A long: the domains lie along x, the hinge runs along y through their junction. Both
+    are packed with rods like alpha helices (five pseudo-atoms a residue), and the rest of the pseudo-atoms fill
+    the gaps at random, so that the density has the contrast of a protein down to about 5 A and is no smooth blob.
+
+    Parameters
+    ----------
+    seed
+        of the packing.
+    n_atoms
+        in all; ellipsoids keep the density of 3,000 atoms.
+    atom_sigma
+        A.
+    """
+    rng = np.random.default_rng(seed)
+    scale = (n_atoms / 3000) ** (1 / 3)
+    n_small = round(0.2 * n_atoms)
+    large_axes, small_axes = np.array([34.0, 26.0, 25.0]) * scale, np.array([29.5, 13.8, 13.8]) * scale
+    junction = large_axes[0] - scale
+    large = _packed_ellipsoid(large_axes, n_atoms - n_small, rng)
+    small = _packed_ellipsoid(small_axes, n_small, rng) + [junction - scale + small_axes[0], 0, 0]
+    positions = np.concatenate([large, small])
+    centre = (positions.min(0) + positions.max(0)) / 2
+    return Molecule(
+        positions=torch.tensor(positions - centre, dtype=torch.float32),
+        weights=torch.ones(n_atoms),
+        moving=torch.tensor([0] * len(large) + [1] * len(small)),
+        axis_points=torch.tensor(np.array([[junction, 0, 0]]) - centre, dtype=torch.float32),
+        axis_directions=torch.tensor([[0.0, 1.0, 0.0]]),
+        atom_sigma=atom_sigma,
+    )
+
+
+def _packed_ellipsoid(semi_axes: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Return n points in an ellipsoid: helix-like rods 10 A apart, and single points in the gaps, (n, 3) A."""
+    helices: list[np.ndarray] = []
+    occupied = np.empty((0, 3))
+    for _ in range(4000):
+        residues = rng.integers(8, 22)
+        direction = _random_directions(1, rng)[0]
+        along = (np.arange(residues) - (residues - 1) / 2) * 1.5
+        axis = rng.uniform(-1, 1, 3) * semi_axes + along[:, None] * direction
+        if (((axis / (semi_axes - 5)) ** 2).sum(1) > 1).any():
+            continue
+        if cdist(occupied, axis).min(initial=np.inf) < 9.5:
+            continue
+        occupied = np.concatenate([occupied, axis])
+        helices.append(_helix(axis, direction, rng))
+    points = np.concatenate(helices)[:n]
+    spacing = 3.5
+    while len(points) < n:
+        candidates = rng.uniform(-1, 1, (4 * n, 3)) * semi_axes
+        candidates = candidates[((candidates / semi_axes) ** 2).sum(1) < 1]
+        candidates = candidates[cKDTree(points).query(candidates)[0] > spacing]
+        # each candidate is kept unless an earlier one is nearer than the spacing
+        later = {j for i, j in cKDTree(candidates).query_pairs(spacing)}
+        kept = np.delete(candidates, sorted(later), 0)[: n - len(points)]
+        points = np.concatenate([points, kept])
+        spacing *= 0.99
+    return points
+
+
+def _helix(axis: np.ndarray, direction: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return five points a residue, backbone and side chain, around (residues, 3) points of a helix axis."""
+    u = np.cross(direction, _random_directions(1, rng)[0])
+    u /= np.linalg.norm(u)
+    v = np.cross(direction, u)
+    turn = np.deg2rad(100) * np.arange(len(axis)) + rng.uniform(0, 2 * np.pi)
+    points = []
+    for radius, lead, rise in HELIX_RESIDUE:
+        angle = turn + np.deg2rad(lead)
+        radial = np.cos(angle)[:, None] * u + np.sin(angle)[:, None] * v
+        points.append(axis + rise * direction + radius * radial)
+    return np.concatenate(points)
+
+
+def _random_directions(n: int, rng: np.random.Generator) -> np.ndarray:
+    vectors = rng.normal(size=(n, 3))
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def atomic_molecule(path: str | Path, selection: str, axis: tuple[str, str], atom_sigma: float = 2.0) -> Molecule:
+    """Return an atomic structure of which one part turns about the line through two of its atoms.
+
+    The first model is taken, without hydrogens and waters; alternative locations beyond the first are dropped.
+    Weights are atomic numbers. Residues are counted as the file counts them (auth_seq_id and insertion codes).
+
+    Parameters
+    ----------
+    path
+        of a PDB or mmCIF file, gzipped or not.
+    selection
+        the atoms that turn: parts separated by blanks, each a chain ("L"), a range of residues in it ("H/1-213",
+        insertion codes within the range included), or a selection in gemmi's syntax ("/1/A/10-80",
+        "//B//CA[C]:*"), which begins with a slash.
+    axis
+        two atoms, each "chain/residue/atom" such as "H/213/CA"; an insertion code follows the number ("H/52A/CA").
+        Turning is right-handed about the direction from the first to the second.
+    atom_sigma
+        A.
+
+    Raises
+    ------
+    InputError
+        if the file cannot be read, or selection or axis do not fit it.
+    """
+    structure = _read_structure(path)
+    model = structure[0]
+    first, second = (_axis_atom(model, spec, path) for spec in axis)
+    if np.allclose(first, second):
+        raise InputError(f"axis {axis[0]}, {axis[1]}: both atoms lie at one place; name two atoms of {path}")
+    moving = _selected_atoms(structure, selection, path)
+    atoms = [
+        (atom.pos.tolist(), atom.element.atomic_number, (chain.name, str(residue.seqid), atom.name) in moving)
+        for chain in model
+        for residue in chain
+        for atom in residue
+    ]
+    positions = np.array([atom[0] for atom in atoms])
+    labels = torch.tensor([int(atom[2]) for atom in atoms])
+    if labels.all():
+        raise InputError(f"selection {selection!r} moves all of {path}; name the part that turns against the rest")
+    centre = (positions.min(0) + positions.max(0)) / 2
+    direction = (second - first) / np.linalg.norm(second - first)
+    return Molecule(
+        positions=torch.tensor(positions - centre, dtype=torch.float32),
+        weights=torch.tensor([float(atom[1]) for atom in atoms]),
+        moving=labels,
+        axis_points=torch.tensor((first - centre)[None], dtype=torch.float32),
+        axis_directions=torch.tensor(direction[None], dtype=torch.float32),
+        atom_sigma=atom_sigma,
+    )
+
+
+def igg_molecule(atom_sigma: float = 3.0) -> Molecule:
+    """Return the intact antibody 1HZH, of which one Fab turns as in CryoBench's IgG-1D.
+
+    The Fab is chain H from residue 1 to 213 and chain L; the axis runs from CA of H213 to CA of H244. Residues are
+    numbered as in the file, with its gaps and insertion codes (H52A, H82A ...).
+    """
+    return atomic_molecule(DATA / "1hzh.pdb.gz", "H/1-213 L", ("H/213/CA", "H/244/CA"), atom_sigma)
+
+
+def _read_structure(path: str | Path) -> gemmi.Structure:
+    """Read the first model of a structure without hydrogens, waters and alternative locations."""
+    if not Path(path).exists():
+        raise InputError(f"molecule {path} does not exist; choose hinge, igg or the path of a PDB or mmCIF file")
+    try:
+        structure = gemmi.read_structure(str(path))
+    except (RuntimeError, ValueError, OSError) as error:
+        raise InputError(f"molecule {path} cannot be read ({error}); give a PDB or mmCIF file") from error
+    if not len(structure):
+        raise InputError(f"molecule {path} holds no atoms; give a PDB or mmCIF file")
+    del structure[1:]
+    structure.remove_alternative_conformations()
+    structure.remove_hydrogens()
+    structure.remove_waters()
+    structure.remove_empty_chains()
+    # Chains in pieces (polymer, then ligands) become one chain, so that a name means one chain.
+    structure.merge_chain_parts()
+    if not len(structure) or not structure[0].count_atom_sites():
+        raise InputError(f"molecule {path} holds no atoms but water; give a PDB or mmCIF file")
+    return structure
+
+
+def _selected_atoms(structure: gemmi.Structure, selection: str, path: str | Path) -> set[tuple[str, str, str]]:
+    """Return chain, residue number with insertion code, and name of the atoms that a selection names."""
+    found = set()
+    for part in selection.split():
+        pattern = part if part.startswith("/") else "//" + part
+        try:
+            chosen = gemmi.Selection(pattern)
+        except (RuntimeError, ValueError) as error:
+            raise InputError(f"selection {part!r} is not understood; write parts like L or H/1-213") from error
+        names = {
+            (chain.name, str(residue.seqid), atom.name)
+            for model in chosen.models(structure)
+            for chain in chosen.chains(model)
+            for residue in chosen.residues(chain)
+            for atom in chosen.atoms(residue)
+        }
+        if not names:
+            chains = ", ".join(chain.name for chain in structure[0])
+            raise InputError(f"selection {part!r} names no atom of {path}, which has the chains {chains}; correct it")
+        found |= names
+    if not found:
+        raise InputError("selection is empty; name the atoms that turn, such as H/1-213 L")
+    return found
+
+
+def _axis_atom(model: gemmi.Model, spec: str, path: str | Path) -> np.ndarray:
+    """Return the (3,) position of the atom that "chain/residue/atom" names."""
+    parts = spec.split("/")
+    if len(parts) != 3 or not all(parts):
+        raise InputError(f"axis atom {spec!r} is not understood; write chain/residue/atom, such as H/213/CA")
+    chain, number, name = parts
+    matches = [
+        atom
+        for residue in (model[chain] if chain in [c.name for c in model] else [])
+        if str(residue.seqid) == number
+        for atom in residue
+        if atom.name == name
+    ]
+    if not matches:
+        raise InputError(f"axis atom {spec!r} is not in {path}; write chain/residue/atom as the file numbers them")
+    return np.array(matches[0].pos.tolist())
