@@ -1,0 +1,1 @@
+"""The improved map: deformed weighted backprojection, the inverse field, and Fourier shell correlation."""

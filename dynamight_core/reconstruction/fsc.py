@@ -1,0 +1,238 @@
+"""Fourier shell correlation of maps, its resolution, and the masks it is taken in.
+
+torch-fourier-shell-correlation is not used: its shells overlap (every voxel is shared linearly by two) and it
+counts the plane kx = 0 of the half transform twice, so that its curve is a smoothed one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import scipy.ndimage
+import starfile
+import torch
+
+from dynamight_core.errors import InputError
+from dynamight_core.files import atomic_path
+from dynamight_core.imaging.fourier import (
+    fourier_to_volume,
+    shell_sums,
+    shells,
+    volume_to_fourier,
+)
+from dynamight_core.model.initialise import find_molecule
+
+THRESHOLD = 0.143
+# RELION writes this where the resolution is infinite.
+_INFINITE = 999.0
+
+
+def fourier_shell_correlation(
+    map1: torch.Tensor, map2: torch.Tensor, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return the (box//2+1,) Fourier shell correlation of two (box, box, box) maps.
+
+    Shells are one Fourier voxel wide and every voxel of the full transform counts once. A shell without power in
+    either map has correlation 0.
+
+    Parameters
+    ----------
+    map1, map2
+        of one box.
+    mask
+        (box, box, box) that both are multiplied by.
+
+    Raises
+    ------
+    InputError
+        if the boxes differ.
+    """
+    for other in (map2, mask):
+        if other is not None and other.shape != map1.shape:
+            raise InputError(
+                f"maps of {map1.shape[-1]} and {other.shape[-1]} voxels cannot be correlated; "
+                "give maps and mask of one box"
+            )
+    if mask is not None:
+        map1, map2 = map1 * mask, map2 * mask
+    return _correlate(volume_to_fourier(map1.float()), volume_to_fourier(map2.float()), map1.shape[-1])
+
+
+def _correlate(a: torch.Tensor, b: torch.Tensor, box: int) -> torch.Tensor:
+    cross = shell_sums((a * b.conj()).real, box, 3)
+    power = (shell_sums(a.abs().square(), box, 3) * shell_sums(b.abs().square(), box, 3)).sqrt()
+    return torch.where(power > 0, cross / power.clamp(min=torch.finfo(power.dtype).tiny), 0.0)
+
+
+def resolution_at(
+    curve: torch.Tensor, box: int, pixel_size: float, threshold: float = THRESHOLD
+) -> float:
+    """Return the resolution (A) where an FSC curve first falls below `threshold`, interpolated linearly.
+
+    Twice the pixel size (Nyquist) if it never does; infinity if the first shell is below already, or is not finite.
+
+    Parameters
+    ----------
+    curve
+        (box//2+1,) from shell 0.
+    box, pixel_size
+        of the maps, voxels and A.
+    """
+    values = torch.as_tensor(curve).double().nan_to_num(nan=-1.0)[1:]
+    below = (values < threshold).nonzero()
+    if not len(below):
+        return 2 * pixel_size
+    last = int(below[0])
+    if last == 0:
+        return float("inf")
+    high, low = float(values[last - 1]), float(values[last])
+    return box * pixel_size / (last + (high - threshold) / (high - low))
+
+
+@dataclass(frozen=True)
+class HalfMapFsc:
+    """FSC curves of two half-maps, (box//2+1,) each.
+
+    Parameters
+    ----------
+    unmasked, masked
+        without and with the mask.
+    randomised
+        in the mask, of the half-maps with random phases beyond the shell where the unmasked curve falls below 0.8:
+        what the mask alone correlates.
+    corrected
+        the masked curve without that part.
+    """
+
+    unmasked: torch.Tensor
+    masked: torch.Tensor
+    randomised: torch.Tensor
+    corrected: torch.Tensor
+
+
+def half_map_fsc(half1: torch.Tensor, half2: torch.Tensor, mask: torch.Tensor, seed: int = 0) -> HalfMapFsc:
+    """Return the FSC of two half-maps without and with a mask, corrected by random phases.
+
+    Parameters
+    ----------
+    half1, half2
+        (box, box, box), unfiltered and unmasked.
+    mask
+        (box, box, box) with a soft edge.
+    seed
+        of the random phases.
+    """
+    box = half1.shape[-1]
+    unmasked = fourier_shell_correlation(half1, half2)
+    masked = fourier_shell_correlation(half1, half2, mask)
+    below = (unmasked[1:] < 0.8).nonzero()
+    first = int(below[0]) + 1 if len(below) else box // 2 + 1
+    generator = torch.Generator().manual_seed(seed)
+    scrambled = [_randomise_phases(half, first, generator) for half in (half1, half2)]
+    randomised = fourier_shell_correlation(*scrambled, mask)
+    # Two shells more, since the mask blurs the border between kept and random phases.
+    beyond = torch.arange(len(masked), device=masked.device) >= first + 2
+    clean = (masked - randomised) / (1 - randomised).clamp(min=1e-6)
+    corrected = torch.where(beyond & (randomised < masked), clean, torch.where(beyond, 0.0, masked))
+    return HalfMapFsc(unmasked, masked, randomised, corrected)
+
+
+def _randomise_phases(volume: torch.Tensor, first: int, generator: torch.Generator) -> torch.Tensor:
+    """Return the volume with the phases of white noise from shell `first` on, amplitudes kept."""
+    box = volume.shape[-1]
+    transform = volume_to_fourier(volume.float())
+    noise = volume_to_fourier(torch.randn(volume.shape, generator=generator).to(volume.device))
+    random = transform.abs() * noise / noise.abs().clamp(min=1e-12)
+    return fourier_to_volume(torch.where(shells(box, 3, volume.device) < first, transform, random), box)
+
+
+def soft_mask(
+    volume: torch.Tensor,
+    pixel_size: float,
+    *,
+    threshold: float | None = None,
+    extend: float = 6.0,
+    edge: float = 9.0,
+) -> torch.Tensor:
+    """Return a (box, box, box) mask around the molecule: 1 inside, a cosine edge, 0 in the solvent.
+
+    The molecule is found as the start of the Gaussians finds it (`find_molecule`), holes are filled, and it is
+    extended.
+
+    Parameters
+    ----------
+    volume
+        (box, box, box) map with its solvent noise.
+    pixel_size
+        A.
+    threshold
+        of the map low-pass filtered at 15 A, map units; automatic if None.
+    extend
+        A that the mask reaches beyond the threshold's surface.
+    edge
+        A over which it falls to zero beyond that.
+
+    Raises
+    ------
+    InputError
+        if nothing is above the threshold.
+    """
+    try:
+        found = find_molecule(volume.float().cpu(), pixel_size, threshold)
+    except ValueError as error:
+        raise InputError(
+            f"no mask can be made of the map: {error}; choose a lower threshold or give --mask"
+        ) from error
+    inside = scipy.ndimage.binary_fill_holes(found.mask)
+    distance = scipy.ndimage.distance_transform_edt(~inside) * pixel_size
+    fall = np.clip((distance - extend) / max(edge, pixel_size), 0, 1)
+    mask = 0.5 + 0.5 * np.cos(np.pi * fall)
+    return torch.from_numpy(mask.astype(np.float32)).to(volume.device)
+
+
+def write_fsc_star(
+    path: str | Path,
+    curves: HalfMapFsc,
+    pixel_size: float,
+    extra: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Write FSC curves as RELION's postprocess.star does: a block `general` with the resolution, a loop `fsc`.
+
+    Parameters
+    ----------
+    path
+        to write.
+    curves
+        of the two half-maps.
+    pixel_size
+        A.
+    extra
+        more columns, name to (box//2+1,) curve, such as the FSC of model and map.
+    """
+    n_shells = len(curves.unmasked)
+    box = 2 * (n_shells - 1)
+    index = np.arange(n_shells)
+    frequency = index / (box * pixel_size)
+    table = {
+        "rlnSpectralIndex": index,
+        "rlnResolution": frequency,
+        "rlnAngstromResolution": np.where(index > 0, 1 / np.maximum(frequency, 1e-12), _INFINITE),
+        "rlnFourierShellCorrelationCorrected": curves.corrected,
+        "rlnFourierShellCorrelationUnmaskedMaps": curves.unmasked,
+        "rlnFourierShellCorrelationMaskedMaps": curves.masked,
+        "rlnCorrectedFourierShellCorrelationPhaseRandomizedMaskedMaps": curves.randomised,
+        **(extra or {}),
+    }
+    table = {name: np.asarray(values.cpu() if torch.is_tensor(values) else values) for name, values in table.items()}
+    resolution = resolution_at(curves.corrected, box, pixel_size)
+    general = {
+        "rlnFinalResolution": min(resolution, _INFINITE),
+        "rlnRandomiseFrom": min(resolution_at(curves.unmasked, box, pixel_size, 0.8), _INFINITE),
+    }
+    text = starfile.to_string({"general": general, "fsc": pd.DataFrame(table)}, float_format="%.8f")
+    # starfile's first line holds the time of day; the same input gives the same bytes.
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    with atomic_path(path) as temporary:
+        temporary.write_text("\n".join(lines).strip() + "\n")

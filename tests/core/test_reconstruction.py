@@ -1,0 +1,523 @@
+"""Deformed weighted backprojection, the inverse field, FSC and the maps of a reconstruction."""
+
+import mrcfile
+import numpy as np
+import pytest
+import starfile
+import torch
+
+from dynamight_core.errors import InputError
+from dynamight_core.files import read_map
+from dynamight_core.imaging.ctf import CtfParameters, evaluate_ctf
+from dynamight_core.imaging.fourier import (
+    expand_shells,
+    fourier_to_image,
+    fourier_to_volume,
+    image_to_fourier,
+    lowpass_volume,
+    shells,
+    translation_phases,
+    volume_to_fourier,
+)
+from dynamight_core.imaging.poses import random_rotations, rotation_matrices
+from dynamight_core.imaging.projector import Projector
+from dynamight_core.model.decoders import BasisDecoder
+from dynamight_core.reconstruction.backprojection import accumulate, inscribed_sphere, solve
+from dynamight_core.reconstruction.coarse import CoarseField
+from dynamight_core.reconstruction.fsc import (
+    HalfMapFsc,
+    fourier_shell_correlation,
+    half_map_fsc,
+    resolution_at,
+    soft_mask,
+    write_fsc_star,
+)
+from dynamight_core.reconstruction.inverse import (
+    ForwardFromInverse,
+    InverseField,
+    InverseOptions,
+    fit_inverse,
+    load_inverse,
+    save_inverse,
+)
+from dynamight_core.reconstruction.maps import final_map, write_reconstruction
+from dynamight_core.simulate.dataset import SimulateOptions, simulate
+from dynamight_core.simulate.fourier_reconstruction import reconstruct_fourier
+from dynamight_core.simulate.truth import load_truth
+
+BOX, PIXEL = 32, 6.0
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Hinged:
+    """The true deformation of simulated particles; latents are hinge angles."""
+
+    def __init__(self, truth):
+        self.truth = truth
+
+    def evaluator(self, points):
+        labels = self.truth.domains(points)
+        return lambda angles: self.truth.molecule.move(points, labels, angles) - points
+
+
+class Data:
+    def __init__(self, folder, **options):
+        files = simulate(SimulateOptions(box=BOX, pixel_size=PIXEL, seed=4, **options), folder)
+        self.truth = load_truth(files.truth)
+        self.raw = torch.from_numpy(np.array(mrcfile.read(files.stack)))
+        shifts = translation_phases(self.truth.origins / PIXEL, BOX)
+        self.centred = fourier_to_image(image_to_fourier(self.raw) * shifts, BOX)
+        self.transfer = evaluate_ctf(self.truth.ctf, BOX, PIXEL)
+        self.matrices = rotation_matrices(self.truth.euler)
+        if (self.truth.ctf.magnification != torch.eye(2)).any():
+            self.matrices = self.truth.ctf.magnification.transpose(1, 2) @ self.matrices[:, :2]
+        self.everything = torch.arange(len(self.truth))
+
+    def sums(self, indices=None, **options):
+        indices = self.everything if indices is None else indices
+        return accumulate(
+            lambda i: self.centred[i], lambda i: self.transfer[i], self.matrices, indices, BOX, PIXEL, **options
+        )
+
+    def mean_fsc(self, volume, label, angle=0.0):
+        mask = self.truth.domain_mask(label)
+        return float(fourier_shell_correlation(volume, self.truth.true_map(angle), mask)[1:].mean())
+
+
+@pytest.fixture(scope="module")
+def hinge(tmp_path_factory):
+    return Data(tmp_path_factory.mktemp("hinge"), particles=300, snr=2.0, motion_range=30.0)
+
+
+@pytest.fixture(scope="module")
+def rigid_sums(hinge):
+    return hinge.sums()
+
+
+def random_setup(box=12, n=5, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    matrices = rotation_matrices(random_rotations(n, generator))
+    images = torch.randn(n, box, box, generator=generator)
+    ctf = CtfParameters.create(torch.full((n,), 9000.0), beam_tilt=torch.tensor([3.0, -2.0]))
+    return matrices, images, evaluate_ctf(ctf, box, 4.0), generator
+
+
+# --- backprojection -------------------------------------------------------------------------------------------------
+
+
+def test_numerator_is_the_adjoint_of_the_deformed_projection_with_a_complex_ctf():
+    box, pixel = 12, 4.0
+    matrices, images, transfer, generator = random_setup(box)
+    region = inscribed_sphere(box)
+    axis = (torch.arange(box) - box // 2) * pixel
+    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
+    points = torch.stack([x, y, z], -1).reshape(-1, 3).float()
+    latents = torch.randn(5, 2, generator=generator)
+    decoder = BasisDecoder(2, box * pixel, n_fields=4)
+    torch.nn.init.normal_(decoder.fields[-1].weight, std=2.0, generator=generator)
+    sums = accumulate(
+        lambda i: images[i], lambda i: transfer[i], matrices, torch.arange(5), box, pixel, field=decoder,
+        latents=latents, region=region, batch_size=2,
+    )  # fmt: skip
+
+    volume = torch.randn(box, box, box, generator=generator)
+    with torch.no_grad():
+        delta = decoder.displacements(latents, points) * region.reshape(-1, 1)
+    projected = Projector(box, pixel, 2).project(points + delta, volume.reshape(-1), matrices)
+    # Images count up to their Nyquist shell.
+    predicted = fourier_to_image(projected * transfer * (shells(box) <= box // 2), box)
+    assert delta.abs().max() > 1
+    assert torch.isclose((predicted * images).sum(), (sums.numerator * volume).sum(), rtol=1e-4)
+
+
+def test_kernel_is_the_backprojection_of_the_projection_of_one_voxel():
+    box, pixel = 12, 4.0
+    matrices, _, transfer, _ = random_setup(box)
+    at = torch.tensor([[1.0, -1.0, 2.0]]) * pixel
+    projections = Projector(box, pixel, 2).project(at, torch.ones(1), matrices)
+    spread = fourier_to_image(projections * transfer, box)
+    sums = accumulate(lambda i: spread[i], lambda i: transfer[i], matrices, torch.arange(5), box, pixel)
+    # Voxel i lies i - 6 from the origin, and i - 6 - (1, -1, 2) from the point; the kernel's origin is at 12.
+    near = slice(4, 9)
+    shifted = sums.kernel[8:13, 11:16, 9:14]
+    here = sums.numerator[near, near, near]
+    difference = (shifted - here).norm() / here.norm()
+    assert difference < 0.15, difference
+
+
+def test_sums_of_parts_add_up_whatever_the_batches_and_the_memory(hinge):
+    first, second = hinge.everything[:37], hinge.everything[37:60]
+    field = {"field": Hinged(hinge.truth), "latents": hinge.truth.angles}
+    whole = hinge.sums(hinge.everything[:60], **field)
+    parts = hinge.sums(first, batch_size=8, memory=2**20, **field) + hinge.sums(second, batch_size=1, **field)
+    assert parts.n_particles == 60
+    for name in ("numerator", "kernel"):
+        a, b = getattr(whole, name), getattr(parts, name)
+        assert torch.allclose(a, b, atol=1e-4 * float(a.abs().max()))
+
+
+def test_kernel_is_symmetric_and_strongest_at_its_origin(rigid_sums):
+    kernel = rigid_sums.kernel[1:, 1:, 1:]
+    assert torch.allclose(kernel, kernel.flip(0, 1, 2), atol=1e-4 * float(kernel.max()))
+    assert kernel.argmax() == kernel.numel() // 2
+
+
+def test_rigid_map_equals_an_independent_fourier_reconstruction(hinge, rigid_sums):
+    t = hinge.truth
+    fourier = reconstruct_fourier(hinge.raw, t.ctf, t.euler, t.origins, BOX, PIXEL)
+    ours = solve(rigid_sums)
+    for label in (0, 1):
+        assert abs(hinge.mean_fsc(ours, label) - hinge.mean_fsc(fourier, label)) < 0.01
+    inside = inscribed_sphere(BOX, radius=0.8 * BOX / 2)
+    low = [lowpass_volume(volume, PIXEL, 20.0)[inside] for volume in (ours, fourier)]
+    # Grey values are kept where the denominator is even within a shell; it is damped where it is weak.
+    assert 0.8 < float((low[0] * low[1]).sum() / low[1].square().sum()) < 1.1
+
+
+def test_true_deformations_sharpen_the_moving_domain_and_leave_the_other(hinge, rigid_sums):
+    rigid = solve(rigid_sums)
+    deformed = solve(hinge.sums(field=Hinged(hinge.truth), latents=hinge.truth.angles))
+    assert hinge.mean_fsc(deformed, 1) > hinge.mean_fsc(rigid, 1) + 0.05
+    assert hinge.mean_fsc(deformed, 0) > hinge.mean_fsc(rigid, 0) - 0.01
+
+
+def test_wrong_sign_of_the_deformation_blurs(hinge):
+    right = solve(hinge.sums(field=Hinged(hinge.truth), latents=hinge.truth.angles))
+    wrong = solve(hinge.sums(field=Hinged(hinge.truth), latents=-hinge.truth.angles))
+    assert hinge.mean_fsc(wrong, 1) < hinge.mean_fsc(right, 1) - 0.1
+
+
+def test_a_plain_function_of_particles_and_points_is_a_field_too(hinge):
+    some = hinge.everything[::20]
+    by_field = hinge.sums(some, field=Hinged(hinge.truth), latents=hinge.truth.angles)
+    by_call = hinge.sums(some, displacement=lambda indices, points: hinge.truth.displacements(points, indices))
+    assert torch.allclose(by_field.numerator, by_call.numerator, atol=1e-5 * float(by_call.numerator.abs().max()))
+
+
+def test_voxels_outside_the_region_do_not_move(hinge):
+    some = hinge.everything[::20]
+    region = inscribed_sphere(BOX, radius=6)
+    moved = hinge.sums(some, field=Hinged(hinge.truth), latents=hinge.truth.angles, region=region).numerator
+    still = hinge.sums(some).numerator
+    assert torch.allclose(moved[~region], still[~region], atol=1e-5 * float(still.abs().max()))
+    assert not torch.allclose(moved[region], still[region], atol=1e-2 * float(still.abs().max()))
+
+
+def test_a_soft_region_scales_displacements(hinge):
+    some, half = hinge.everything[::20], torch.full((BOX,) * 3, 0.5)
+
+    class Halved(Hinged):
+        def evaluator(self, points):
+            evaluate = super().evaluator(points)
+            return lambda angles: evaluate(angles) / 2
+
+    soft = hinge.sums(some, field=Hinged(hinge.truth), latents=hinge.truth.angles, region=half).numerator
+    hard = hinge.sums(some, field=Halved(hinge.truth), latents=hinge.truth.angles, region=half > 0).numerator
+    assert torch.allclose(soft, hard, atol=1e-5 * float(hard.abs().max()))
+
+
+def test_all_aberrations_are_undone(tmp_path):
+    data = Data(tmp_path, particles=300, snr=5.0, motion_range=0.0, aberrations=True, optics_groups=2)
+    assert data.transfer.is_complex()
+    aware = solve(data.sums())
+    t = data.truth
+    fourier = reconstruct_fourier(data.raw, t.ctf, t.euler, t.origins, BOX, PIXEL)
+    assert abs(data.mean_fsc(aware, 0) - data.mean_fsc(fourier, 0)) < 0.01
+
+
+def test_shell_weights_scale_numerator_and_kernel_alike(hinge):
+    some = hinge.everything[::20]
+    plain = hinge.sums(some)
+    flat = hinge.sums(some, weights=torch.full((BOX // 2 + 1,), 3.0))
+    assert torch.allclose(flat.numerator, 3 * plain.numerator, rtol=1e-3, atol=1e-3)
+    assert torch.allclose(solve(flat), solve(plain), atol=1e-4 * float(solve(plain).abs().max()))
+    # A smooth weight cancels where every particle has the same; it is the balance of shells in a solver that it sets.
+    falling = hinge.sums(weights=1 / (1 + torch.arange(BOX // 2 + 1)))
+    curve = fourier_shell_correlation(solve(falling), solve(hinge.sums()), inscribed_sphere(BOX, radius=12).float())
+    assert float(curve[: BOX // 2].min()) > 0.9
+
+
+def test_the_map_does_not_depend_on_how_many_particles_there_are(hinge, rigid_sums):
+    doubled = rigid_sums + rigid_sums
+    assert torch.allclose(solve(doubled), solve(rigid_sums), atol=1e-4 * float(solve(rigid_sums).abs().max()))
+
+
+def test_a_coarse_field_is_exact_for_linear_displacements_and_close_for_smooth_ones():
+    generator = torch.Generator().manual_seed(0)
+    points = 40 * torch.randn(300, 3, generator=generator)
+    matrix = torch.randn(3, 3, generator=generator) / 10
+
+    class Linear:
+        def evaluator(self, points):
+            return lambda latents: latents[:, :1, None] * (points @ matrix) + latents[:, 1:, None]
+
+    latents = torch.randn(4, 2, generator=generator)
+    exact = Linear().evaluator(points)(latents)
+    assert torch.allclose(CoarseField(Linear(), 7.0).evaluator(points)(latents), exact, atol=1e-3)
+
+    smooth = BasisDecoder(2, 256.0, shortest=60.0).requires_grad_(False)
+    torch.nn.init.normal_(smooth.fields[-1].weight, std=0.5, generator=generator)
+    exact = smooth.evaluator(points)(latents)
+    coarse = CoarseField(smooth, 8.0).evaluator(points)(latents)
+    assert (coarse - exact).norm() < 0.05 * exact.norm()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"box": 11}, "even"),
+        ({"indices": torch.arange(0)}, "no particles"),
+        ({"field": BasisDecoder(2, 48.0), "latents": torch.zeros(5, 2), "region": torch.ones(8, 8, 8)}, "region"),
+    ],
+)
+def test_unusable_input_is_refused(change, sentence):
+    matrices, images, transfer, _ = random_setup()
+    arguments = {"indices": torch.arange(5), "box": 12, "pixel_size": 4.0} | change
+    with pytest.raises(InputError, match=sentence):
+        accumulate(lambda i: images[i], lambda i: transfer[i], matrices, **arguments)
+
+
+@pytest.mark.gpu
+def test_gpu_gives_the_sums_of_the_cpu(hinge):
+    field = {"field": Hinged(hinge.truth), "latents": hinge.truth.angles}
+    some = hinge.everything[:50]
+    cpu = hinge.sums(some, **field)
+
+    class OnGpu(Hinged):
+        def evaluator(self, points):
+            evaluate = super().evaluator(points.cpu())
+            return lambda angles: evaluate(angles.cpu()).cuda()
+
+    gpu = hinge.sums(some, field=OnGpu(hinge.truth), latents=hinge.truth.angles, device="cuda")
+    assert torch.allclose(gpu.numerator.cpu(), cpu.numerator, atol=1e-3 * float(cpu.numerator.abs().max()))
+    assert torch.allclose(gpu.kernel.cpu(), cpu.kernel, atol=1e-3 * float(cpu.kernel.abs().max()))
+
+
+# --- inverse field --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def inverse(hinge):
+    generator = torch.Generator().manual_seed(0)
+    atoms = hinge.truth.molecule.positions
+    chosen = atoms[torch.randperm(len(atoms), generator=generator)[:400]]
+    options = InverseOptions(epochs=40, particles_per_epoch=64, batch_size=16, points_per_batch=64)
+    return *fit_inverse(Hinged(hinge.truth), hinge.truth.angles, chosen, BOX * PIXEL, BOX, options), chosen
+
+
+def test_inverse_undoes_the_motion_on_and_off_the_gaussians(inverse):
+    _, report, _ = inverse
+    assert report.motion > 2
+    assert report.on_gaussians < 0.35 * report.motion
+    assert report.off_gaussians < 0.4 * report.motion
+    assert report.losses[-1] < 0.2 * report.losses[0]
+
+
+def test_report_is_the_round_trip(inverse, hinge):
+    field, report, points = inverse
+    moved = points + Hinged(hinge.truth).evaluator(points)(hinge.truth.angles)
+    back = moved + field.displacements(hinge.truth.angles, moved)
+    rms = float((back - points).square().sum(-1).mean().sqrt())
+    assert rms == pytest.approx(report.on_gaussians, rel=0.15)
+
+
+def test_forward_field_from_the_inverse_is_two_x_minus_the_inverse(inverse):
+    field, _, points = inverse
+    latents = torch.tensor([[0.1], [-0.2]])
+    came_from = points + field.displacements(latents, points)
+    forward = points + ForwardFromInverse(field).evaluator(points)(latents)
+    assert torch.allclose(forward, 2 * points - came_from, atol=1e-4)
+
+
+def test_map_through_the_inverse_lies_between_rigid_and_exact(inverse, hinge, rigid_sums):
+    field, _, _ = inverse
+    through = solve(hinge.sums(field=CoarseField(ForwardFromInverse(field), 2 * PIXEL), latents=hinge.truth.angles))
+    exact = solve(hinge.sums(field=Hinged(hinge.truth), latents=hinge.truth.angles))
+    assert hinge.mean_fsc(solve(rigid_sums), 1) < hinge.mean_fsc(through, 1) < hinge.mean_fsc(exact, 1) + 0.01
+
+
+def test_inverse_comes_back_from_its_file(inverse, tmp_path):
+    field, _, points = inverse
+    save_inverse(tmp_path / "inverse.safetensors", field)
+    again = load_inverse(tmp_path / "inverse.safetensors")
+    latents = torch.tensor([[0.15]])
+    assert torch.equal(again.displacements(latents, points), field.displacements(latents, points))
+
+
+def test_same_seed_gives_the_same_inverse(hinge):
+    def fit(seed):
+        options = InverseOptions(epochs=1, particles_per_epoch=32, seed=seed)
+        points = hinge.truth.molecule.positions[::30]
+        return fit_inverse(Hinged(hinge.truth), hinge.truth.angles, points, BOX * PIXEL, BOX, options)[1].losses
+
+    assert fit(1) == fit(1) != fit(2)
+
+
+def test_a_file_that_is_no_inverse_is_refused(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        load_inverse(tmp_path / "none.safetensors")
+    (tmp_path / "bad.safetensors").write_bytes(b"nothing of the kind")
+    with pytest.raises(InputError, match="not an inverse field"):
+        load_inverse(tmp_path / "bad.safetensors")
+
+
+def test_inverse_starts_at_no_motion():
+    field = InverseField(2, 100.0, 32)
+    points = torch.randn(3, 7, 3)
+    assert torch.equal(field.displacements(torch.randn(3, 2), points), torch.zeros(3, 7, 3))
+    assert torch.equal(field.displacements(torch.randn(3, 2), points[0]), torch.zeros(3, 7, 3))
+
+
+def test_inverse_of_fixed_points_equals_that_of_points_per_particle(inverse):
+    field, _, points = inverse
+    latents = torch.tensor([[0.1], [-0.2]])
+    fixed, each = field.displacements(latents, points), field.displacements(latents, points.expand(2, -1, -1))
+    assert torch.allclose(fixed, each, atol=1e-4)
+
+
+# --- FSC and maps ---------------------------------------------------------------------------------------------------
+
+
+def noise(box, seed):
+    return torch.randn(box, box, box, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("box", [16, 17])
+def test_fsc_of_known_maps(box):
+    a, b = noise(box, 0), noise(box, 1)
+    assert torch.allclose(fourier_shell_correlation(a, a), torch.ones(box // 2 + 1))
+    assert torch.allclose(fourier_shell_correlation(a, -3 * a), -torch.ones(box // 2 + 1))
+    assert fourier_shell_correlation(a, b)[2:].abs().max() < 0.5
+    slow = np.fft.fftn(a.numpy()), np.fft.fftn(b.numpy())
+    k = np.fft.fftfreq(box) * box
+    radius = np.rint(np.sqrt(k[:, None, None] ** 2 + k[:, None] ** 2 + k**2))
+    chosen = radius == 5
+    cross = (slow[0] * slow[1].conj())[chosen].sum().real
+    power = np.sqrt((abs(slow[0][chosen]) ** 2).sum() * (abs(slow[1][chosen]) ** 2).sum())
+    assert float(fourier_shell_correlation(a, b)[5]) == pytest.approx(cross / power, abs=1e-5)
+
+
+def test_fsc_of_signal_and_noise_follows_the_ratio_of_their_powers():
+    signal, n1, n2 = noise(48, 0), noise(48, 1), noise(48, 2)
+    curve = fourier_shell_correlation(signal + n1, signal + n2)
+    assert float(curve[8:].mean()) == pytest.approx(0.5, abs=0.02)
+
+
+def test_an_empty_shell_correlates_nothing():
+    flat = torch.ones(8, 8, 8)
+    curve = fourier_shell_correlation(flat, flat)
+    assert curve[0] == 1 and torch.equal(curve[1:], torch.zeros(4))
+
+
+def test_maps_of_different_boxes_are_refused():
+    with pytest.raises(InputError, match="8 and 16"):
+        fourier_shell_correlation(torch.ones(8, 8, 8), torch.ones(16, 16, 16))
+
+
+def test_resolution_is_where_the_curve_crosses():
+    curve = torch.tensor([1.0, 1.0, 0.9, 0.5, 0.1, 0.6, 0.0])
+    assert resolution_at(curve, 12, 2.0, 0.3) == pytest.approx(24 / 3.5)
+    assert resolution_at(curve, 12, 2.0, 0.5) == pytest.approx(24 / 3)
+    assert resolution_at(torch.ones(7), 12, 2.0) == 4.0
+    assert resolution_at(torch.zeros(7), 12, 2.0) == float("inf")
+    assert resolution_at(torch.full((7,), float("nan")), 12, 2.0) == float("inf")
+    # shell 0 is the mean of the map and says nothing
+    assert resolution_at(torch.tensor([-1.0, 1, 1, 1, 1, 1, 1]), 12, 2.0) == 4.0
+
+
+def blob(box, seed, radius=6.0):
+    axis = torch.arange(box) - box // 2
+    r = (axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2).float().sqrt()
+    return lowpass_volume(noise(box, seed), 3.0, 9.0) * 3 * (r < radius) + 1.5 * (r < radius)
+
+
+def test_phase_randomisation_removes_what_a_tight_mask_correlates():
+    mask = (blob(32, 0).abs() > 1.0).float()
+    curves = half_map_fsc(noise(32, 1), noise(32, 2), mask)
+    assert float(curves.masked[4:].mean()) < 0.4
+    constant = 5.0
+    curves = half_map_fsc(noise(32, 1) + constant, noise(32, 2) + constant, mask)
+    assert float(curves.masked[4:].mean()) > 0.4
+    assert float(curves.corrected[4:].mean()) < 0.1
+
+
+def test_correction_keeps_what_the_halves_share():
+    signal = blob(32, 0, 9.0)
+    mask = soft_mask(signal + 0.01 * noise(32, 3), 3.0)
+    curves = half_map_fsc(signal + 0.3 * noise(32, 1), signal + 0.3 * noise(32, 2), mask)
+    shared = fourier_shell_correlation(signal + 0.3 * noise(32, 1), signal + 0.3 * noise(32, 2), mask)
+    assert torch.equal(curves.masked, shared)
+    assert float((curves.masked - curves.corrected)[:8].max()) < 0.1
+
+
+def test_automatic_mask_holds_the_molecule_and_no_solvent(hinge):
+    t = hinge.truth
+    clean = t.true_map()
+    noisy = clean + 0.2 * float(clean.max()) * noise(BOX, 0)
+    mask = soft_mask(noisy, PIXEL)
+    assert 0 <= float(mask.min()) and float(mask.max()) == 1
+    molecule = torch.maximum(t.domain_mask(0), t.domain_mask(1)) > 0.5
+    assert float(mask[molecule].mean()) > 0.9
+    assert float(mask[~inscribed_sphere(BOX, radius=BOX / 2 - 1)].max()) == 0
+    assert float(mask.mean()) < 0.5
+
+
+def test_a_map_without_density_gives_no_mask():
+    with pytest.raises(InputError, match="mask"):
+        soft_mask(0.01 * noise(16, 0), 3.0, threshold=5.0)
+
+
+def test_fsc_star_has_relions_columns_and_extra_ones(tmp_path):
+    curve = torch.linspace(1, 0, 17)
+    curves = HalfMapFsc(curve, curve, 0 * curve, curve)
+    write_fsc_star(tmp_path / "fsc.star", curves, 3.0, {"dynFscModelConsensus": curve / 2})
+    blocks = starfile.read(tmp_path / "fsc.star", always_dict=True)
+    table = blocks["fsc"]
+    assert table["rlnSpectralIndex"].tolist() == list(range(17))
+    assert table["rlnAngstromResolution"][4] == pytest.approx(32 * 3.0 / 4)
+    assert table["rlnResolution"][4] == pytest.approx(4 / 96, abs=1e-7)
+    for name in ("Corrected", "UnmaskedMaps", "MaskedMaps"):
+        assert np.allclose(table[f"rlnFourierShellCorrelation{name}"], curve, atol=1e-6)
+    assert np.allclose(table["dynFscModelConsensus"], curve / 2, atol=1e-6)
+    assert float(blocks["general"]["rlnFinalResolution"]) == pytest.approx(resolution_at(curve, 32, 3.0), abs=1e-3)
+
+
+def test_final_map_keeps_good_shells_and_drops_the_rest():
+    signal = noise(16, 0)
+    curve = torch.ones(9)
+    curve[5:] = 0
+    out = volume_to_fourier(final_map(signal, signal, curve))
+    expected = volume_to_fourier(signal)
+    kept = shells(16, 3) < 5
+    assert torch.allclose(out[kept], expected[kept], atol=1e-3)
+    assert float(out[~kept].abs().max()) < 1e-3
+
+
+def test_final_map_is_nearer_to_the_truth_than_the_average():
+    signal = fourier_to_volume(
+        volume_to_fourier(noise(32, 0)) * torch.exp(-expand_shells(torch.arange(17.0), 32, 3) / 4), 32
+    )
+    half1, half2 = signal + 0.3 * noise(32, 1), signal + 0.3 * noise(32, 2)
+    final = final_map(half1, half2, fourier_shell_correlation(half1, half2))
+    assert (final - signal).norm() < 0.8 * ((half1 + half2) / 2 - signal).norm()
+
+
+def test_a_reconstruction_is_written_with_the_names_that_others_read(hinge, tmp_path):
+    halves = [solve(hinge.sums(hinge.everything[hinge.truth.half == number])) for number in (1, 2)]
+    files = write_reconstruction(tmp_path / "reconstruction", *halves, PIXEL)
+    names = {path.name for path in (tmp_path / "reconstruction").iterdir()}
+    assert names == {"half1_unfil.mrc", "half2_unfil.mrc", "map.mrc", "fsc.star", "mask.mrc"}
+    stored, pixel = read_map(files.half_maps[1])
+    assert pixel == pytest.approx(PIXEL) and np.allclose(stored, halves[1], atol=1e-6)
+    # half-maps keep the solvent's noise, in the corners of the box as well
+    assert stored[:4, :4, :4].std() > 0.1 * stored.std()
+    assert 2 * PIXEL <= files.resolution < 40
+    final, _ = read_map(files.final)
+    assert hinge.mean_fsc(torch.from_numpy(final), 0) > hinge.mean_fsc(halves[0], 0)
