@@ -86,7 +86,7 @@ class TrainOptions:
     inference_interval
         epochs between two rounds of latent inference.
     batch_size, learning_rate, encoder_learning_rate, gaussian_learning_rate
-        of Adam; the last in A a step.
+        of Adam; the last in A a step. Batches are smaller where an epoch would have fewer than 8.
     kl_weight
         of the Kullback-Leibler term in encoder epochs, 1 being the full evidence bound.
     regularisation

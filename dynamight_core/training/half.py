@@ -15,6 +15,8 @@ from dynamight_core.training.inference import infer_latents
 
 # Regularisation looks at so many particles of a batch: its gradient needs no more.
 _REGULARISED = 32
+# An epoch has at least so many batches.
+_LEAST_BATCHES = 8
 # Particles whose residual gives the noise spectrum.
 _NOISE_PARTICLES = 512
 # The magnitude of displacement is rounded off below this, A.
@@ -73,6 +75,8 @@ class HalfTrainer:
         # Whether the networks have been trained: before, displacements are those of no motion.
         self.started = False
         self.graph = NeighbourGraph.build(model.gaussians.positions)
+        # Few particles must not mean few steps of the optimiser.
+        self.batch_size = min(options.batch_size, max(1, -(-n // _LEAST_BATCHES)))
         # Transform of the undeformed point spread function, once it is needed.
         self.point_spread = None
         self.optimizers = {
@@ -278,7 +282,7 @@ class HalfTrainer:
         if not len(self.encoder_only_rows):
             return
         order = torch.randperm(len(self.encoder_only_rows), generator=generator)
-        for rows in self.encoder_only_rows[order].split(self.options.batch_size):
+        for rows in self.encoder_only_rows[order].split(self.batch_size):
             batch = self.data.batch(rows)
             mean, log_variance = self.model.encoder(batch.images)
             kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum(1).mean()
@@ -302,7 +306,7 @@ class HalfTrainer:
         """Return this epoch's batches and generator: the same for the same seed, half and epoch."""
         generator = torch.Generator().manual_seed(self.options.seed * 1_000_003 + epoch * 10 + self.half)
         order = torch.randperm(len(self.rows), generator=generator)
-        return list(self.rows[order].split(self.options.batch_size)), generator
+        return list(self.rows[order].split(self.batch_size)), generator
 
     @staticmethod
     def _noise_like(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -216,7 +216,7 @@ def _run_epoch(trainer: HalfTrainer, epoch: Epoch, number: int) -> dict:
     """Run one epoch on one half and return its line of metrics."""
     started = time.monotonic()
     if epoch.infer != "no":
-        trainer.infer(steps=4 if epoch.infer == "first" else 2, restart=epoch.infer == "first")
+        trainer.infer(steps=4 if epoch.infer == "first" else 1, restart=epoch.infer == "first")
     if epoch.refit:
         refit_gaussians(trainer, trainer.options.refit_resolution, trainer.options.seed * 1000 + number)
     if epoch.prepare:

@@ -53,10 +53,10 @@ def schedule(options: TrainOptions) -> list[Epoch]:
             infer = "again" if refined else "first"
         kind = "refinement" if refined >= 0 else "encoder"
         update = number > 0 and number % max(1, options.reference_interval // 3) == 0
-        # Evenly over the refinement epochs, none right at their start or end.
+        # Evenly over the refinement epochs; the last is followed by as many as two turns, to settle.
         rounds = options.epochs - first
         refit = refined > 0 and any(
-            refined == round(rounds * (k + 1) / (options.refits + 1)) for k in range(options.refits)
+            refined == round(rounds * (k + 1) / (options.refits + 2)) for k in range(options.refits)
         )
         epochs.append(Epoch(kind, ramp * options.sparse_motion, infer, update, refit))
     return epochs

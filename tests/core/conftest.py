@@ -99,8 +99,8 @@ def particle_files(tmp_path):
 
 @pytest.fixture(scope="session")
 def hinge_set(tmp_path_factory):
-    """Return the files of a small hinge data set: 600 particles, 32 pixels of 6 A, SNR 2."""
+    """Return the files of a small hinge data set: 600 particles, 32 pixels of 6 A, SNR 8."""
     from dynamight_core.simulate.dataset import SimulateOptions, simulate
 
     folder = tmp_path_factory.mktemp("hinge")
-    return simulate(SimulateOptions(particles=600, box=32, pixel_size=6.0, snr=2.0, seed=1), folder)
+    return simulate(SimulateOptions(particles=600, box=32, pixel_size=6.0, snr=8.0, seed=1), folder)
