@@ -1,0 +1,1 @@
+"""What a person looks at: principal motions, errors, verdict, states, selections, report."""

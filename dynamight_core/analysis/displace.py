@@ -1,0 +1,286 @@
+"""Any points or atoms of the consensus map under the deformation of every particle."""
+
+import io
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import gemmi
+import numpy as np
+import torch
+
+from dynamight_core.analysis.motions import motion_fields
+from dynamight_core.analysis.states import check_row, parse_numbers
+from dynamight_core.errors import InputError
+from dynamight_core.files import atomic_path
+from dynamight_core.options import DisplaceOptions
+
+if TYPE_CHECKING:
+    from dynamight_core.analysis.results import Run
+
+ORIGINS = ("auto", "centre", "corner")
+ATOMIC = (".pdb", ".cif", ".mmcif", ".ent")
+# Points that a decoder is evaluated at together, and displacements (particles times points) held at a time.
+_POINTS = 2**15
+_PAIRS = 2**20
+
+
+@dataclass
+class PointSet:
+    """Points to displace.
+
+    Parameters
+    ----------
+    positions
+        (m, 3) A in the consensus frame, origin at the centre of the box.
+    offset
+        (3,) A; what was subtracted from the file's coordinates.
+    structure
+        the atomic model that they come from, its atoms in order, or None.
+    """
+
+    positions: torch.Tensor
+    offset: np.ndarray
+    structure: gemmi.Structure | None = None
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
+def read_points(path: str | Path, box: int, pixel_size: float, origin: str = "auto") -> PointSet:
+    """Read points from a ``.npy`` array (m, 3) or the atoms of a PDB or mmCIF file's first model.
+
+    Parameters
+    ----------
+    path
+        of the file.
+    box, pixel_size
+        of the consensus map, pixels and A.
+    origin
+        where the file's coordinates are zero: "centre", at index box // 2, as everywhere in this program, or
+        "corner", at the map's first voxel, as in atomic models that were built into a map whose header has no
+        origin. "auto" is centre for ``.npy`` and corner for atomic models.
+
+    Raises
+    ------
+    InputError
+        if the file cannot be read, holds no points, or its points are not finite or outside the box.
+    """
+    path = Path(path)
+    if origin not in ORIGINS:
+        raise InputError(f"--origin is '{origin}'; choose one of {', '.join(ORIGINS)}")
+    if not path.exists():
+        raise InputError(f"points {path} do not exist; give a .npy, .pdb or .cif file")
+    structure = None
+    if path.suffix.lower() == ".npy":
+        positions = _read_array(path)
+    elif path.suffix.lower() in ATOMIC:
+        structure = _read_structure(path)
+        positions = np.array([atom.pos.tolist() for atom in _atoms(structure[0])])
+    else:
+        raise InputError(f"points {path} are of an unknown kind; give a .npy, .pdb or .cif file")
+    if not np.isfinite(positions).all():
+        raise InputError(f"points {path} hold NaN or infinite values; give finite coordinates in A")
+    corner = origin == "corner" or (origin == "auto" and structure is not None)
+    offset = np.full(3, box // 2 * pixel_size if corner else 0.0)
+    positions = positions - offset
+    if (np.abs(positions) > box * pixel_size / 2).any(1).mean() > 0.1:
+        raise InputError(
+            f"points {path} lie outside the box of {box * pixel_size:.0f} A; check that they are in A and in "
+            "the frame of the consensus map, or give --origin"
+        )
+    return PointSet(torch.from_numpy(positions.astype(np.float32)), offset, structure)
+
+
+class Displacer:
+    """Displacements of fixed points under the particles' deformations, each by its own half's decoder.
+
+    Points are given and come back in the consensus frame; see `HalfModel.consensus_evaluator`.
+
+    Parameters
+    ----------
+    run
+        finished and summarised.
+    positions
+        (m, 3) A in the consensus frame.
+    """
+
+    def __init__(self, run: "Run", positions: torch.Tensor):
+        self.run, self.positions = run, positions
+        self.halves = np.asarray(run.halves)
+        with torch.no_grad():
+            self._evaluators = [
+                [model.consensus_evaluator(part.to(model.gaussians.positions)) for part in positions.split(_POINTS)]
+                for model in run.models
+            ]
+
+    @torch.no_grad()
+    def of_particles(self, rows: np.ndarray) -> torch.Tensor:
+        """Return the (b, m, 3) positions (A) of the points in (b,) particles, rows from 0."""
+        moved = torch.empty(len(rows), len(self.positions), 3)
+        for index, model in enumerate(self.run.models):
+            mine = np.flatnonzero(self.halves[rows] == index + 1)
+            if not len(mine):
+                continue
+            latents = self.run.latents[index][torch.from_numpy(rows[mine])].to(model.gaussians.positions)
+            parts = [evaluate(latents).cpu() for evaluate in self._evaluators[index]]
+            moved[torch.from_numpy(mine)] = self.positions + torch.cat(parts, 1)
+        return moved
+
+    @torch.no_grad()
+    def at_state(self, coordinates) -> torch.Tensor:
+        """Return the (m, 3) positions (A) at (K,) motion coordinates, both halves averaged."""
+        total = torch.zeros(len(self.positions), 3)
+        for index, model in enumerate(self.run.models):
+            own = torch.as_tensor(self.halves == index + 1)
+            known = torch.as_tensor(self.run.motions.coordinates)[own]
+            mean, fields = motion_fields(
+                model, self.run.latents[index][own], known, self.positions
+            )
+            factors = torch.as_tensor(np.asarray(coordinates), dtype=fields.dtype, device=fields.device)
+            total += (mean + torch.tensordot(factors, fields, 1)).cpu() / 2
+        return self.positions + total
+
+    def chunks(self, rows: np.ndarray) -> Iterator[torch.Tensor]:
+        """Yield `of_particles` for all rows in order, a bounded number at a time."""
+        size = max(1, _PAIRS // max(1, len(self.positions)))
+        for start in range(0, len(rows), size):
+            yield self.of_particles(rows[start : start + size])
+
+
+def displace(
+    run: "Run",
+    points: str | Path,
+    out: str | Path,
+    options: DisplaceOptions | None = None,
+    say: Callable[[str], None] = print,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> list[Path]:
+    """Write points under particles' deformations, and atomic models moved likewise.
+
+    The ``.npz`` holds `positions` (n, m, 3) float32, A, in the convention of the points' file; `half` (n,)
+    int64, whose decoder moved them; `rows` (n,) int64, rows of particles.star from 0; and `points` (m, 3)
+    float32, where they are in the file. It is written particle by particle and need not fit in memory. Atomic
+    models are written beside it, as ``<out>_particle<row>.cif`` and ``<out>_state.cif``.
+
+    Parameters
+    ----------
+    run
+        finished and summarised.
+    points
+        ``.npy``, ``.pdb`` or ``.cif`` file, see `read_points`.
+    out
+        of the ``.npz``.
+    options
+        which particles, which states.
+    say, progress
+        take lines for the user, and a stage's name with what is done and to do.
+
+    Returns
+    -------
+    list
+        paths of all files written.
+
+    Raises
+    ------
+    InputError
+        if points, rows or state cannot be used.
+    """
+    options = options or DisplaceOptions()
+    out = Path(out)
+    if out.suffix != ".npz":
+        raise InputError(f"--out is {out}; give a name that ends in .npz")
+    point_set = read_points(points, run.particles.box, run.particles.pixel_size, options.origin)
+    n = len(run.halves)
+    rows = None if options.particles is None else parse_numbers(options.particles, "--particles", int)
+    state = None if options.state is None else parse_numbers(options.state, "--state")
+    for row in rows or []:
+        check_row(row, n)
+    if (state is not None or options.models) and point_set.structure is None:
+        raise InputError(f"moved models need an atomic model; --points is {points}: give a .pdb or .cif file")
+    if options.models and not rows:
+        raise InputError("--models writes one file per particle; give the --particles to write")
+    n_motions = torch.as_tensor(run.motions.coordinates).shape[1]
+    if state is not None:
+        if len(state) > n_motions:
+            raise InputError(f"--state has {len(state)} numbers, the run {n_motions} motions; give fewer")
+        state += [0.0] * (n_motions - len(state))
+    chosen = np.arange(n) if rows is None else np.array(rows) - 1
+    displacer = Displacer(run, point_set.positions)
+    _write_npz(out, displacer, point_set, chosen, progress)
+    say(f"Positions of {len(point_set)} points in {len(chosen)} particles are in {out}.")
+    written = [out]
+    targets = {}
+    if options.models:
+        targets |= {f"particle{row}": displacer.of_particles(np.array([row - 1]))[0] for row in rows}
+    if state is not None:
+        targets["state"] = displacer.at_state(state)
+    for name, moved in targets.items():
+        path = out.with_name(f"{out.stem}_{name}.cif")
+        write_model(path, point_set, moved)
+        say(f"The moved model is {path}.")
+        written.append(path)
+    return written
+
+
+def write_model(path: Path, point_set: PointSet, moved: torch.Tensor) -> None:
+    """Write the atomic model with its atoms at (m, 3) `moved` (A, origin at the box's centre) as mmCIF."""
+    structure = point_set.structure.clone()
+    while len(structure) > 1:
+        del structure[1]
+    for atom, position in zip(_atoms(structure[0]), moved.double().numpy() + point_set.offset, strict=True):
+        atom.pos = gemmi.Position(*position)
+    structure.setup_entities()
+    with atomic_path(path) as temporary:
+        structure.make_mmcif_document().write_file(str(temporary))
+
+
+def _write_npz(out: Path, displacer: Displacer, point_set: PointSet, rows: np.ndarray, progress) -> None:
+    offset = torch.from_numpy(point_set.offset.astype(np.float32))
+    with atomic_path(out) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        small = {
+            "half": displacer.halves[rows].astype(np.int64),
+            "rows": rows.astype(np.int64),
+            "points": (point_set.positions + offset).numpy(),
+        }
+        for name, values in small.items():
+            buffer = io.BytesIO()
+            np.lib.format.write_array(buffer, values)
+            archive.writestr(f"{name}.npy", buffer.getvalue())
+        header = {"descr": "<f4", "fortran_order": False, "shape": (len(rows), len(point_set), 3)}
+        # numpy.savez would want the whole array, which for many particles and atoms is larger than memory.
+        with archive.open("positions.npy", "w", force_zip64=True) as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            done = 0
+            for moved in displacer.chunks(rows):
+                file.write((moved + offset).numpy().astype("<f4").tobytes())
+                done += len(moved)
+                if progress:
+                    progress("displacing points", done, len(rows))
+
+
+def _read_array(path: Path) -> np.ndarray:
+    try:
+        positions = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"points {path} cannot be read as .npy ({error}); give a NumPy array") from error
+    numbers = positions.dtype.kind in "fiu"
+    if not numbers or positions.ndim != 2 or positions.shape[1] != 3 or not len(positions):
+        raise InputError(f"points {path} have shape {positions.shape}; give numbers of shape (points, 3)")
+    return positions.astype(float)
+
+
+def _read_structure(path: Path) -> gemmi.Structure:
+    try:
+        structure = gemmi.read_structure(str(path))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"model {path} cannot be read ({error}); give a PDB or mmCIF file") from error
+    if not len(structure) or not structure[0].count_atom_sites():
+        raise InputError(f"model {path} holds no atoms; give a PDB or mmCIF file with coordinates")
+    return structure
+
+
+def _atoms(model: gemmi.Model) -> list[gemmi.Atom]:
+    return [atom for chain in model for residue in chain for atom in residue]

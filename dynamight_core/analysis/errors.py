@@ -1,0 +1,86 @@
+"""How far each displacement can be trusted.
+
+Two errors add up. The decoders of the two halves, trained on different particles, disagree on one image by
+what they learned differently. And the image's own noise leaves its latent uncertain: the width of the latent's
+posterior, pushed through the decoder. The first is invisible in the second and the second in the first, since
+both halves see the same image with the same noise.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from dynamight_core.model.half import HalfModel
+
+
+@dataclass
+class MotionErrors:
+    """Error estimates of displacements, A rms.
+
+    Parameters
+    ----------
+    particle
+        (n,) rms over points of the error of each particle.
+    point
+        (m,) rms over particles of the error at each point.
+    disagreement
+        (n,) the part of `particle` that is the decoders', for one half.
+    posterior
+        (n,) the part that is the latent's posterior.
+    """
+
+    particle: torch.Tensor
+    point: torch.Tensor
+    disagreement: torch.Tensor
+    posterior: torch.Tensor
+
+
+@torch.no_grad()
+def motion_errors(
+    evaluators, models: tuple[HalfModel, HalfModel], latents, covariances, halves, batch: int = 64
+) -> MotionErrors:
+    """Estimate the errors of all particles at common points.
+
+    Parameters
+    ----------
+    evaluators
+        of both halves at the common points, latents to (b, m, 3) displacements in A.
+    models
+        of both halves.
+    latents, covariances
+        (2, n, d) and (2, n, d, d) of all particles under both halves.
+    halves
+        (n,) 1 or 2.
+    """
+    n = len(halves)
+    device = models[0].latent_mean.device
+    particle, point = torch.zeros(n), 0.0
+    disagreement, posterior = torch.zeros(n), torch.zeros(n)
+    for rows in torch.arange(n).split(batch):
+        shifts = [evaluate(latents[h][rows].to(device)) for h, evaluate in enumerate(evaluators)]
+        # Each half errs alike: the variance of one is half that of the difference.
+        between = (shifts[0] - shifts[1]).square().sum(-1) / 2
+        width = torch.zeros_like(between)
+        for h in (0, 1):
+            mine = torch.where(halves[rows] == h + 1)[0]
+            if len(mine):
+                own = rows[mine]
+                width[mine] = _pushed_through(
+                    evaluators[h], latents[h][own].to(device), covariances[h][own].to(device), shifts[h][mine]
+                )
+        total = between + width
+        particle[rows] = total.mean(1).sqrt().cpu()
+        disagreement[rows] = between.mean(1).sqrt().cpu()
+        posterior[rows] = width.mean(1).sqrt().cpu()
+        point = point + total.sum(0).cpu() / n
+    return MotionErrors(particle, point.sqrt(), disagreement, posterior)
+
+
+def _pushed_through(evaluate, latents, covariances, shift) -> torch.Tensor:
+    """Return (b, m) variances (A^2) of displacements under Gaussian latents, to first order."""
+    spread = torch.linalg.cholesky(covariances)
+    variance = torch.zeros(shift.shape[:2], device=shift.device)
+    for axis in range(latents.shape[1]):
+        # One standard deviation along each column of the factor; their squares add up to the variance.
+        variance += (evaluate(latents + spread[:, :, axis]) - shift).square().sum(-1)
+    return variance

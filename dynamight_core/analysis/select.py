@@ -1,0 +1,129 @@
+"""Subsets of a run's particles by motion, error, cluster, place along a motion, or half, as STAR files."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dynamight_core.analysis.states import check_motion, cluster_coordinates
+from dynamight_core.errors import InputError
+from dynamight_core.options import SelectOptions
+from dynamight_core.particles.metadata import write_star
+
+if TYPE_CHECKING:
+    from dynamight_core.analysis.results import Run
+
+Range = tuple[float, float]
+
+
+def parse_range(text: str, option: str) -> Range:
+    """Return the range that ``LOW:HIGH`` names; either may be left out.
+
+    Raises
+    ------
+    InputError
+        naming the option.
+    """
+    try:
+        low, high = (float(part) if part.strip() else None for part in text.split(":"))
+    except ValueError as error:
+        raise InputError(f"{option} is '{text}'; give LOW:HIGH, either of which may be left out") from error
+    values = (-np.inf if low is None else low, np.inf if high is None else high)
+    if not values[0] <= values[1]:
+        raise InputError(f"{option} is '{text}', which holds nothing; give LOW:HIGH with LOW below HIGH")
+    return values
+
+
+def select_particles(run: "Run", options: SelectOptions) -> np.ndarray:
+    """Return the (n,) mask of the particles that the options keep.
+
+    Raises
+    ------
+    InputError
+        if nothing is asked for, or a motion, cluster or half is not in the run.
+    """
+    o, table = options, run.table
+    coordinates = np.asarray(run.motions.coordinates, dtype=float)
+    conditions = []
+    for text, option, column in (
+        (o.motion, "--motion", "dynMotionRms"),
+        (o.error, "--error", "dynMotionError"),
+    ):
+        if text is not None:
+            conditions.append(_within(table[column].to_numpy(), parse_range(text, option)))
+    for text in o.along:
+        number, _, limits = text.partition(":")
+        if not number.strip().isdigit():
+            raise InputError(f"--along is '{text}'; give K:LOW:HIGH with K the number of a motion")
+        check_motion(int(number), coordinates.shape[1])
+        conditions.append(_within(coordinates[:, int(number) - 1], parse_range(limits, "--along")))
+    if bool(o.cluster) != (o.clusters is not None):
+        raise InputError("--clusters (how many to make) and --cluster (which to keep) belong together; give both")
+    if o.cluster:
+        labels, _ = cluster_coordinates(coordinates, o.clusters, o.seed)
+        for number in o.cluster:
+            if not 1 <= number <= o.clusters:
+                raise InputError(f"--cluster is {number}; give a number from 1 to {o.clusters}")
+        conditions.append(np.isin(labels + 1, o.cluster))
+    if o.half is not None:
+        if o.half not in (1, 2):
+            raise InputError(f"--half is {o.half}; give 1 or 2")
+        conditions.append(np.asarray(run.halves) == o.half)
+    if not conditions:
+        raise InputError("nothing is selected by; give --motion, --error, --along, --cluster or --half")
+    kept = np.logical_and.reduce(conditions)
+    return ~kept if o.complement else kept
+
+
+def write_selection(
+    run: "Run",
+    options: SelectOptions,
+    name: str = "selection",
+    out: str | Path | None = None,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Write the selected rows with all input columns, the dyn columns and the optics table.
+
+    Parameters
+    ----------
+    run
+        finished and summarised.
+    options
+        what to keep.
+    name
+        of the file in ``RUN/analysis/selections``.
+    out
+        path of the STAR file instead.
+    say
+        takes the counts.
+
+    Returns
+    -------
+    Path
+        of the STAR file.
+
+    Raises
+    ------
+    InputError
+        if no particle is left.
+    """
+    kept = select_particles(run, options)
+    if not kept.any():
+        raise InputError(f"the selection holds none of the {len(kept)} particles; widen its ranges")
+    path = Path(run.path) / "analysis" / "selections" / f"{name}.star" if out is None else Path(out)
+    # Input columns as the text that they were, results as numbers.
+    table = run.particles.table.copy()
+    for column in run.table.columns.difference(table.columns, sort=False):
+        table[column] = run.table[column].to_numpy()
+    write_star(path, table[kept], run.particles.optics, run.particles.block)
+    halves = np.asarray(run.halves)[kept]
+    say(
+        f"{int(kept.sum())} of {len(kept)} particles ({int((halves == 1).sum())} of half 1, "
+        f"{int((halves == 2).sum())} of half 2) are in {path}."
+    )
+    return path
+
+
+def _within(values: np.ndarray, limits: Range) -> np.ndarray:
+    return (values >= limits[0]) & (values <= limits[1])

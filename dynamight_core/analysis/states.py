@@ -1,0 +1,452 @@
+"""States of the molecule along a motion, between particles, at clusters or latents: maps and a movie."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.cluster import KMeans
+
+from dynamight_core.analysis.motions import motion_fields
+from dynamight_core.errors import InputError
+from dynamight_core.files import atomic_path, write_map
+from dynamight_core.options import HALVES, StatesOptions
+
+if TYPE_CHECKING:
+    from dynamight_core.analysis.results import Run
+
+@dataclass
+class States:
+    """s states of a molecule.
+
+    Parameters
+    ----------
+    name
+        of the folder that they are written to.
+    labels
+        s names of files, without suffix.
+    coordinates
+        (s, K) A rms, one per principal motion; None where `latents` say it.
+    latents, half
+        (s, d) latents of one half's decoder, and which.
+    particles
+        (s,) how many particles each state stands for, or None.
+    ordered
+        whether the states follow a path, which a movie can show.
+    """
+
+    name: str
+    labels: list[str]
+    coordinates: np.ndarray | None
+    latents: torch.Tensor | None = None
+    half: int | None = None
+    particles: np.ndarray | None = None
+    ordered: bool = True
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class StateModels:
+    """Renders the Gaussian models of a run at states; what all states share is computed once.
+
+    Parameters
+    ----------
+    run
+        finished and summarised.
+    half
+        "1", "2", or "both" for the average.
+    """
+
+    def __init__(self, run: "Run", half: str = "both"):
+        if str(half) not in HALVES:
+            raise InputError(f"--half is '{half}'; choose one of {', '.join(HALVES)}")
+        self.run = run
+        self.numbers = (1, 2) if str(half) == "both" else (int(half),)
+        self._motions: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def positions(self, half: int, coordinates) -> torch.Tensor:
+        """Return the (n, 3) positions (A) of a half's Gaussians at (K,) coordinates (A rms)."""
+        model = self.run.models[half - 1]
+        mean, fields = self._fields(half)
+        factors = torch.as_tensor(np.asarray(coordinates), dtype=mean.dtype, device=mean.device)
+        return model.consensus_positions + mean + torch.tensordot(factors, fields, 1)
+
+    def volume(self, coordinates) -> np.ndarray:
+        """Return the (box, box, box) map of the state at (K,) coordinates, the chosen halves averaged."""
+        return np.mean([self._render(half, self.positions(half, coordinates)) for half in self.numbers], 0)
+
+    @torch.no_grad()
+    def volume_at_latent(self, half: int, latent: torch.Tensor) -> np.ndarray:
+        """Return the (box, box, box) map of one half's model at a (d,) latent of its own decoder."""
+        model = self.run.models[half - 1]
+        shift = model.displacements(latent[None].to(model.gaussians.positions))[0]
+        return self._render(half, model.gaussians.positions + shift)
+
+    @torch.no_grad()
+    def _render(self, half: int, positions: torch.Tensor) -> np.ndarray:
+        particles, model = self.run.particles, self.run.models[half - 1]
+        volume = model.gaussians.render(particles.box, particles.pixel_size, positions)
+        # Images are sums over voxels: over coarser ones, as in training, the same image needs more density.
+        return volume.cpu().numpy() * (particles.pixel_size / model.pixel_size)
+
+    def _fields(self, half: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if half not in self._motions:
+            run, model = self.run, self.run.models[half - 1]
+            own = torch.as_tensor(run.halves) == half
+            coordinates = torch.as_tensor(run.motions.coordinates)[own]
+            mean, fields = motion_fields(
+                model, run.latents[half - 1][own], coordinates, model.consensus_positions
+            )
+            self._motions[half] = torch.as_tensor(mean), torch.as_tensor(fields)
+        return self._motions[half]
+
+
+def choose_states(run: "Run", options: StatesOptions) -> States:
+    """Return the states that the options ask for.
+
+    Raises
+    ------
+    InputError
+        if they cannot be had, or two kinds are asked for.
+    """
+    o = options
+    asked = [name for name in ("between", "clusters", "at", "latent") if getattr(o, name)]
+    if len(asked) > 1:
+        raise InputError(f"--{asked[0]} and --{asked[1]} are two kinds of states; give one of them")
+    if o.between:
+        return states_between(run, *o.between, o.n)
+    if o.clusters is not None:
+        return states_of_clusters(run, o.clusters, o.seed)
+    if o.at:
+        return states_at_coordinates(run, [parse_numbers(text, "--at") for text in o.at])
+    if o.latent:
+        if o.half == "both":
+            raise InputError("--latent needs --half 1 or 2; latents of the two halves are not comparable")
+        return states_at_latents(run, int(o.half), [parse_numbers(text, "--latent") for text in o.latent])
+    return states_along_motion(run, o.motion, o.n, tuple(o.percentiles), o.deviations)
+
+
+def state_volume(run: "Run", coordinates, half: str = "both") -> np.ndarray:
+    """Return the (box, box, box) map of a state, in the particles' box and pixel size.
+
+    Parameters
+    ----------
+    run
+        finished and summarised.
+    coordinates
+        (K,) A rms along each principal motion.
+    half
+        "1", "2", or "both" for the average of both halves' Gaussian models.
+    """
+    return StateModels(run, half).volume(_coordinates(run, coordinates))
+
+
+def states_along_motion(
+    run: "Run",
+    motion: int,
+    n: int = 10,
+    percentiles: tuple[float, float] = (2.5, 97.5),
+    deviations: float | None = None,
+) -> States:
+    """Return n states evenly along one motion, the others at their mean.
+
+    Parameters
+    ----------
+    run
+        finished and summarised.
+    motion
+        from 1.
+    n
+        number of states.
+    percentiles
+        of the particles' coordinates where the first and last state lie.
+    deviations
+        instead of percentiles, standard deviations of the coordinates to either side of their mean.
+
+    Raises
+    ------
+    InputError
+        if there is no such motion, or the extent is empty.
+    """
+    coordinates = _all_coordinates(run)
+    check_motion(motion, coordinates.shape[1])
+    if n < 1:
+        raise InputError(f"--n is {n}; give at least 1 state")
+    values = coordinates[:, motion - 1]
+    if deviations is not None:
+        if not deviations > 0:
+            raise InputError(f"--deviations is {deviations:g}; give a positive number of standard deviations")
+        low, high = values.mean() + np.array([-1, 1]) * deviations * values.std()
+    else:
+        if not 0 <= percentiles[0] < percentiles[1] <= 100:
+            raise InputError(
+                f"--percentiles is {percentiles[0]:g} {percentiles[1]:g}; give two rising numbers, 0 to 100"
+            )
+        low, high = np.percentile(values, percentiles)
+    path = np.tile(coordinates.mean(0), (n, 1))
+    path[:, motion - 1] = np.linspace(low, high, n) if n > 1 else (low + high) / 2
+    labels = [f"motion{motion}_state{i + 1:02d}_{path[i, motion - 1]:+.1f}A" for i in range(n)]
+    return States(f"motion{motion}", labels, path)
+
+
+def states_between(run: "Run", first: int, last: int, n: int = 10) -> States:
+    """Return n states on the straight line from one particle's conformation to another's; rows from 1.
+
+    Raises
+    ------
+    InputError
+        if there is no such row.
+    """
+    coordinates = _all_coordinates(run)
+    if n < 2:
+        raise InputError(f"--n is {n}; give at least 2 states between particles")
+    for row in (first, last):
+        check_row(row, len(coordinates))
+    share = np.linspace(0, 1, n)[:, None]
+    path = (1 - share) * coordinates[first - 1] + share * coordinates[last - 1]
+    name = f"particles{first}to{last}"
+    return States(name, [f"{name}_state{i + 1:02d}" for i in range(n)], path)
+
+
+def states_of_clusters(run: "Run", n: int, seed: int = 0) -> States:
+    """Return the centres of n k-means clusters of the particles' coordinates, the first motion ascending."""
+    labels, centres = cluster_coordinates(_all_coordinates(run), n, seed)
+    counts = np.bincount(labels, minlength=n)
+    names = [f"cluster{i + 1:02d}_{counts[i]}particles" for i in range(n)]
+    return States(f"clusters{n}", names, centres, particles=counts, ordered=False)
+
+
+def states_at_latents(run: "Run", half: int, latents: list) -> States:
+    """Return the states at (s, d) latents of one half's decoder.
+
+    Raises
+    ------
+    InputError
+        if the half is not 1 or 2, or latents have another dimension.
+    """
+    if half not in (1, 2):
+        raise InputError(f"--half is {half}; latents belong to one half: give 1 or 2")
+    wanted = run.models[half - 1].n_latents
+    for latent in latents:
+        if len(latent) != wanted:
+            raise InputError(f"a latent has {len(latent)} numbers, this run's have {wanted}; give {wanted}")
+    latents = torch.tensor(np.asarray(latents, dtype=np.float32))
+    labels = [f"half{half}_latent{i + 1:02d}" for i in range(len(latents))]
+    return States(f"latents_half{half}", labels, None, latents, half, ordered=len(latents) > 2)
+
+
+def states_at_coordinates(run: "Run", coordinates: list) -> States:
+    """Return the states at s given coordinates (A rms); motions left out at the end are at zero."""
+    rows = np.stack([_coordinates(run, row) for row in coordinates])
+    return States("coordinates", [f"state{i + 1:02d}" for i in range(len(rows))], rows, ordered=len(rows) > 2)
+
+
+def cluster_coordinates(coordinates: np.ndarray, n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return k-means clusters of (p, K) coordinates, numbered by their centre on the first motion.
+
+    Coordinates are in A rms along every motion, so that distances mean the same in all directions.
+
+    Returns
+    -------
+    tuple
+        (p,) cluster of each particle, from 0, and (n, K) centres.
+
+    Raises
+    ------
+    InputError
+        if there are fewer than 1 or more clusters than particles.
+    """
+    if not 1 <= n <= len(coordinates):
+        raise InputError(f"--clusters is {n}; give a number from 1 to that of particles, {len(coordinates)}")
+    fitted = KMeans(n, n_init=10, random_state=seed).fit(coordinates)
+    order = np.argsort(fitted.cluster_centers_[:, 0])
+    rank = np.empty(n, dtype=int)
+    rank[order] = np.arange(n)
+    return rank[fitted.labels_], fitted.cluster_centers_[order]
+
+
+def write_states(
+    run: "Run",
+    states: States,
+    out: str | Path | None = None,
+    half: str = "both",
+    movie: bool = True,
+    say: Callable[[str], None] = print,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Path:
+    """Write a map of every state, their coordinates and, along a path, a movie.
+
+    Parameters
+    ----------
+    run
+        finished and summarised.
+    states
+        to write.
+    out
+        folder; ``RUN/analysis/states/<name>`` if None.
+    half
+        "1", "2" or "both"; states at latents are of their own half.
+    movie
+        whether states along a path become ``movie.gif``.
+    say, progress
+        take lines for the user, and a stage's name with what is done and to do.
+
+    Returns
+    -------
+    Path
+        the folder, with one ``.mrc`` per state, ``states.csv`` and perhaps ``movie.gif``.
+    """
+    out = Path(run.path) / "analysis" / "states" / states.name if out is None else Path(out)
+    models = StateModels(run, half)
+    _remove_earlier(out)
+    projections = []
+    for i, label in enumerate(states.labels):
+        if states.latents is not None:
+            volume = models.volume_at_latent(states.half, states.latents[i])
+        else:
+            volume = models.volume(states.coordinates[i])
+        write_map(out / f"{label}.mrc", volume, run.particles.pixel_size)
+        projections.append(_projections(volume))
+        if progress:
+            progress("rendering states", i + 1, len(states))
+    with atomic_path(out / "states.csv") as path:
+        _table(states).to_csv(path, index=False, float_format="%.4f")
+    say(f"{len(states)} maps and states.csv are in {out}.")
+    if movie and states.ordered and len(states) > 1:
+        write_movie(out / "movie.gif", np.stack(projections), states.labels, run.particles.pixel_size)
+        say(f"The movie is {out / 'movie.gif'}.")
+    return out
+
+
+def write_movie(path: Path, projections: np.ndarray, labels: list[str], pixel_size: float) -> None:
+    """Write a GIF that runs along the states and back.
+
+    Parameters
+    ----------
+    path
+        of the GIF.
+    projections
+        (s, 3, box, box) sums of each state along z, y and x.
+    labels
+        s titles.
+    pixel_size
+        A.
+    """
+    # A figure without pyplot: nothing is left in a caller's session, and no window system is asked for.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    box = projections.shape[-1]
+    half = box * pixel_size / 2
+    extent = (-half, half, -half, half)
+    window = min(half, _window_pixels(projections) * pixel_size)
+    views = [("x", "y"), ("x", "z"), ("y", "z")]
+    top = projections.max((0, 2, 3))
+    levels = 0.2 * top
+    middle = projections[len(projections) // 2]
+    frames = []
+    for number, state in enumerate(projections):
+        figure = Figure(figsize=(9.0, 3.5), dpi=80, layout="constrained")
+        canvas = FigureCanvasAgg(figure)
+        for i, (axis, (across, up)) in enumerate(zip(figure.subplots(1, 3), views, strict=True)):
+            axis.imshow(state[i], cmap="gray_r", vmin=0, vmax=top[i], origin="lower", extent=extent)
+            axis.contour(middle[i], [levels[i]], colors="tab:blue", linewidths=0.8, extent=extent)
+            axis.contour(state[i], [levels[i]], colors="tab:red", linewidths=1.2, extent=extent)
+            axis.set(xlim=(-window, window), ylim=(-window, window))
+            axis.set(xlabel=f"{across} (Å)", ylabel=f"{up} (Å)")
+        figure.suptitle(f"{labels[number].replace('_', ' ')}   (red; blue: the middle state)", fontsize=10)
+        canvas.draw()
+        frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy()))
+    frames += frames[-2:0:-1]
+    with atomic_path(path) as temporary:
+        frames[0].save(temporary, save_all=True, append_images=frames[1:], duration=150, loop=0)
+
+
+def parse_numbers(text: str, option: str, kind: type = float) -> list:
+    """Return the numbers that a comma-separated text holds.
+
+    Raises
+    ------
+    InputError
+        naming the option.
+    """
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"{option} is '{text}'; give numbers separated by commas") from error
+
+
+def check_motion(motion: int, n_motions: int) -> None:
+    """Refuse a motion that the run has not.
+
+    Raises
+    ------
+    InputError
+        naming the motions that there are.
+    """
+    if not 1 <= motion <= n_motions:
+        raise InputError(f"motion {motion} is not in this run; give a number from 1 to {n_motions}")
+
+
+def check_row(row: int, n: int) -> None:
+    """Refuse a row, from 1, that the particles have not.
+
+    Raises
+    ------
+    InputError
+        naming the rows that there are.
+    """
+    if not 1 <= row <= n:
+        raise InputError(f"particle {row} is not in this run; give a row of particles.star from 1 to {n}")
+
+
+def _all_coordinates(run: "Run") -> np.ndarray:
+    return np.asarray(torch.as_tensor(run.motions.coordinates).cpu(), dtype=float)
+
+
+def _coordinates(run: "Run", values) -> np.ndarray:
+    """Return (K,) coordinates of fewer or as many values, zero where none is given."""
+    n_motions = _all_coordinates(run).shape[1]
+    values = np.asarray(values, dtype=float).ravel()
+    if len(values) > n_motions:
+        raise InputError(f"a state has {len(values)} coordinates, the run {n_motions}; give fewer")
+    return np.concatenate([values, np.zeros(n_motions - len(values))])
+
+
+def _projections(volume: np.ndarray) -> np.ndarray:
+    """Return the (3, box, box) sums of a [z, y, x] volume along z, y and x, density alone."""
+    positive = np.clip(volume, 0, None)
+    return np.stack([positive.sum(axis) for axis in range(3)]).astype(np.float32)
+
+
+def _window_pixels(projections: np.ndarray) -> int:
+    """Return half the side, in pixels, of the centred square that holds all density."""
+    shown = (projections > 0.03 * projections.max()).any((0, 1))
+    return int(np.abs(np.argwhere(shown) - projections.shape[-1] // 2).max(initial=0)) + 3
+
+
+def _remove_earlier(out: Path) -> None:
+    """Remove the files of states that were written to the same folder before."""
+    table = out / "states.csv"
+    if table.exists():
+        for name in [*pd.read_csv(table)["file"], "movie.gif", "states.csv"]:
+            (out / name).unlink(missing_ok=True)
+
+
+def _table(states: States) -> pd.DataFrame:
+    table = pd.DataFrame({"file": [f"{label}.mrc" for label in states.labels]})
+    if states.coordinates is not None:
+        for k in range(states.coordinates.shape[1]):
+            table[f"motion{k + 1}_A"] = states.coordinates[:, k]
+    else:
+        table["half"] = states.half
+        for k in range(states.latents.shape[1]):
+            table[f"latent{k + 1}"] = states.latents[:, k].numpy()
+    if states.particles is not None:
+        table["particles"] = states.particles
+    return table

@@ -1,0 +1,110 @@
+"""Whether deformation explains images, judged on particles and Fourier pixels that trained nothing."""
+
+from dataclasses import asdict, dataclass
+
+import torch
+
+from dynamight_core.model.half import HalfModel
+from dynamight_core.training.data import TrainingImages
+from dynamight_core.training.inference import infer_latents
+
+# Standard errors that a verdict asks for.
+_SIGMAS = 3.0
+# Gains and their null are compared over so many permutations.
+_PERMUTATIONS = 4
+
+
+@dataclass
+class Verdict:
+    """What validation particles say.
+
+    Parameters
+    ----------
+    verdict
+        "supported", "not supported" or "undecided".
+    gain, gain_error
+        mean over validation particles of the log-likelihood (nats per particle) that the particle's own
+        deformation adds on Fourier pixels that did not choose it, and its standard error.
+    null, null_error
+        the same with deformations permuted among particles.
+    particles
+        number of validation particles.
+    sentence
+        in plain words.
+    """
+
+    verdict: str
+    gain: float
+    gain_error: float
+    null: float
+    null_error: float
+    particles: int
+    sentence: str
+
+    def asdict(self) -> dict:
+        """Return the fields as a dictionary."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def judge(
+    models: tuple[HalfModel, HalfModel], data: TrainingImages, halves, validation, seed: int
+) -> tuple[Verdict, torch.Tensor]:
+    """Judge the deformations on validation particles.
+
+    Each validation particle's latent is inferred, under its own half's frozen decoder, from a random half of
+    the Fourier pixels; the data term on the other half is compared with and without its deformation. The null
+    gives each particle the latent of another one.
+
+    Returns
+    -------
+    tuple
+        the verdict, and the (n_validation,) gains in nats in the order of the rows.
+    """
+    gains, nulls = [], []
+    for number, model in enumerate(models, 1):
+        rows = torch.where(validation & (halves == number))[0]
+        generator = torch.Generator().manual_seed(seed * 100 + number)
+        box = model.box
+        share = torch.rand(len(rows), box, box // 2 + 1, generator=generator) < 0.5
+        starts = [model.latent_mean.expand(len(rows), -1)]
+        latents = infer_latents(model, data, rows, starts, steps=6, pixel_share=share).modes
+        plain = _data_terms(model, data, rows, None, ~share)
+        gains.append(plain - _data_terms(model, data, rows, latents, ~share))
+        null = torch.zeros(len(rows))
+        for turn in range(1, _PERMUTATIONS + 1):
+            # Turned by different amounts, nobody keeps his own and nobody gets the same one twice.
+            other = torch.roll(torch.arange(len(rows)), turn * max(1, len(rows) // (_PERMUTATIONS + 1)))
+            null += plain - _data_terms(model, data, rows, latents[other.to(latents.device)], ~share)
+        nulls.append(null / _PERMUTATIONS)
+    gains, nulls = torch.cat(gains), torch.cat(nulls)
+    gain, gain_error = float(gains.mean()), float(gains.std() / len(gains) ** 0.5)
+    null, null_error = float(nulls.mean()), float(nulls.std() / len(gains) ** 0.5)
+    # Pair by pair: both are of the same image with the same noise.
+    above_null = float((gains - nulls).mean())
+    spread = float((gains - nulls).std() / len(gains) ** 0.5)
+    numbers = (
+        f"on {len(gains)} held-out particles each one's own deformation adds {gain:.2f} +- {gain_error:.2f} nats of "
+        f"log-likelihood on held-out Fourier pixels, another particle's {null:.2f} +- {null_error:.2f}"
+    )
+    if gain > _SIGMAS * gain_error and above_null > _SIGMAS * spread:
+        name, text = "supported", f"The images support these motions: {numbers}."
+    elif gain < _SIGMAS * gain_error and gain < 0.5 * max(gain_error, 0.1) + gain_error:
+        name = "not supported"
+        text = f"The images do not support these motions: {numbers}. Use the rigid map."
+    else:
+        name = "undecided"
+        text = f"These particles do not decide whether the motions are real: {numbers}. More particles would."
+    return Verdict(name, gain, gain_error, null, null_error, len(gains), text), gains.cpu()
+
+
+def _data_terms(model, data, rows, latents, share) -> torch.Tensor:
+    """Return (n,) minus log-likelihoods on the Fourier pixels of `share`, without deformation if latents is None."""
+    weights = model.frequency_weights()
+    terms = []
+    for part in torch.arange(len(rows)).split(128):
+        batch = data.batch(rows[part])
+        positions = None if latents is None else model.gaussians.positions + model.displacements(latents[part])
+        residual = model.project(batch.matrices, batch.transfer, positions) - batch.transforms
+        terms.append(0.5 * (residual.abs().square() * weights * share[part].to(weights)).sum((-2, -1)))
+    return torch.cat(terms).cpu()

@@ -1,0 +1,223 @@
+"""The options of the stages after training, one dataclass a stage; their docstrings are the command line's help."""
+
+from dataclasses import dataclass, field
+
+HALVES = ("1", "2", "both")
+METHODS = ("wbp",)
+
+
+@dataclass
+class InvertOptions:
+    """How the inverse field is learned.
+
+    Parameters
+    ----------
+    epochs
+        Epochs of Adam.
+    particles_per_epoch
+        Random particles in each epoch.
+    points_per_batch
+        Random Gaussians in each step.
+    batch_size
+        Particles per step.
+    learning_rate
+        Adam's step at the start; it falls to a tenth along a half cosine.
+    smoothness
+        Weight of the smoothness term off the samples.
+    seed
+        Same seed, same machine, same numbers.
+    device
+        auto (a GPU if there is one), cpu, cuda, or the number of a GPU.
+    threads
+        CPU threads. All that the process may use if left out.
+    """
+
+    epochs: int = 200
+    particles_per_epoch: int = 256
+    points_per_batch: int = 256
+    batch_size: int = 32
+    learning_rate: float = 1e-2
+    smoothness: float = 0.1
+    seed: int = 0
+    device: str = "auto"
+    threads: int | None = None
+
+
+@dataclass
+class ReconstructOptions:
+    """How maps are reconstructed.
+
+    Parameters
+    ----------
+    method
+        wbp (deformed weighted backprojection).
+    through_inverse
+        Deform through the inverse network, as the paper does; needs dynamight invert before.
+    mask
+        Mask of the FSC (.mrc, 0 to 1, soft edge). Made from the map if left out.
+    region_radius
+        Voxels within this distance of the Gaussians deform (A); a soft edge as wide follows.
+    regularisation
+        Floor of the denominator, as a share of its mean in the shell.
+    rigid
+        Also reconstruct without deformation, by the same operator, into RUN/reconstruction/rigid.
+    batch_size
+        Particles at a time.
+    seed
+        Of the random phases in the FSC.
+    device
+        auto (a GPU if there is one), cpu, cuda, or the number of a GPU.
+    threads
+        CPU threads. All that the process may use if left out.
+    """
+
+    method: str = "wbp"
+    through_inverse: bool = False
+    mask: str | None = None
+    region_radius: float = 10.0
+    regularisation: float = 0.1
+    rigid: bool = True
+    batch_size: int = 32
+    seed: int = 0
+    device: str = "auto"
+    threads: int | None = None
+
+
+@dataclass
+class StatesOptions:
+    """Which states are written; by default along the first motion.
+
+    Parameters
+    ----------
+    motion
+        Along this principal motion, from 1.
+    n
+        Number of states along a motion or between particles.
+    percentiles
+        Percentiles of the particles' coordinates at the first and last state.
+    deviations
+        Instead of percentiles: standard deviations to either side of the mean.
+    between
+        Two rows of particles.star, from 1: states from one particle to the other.
+    clusters
+        Number of k-means clusters of the coordinates: a state at the centre of each.
+    at
+        Coordinates of one state, separated by commas (A rms along motion 1, 2, ...); may be given several times.
+    latent
+        A latent of the decoder of --half, numbers separated by commas; may be given several times.
+    half
+        Whose Gaussian model: 1, 2, or both for the average.
+    movie
+        Write a movie where the states follow a path.
+    seed
+        Of k-means.
+    threads
+        CPU threads. All that the process may use if left out.
+    """
+
+    motion: int = 1
+    n: int = 10
+    percentiles: tuple[float, float] = (2.5, 97.5)
+    deviations: float | None = None
+    between: tuple[int, int] | None = None
+    clusters: int | None = None
+    at: list[str] = field(default_factory=list)
+    latent: list[str] = field(default_factory=list)
+    half: str = "both"
+    movie: bool = True
+    seed: int = 0
+    threads: int | None = None
+
+
+@dataclass
+class DisplaceOptions:
+    """Which particles' deformations are applied to points.
+
+    Parameters
+    ----------
+    origin
+        Where the points' coordinates are zero: centre (of the box), corner (its first voxel), or auto: centre for
+        .npy, corner for atomic models.
+    particles
+        Rows of particles.star, from 1, separated by commas; all if left out.
+    state
+        Also write the atomic model at this state as mmCIF: coordinates separated by commas (A rms).
+    models
+        Also write the atomic model in each of the --particles as mmCIF.
+    threads
+        CPU threads. All that the process may use if left out.
+    """
+
+    origin: str = "auto"
+    particles: str | None = None
+    state: str | None = None
+    models: bool = False
+    threads: int | None = None
+
+
+@dataclass
+class SelectOptions:
+    """Which particles are kept; every condition that is given must hold.
+
+    Parameters
+    ----------
+    motion
+        LOW:HIGH of dynMotionRms (A); either may be left out.
+    error
+        LOW:HIGH of dynMotionError (A).
+    along
+        K:LOW:HIGH of the coordinate along motion K (A rms); may be given several times.
+    clusters
+        Number of k-means clusters of the coordinates, numbered by their centre on the first motion.
+    cluster
+        Keep this cluster, from 1; may be given several times.
+    half
+        Keep half 1 or 2.
+    complement
+        Keep all others instead.
+    seed
+        Of k-means.
+    """
+
+    motion: str | None = None
+    error: str | None = None
+    along: list[str] = field(default_factory=list)
+    clusters: int | None = None
+    cluster: list[int] = field(default_factory=list)
+    half: int | None = None
+    complement: bool = False
+    seed: int = 0
+
+
+@dataclass
+class DemoOptions:
+    """How large the demonstration is.
+
+    Parameters
+    ----------
+    particles
+        Number of simulated images.
+    box
+        Pixels.
+    pixel_size
+        A.
+    n_gaussians
+        Gaussians of each half's model.
+    epochs
+        Epochs after the warm-up. As dynamight train if left out.
+    seed
+        Same seed, same machine, same numbers.
+    device
+        auto (a GPU if there is one), cpu, cuda, or the number of a GPU.
+    threads
+        CPU threads. All that the process may use if left out.
+    """
+
+    particles: int = 1200
+    box: int = 64
+    pixel_size: float = 3.0
+    n_gaussians: int = 2000
+    epochs: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    threads: int | None = None

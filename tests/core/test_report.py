@@ -1,0 +1,258 @@
+"""The report of a run: one file, complete, offline, of bounded size, and true to its tables."""
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import starfile
+import torch
+
+from dynamight_core.analysis.motions import PrincipalMotions
+from dynamight_core.analysis.report import write_report
+from dynamight_core.config import InputOptions, RunConfig, TrainOptions
+from dynamight_core.files import write_map
+
+SECTIONS = "verdict training landscape latents errors gaussians movie maps fsc files".split()
+
+
+def make_run(folder, n=400, n_points=300, n_motions=4, answer="supported", reconstructed=False, rigid=True):
+    """Return an object with the attributes of analysis.results.Run, and its files, without training anything."""
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator().manual_seed(5)
+    points = 40 * torch.randn(n_points, 3, generator=generator)
+    components = torch.randn(n_motions, n_points, 3, generator=generator)
+    components /= components.square().sum(-1).mean(1).sqrt()[:, None, None]
+    size = 3.0 / torch.arange(1, n_motions + 1)
+    coordinates = torch.randn(n, n_motions, generator=generator) * size
+    shares = size.square() / size.square().sum()
+    motions = PrincipalMotions(points, torch.zeros(n_points, 3), components, coordinates, shares)
+    halves = torch.arange(n) % 2 + 1
+    rms = coordinates.square().sum(1).sqrt()
+    error = 0.5 + torch.rand(n, generator=generator)
+    summary = {
+        "verdict": {
+            "verdict": answer, "gain": 7.654, "gain_error": 0.321, "null": -1.234, "null_error": 0.456,
+            "particles": n // 10, "sentence": "Held-out particles say so: 7.65 +- 0.32 nats.",
+        },
+        "motion_rms": 3.456, "motion_between_particles_rms": 3.21, "error_rms": 1.789,
+        "error_disagreement_rms": 1.11, "error_posterior_rms": 1.44, "warnings": ["a warning about <the map>"],
+        "point_motion": torch.rand(n_points, generator=generator).tolist(),
+        "point_error": torch.rand(n_points, generator=generator).tolist(),
+    }  # fmt: skip
+    _write_metrics(folder)
+    write_map(folder / "consensus.mrc", _ball(), 3.0)
+    config = RunConfig(
+        InputOptions(star="in/particles.star", map=str(folder / "consensus.mrc")), TrainOptions(),
+        {"dynamight_core": "0.1.0", "torch": "2", "commands": {"train": "dynamight train in.star RUN"}, "folder": "/x"},
+    )  # fmt: skip
+    if reconstructed:
+        for part in ("reconstruction", "reconstruction/rigid")[: 1 + rigid]:
+            write_map(folder / part / "map.mrc", _ball(), 3.0)
+            _write_fsc(folder / part / "fsc.star", 7.25 if part == "reconstruction" else 8.5)
+    table = pd.DataFrame({"dynMotionRms": rms.numpy(), "dynMotionError": error.numpy()})
+    return SimpleNamespace(
+        path=folder, config=config, latents=torch.randn(2, n, 3, generator=generator), halves=halves,
+        validation=torch.arange(n) % 10 == 0, motions=motions, summary=summary, table=table,
+    )  # fmt: skip
+
+
+def _ball(box=32):
+    axis = np.arange(box) - box // 2
+    z, y, x = np.meshgrid(axis, axis, axis, indexing="ij")
+    noise = np.random.default_rng(0).normal(0, 0.05, (box,) * 3)
+    return (x**2 + 2 * y**2 + z**2 < 60).astype(np.float32) + noise
+
+
+def _write_metrics(folder):
+    lines = []
+    for epoch, kind in enumerate(["warm-up", "encoder", "encoder", "refinement", "reference", "refinement"], 1):
+        for half in (1, 2):
+            lines.append({
+                "epoch": epoch, "half": half, "kind": kind, "data": 2000.0 - 10 * epoch + half, "kl": 0.3 * epoch,
+                "regularity": 0.01, "repulsion": 0.002, "motion": 0.5 * epoch, "lambda": 30.0, "sparse_weight": 0.0,
+                "seconds": 2.0, "particles_per_second": 456.0, "peak_memory_gb": 0.5,
+            })  # fmt: skip
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _write_fsc(path, resolution, n_shells=17):
+    index = np.arange(n_shells)
+    frequency = index / (3.0 * 2 * (n_shells - 1))
+    columns = {"rlnSpectralIndex": index, "rlnResolution": frequency, "rlnAngstromResolution": 1 / (frequency + 1e-3)}
+    for name in ("Corrected", "UnmaskedMaps", "MaskedMaps"):
+        columns[f"rlnFourierShellCorrelation{name}"] = np.exp(-index / resolution)
+    columns["dynModelMap"] = columns["dynModelConsensus"] = np.exp(-index / 6)
+    starfile.write({"general": {"rlnFinalResolution": resolution}, "fsc": pd.DataFrame(columns)}, path)
+
+
+class Links(HTMLParser):
+    """Collects the addresses that a browser would load, and the ids of elements."""
+
+    def __init__(self):
+        super().__init__()
+        self.loaded, self.ids = [], []
+
+    def handle_starttag(self, tag, attributes):
+        for name, value in attributes:
+            if name in ("src", "srcset", "data", "poster", "action") or (name == "href" and tag != "a"):
+                self.loaded.append(value)
+            if name == "id":
+                self.ids.append(value)
+
+
+def parse(path):
+    links = Links()
+    links.feed(path.read_text())
+    return links
+
+
+def decode(value):
+    """Return plotly's typed arrays as arrays, everything else as it is."""
+    if isinstance(value, dict) and "bdata" in value:
+        return np.frombuffer(base64.b64decode(value["bdata"]), dtype=value["dtype"])
+    return value
+
+
+def figure_data(path, name):
+    """Return the traces of a figure on the page, arrays decoded."""
+    text = path.read_text()
+    start = text.index(f'Plotly.newPlot(                        "{name}"')
+    traces = json.JSONDecoder().raw_decode(text[text.index("[{", start) :])[0]
+    return [{name: decode(value) for name, value in trace.items()} for trace in traces]
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """A run with everything, and its report."""
+    run = make_run(tmp_path_factory.mktemp("report") / "run", reconstructed=True)
+    return run, write_report(run, say=lambda line: None)
+
+
+def test_report_is_one_file_that_loads_nothing(full):
+    _, path = full
+    assert path == full[0].path / "analysis" / "report.html"
+    for address in parse(path).loaded:
+        assert address.startswith("data:")
+    own = re.sub(r"<script>.*?</script>", "", path.read_text(), flags=re.S)
+    assert not re.search(r"url\(|@import", own)
+
+
+def test_report_has_every_section_once(full):
+    ids = parse(full[1]).ids
+    assert len(ids) == len(set(ids))
+    assert [name for name in ids if name in SECTIONS] == SECTIONS
+
+
+def test_supported_motion_is_said_in_words(full):
+    assert "The data support motion" in full[1].read_text()
+
+
+def test_report_embeds_plotly_once(full):
+    assert full[1].read_text().count("* plotly.js v") == 1
+
+
+def test_user_text_is_escaped(full):
+    text = full[1].read_text()
+    assert "A warning about &lt;the map&gt;." in text
+    assert "<the map>" not in text
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [("not supported", "The data do not support motion"), ("undecided", "The data do not decide")],
+)
+def test_verdict_is_said_in_words_with_its_numbers(tmp_path, answer, words):
+    run = make_run(tmp_path / "run", answer=answer)
+    text = write_report(run, say=lambda line: None).read_text()
+    assert words in text
+    assert "Held-out particles say so: 7.65 ± 0.32 nats." in text
+    for number in ("7.65", "0.321", "-1.23", "0.456"):
+        assert f">{number}<" in text
+
+
+def test_without_reconstruction_the_report_says_which_command_makes_it(tmp_path):
+    run = make_run(tmp_path / "run")
+    path = write_report(run, say=lambda line: None)
+    text = path.read_text()
+    assert text.count(f"dynamight reconstruct {run.path}") == 2
+    assert "data:image/png;base64," in text  # the consensus map
+    assert "figure-fsc" not in parse(path).ids
+
+
+def test_without_a_rigid_map_the_consensus_stands_for_before(tmp_path):
+    run = make_run(tmp_path / "run", reconstructed=True, rigid=False)
+    text = write_report(run, say=lambda line: None).read_text()
+    assert "the consensus map given" in text
+    assert "no reconstruction of the same particles without deformation" in text
+
+
+def test_a_missing_map_does_not_stop_the_report(tmp_path):
+    run = make_run(tmp_path / "run")
+    (run.path / "consensus.mrc").unlink()
+    assert "is not where it was" in write_report(run, say=lambda line: None).read_text()
+
+
+def test_numbers_on_top_are_those_of_the_table(full):
+    run, path = full
+    table = pd.read_csv(run.path / "analysis" / "tables" / "summary.csv")
+    text = path.read_text()
+    for row in table.itertuples():
+        shown = re.search(rf"<b>([^<]*)</b><span>{re.escape(row.number.replace(chr(39), '&#x27;'))}</span>", text)
+        number = float(shown.group(1).split()[0].replace(",", ""))
+        assert number == pytest.approx(row.value, rel=5e-3)
+    values = dict(zip(table["number"], table["value"], strict=True))
+    assert values["resolution before (rigid), FSC 0.143"] == 8.5
+    assert values["resolution after, FSC 0.143"] == 7.25
+    assert values["rms motion from the reference"] == run.summary["motion_rms"]
+
+
+def test_figures_show_the_numbers_of_their_tables(full):
+    run, path = full
+    tables = run.path / "analysis" / "tables"
+    landscape = pd.read_csv(tables / "landscape.csv")
+    drawn = figure_data(path, "figure-landscape")
+    np.testing.assert_allclose(drawn[0]["x"], landscape["motion_1"], rtol=1e-5)
+    np.testing.assert_allclose(drawn[1]["y"], landscape["motion_2"], rtol=1e-5)
+    np.testing.assert_allclose(decode(drawn[1]["marker"]["color"]), landscape["error"], rtol=1e-5)
+    training = pd.read_csv(tables / "training.csv")
+    np.testing.assert_allclose(
+        figure_data(path, "figure-training")[0]["y"], training["data_change_percent"][training["half"] == 1], rtol=1e-5
+    )
+    fsc = pd.read_csv(tables / "fsc.csv")
+    after = fsc[fsc["map"] == "after"]
+    curves = {trace["name"]: trace for trace in figure_data(path, "figure-fsc")}
+    shown = curves["after: half-maps, corrected for the mask"]["y"]
+    np.testing.assert_allclose(shown, after["rlnFourierShellCorrelationCorrected"], rtol=1e-5)
+    histograms = pd.read_csv(tables / "coordinates.csv")
+    first = histograms[(histograms["motion"] == 1) & (histograms["half"] == 1)]
+    np.testing.assert_array_equal(figure_data(path, "figure-coordinates")[0]["y"], first["particles"])
+
+
+def test_one_motion_and_one_latent_are_enough(tmp_path):
+    run = make_run(tmp_path / "run", n_motions=1)
+    run.latents = run.latents[..., :1]
+    assert write_report(run, say=lambda line: None).exists()
+
+
+def test_no_motion_at_all_is_reported(tmp_path):
+    run = make_run(tmp_path / "run", answer="not supported")
+    run.motions.coordinates.zero_()
+    run.motions.components.zero_()
+    run.latents.zero_()
+    run.table["dynMotionRms"] = 0.0
+    run.summary["point_motion"] = [0.0] * len(run.motions.points)
+    assert write_report(run, say=lambda line: None).exists()
+
+
+def test_report_of_100000_particles_is_below_20_mb(tmp_path):
+    run = make_run(tmp_path / "run", n=100_000, n_points=2000, n_motions=6, reconstructed=True)
+    path = write_report(run, tmp_path / "elsewhere.html", say=lambda line: None)
+    assert path.stat().st_size < 20e6
+    counts = pd.read_csv(run.path / "analysis" / "tables" / "landscape_density.csv")["particles"]
+    # All but the thin tails beyond the drawn range
+    assert counts.sum() > 0.99 * 100_000
