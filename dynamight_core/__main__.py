@@ -1,0 +1,5 @@
+"""``python -m dynamight_core`` is ``dynamight``."""
+
+from dynamight_core.cli import main
+
+main()

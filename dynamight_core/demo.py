@@ -1,0 +1,170 @@
+"""``dynamight demo``: a molecule with a hinge, from simulated images to a report, and what of it was true."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dynamight_core.analysis.displace import Displacer
+from dynamight_core.analysis.report import write_report
+from dynamight_core.analysis.results import Run, summarise
+from dynamight_core.analysis.states import states_along_motion, write_states
+from dynamight_core.config import InputOptions, TrainOptions
+from dynamight_core.errors import InputError
+from dynamight_core.files import read_map
+from dynamight_core.options import DemoOptions, ReconstructOptions
+from dynamight_core.reconstruction.fsc import fourier_shell_correlation, resolution_at
+from dynamight_core.reconstruction.stage import Reconstruction, reconstruct_run
+from dynamight_core.simulate.dataset import SimulateOptions, simulate
+from dynamight_core.simulate.truth import Truth, load_truth
+from dynamight_core.training.run import train
+
+# The half-way FSC with the truth, which FSC 0.143 between half-maps stands for.
+_TRUTH_THRESHOLD = 0.5
+
+
+def run_demo(
+    out: str | Path,
+    options: DemoOptions | None = None,
+    overwrite: bool = False,
+    say: Callable[[str], None] = print,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Run:
+    """Simulate, train, reconstruct, analyse, and say what was found beside what was true.
+
+    Parameters
+    ----------
+    out
+        folder; the data set goes to ``out/data`` and the run to ``out/run``.
+    options
+        sizes.
+    overwrite
+        whether to replace an earlier demonstration.
+    say, progress
+        take lines for the user, and a stage's name with what is done and to do.
+
+    Raises
+    ------
+    InputError
+        if the folder holds a demonstration already.
+    """
+    options = options or DemoOptions()
+    out = Path(out)
+    data, run_folder = out / "data", out / "run"
+    if (data / "particles.star").exists() and not overwrite:
+        raise InputError(f"{out} holds a demonstration already; give --overwrite to replace it")
+    started = time.monotonic()
+
+    def stage(title: str) -> None:
+        say(f"[{time.monotonic() - started:4.0f} s] {title}")
+
+    stage(f"Simulating {options.particles} images of a molecule whose smaller domain turns by up to 20 degrees.")
+    files = simulate(
+        SimulateOptions(
+            particles=options.particles, box=options.box, pixel_size=options.pixel_size, seed=options.seed
+        ),
+        data,
+        None if progress is None else lambda done, total: progress("simulating", done, total),
+    )
+    truth = load_truth(files.truth)
+    stage("Learning deformations from the images and their consensus map.")
+    inputs = InputOptions(
+        star=str(files.particles), map=str(files.consensus), half_maps=[str(path) for path in files.half_maps]
+    )
+    training = TrainOptions(
+        n_gaussians=options.n_gaussians, seed=options.seed, device=options.device, threads=options.threads
+    )
+    if options.epochs is not None:
+        training = replace(training, epochs=options.epochs)
+    trained = train(inputs, training, run_folder, overwrite=overwrite, say=say, progress=progress)
+    run = summarise(trained, say=say, progress=progress)
+    trained.data.close()
+    stage("Reconstructing, with and without motion.")
+    maps = reconstruct_run(
+        run, ReconstructOptions(device=options.device, threads=options.threads, seed=options.seed), say, progress
+    )
+    stage("Writing states along the first motion, and the report.")
+    states = write_states(run, states_along_motion(run, 1), say=say, progress=progress)
+    report = write_report(run, say=say)
+    stage("Done. What was found, beside the truth that only a simulation knows:")
+    for line in findings(run, truth, maps):
+        say(f"  {line}")
+    say("Open:")
+    for path, what in (
+        (report, "everything in one page (a browser)"),
+        (states / "movie.gif", "the first motion"),
+        (maps.deformed.final, "the map with motion corrected (ChimeraX); rigid/map.mrc beside it without"),
+        (run.path / "particles.star", "latents, motion and error of every particle"),
+    ):
+        say(f"  {path}   {what}")
+    return run
+
+
+def findings(run: Run, truth: Truth, maps: Reconstruction) -> list[str]:
+    """Return lines on motion, verdict and resolution, compared with the truth."""
+    motion = compare_motion(run, truth)
+    lines = [
+        f"Hinge angle: correlation with the truth {motion['correlation']:.2f} (0.90 is the most that images of "
+        "this noise allow).",
+        f"Motion of the small domain: {motion['moving_rms']:.1f} A rms, truly {motion['true_rms']:.1f}; error "
+        f"{motion['moving_error']:.1f} A. The large one rests; it was moved by {motion['static_error']:.1f} A.",
+        f"Verdict: {run.summary['verdict']['verdict']}.",
+    ]
+    rigid = maps.rigid
+    if rigid is None:
+        return lines
+    lines.append(f"Resolution (half-maps, FSC 0.143): {rigid.resolution:.1f} -> {maps.deformed.resolution:.1f} A.")
+    moving, static = (
+        [truth_resolution(truth, Path(files.final), domain) for files in (rigid, maps.deformed)] for domain in (1, 0)
+    )
+    lines.append(
+        f"Against the true map (FSC {_TRUTH_THRESHOLD}): small domain {moving[0][0]:.1f} -> {moving[1][0]:.1f} A "
+        f"(mean FSC {moving[0][1]:.3f} -> {moving[1][1]:.3f}), large domain {static[0][0]:.1f} -> "
+        f"{static[1][0]:.1f} A ({static[0][1]:.3f} -> {static[1][1]:.3f})."
+    )
+    return lines
+
+
+def compare_motion(run: Run, truth: Truth, n_atoms: int = 1000) -> dict[str, float]:
+    """Compare decoded with true displacements of a subset of the atoms.
+
+    Displacements are compared about their mean over particles: which conformation is called zero is a matter of
+    the consensus.
+
+    Returns
+    -------
+    dict
+        `correlation` of the hinge angle; rms displacements (A) of the small domain `moving_rms`, `true_rms`; rms
+        errors `moving_error`, `static_error`.
+    """
+    molecule = truth.molecule
+    chosen = torch.linspace(0, len(molecule.positions) - 1, min(n_atoms, len(molecule.positions))).long()
+    points, moving = molecule.positions[chosen], molecule.moving[chosen] > 0
+    decoded = torch.cat(list(Displacer(run, points).chunks(np.arange(len(truth)))))
+    decoded = decoded - decoded.mean(0)
+    true = truth.positions(slice(None))[:, chosen]
+    true = true - true.mean(0)
+    # The angle that moves the domain most like the decoded displacement, up to its scale.
+    axis = molecule.axis_directions[0]
+    lever = torch.linalg.cross(axis.expand_as(points), points - molecule.axis_points[0])[moving]
+    turned = (decoded[:, moving] * lever).sum((1, 2)) / lever.square().sum()
+    difference = (decoded - true).square().sum(-1)
+    return {
+        "correlation": float(torch.corrcoef(torch.stack([turned, truth.angles[:, 0]]))[0, 1]),
+        "moving_rms": float(decoded[:, moving].square().sum(-1).mean().sqrt()),
+        "true_rms": float(true[:, moving].square().sum(-1).mean().sqrt()),
+        "moving_error": float(difference[:, moving].mean().sqrt()),
+        "static_error": float(difference[:, ~moving].mean().sqrt()),
+    }
+
+
+def truth_resolution(truth: Truth, path: Path, domain: int) -> tuple[float, float]:
+    """Return resolution (A) and mean FSC of a map against the truth at angle 0, in a mask around one domain."""
+    half_maps = [path.with_name(f"half{half}_unfil.mrc") for half in (1, 2)]
+    volume = torch.from_numpy(sum(read_map(half)[0] for half in half_maps))
+    curve = fourier_shell_correlation(volume, truth.true_map(0.0), truth.domain_mask(domain))
+    resolution = resolution_at(curve, truth.box, truth.pixel_size, _TRUTH_THRESHOLD)
+    return resolution, float(curve[1:].mean())

@@ -1,0 +1,623 @@
+"""The command line as a user meets it: from a STAR file to a subset, stops and resumes, refusals, help, docs."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gemmi
+import mrcfile
+import numpy as np
+import pandas as pd
+import pytest
+import starfile
+import torch
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from dynamight_core import cli
+from dynamight_core.analysis.results import Run
+from dynamight_core.files import read_map, write_map
+from dynamight_core.simulate.dataset import SimulateOptions, simulate
+from dynamight_core.training import run as training_run
+
+N, BOX, PIXEL = 220, 32, 6.0
+SMALL = ["--n-gaussians", "200", "--epochs", "8", "--encoder-epochs", "4", "--reference-interval", "3"]
+SMALL += ["--n-latents", "2", "--batch-size", "50", "--refits", "0", "--threads", "1"]
+COMMANDS = "simulate check train invert reconstruct analyse states displace select demo".split()
+DOCS = Path(__file__).parents[2] / "docs" / "command-line.md"
+
+
+def dynamight(*words):
+    """Run the program in this process; returns exit code and everything printed."""
+    result = CliRunner().invoke(cli.make_app(), [str(word) for word in words])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return simulate(SimulateOptions(particles=N, box=BOX, pixel_size=PIXEL, snr=2.0), tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """A run that training has finished; tests add to it but change nothing."""
+    run = tmp_path_factory.mktemp("runs") / "run"
+    code, text = dynamight(*train_words(data, run))
+    assert code == 0, text
+    assert "support" in text
+    return run
+
+
+def train_words(data, run, *more):
+    return ["train", data.particles, run, "--map", data.consensus, "--half-maps", *data.half_maps, *SMALL, *more]
+
+
+# ------------------------------------------------------------------------------------------------ a run's stages
+
+
+def test_a_trained_run_has_results_for_every_particle_in_input_order(data, trained):
+    given = starfile.read(data.particles)["particles"]
+    found = starfile.read(trained / "particles.star")["particles"]
+    assert list(found["rlnImageName"]) == list(given["rlnImageName"])
+    assert set(given) <= set(found)
+    assert (found["dynHalf"] == given["rlnRandomSubset"]).all()
+    for column in ("dynValidation", "dynLatent1", "dynLatent2", "dynMotion1", "dynMotionRms", "dynMotionError"):
+        assert np.isfinite(found[column]).all()
+    assert {"config.yaml", "metrics.jsonl", "half1", "half2"} <= {path.name for path in trained.iterdir()}
+
+
+def test_reconstruct_writes_maps_on_the_grid_of_the_consensus_and_says_the_resolution(trained):
+    code, text = dynamight("reconstruct", trained, "--threads", "1", "--overwrite")
+    assert code == 0, text
+    assert re.search(r"Resolution at FSC 0\.143: [\d.]+ A with motion corrected, [\d.]+ A without", text)
+    for name in ("half1_unfil", "half2_unfil", "map", "mask", "rigid/map"):
+        volume, pixel_size = read_map(trained / "reconstruction" / f"{name}.mrc")
+        assert volume.shape == (BOX,) * 3
+        assert pixel_size == pytest.approx(PIXEL)
+    curves = starfile.read(trained / "reconstruction" / "fsc.star")["fsc"]
+    assert {"rlnFourierShellCorrelationCorrected", "dynModelConsensus", "dynModelMap"} <= set(curves)
+    assert Run.open(trained).config.stages["reconstruct"]["method"] == "wbp"
+    code, text = dynamight("reconstruct", trained)
+    assert code == 2
+    assert "--overwrite" in text
+
+
+def test_reconstruct_through_the_inverse_field_gives_nearly_the_same_map(trained, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    code, text = dynamight("reconstruct", run, "--through-inverse", "--overwrite")
+    assert code == 2
+    assert "dynamight invert" in text
+    assert dynamight("reconstruct", run, "--no-rigid", "--overwrite")[0] == 0
+    exact, _ = read_map(run / "reconstruction" / "map.mrc")
+    assert dynamight("invert", run, "--epochs", "10")[0] == 0
+    assert dynamight("reconstruct", run, "--through-inverse", "--no-rigid", "--overwrite")[0] == 0
+    approximate, _ = read_map(run / "reconstruction" / "map.mrc")
+    assert np.corrcoef(exact.ravel(), approximate.ravel())[0, 1] > 0.95
+
+
+def test_analyse_writes_one_report(trained):
+    code, text = dynamight("analyse", trained)
+    assert code == 0, text
+    page = (trained / "analysis" / "report.html").read_text()
+    assert "<html" in page
+
+
+def test_states_along_a_motion_are_maps_a_table_and_a_movie(trained):
+    code, text = dynamight("states", trained, "--n", "3")
+    assert code == 0, text
+    folder = trained / "analysis" / "states" / "motion1"
+    table = pd.read_csv(folder / "states.csv")
+    assert len(table) == 3
+    assert (np.diff(table["motion1_A"]) > 0).all()
+    volumes = [read_map(folder / name) for name in table["file"]]
+    assert all(volume.shape == (BOX,) * 3 and size == pytest.approx(PIXEL) for volume, size in volumes)
+    assert (folder / "movie.gif").read_bytes()[:3] == b"GIF"
+    # A second call replaces the first's files.
+    assert dynamight("states", trained, "--n", "2", "--no-movie")[0] == 0
+    assert len(list(folder.glob("*.mrc"))) == 2
+    assert not (folder / "movie.gif").exists()
+
+
+def test_a_state_projects_like_the_images_it_was_learned_from(data, trained):
+    assert dynamight("states", trained, "--at", "0")[0] == 0
+    volume, _ = read_map(trained / "analysis" / "states" / "coordinates" / "state01.mrc")
+    consensus, _ = read_map(data.consensus)
+    assert np.corrcoef(volume.ravel(), consensus.ravel())[0, 1] > 0.8
+    assert 0.5 < (volume * consensus).sum() / (consensus**2).sum() < 2
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "files"),
+    [
+        (["--clusters", "3"], "clusters3", 3),
+        (["--between", "1", "7", "--n", "2"], "particles1to7", 2),
+        (["--latent", "0.1,-0.2", "--half", "2"], "latents_half2", 1),
+    ],
+)
+def test_states_of_other_kinds(trained, words, name, files):
+    code, text = dynamight("states", trained, *words)
+    assert code == 0, text
+    assert len(list((trained / "analysis" / "states" / name).glob("*.mrc"))) == files
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--motion", "9"], "motion 9 is not in this run"),
+        (["--between", "0", "5"], "particle 0 is not in this run"),
+        (["--latent", "1,2,3", "--half", "1"], "a latent has 3 numbers"),
+        (["--latent", "1,2"], "--half 1 or 2"),
+        (["--at", "a,b"], "numbers separated by commas"),
+        (["--clusters", "2", "--at", "1"], "two kinds of states"),
+        (["--percentiles", "90", "10"], "two rising numbers"),
+    ],
+)
+def test_states_that_cannot_be_had_are_refused(trained, words, reason):
+    code, text = dynamight("states", trained, *words)
+    assert code == 2
+    assert reason in text
+
+
+def test_displace_moves_points_by_each_particle_s_own_half(trained, tmp_path):
+    points = np.random.default_rng(0).normal(0, 20, (7, 3))
+    np.save(tmp_path / "points.npy", points)
+    code, text = dynamight("displace", trained, "--points", tmp_path / "points.npy", "--out", tmp_path / "f.npz")
+    assert code == 0, text
+    with np.load(tmp_path / "f.npz") as found:
+        assert found["positions"].shape == (N, 7, 3)
+        assert found["positions"].dtype == np.float32
+        np.testing.assert_allclose(found["points"], points, atol=1e-5)
+        run = Run.open(trained)
+        for row in (0, 1, 2, 3, N - 1):
+            half = int(found["half"][row])
+            assert half == int(run.halves[row])
+            carried = run.consensus_to_reference(half, torch.tensor(points).float())
+            shift = run.models[half - 1].displacements(run.latents[half - 1][row : row + 1], carried)[0]
+            np.testing.assert_allclose(found["positions"][row], points + shift.detach().numpy(), atol=1e-4)
+
+
+def test_displace_writes_the_same_whatever_the_chunks(trained, tmp_path, monkeypatch):
+    np.save(tmp_path / "points.npy", np.random.default_rng(0).normal(0, 20, (7, 3)))
+    words = ["displace", trained, "--points", tmp_path / "points.npy", "--out"]
+    assert dynamight(*words, tmp_path / "a.npz")[0] == 0
+    monkeypatch.setattr("dynamight_core.analysis.displace._PAIRS", 50)
+    monkeypatch.setattr("dynamight_core.analysis.displace._POINTS", 3)
+    assert dynamight(*words, tmp_path / "b.npz")[0] == 0
+    a, b = np.load(tmp_path / "a.npz"), np.load(tmp_path / "b.npz")
+    np.testing.assert_allclose(a["positions"], b["positions"], atol=1e-4)
+
+
+def test_atomic_models_are_placed_from_the_box_corner_and_written_moved(trained, tmp_path):
+    structure = write_model(tmp_path / "model.pdb", offset=BOX // 2 * PIXEL)
+    words = ["displace", trained, "--points", tmp_path / "model.pdb", "--out", tmp_path / "f.npz"]
+    code, text = dynamight(*words, "--particles", "2,5", "--models", "--state", "1.5")
+    assert code == 0, text
+    found = np.load(tmp_path / "f.npz")
+    assert list(found["rows"]) == [1, 4]
+    moved = gemmi.read_structure(str(tmp_path / "f_particle5.cif"))
+    positions = [atom.pos.tolist() for chain in moved[0] for residue in chain for atom in residue]
+    np.testing.assert_allclose(positions, found["positions"][1], atol=2e-3)
+    assert moved[0].count_atom_sites() == structure[0].count_atom_sites()
+    assert (tmp_path / "f_state.cif").exists()
+    # The same atoms given about the centre of the box move the same way.
+    write_model(tmp_path / "centred.pdb", offset=0.0)
+    words = ["displace", trained, "--points", tmp_path / "centred.pdb", "--out", tmp_path / "g.npz"]
+    assert dynamight(*words, "--origin", "centre", "--particles", "2,5")[0] == 0
+    np.testing.assert_allclose(
+        np.load(tmp_path / "g.npz")["positions"] + BOX // 2 * PIXEL, found["positions"], atol=2e-3
+    )
+
+
+def write_model(path, offset):
+    structure = gemmi.Structure()
+    structure.add_model(gemmi.Model(1))
+    chain = gemmi.Chain("A")
+    for number, place in enumerate(np.random.default_rng(1).normal(0, 20, (4, 3)).round(3), 1):
+        residue = gemmi.Residue()
+        residue.name, residue.seqid = "ALA", gemmi.SeqId(str(number))
+        atom = gemmi.Atom()
+        atom.name, atom.element, atom.pos = "CA", gemmi.Element("C"), gemmi.Position(*(place + offset))
+        residue.add_atom(atom)
+        chain.add_residue(residue)
+    structure[0].add_chain(chain)
+    structure.write_pdb(str(path))
+    return structure
+
+
+@pytest.mark.parametrize("name", ["points.txt", "missing.npy", "flat.npy", "far.npy"])
+def test_points_that_cannot_be_used_are_refused(trained, tmp_path, name):
+    (tmp_path / "points.txt").write_text("1 2 3\n")
+    np.save(tmp_path / "flat.npy", np.zeros(5))
+    np.save(tmp_path / "far.npy", np.full((5, 3), 1e4))
+    code, text = dynamight("displace", trained, "--points", tmp_path / name, "--out", tmp_path / "f.npz")
+    assert code == 2
+    assert name in text
+    assert not (tmp_path / "f.npz").exists()
+
+
+def test_a_selection_and_its_complement_hold_every_particle_once_with_its_optics(data, trained, tmp_path):
+    words = ["select", trained, "--along", "1::0", "--half", "1"]
+    code, text = dynamight(*words, "--name", "low")
+    assert code == 0, text
+    assert re.search(r"\d+ of 220 particles \(\d+ of half 1, 0 of half 2\)", text)
+    low = starfile.read(trained / "analysis" / "selections" / "low.star")
+    assert (low["particles"]["dynMotion1"] <= 0).all()
+    assert (low["particles"]["dynHalf"] == 1).all()
+    assert dynamight(*words, "--complement", "--out", tmp_path / "rest.star")[0] == 0
+    rest = starfile.read(tmp_path / "rest.star")
+    names = [*low["particles"]["rlnImageName"], *rest["particles"]["rlnImageName"]]
+    assert sorted(names) == sorted(starfile.read(data.particles)["particles"]["rlnImageName"])
+    assert rest["optics"].equals(low["optics"])
+
+
+def test_clusters_divide_the_particles(trained, tmp_path):
+    counts = []
+    for cluster in (1, 2, 3):
+        words = ["--clusters", "3", "--cluster", cluster, "--out", tmp_path / f"{cluster}.star"]
+        assert dynamight("select", trained, *words)[0] == 0
+        counts.append(len(starfile.read(tmp_path / f"{cluster}.star")["particles"]))
+    assert sum(counts) == N
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ([], "nothing is selected by"),
+        (["--motion", "5:1"], "LOW below HIGH"),
+        (["--error", "high"], "LOW:HIGH"),
+        (["--along", "x:0:1"], "K:LOW:HIGH"),
+        (["--along", "9:0:1"], "motion 9 is not in this run"),
+        (["--cluster", "1"], "--clusters"),
+        (["--clusters", "2", "--cluster", "3"], "from 1 to 2"),
+        (["--motion", "1000:"], "holds none"),
+    ],
+)
+def test_selections_that_cannot_be_made_are_refused(trained, words, reason):
+    code, text = dynamight("select", trained, *words)
+    assert code == 2
+    assert reason in text
+
+
+# --------------------------------------------------------------------------------------------- stops and resumes
+
+
+def metrics(run):
+    """Return the metrics without what the machine's load decides."""
+    timed = ("seconds", "particles_per_second", "peak_memory_gb")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in timed} for line in lines]
+
+
+@pytest.mark.parametrize(("stop", "checkpoint_seconds"), [(2, 0.0), (6, 0.0), (9, 0.0), (11, 1e9)])
+def test_a_stopped_and_resumed_run_ends_like_one_that_was_not_stopped(
+    data, trained, tmp_path, monkeypatch, stop, checkpoint_seconds
+):
+    run = tmp_path / "run"
+    monkeypatch.setattr(training_run, "_CHECKPOINT_SECONDS", checkpoint_seconds)
+    with monkeypatch.context() as patched:
+        patched.setattr(cli.Reporter, "progress", interrupt_at(stop))
+        code, text = dynamight(*train_words(data, run))
+    assert code == 130
+    assert "Stopped; go on with --resume." in text
+    assert not (run / "latents.safetensors").exists()
+    code, text = dynamight(*train_words(data, run, "--resume"))
+    assert code == 0, text
+    assert metrics(run) == metrics(trained)
+    found, wanted = (starfile.read(folder / "particles.star")["particles"] for folder in (run, trained))
+    assert found.equals(wanted)
+
+
+def interrupt_at(epoch):
+    def progress(self, stage, done, total):
+        if stage == "training" and done == epoch:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+def test_an_interrupted_process_exits_with_130_and_leaves_a_run(data, tmp_path):
+    run = tmp_path / "run"
+    words = [str(word) for word in train_words(data, run, "--epochs", "500")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dynamight_core", *words], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not (run / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "--resume" in errors
+    assert (run / "config.yaml").exists()
+
+
+def test_a_run_that_has_not_finished_is_refused_by_later_stages(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli.Reporter, "progress", interrupt_at(1))
+    assert dynamight(*train_words(data, tmp_path / "run"))[0] == 130
+    code, text = dynamight("reconstruct", tmp_path / "run")
+    assert code == 2
+    assert "has not finished" in text
+
+
+def test_an_existing_run_needs_resume_or_overwrite_and_resume_the_same_options(data, trained):
+    code, text = dynamight(*train_words(data, trained))
+    assert code == 2
+    assert "--resume" in text
+    assert "--overwrite" in text
+    code, text = dynamight(*train_words(data, trained, "--resume", "--n-latents", "3"))
+    assert code == 2
+    assert "n_latents" in text
+
+
+def test_a_failure_is_one_sentence_with_the_place_of_its_traceback(trained, monkeypatch):
+    def fail(*arguments, **options):
+        raise RuntimeError("the disk caught fire")
+
+    monkeypatch.setattr("dynamight_core.analysis.states.write_states", fail)
+    code, text = dynamight("states", trained)
+    log = trained / "error.log"
+    assert code == 1
+    assert "the disk caught fire" in text
+    assert str(log) in text
+    assert "Traceback" not in text
+    assert "Traceback" in log.read_text()
+    log.unlink()
+
+
+# ------------------------------------------------------------------------------------------------------ bad input
+
+
+class BadInput:
+    """A copy of the data set that a case spoils, and the words of a training on it."""
+
+    def __init__(self, data, folder):
+        self.folder, self.star = folder, folder / "particles.star"
+        self.stack, self.map = folder / "particles.mrcs", folder / "map.mrc"
+        self.run, self.more = folder / "run", []
+        shutil.copy(data.particles, self.star)
+        shutil.copy(data.stack, self.stack)
+        shutil.copy(data.consensus, self.map)
+
+    @property
+    def words(self):
+        return ["train", self.star, self.run, "--map", self.map, *SMALL, *self.more]
+
+    def edit(self, change):
+        """Rewrite the STAR file with the tables that `change(optics, particles)` returns."""
+        blocks = starfile.read(self.star, always_dict=True)
+        optics, rows = change(pd.DataFrame(blocks["optics"]), blocks["particles"])
+        starfile.write({"optics": optics, "particles": rows}, self.star, overwrite=True, na_rep="nan")
+
+    def without(self, column):
+        self.edit(lambda optics, rows: (optics.drop(columns=column, errors="ignore"),
+                                        rows.drop(columns=column, errors="ignore")))  # fmt: skip
+
+    def rewrite_map(self, volume, pixel_size):
+        write_map(self.map, volume, pixel_size)
+
+
+def missing_stack(bad):
+    bad.stack.unlink()
+
+
+def truncated_stack(bad):
+    bad.stack.write_bytes(bad.stack.read_bytes()[:-5000])
+
+
+def unreadable_stack(bad):
+    bad.stack.write_bytes(b"not an MRC file" * 200)
+
+
+def index_beyond(bad):
+    bad.edit(lambda optics, rows: (optics, rows.replace({"rlnImageName": {"000220": "000221"}}, regex=True)))
+
+
+def nan_in_image(bad):
+    with mrcfile.mmap(bad.stack, mode="r+") as stack:
+        stack.data[17, 3, 4] = np.nan
+
+
+def nan_in_column(bad):
+    def change(optics, rows):
+        rows.loc[4, "rlnAngleTilt"] = np.nan
+        return optics, rows
+
+    bad.edit(change)
+
+
+def map_of_another_box(bad):
+    volume, _ = read_map(bad.map)
+    bad.rewrite_map(volume[2:-2, 2:-2, 2:-2], PIXEL)
+
+
+def map_of_another_pixel_size(bad):
+    bad.rewrite_map(read_map(bad.map)[0], PIXEL * 1.1)
+
+
+def map_that_is_not_cubic(bad):
+    bad.rewrite_map(read_map(bad.map)[0][:-4], PIXEL)
+
+
+def map_that_is_missing(bad):
+    bad.map.unlink()
+
+
+def map_with_nan(bad):
+    volume = read_map(bad.map)[0]
+    volume[3, 3, 3] = np.nan
+    bad.rewrite_map(volume, PIXEL)
+
+
+def empty_star(bad):
+    bad.edit(lambda optics, rows: (optics, rows.iloc[:0]))
+
+
+def blank_star(bad):
+    bad.star.write_text("")
+
+
+def few_particles(bad):
+    bad.edit(lambda optics, rows: (optics, rows.iloc[:199]))
+
+
+def output_under_a_file(bad):
+    (bad.folder / "file").write_text("")
+    bad.run = bad.folder / "file" / "run"
+
+
+def output_is_a_file(bad):
+    bad.run.write_text("")
+
+
+def unknown_option_value(bad):
+    bad.more = ["--decoder", "transformer"]
+
+
+def unknown_device(bad):
+    bad.more = ["--device", "77"]
+
+
+def without(column):
+    return lambda bad: bad.without(column)
+
+
+BAD = {
+    "missing stack": (missing_stack, r"particles\.mrcs"),
+    "truncated stack": (truncated_stack, r"particles\.mrcs is truncated"),
+    "unreadable stack": (unreadable_stack, r"particles\.mrcs has MRC mode"),
+    "index beyond the stack": (index_beyond, r"row 220 .*rlnImageName image 221"),
+    "NaN in an image": (nan_in_image, r"image 18@.*NaN"),
+    "NaN in a column": (nan_in_column, r"row 5 .*rlnAngleTilt|rlnAngleTilt.*row 5"),
+    "no pose column": (without("rlnAngleRot"), r"rlnAngleRot"),
+    "no CTF column": (without("rlnDefocusU"), r"rlnDefocusU"),
+    "no optics column": (without("rlnVoltage"), r"rlnVoltage"),
+    "no pixel size": (without("rlnImagePixelSize"), r"pixel size|rlnImagePixelSize"),
+    "no image column": (without("rlnImageName"), r"rlnImageName"),
+    "map of another box": (map_of_another_box, r"map\.mrc has a box of 28 voxels"),
+    "map of another pixel size": (map_of_another_pixel_size, r"map\.mrc has a pixel size of 6\.6 A"),
+    "map not cubic": (map_that_is_not_cubic, r"map\.mrc is 28 x 32 x 32, not a cube"),
+    "no map": (map_that_is_missing, r"map\.mrc does not exist"),
+    "NaN in the map": (map_with_nan, r"map\.mrc holds NaN"),
+    "empty STAR": (empty_star, r"particles\.star .*empty|no particles"),
+    "blank STAR": (blank_star, r"particles\.star"),
+    "fewer than 200 particles": (few_particles, r"holds 199 particles.*at least 200"),
+    "unwritable output": (output_under_a_file, r"not a directory; choose"),
+    "output is a file": (output_is_a_file, r"is a file"),
+    "option value": (unknown_option_value, r"--decoder is 'transformer'"),
+    "device": (unknown_device, r"--device is '77'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused_before_training_with_one_sentence(data, tmp_path, case):
+    spoil, reason = BAD[case]
+    bad = BadInput(data, tmp_path)
+    spoil(bad)
+    code, text = dynamight(*bad.words)
+    assert code == 2, text
+    errors = [line for line in text.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1, text
+    assert re.search(reason, errors[0]), errors[0]
+    assert not (bad.run / "metrics.jsonl").is_file() if bad.run.is_dir() else True
+    if not case.startswith(("unwritable", "output")):
+        assert dynamight("check", *bad.words[1:2], *bad.words[3:])[0] == 2
+
+
+def test_check_says_what_was_understood(data):
+    code, text = dynamight("check", data.particles, "--map", data.consensus, *SMALL)
+    assert code == 0, text
+    for part in (f"{N} particles", f"box {BOX} pixels of {PIXEL:g} A", "half-sets", "Memory: about", "Time: about"):
+        assert part in text
+    assert "A run could start." in text
+    assert dynamight("check", data.particles)[0] == 0
+
+
+def test_train_without_a_map_is_refused(data, tmp_path):
+    code, text = dynamight("train", data.particles, tmp_path / "run")
+    assert code == 2
+    assert "--map is missing" in text
+
+
+def test_simulate_does_not_replace_a_data_set_unasked(tmp_path):
+    words = ["simulate", tmp_path / "data", "--particles", "4", "--box", "32", "--pixel-size", "6"]
+    assert dynamight(*words)[0] == 0
+    assert dynamight(*words)[0] == 2
+    assert dynamight(*words, "--overwrite")[0] == 0
+
+
+# ------------------------------------------------------------------------------------------------- help and docs
+
+
+def options_of(command):
+    """Return every option of a command by its long name."""
+    found = {}
+    for parameter in get_command(cli.make_app()).commands[command].params:
+        for name in [*parameter.opts, *parameter.secondary_opts]:
+            if name.startswith("--") and name != "--help":
+                found[name] = parameter
+    return found
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_for_every_option(command):
+    code, _ = dynamight(command, "--help")
+    assert code == 0
+    assert all(parameter.help for parameter in options_of(command).values())
+
+
+def test_defaults_are_those_of_the_dataclasses():
+    from dynamight_core.config import TrainOptions
+
+    defaults = TrainOptions()
+    for name, parameter in options_of("train").items():
+        field = name.removeprefix("--").replace("-", "_")
+        if hasattr(defaults, field):
+            assert parameter.default == getattr(defaults, field), name
+
+
+def test_help_does_not_import_torch():
+    program = (
+        "import sys; sys.argv = ['dynamight', '--help']\n"
+        "from dynamight_core import cli\n"
+        "try:\n    cli.main()\nexcept SystemExit:\n    assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "reconstruct" in done.stdout
+
+
+def test_the_version_is_the_package_s():
+    from dynamight_core import __version__
+
+    assert dynamight("--version") == (0, f"dynamight {__version__}\n")
+
+
+def test_an_unknown_command_or_option_is_bad_input():
+    assert dynamight("explode")[0] == 2
+    assert dynamight("train", "--frobnicate")[0] == 2
+
+
+def test_the_documentation_names_every_command_and_option_and_no_other():
+    sections = re.split(r"^## dynamight (\w+).*$", DOCS.read_text(), flags=re.MULTILINE)
+    documented = {
+        name: set(re.findall(r"^\| `(--[\w-]+)", text, re.MULTILINE))
+        for name, text in zip(sections[1::2], sections[2::2], strict=True)
+    }
+    assert documented == {name: {p.opts[0] for p in options_of(name).values()} for name in COMMANDS}
