@@ -1,0 +1,92 @@
+"""Draw docs/pictures/overview.png from the run of `make demo` (or of another run with maps).
+
+python docs/make_pictures.py [RUN]        RUN is demo/run if left out
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+from dynamight_core.analysis.results import Run
+from dynamight_core.files import atomic_path, read_map
+
+OUT = Path(__file__).parent / "pictures" / "overview.png"
+INK, SOFT = "#22282e", "#5d6873"
+
+
+def draw_motion(axes, run):
+    """Points in the mean conformation, with arrows to either side along the first motion."""
+    motions = run.motions
+    rest = (motions.points + motions.mean).numpy()
+    reach = 1.5 * float(motions.coordinates[:, 0].std())
+    field = motions.components[0].numpy() * reach
+    # Look along the axis that the motion uses least, so that arrows lie in the page.
+    _, directions = np.linalg.eigh(field.T @ field)
+    view = directions[:, 0]
+    spread = np.linalg.svd(rest - rest.mean(0), full_matrices=False)[2]
+    across = spread[0] - view * (spread[0] @ view)
+    across /= np.linalg.norm(across)
+    plane = np.stack([across, np.cross(view, across)], 1)
+    rest, depth, field = rest @ plane, rest @ view, field @ plane
+    size = np.asarray(run.summary["point_motion"])
+    order = np.argsort(depth)
+    axes.scatter(*rest[order].T, c=size[order], cmap="viridis", s=11, alpha=0.55, linewidth=0)
+    chosen = np.random.default_rng(0).permutation(len(rest))[:260]
+    chosen = chosen[size[chosen] > 0.25 * size.max()]
+    for sign in (-1, 1):
+        axes.quiver(
+            *rest[chosen].T, *(sign * field[chosen]).T, angles="xy", scale_units="xy", scale=1, color=INK, width=0.0035,
+            alpha=0.75,
+        )  # fmt: skip
+    axes.set_aspect("equal")
+    axes.margins(0.06)
+    axes.axis("off")
+    axes.set_title("first principal motion", color=INK)
+
+
+def draw_landscape(axes, run):
+    """Particles along the first two motions."""
+    table = run.table
+    second = table["dynMotion2"] if "dynMotion2" in table else 0 * table["dynMotion1"]
+    points = axes.scatter(table["dynMotion1"], second, c=table["dynMotionRms"], s=7, cmap="viridis", linewidth=0)
+    axes.figure.colorbar(points, ax=axes, shrink=0.72, pad=0.03).set_label("rms motion, Å", color=SOFT)
+    shares = 100 * run.motions.shares.numpy()
+    axes.set_xlabel(f"motion 1, Å rms ({shares[0]:.0f} %)", color=SOFT)
+    axes.set_ylabel(f"motion 2, Å rms ({shares[1]:.0f} %)" if len(shares) > 1 else "", color=SOFT)
+    axes.set_title("landscape of the particles", color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(color=SOFT, labelcolor=SOFT)
+
+
+def draw_map(axes, path, title):
+    """Draw the central slice of a map, cropped to the molecule."""
+    volume, _ = read_map(path)
+    edge = len(volume) // 6
+    # Across the shortest axis of the molecule, so that the slice shows all of its domains.
+    place = np.argwhere(volume > 0.2 * volume.max())
+    image = volume.take(len(volume) // 2, int(place.std(0).argmin()))[edge:-edge, edge:-edge]
+    low, high = np.quantile(image, [0.01, 0.998])
+    axes.imshow(image, cmap=colormaps["gray"], vmin=low, vmax=high, origin="lower", interpolation="bicubic")
+    axes.axis("off")
+    axes.set_title(title, color=INK)
+
+
+def main():
+    run = Run(sys.argv[1] if len(sys.argv) > 1 else "demo/run")
+    maps = run.path / "reconstruction"
+    figure = Figure(figsize=(15.5, 4.1), facecolor="white", layout="constrained")
+    panels = figure.subplots(1, 4, width_ratios=[1.15, 1.3, 1, 1])
+    draw_motion(panels[0], run)
+    draw_landscape(panels[1], run)
+    draw_map(panels[2], maps / "rigid" / "map.mrc", "map without deformation")
+    draw_map(panels[3], maps / "map.mrc", "map with motion corrected")
+    with atomic_path(OUT) as path:
+        figure.savefig(path, dpi=100)
+    print(f"{OUT}: {OUT.stat().st_size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()
