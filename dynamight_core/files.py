@@ -1,14 +1,17 @@
 """Files that appear whole or not at all, and maps."""
 
+import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import mrcfile
 import numpy as np
 
 from dynamight_core.errors import InputError
+
+_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -30,12 +33,16 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
         os.replace(temporary, path)
-    except (PermissionError, NotADirectoryError) as error:
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
         raise InputError(
-            f"cannot write {path}: {error.strerror.lower()}; choose a folder you may write to"
+            f"cannot write {path}: {error.strerror.lower()}; choose a folder with room that you may write to"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        # Where the folder itself cannot be there is nothing to remove.
+        with suppress(NotADirectoryError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_map(path: str | Path, volume: np.ndarray, pixel_size: float) -> None:
@@ -44,6 +51,8 @@ def write_map(path: str | Path, volume: np.ndarray, pixel_size: float) -> None:
         mrc.set_data(np.ascontiguousarray(volume, dtype=np.float32))
         mrc.set_volume()
         mrc.voxel_size = pixel_size
+        # mrcfile's own label holds the time: the same map shall be the same file.
+        mrc.header.label[0] = "dynamight-core"
 
 
 def read_map(path: str | Path) -> tuple[np.ndarray, float]:

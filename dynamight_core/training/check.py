@@ -23,7 +23,7 @@ _INFERENCE_EPOCHS = 6.0
 _CORES = 2
 # Bytes for every Gaussian and particle of a batch while a step runs, gradients included.
 _BYTES_PER_GAUSSIAN = {"basis": 160, "coordinate": 1600}
-_PROGRAM_BYTES = 5e8
+_PROGRAM_BYTES = 6e8
 
 
 def check_inputs(
@@ -87,7 +87,7 @@ def estimate_memory(n: int, working_box: int, options: TrainOptions) -> float:
 
     Images and transfer functions in half precision, 2 n w^2 + 2 n w (w/2 + 1); for a batch of b particles and
     N Gaussians 160 b N (1,600 with the coordinate network), which its gradients need; images and transforms of
-    the batch, oversampled, 100 b w^2; latents and covariances of all particles; and 0.5 GB for the program.
+    the batch, oversampled, 100 b w^2; latents and covariances of all particles; and 0.6 GB for the program.
     """
     w, d, b = working_box, options.n_latents, min(options.batch_size, n)
     kept = 2 * n * w**2 + 2 * n * w * (w // 2 + 1) + 16 * n * (d + d**2)

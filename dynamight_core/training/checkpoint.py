@@ -80,7 +80,7 @@ def load_checkpoint(folder: Path, epoch: int, trainer: HalfTrainer) -> dict:
     except (OSError, safetensors.SafetensorError, KeyError, RuntimeError) as error:
         raise InputError(f"{path} cannot be resumed from ({error}); train anew with --overwrite") from error
     trainer.latents, trainer.covariances = tensors["latents"], tensors["covariances"]
-    trainer.pose_changes.data = tensors["pose_changes"]
+    trainer.rotations.data, trainer.shifts.data = tensors["pose_changes"].split((3, 2), dim=1)
     trainer.graph = NeighbourGraph(tensors["graph.edges"], tensors["graph.distances"], state["mean_spacing"])
     trainer.stiffness, trainer.started = state["stiffness"], state["started"]
     for name, optimizer in trainer.optimizers.items():

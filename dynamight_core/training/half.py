@@ -69,8 +69,9 @@ class HalfTrainer:
         self.slot[rows] = torch.arange(n)
         self.latents = torch.zeros(n, d, device=data.device)
         self.covariances = torch.eye(d, device=data.device).repeat(n, 1, 1)
-        # Rotation vector (radians) and shift (A) on top of the given pose.
-        self.pose_changes = nn.Parameter(torch.zeros(n, 5, device=data.device))
+        # On top of the given pose: rotation vectors in radians, shifts in A.
+        self.rotations = nn.Parameter(torch.zeros(n, 3, device=data.device))
+        self.shifts = nn.Parameter(torch.zeros(n, 2, device=data.device))
         self.stiffness = options.stiffness
         # Whether the networks have been trained: before, displacements are those of no motion.
         self.started = False
@@ -83,8 +84,16 @@ class HalfTrainer:
             "gaussians": self._gaussian_optimizer(),
             "encoder": torch.optim.Adam(model.encoder.parameters(), lr=options.encoder_learning_rate),
             "decoder": torch.optim.Adam(model.decoder.parameters(), lr=options.learning_rate),
-            "poses": torch.optim.Adam([self.pose_changes], lr=1e-3),
+            # No momentum: it would move particles that are not in the batch.
+            "poses": torch.optim.Adam(
+                [{"params": [self.rotations], "lr": 5e-4}, {"params": [self.shifts], "lr": 0.03}], betas=(0.0, 0.99)
+            ),
         }
+
+    @property
+    def pose_changes(self) -> torch.Tensor:
+        """(n, 5) rotation vectors (radians) and shifts (A) on top of the given poses."""
+        return torch.cat([self.rotations, self.shifts], 1)
 
     def _gaussian_optimizer(self) -> torch.optim.Optimizer:
         gaussians, options = self.model.gaussians, self.options

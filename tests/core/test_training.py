@@ -18,7 +18,7 @@ from dynamight_core.model.gaussians import GaussianModel
 from dynamight_core.model.half import HalfModel
 from dynamight_core.simulate.truth import load_truth
 from dynamight_core.training.data import TrainingImages
-from dynamight_core.training.half import HalfTrainer
+from dynamight_core.training.half import HalfTrainer, rotation_vectors
 from dynamight_core.training.inference import infer_latents
 from dynamight_core.training.reference import update_references
 from dynamight_core.training.run import train
@@ -165,6 +165,28 @@ def test_a_run_stopped_at_any_epoch_resumes_to_the_same_numbers(hinge_set, tmp_p
         return [{key: value for key, value in line.items() if key not in untimed} for line in lines]
 
     assert metrics("stopped") == metrics("whole")
+
+
+def test_refined_poses_come_nearer_to_the_truth():
+    """Perturbed poses of a training without motion must improve, and only where asked for."""
+    model, data, latents = known_motion(120)
+    rows = torch.arange(len(latents))
+    generator = torch.Generator().manual_seed(1)
+    true = data._matrices.clone()
+    wrong = rotation_vectors(torch.randn(len(rows), 3, generator=generator) * 0.03)
+    data._matrices = wrong @ true
+    trainer = HalfTrainer(model, data, rows, TrainOptions(n_latents=2, refine_poses=True), 1)
+    trainer.latents, trainer.covariances = latents, trainer.covariances * 1e-6
+    for epoch in range(25):
+        trainer.refinement_epoch(epoch, 0.0)
+    refined = rotation_vectors(trainer.rotations.detach()) @ data._matrices
+
+    def angle(matrices):
+        trace = (matrices @ true.transpose(1, 2)).diagonal(dim1=1, dim2=2).sum(1)
+        return torch.arccos(((trace - 1) / 2).clamp(-1, 1)).mean()
+
+    assert angle(refined) < 0.6 * angle(data._matrices)
+    assert not HalfTrainer(model, data, rows, TrainOptions(n_latents=2), 1).pose_changes.any()
 
 
 def test_resuming_with_other_options_is_refused(hinge_set, tmp_path):
