@@ -640,13 +640,13 @@ def _gaussians_section(page: _Page) -> str:
     figure.add_scatter3d(
         x=rest[cloud, 0], y=rest[cloud, 1], z=rest[cloud, 2], mode="markers", showlegend=False,
         marker={"size": size, "color": moved[cloud], "colorscale": "Viridis", "cmin": 0, "line": {"width": 0},
-                "colorbar": {"title": {"text": "rms motion, Å"}, "thickness": 12, "x": 0.46, "len": 0.7,
+                "colorbar": {"title": {"text": "rms motion, Å"}, "thickness": 12, "x": 0.47, "len": 0.6,
                              "outlinewidth": 0}},
         hovertemplate="(%{x:.0f}, %{y:.0f}, %{z:.0f}) Å: %{marker.color:.2f} Å<extra></extra>", row=1, col=1,
     )  # fmt: skip
     _add_arrows(figure, page, rest, moved, errors)
-    _frame_scenes(figure, rest)
-    return page.figure(figure, 600, "figure-gaussians") + _caption(
+    _frame_scenes(figure, rest, page.components[0])
+    return page.figure(figure, 500, "figure-gaussians") + _caption(
         f"{len(cloud):,} of the {len(rest):,} points at which motion was compared, in the frame of the consensus map. "
         "Larger points have larger errors (left); spheres at the arrows' tips have the error as their radius, to scale "
         "(right). Arrows go from the mean conformation to one standard deviation of the first motion's coordinate "
@@ -718,26 +718,25 @@ def _icosphere() -> tuple[np.ndarray, np.ndarray]:
     return sphere / np.linalg.norm(sphere, axis=1, keepdims=True), np.array(divided)
 
 
-def _frame_scenes(figure: go.Figure, points: np.ndarray, room: float = 1.15) -> None:
-    """Give all scenes the same cube around the points, and light axes."""
+def _frame_scenes(figure: go.Figure, points: np.ndarray, motion: np.ndarray, room: float = 1.15) -> None:
+    """Give all scenes the same cube around the points, without axes, and a view in which the motion is seen."""
     middle, half = (points.max(0) + points.min(0)) / 2, room * float(np.ptp(points, 0).max()) / 2
-    axes = {}
-    for i, name in enumerate("xyz"):
-        axes[f"{name}axis"] = {
-            "range": [float(middle[i] - half), float(middle[i] + half)], "title": {"text": f"{name}, Å"},
-            "backgroundcolor": "#fbfbf9", "gridcolor": "#eceff1", "showspikes": False,
-            "tickfont": {"size": 9, "color": "#9aa5ad"},
-        }  # fmt: skip
-    # Look along the molecule's shortest axis, a little from the side, so that its length lies in the page.
-    axes3 = np.linalg.svd(points - points.mean(0), full_matrices=False)[2]
-    eye = axes3[2] * (1 if axes3[2].sum() > 0 else -1) + 0.35 * axes3[1]
+    axes = {
+        f"{name}axis": {"range": [float(middle[i] - half), float(middle[i] + half)], "visible": False}
+        for i, name in enumerate("xyz")
+    }
+    # Along the direction that the motion uses least, so that it lies in the page, and the molecule lengthwise.
+    eye = np.linalg.eigh(motion.T @ motion)[1][:, 0]
+    eye = eye if eye.sum() > 0 else -eye
+    length = np.linalg.svd(points - points.mean(0), full_matrices=False)[2][0]
+    up = np.cross(eye, length)
     camera = {
-        "eye": dict(zip("xyz", (1.5 * eye / np.linalg.norm(eye)).tolist(), strict=True)),
-        "up": dict(zip("xyz", axes3[1].tolist(), strict=True)),
+        "eye": dict(zip("xyz", (1.6 * eye + 0.25 * up).tolist(), strict=True)),
+        "up": dict(zip("xyz", up.tolist(), strict=True)),
         "projection": {"type": "orthographic"},
     }
     # Larger than plotly's own cube, whose corners always stay in sight.
-    scale = {"x": 1.75, "y": 1.75, "z": 1.75}
+    scale = {"x": 1.9, "y": 1.9, "z": 1.9}
     figure.update_scenes(**axes, aspectmode="manual", aspectratio=scale, camera=camera, dragmode="orbit")
     figure.update_layout(margin={"l": 4, "r": 4, "t": 56, "b": 4})
 
@@ -762,7 +761,7 @@ def _movie_section(page: _Page) -> str:
                                  "outlinewidth": 0}},
         )
     )  # fmt: skip
-    _frame_scenes(figure, rest, 1.1 + 2 * reach / float(np.ptp(rest, 0).max()))
+    _frame_scenes(figure, rest, page.components[0], 1.1 + 2 * reach / float(np.ptp(rest, 0).max()))
     options = "".join(f'<option value="{k}">motion {k + 1} ({100 * page.shares[k]:.0f} %)</option>' for k in range(n))
     controls = (
         f'<div class="controls"><select id="movie-motion">{options}</select>'
@@ -771,7 +770,7 @@ def _movie_section(page: _Page) -> str:
         '<output id="movie-value"></output></div>'
     )
     return (
-        page.figure(figure, 560, "figure-movie", before=controls)
+        page.figure(figure, 500, "figure-movie", before=controls)
         + f'<script type="application/json" id="movie-data">{data}</script>'
         + _caption(
             f"{len(chosen):,} points of the model, moved along one principal motion from the 5th to the 95th "
@@ -867,10 +866,10 @@ def _round_length(length: float) -> float:
 
 
 _FSC_NAMES = {
-    "rlnFourierShellCorrelationCorrected": "half-maps, corrected for the mask",
+    "rlnFourierShellCorrelationCorrected": "half-maps, corrected",
     "rlnFourierShellCorrelationUnmaskedMaps": "half-maps, unmasked",
-    "rlnFourierShellCorrelationMaskedMaps": "half-maps, masked",
-    "rlnCorrectedFourierShellCorrelationPhaseRandomizedMaskedMaps": "half-maps, random phases, masked",
+    "rlnFourierShellCorrelationMaskedMaps": "half-maps, in the mask",
+    "rlnCorrectedFourierShellCorrelationPhaseRandomizedMaskedMaps": "random phases, in the mask",
     "dynModelConsensus": "Gaussian model and consensus",
     "dynModelMap": "Gaussian model and this map",
 }

@@ -30,6 +30,11 @@ COMPOSITION_WARNING = (
     "have been removed by classification before"
 )
 
+UNSEEN_WARNING = (
+    "the error estimates are of the motion that was learned: motion that these images are too noisy or too few to "
+    "show may be there all the same and is in none of them"
+)
+
 
 class Run:
     """A run folder whose training has finished.
@@ -151,7 +156,10 @@ def summarise(
     motions = principal_motions(displacements, n, points, options.n_motions)
     motions.save(path / "analysis" / "motions.safetensors")
     errors = motion_errors(evaluators, models, run.latents, run.covariances, run.halves)
+    warnings = [*trained.prepared.warnings, COMPOSITION_WARNING]
     verdict, _ = judge(models, trained.data, run.halves, run.validation, options.seed)
+    if verdict.verdict != "supported":
+        warnings.append(UNSEEN_WARNING)
     magnitude = torch.cat([displacements(rows).square().sum(-1).mean(1).sqrt() for rows in torch.arange(n).split(256)])
     between = motions.coordinates.var(0, unbiased=False).sum().sqrt()
     summary = {
@@ -166,7 +174,7 @@ def summarise(
         "point_error": errors.point.tolist(),
         "particles": n,
         "validation_particles": int(run.validation.sum()),
-        "warnings": [*trained.prepared.warnings, COMPOSITION_WARNING],
+        "warnings": warnings,
     }
     with atomic_path(path / "analysis" / "summary.json") as temporary:
         temporary.write_text(json.dumps(summary, indent=1))
@@ -177,7 +185,8 @@ def summarise(
         f"({summary['error_disagreement_rms']:.2f} between the halves' decoders, "
         f"{summary['error_posterior_rms']:.2f} from the noise of each image)."
     )
-    say(f"Note: {COMPOSITION_WARNING}.")
+    for line in warnings[len(trained.prepared.warnings) :]:
+        say(f"Note: {line}.")
     return run
 
 

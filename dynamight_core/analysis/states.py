@@ -342,21 +342,22 @@ def write_movie(path: Path, projections: np.ndarray, labels: list[str], pixel_si
     from PIL import Image
 
     box = projections.shape[-1]
-    half = box * pixel_size / 2
-    extent = (-half, half, -half, half)
-    window = min(half, _window_pixels(projections) * pixel_size)
+    # Pixel box // 2 lies at 0, the others to both sides.
+    first = (-(box // 2) - 0.5) * pixel_size
+    place = {"origin": "lower", "extent": (first, first + box * pixel_size) * 2}
+    window = min(box // 2, _window_pixels(projections)) * pixel_size
     views = [("x", "y"), ("x", "z"), ("y", "z")]
     top = projections.max((0, 2, 3))
     levels = 0.2 * top
     middle = projections[len(projections) // 2]
     frames = []
     for number, state in enumerate(projections):
-        figure = Figure(figsize=(9.0, 3.5), dpi=80, layout="constrained")
+        figure = Figure(figsize=(9.0, 3.3), dpi=80, layout="constrained")
         canvas = FigureCanvasAgg(figure)
         for i, (axis, (across, up)) in enumerate(zip(figure.subplots(1, 3), views, strict=True)):
-            axis.imshow(state[i], cmap="gray_r", vmin=0, vmax=top[i], origin="lower", extent=extent)
-            axis.contour(middle[i], [levels[i]], colors="tab:blue", linewidths=0.8, extent=extent)
-            axis.contour(state[i], [levels[i]], colors="tab:red", linewidths=1.2, extent=extent)
+            axis.imshow(state[i], cmap="gray_r", vmin=0, vmax=top[i], interpolation="bilinear", **place)
+            axis.contour(middle[i], [levels[i]], colors="tab:blue", linewidths=0.8, **place)
+            axis.contour(state[i], [levels[i]], colors="tab:red", linewidths=1.2, **place)
             axis.set(xlim=(-window, window), ylim=(-window, window))
             axis.set(xlabel=f"{across} (Å)", ylabel=f"{up} (Å)")
         figure.suptitle(f"{labels[number].replace('_', ' ')}   (red; blue: the middle state)", fontsize=10)

@@ -224,29 +224,27 @@ class FullImages:
 
 
 class ConsensusField:
-    """A half's deformation field on points of the consensus frame.
+    """A deformation field of a half's reference frame, on points of the consensus frame.
 
-    A point x of the consensus lies at x_ref in the half's reference, where the decoder knows it, and at
+    A point x of the consensus lies at x_ref in the half's reference, where the field knows it, and at
     x_ref + delta(z, x_ref) in a particle: its displacement is what it takes from x to there.
 
     Parameters
     ----------
-    run, half
-        whose field.
+    model
+        of the half, which knows the two frames.
     field
-        on the half's reference frame.
+        on its reference frame.
     """
 
-    def __init__(self, run: "Run", half: int, field):
-        self.run, self.half, self.field = run, half, field
+    def __init__(self, model, field):
+        self.model, self.field = model, field
 
     def evaluator(self, points: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
         """Return the map from (b, d) latents to (b, m, 3) displacements (A) of fixed (m, 3) points (A)."""
-        carried = self.run.consensus_to_reference(self.half, points.cpu()).to(points)
-        evaluate, shift = self.field.evaluator(carried), carried - points
-        if not shift.any():
-            return evaluate
-        return lambda latents: evaluate(latents) + shift
+        carried = self.model.carry(points)
+        evaluate, offset = self.field.evaluator(carried), carried - points
+        return lambda latents: offset + evaluate(latents)
 
 
 @torch.no_grad()
@@ -254,7 +252,7 @@ def model_map(run: "Run") -> torch.Tensor:
     """Return the (box, box, box) map of both halves' Gaussians in the consensus frame, averaged."""
     particles, total = run.particles, 0.0
     for model in run.models:
-        positions = model.gaussians.positions - model.reference_shift
+        positions = model.consensus_positions
         scale = particles.pixel_size / model.pixel_size
         total = total + model.gaussians.render(particles.box, particles.pixel_size, positions).cpu() * scale / 2
     return total
@@ -262,8 +260,7 @@ def model_map(run: "Run") -> torch.Tensor:
 
 def deforming_region(run: "Run", half: int, box: int, pixel_size: float, radius: float) -> torch.Tensor:
     """Return (box, box, box) weights of the displacement: 1 within `radius` (A) of the Gaussians, 0 beyond twice it."""
-    model = run.models[half - 1]
-    positions = (model.gaussians.positions - model.reference_shift).detach().cpu().numpy()
+    positions = run.models[half - 1].consensus_positions.cpu().numpy()
     voxels = np.round(positions / pixel_size).astype(int)[:, ::-1] + box // 2
     voxels = voxels[((voxels >= 0) & (voxels < box)).all(1)]
     outside = np.ones((box,) * 3, dtype=bool)
@@ -273,18 +270,19 @@ def deforming_region(run: "Run", half: int, box: int, pixel_size: float, radius:
     return torch.from_numpy((0.5 + 0.5 * np.cos(np.pi * edge)).astype(np.float32)).reshape((box,) * 3)
 
 
-def _field(run: "Run", half: int, through_inverse: bool, device: torch.device):
-    """Return the forward field of a half on its reference frame."""
-    if not through_inverse:
-        return run.models[half - 1].to(device)
-    return ForwardFromInverse(load_inverse(inverse_path(run, half), device))
+def _field(run: "Run", half: int, through_inverse: bool, device: torch.device) -> ConsensusField:
+    """Return the forward field of a half on the consensus frame."""
+    model = run.models[half - 1].to(device)
+    if through_inverse:
+        return ConsensusField(model, ForwardFromInverse(load_inverse(inverse_path(run, half), device)))
+    return ConsensusField(model, model)
 
 
 def _deformation(run: "Run", half: int, field, options: ReconstructOptions, images: FullImages) -> dict:
     """Return what `accumulate` needs to know of a half's deformations."""
     region = deforming_region(run, half, images.box, images.pixel_size, options.region_radius)
     return {
-        "field": ConsensusField(run, half, field),
+        "field": field,
         "latents": run.latents[half - 1].to(images.device),
         "region": region,
     }

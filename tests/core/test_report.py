@@ -226,7 +226,7 @@ def test_figures_show_the_numbers_of_their_tables(full):
     fsc = pd.read_csv(tables / "fsc.csv")
     after = fsc[fsc["map"] == "after"]
     curves = {trace["name"]: trace for trace in figure_data(path, "figure-fsc")}
-    shown = curves["after: half-maps, corrected for the mask"]["y"]
+    shown = curves["after: half-maps, corrected"]["y"]
     np.testing.assert_allclose(shown, after["rlnFourierShellCorrelationCorrected"], rtol=1e-5)
     histograms = pd.read_csv(tables / "coordinates.csv")
     first = histograms[(histograms["motion"] == 1) & (histograms["half"] == 1)]
