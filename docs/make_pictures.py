@@ -29,9 +29,11 @@ def draw_motion(axes, run):
     spread = np.linalg.svd(rest - rest.mean(0), full_matrices=False)[2]
     across = spread[0] - view * (spread[0] @ view)
     across /= np.linalg.norm(across)
+    # What moves is on the right.
+    size = np.asarray(run.summary["point_motion"])
+    across *= np.sign((size - size.mean()) @ (rest @ across))
     plane = np.stack([across, np.cross(view, across)], 1)
     rest, depth, field = rest @ plane, rest @ view, field @ plane
-    size = np.asarray(run.summary["point_motion"])
     order = np.argsort(depth)
     axes.scatter(*rest[order].T, c=size[order], cmap="viridis", s=11, alpha=0.55, linewidth=0)
     chosen = np.random.default_rng(0).permutation(len(rest))[:260]
@@ -47,27 +49,30 @@ def draw_motion(axes, run):
     axes.set_title("first principal motion", color=INK)
 
 
-def draw_landscape(axes, run):
-    """Particles along the first two motions."""
-    table = run.table
-    second = table["dynMotion2"] if "dynMotion2" in table else 0 * table["dynMotion1"]
-    points = axes.scatter(table["dynMotion1"], second, c=table["dynMotionRms"], s=7, cmap="viridis", linewidth=0)
-    axes.figure.colorbar(points, ax=axes, shrink=0.72, pad=0.03).set_label("rms motion, Å", color=SOFT)
-    shares = 100 * run.motions.shares.numpy()
-    axes.set_xlabel(f"motion 1, Å rms ({shares[0]:.0f} %)", color=SOFT)
-    axes.set_ylabel(f"motion 2, Å rms ({shares[1]:.0f} %)" if len(shares) > 1 else "", color=SOFT)
-    axes.set_title("landscape of the particles", color=INK)
+def draw_distribution(axes, run):
+    """Draw how the particles of each half are distributed along the first motion."""
+    coordinates, halves = run.motions.coordinates[:, 0].numpy(), run.halves.numpy()
+    edges = np.linspace(*np.quantile(coordinates, [0.001, 0.999]), 31)
+    for half, colour in ((1, "#1f6f8b"), (2, "#c8643c")):
+        counts, _ = np.histogram(coordinates[halves == half], edges)
+        axes.stairs(counts, edges, color=colour, linewidth=1.8, label=f"half {half}")
+        axes.stairs(counts, edges, color=colour, fill=True, alpha=0.15)
+    axes.set_xlabel("place along it, Å rms", color=SOFT)
+    axes.set_ylabel("particles", color=SOFT)
+    axes.legend(frameon=False, labelcolor=SOFT)
+    axes.set_title("the particles along it", color=INK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(color=SOFT, labelcolor=SOFT)
+    axes.set_box_aspect(0.9)
 
 
-def draw_map(axes, path, title):
+def draw_map(axes, run, path, title):
     """Draw the central slice of a map, cropped to the molecule."""
     volume, _ = read_map(path)
     edge = len(volume) // 6
-    # Across the shortest axis of the molecule, so that the slice shows all of its domains.
-    place = np.argwhere(volume > 0.2 * volume.max())
-    image = volume.take(len(volume) // 2, int(place.std(0).argmin()))[edge:-edge, edge:-edge]
+    # Across the axis that the motion uses least, so that the slice shows what it blurs; axes of maps are z, y, x.
+    across = 2 - int(run.motions.components[0].square().sum(0).argmin())
+    image = volume.take(len(volume) // 2, across)[edge:-edge, edge:-edge]
     low, high = np.quantile(image, [0.01, 0.998])
     axes.imshow(image, cmap=colormaps["gray"], vmin=low, vmax=high, origin="lower", interpolation="bicubic")
     axes.axis("off")
@@ -77,12 +82,12 @@ def draw_map(axes, path, title):
 def main():
     run = Run(sys.argv[1] if len(sys.argv) > 1 else "demo/run")
     maps = run.path / "reconstruction"
-    figure = Figure(figsize=(15.5, 4.1), facecolor="white", layout="constrained")
-    panels = figure.subplots(1, 4, width_ratios=[1.15, 1.3, 1, 1])
+    figure = Figure(figsize=(15, 4.1), facecolor="white", layout="constrained")
+    panels = figure.subplots(1, 4, width_ratios=[1.25, 1.1, 1, 1])
     draw_motion(panels[0], run)
-    draw_landscape(panels[1], run)
-    draw_map(panels[2], maps / "rigid" / "map.mrc", "map without deformation")
-    draw_map(panels[3], maps / "map.mrc", "map with motion corrected")
+    draw_distribution(panels[1], run)
+    draw_map(panels[2], run, maps / "rigid" / "map.mrc", "map without deformation")
+    draw_map(panels[3], run, maps / "map.mrc", "map with motion corrected")
     with atomic_path(OUT) as path:
         figure.savefig(path, dpi=100)
     print(f"{OUT}: {OUT.stat().st_size / 1000:.0f} kB")

@@ -195,6 +195,11 @@ def train(
     from dynamight_core.analysis.results import summarise
     from dynamight_core.training.run import train as run_training
 
+    # Later stages read these files again, from whatever folder they are started in.
+    for field in ("star", "map", "mask", "project"):
+        if getattr(inputs, field):
+            setattr(inputs, field, str(Path(getattr(inputs, field)).absolute()))
+    inputs.half_maps = inputs.half_maps and [str(Path(path).absolute()) for path in inputs.half_maps]
     with Reporter() as report:
         trained = run_training(inputs, options, run, resume, overwrite, report.say, report.progress)
         summarise(trained, say=report.say, progress=report.progress)

@@ -400,8 +400,8 @@ def _landscape_section(page: _Page) -> str:
     return (
         page.figure(figure, 640, "figure-landscape")
         + _caption(
-            f"{how} Coordinates are in Å of rms displacement over the molecule, about the mean conformation, and "
-            "common to both halves. The menu chooses the colour. Clouds that separate by half, or only among "
+            f"{how} Mind the scales: they differ. Coordinates are in Å of rms displacement over the molecule, about "
+            "the mean conformation, and common to both halves. The menu chooses the colour. Clouds that separate by half, or only among "
             "particles of large error, are not motion."
         )
         + page.figure(_coordinate_histograms(page), 250 * -(-min(6, c.shape[1]) // 3) + 60, "figure-coordinates")
@@ -947,15 +947,17 @@ def _resolution_ticks(highest: float) -> list[float]:
 
 def _files_section(page: _Page) -> str:
     rows = []
+    together: dict[str, list[int]] = {}
     for path in sorted(p for p in page.folder.rglob("*") if p.is_file() and not p.name.startswith(".")):
-        name = path.relative_to(page.folder).as_posix()
-        if "checkpoints" not in name and path.parent != page.tables:
-            rows.append((f"<code>{escape(name)}</code>", _FILES.get(name, ""), _size(path.stat().st_size)))
-    tables = list(page.tables.glob("*.csv"))
-    size = sum(path.stat().st_size for path in tables)
-    rows.append(
-        (f"<code>analysis/tables/*.csv</code> ({len(tables)})", "the numbers behind these figures", _size(size))
-    )
+        name, size = path.relative_to(page.folder).as_posix(), path.stat().st_size
+        if name.startswith("analysis/") and name.count("/") > 1:
+            # States, selections and tables come in dozens: a line a folder.
+            together.setdefault(name.rpartition("/")[0], []).append(size)
+        elif "checkpoints" not in name:
+            rows.append((f"<code>{escape(name)}</code>", _FILES.get(name, ""), _size(size)))
+    for name, sizes in together.items():
+        what = "the numbers behind these figures" if name == "analysis/tables" else ""
+        rows.append((f"<code>{escape(name)}/</code> {len(sizes)} files", what, _size(sum(sizes))))
     frame = pd.DataFrame(rows, columns=["file", "what it holds", "size"])
     checkpoints = [p for p in page.folder.glob("half*/checkpoints/**/*") if p.is_file()]
     total = sum(p.stat().st_size for p in checkpoints)

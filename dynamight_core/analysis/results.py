@@ -119,7 +119,7 @@ class Run:
     def _summarised(self, name: str) -> Path:
         path = self.path / name
         if not path.exists():
-            raise InputError(f"{path} is missing; make it with dynamight analyse {self.path}")
+            raise InputError(f"{path} is missing; make it by going on with dynamight train --resume")
         return path
 
 

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 from dynamight_core import cli
 from dynamight_core.analysis.results import Run
+from dynamight_core.config import RunConfig
 from dynamight_core.files import read_map, write_map
 from dynamight_core.simulate.dataset import SimulateOptions, simulate
 from dynamight_core.simulate.truth import load_truth
@@ -362,7 +363,11 @@ def test_an_interrupted_process_exits_with_130_and_leaves_a_run(data, tmp_path):
 
 def test_a_run_that_has_not_finished_is_refused_by_later_stages(data, tmp_path, monkeypatch):
     monkeypatch.setattr(cli.Reporter, "progress", interrupt_at(1))
-    assert dynamight(*train_words(data, tmp_path / "run"))[0] == 130
+    monkeypatch.chdir(data.particles.parent)
+    words = ["train", data.particles.name, tmp_path / "run", "--map", data.consensus.name, *SMALL]
+    assert dynamight(*words)[0] == 130
+    # Later stages find the input from any folder.
+    assert RunConfig.read(tmp_path / "run").inputs.star == str(data.particles)
     code, text = dynamight("reconstruct", tmp_path / "run")
     assert code == 2
     assert "has not finished" in text
