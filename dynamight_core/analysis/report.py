@@ -401,8 +401,8 @@ def _landscape_section(page: _Page) -> str:
         page.figure(figure, 640, "figure-landscape")
         + _caption(
             f"{how} Mind the scales: they differ. Coordinates are in Å of rms displacement over the molecule, about "
-            "the mean conformation, and common to both halves. The menu chooses the colour. Clouds that separate by half, or only among "
-            "particles of large error, are not motion."
+            "the mean conformation, and common to both halves. The menu chooses the colour. Clouds that separate by "
+            "half, or only among particles of large error, are not motion."
         )
         + page.figure(_coordinate_histograms(page), 250 * -(-min(6, c.shape[1]) // 3) + 60, "figure-coordinates")
         + _caption(
