@@ -348,8 +348,13 @@ def test_an_interrupted_process_exits_with_130_and_leaves_a_run(data, tmp_path):
     run = tmp_path / "run"
     words = [str(word) for word in train_words(data, run, "--epochs", "500")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # A shell's background jobs ignore the signal, and hand that down to what they start.
     process = subprocess.Popen(
-        [sys.executable, "-m", "dynamight_core", *words], env=environment, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "dynamight_core", *words],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while not (run / "metrics.jsonl").exists() and time.monotonic() < deadline:
