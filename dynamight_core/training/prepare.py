@@ -155,7 +155,6 @@ def start_model(prepared: Prepared, inputs: InputOptions, options: TrainOptions,
         resample_volume(prepared.volumes[half - 1], coarse), pixel_size, options.initial_resolution
     )
     gaussians = fit_to_map(positions, volume * soft, pixel_size, options.width_classes, generator=generator)
-    # From a coarser grid's voxels to those of the working box: density keeps its value, projections sum voxels.
     diameter = inputs.particle_diameter or 0.9 * extent
     return HalfModel(
         gaussians, prepared.working_box, prepared.working_pixel_size, options.n_latents, options.decoder, diameter,
