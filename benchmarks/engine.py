@@ -25,10 +25,12 @@ from measures import correlation, hinge_angle, knn_r2, mean_fsc
 from dynamight_core.analysis.results import summarise
 from dynamight_core.config import InputOptions, TrainOptions
 from dynamight_core.imaging.ctf import evaluate_ctf
+from dynamight_core.model.half import ConsensusField
+from dynamight_core.options import SimulateOptions
 from dynamight_core.particles.images import ImageReader
 from dynamight_core.particles.preprocess import Preprocessing, read_prepared
 from dynamight_core.reconstruction.backprojection import accumulate, solve
-from dynamight_core.simulate.dataset import SimulateOptions, simulate
+from dynamight_core.simulate.dataset import simulate
 from dynamight_core.simulate.truth import load_truth
 from dynamight_core.training.run import train
 
@@ -105,13 +107,6 @@ def errors_contain_truth(run, trained, truth):
                 shift = model.consensus_evaluator(points)(trained.latents[half][rows[mine]])
             squared += float((shift - true[mine]).square().sum(-1).mean(1).sum())
     return {"true_error": (squared / n) ** 0.5, "predicted_error": run.summary["error_rms"]}
-
-
-class ConsensusField:
-    """The deformation of a half as the reconstruction wants it, from the consensus frame."""
-
-    def __init__(self, model):
-        self.evaluator = model.consensus_evaluator
 
 
 def compare_maps(trained, truth, inputs):

@@ -7,6 +7,7 @@ defaults, from its fields. Modules that import torch are imported when their com
 import contextlib
 import importlib
 import inspect
+import json
 import re
 import sys
 import tempfile
@@ -70,7 +71,7 @@ HELP = {
     "refine_poses": "Let orientations and shifts follow the images; the change is written out.",
     "n_motions": "Principal motions kept.",
     "seed": "Same seed, same machine, same numbers.",
-    "device": "auto (a GPU if there is one), cpu, cuda, or the number of a GPU.",
+    "device": "auto (a GPU if there is one), auto:N (GPU N if there is any), cpu, cuda, or the number of a GPU.",
     "threads": "CPU threads. All that the process may use if left out.",
 }
 # A list on the command line is an option given several times; these are pairs.
@@ -79,9 +80,10 @@ _PAIRS = {"half_maps": tuple[str, str]}
 
 @dataclass
 class _Settings:
-    """What holds for the command that runs: whether tracebacks go to the terminal."""
+    """What holds for the command that runs: whether tracebacks go to the terminal, and where its end is told."""
 
     debug: bool = False
+    status_file: Path | None = None
 
 
 _settings = _Settings()
@@ -139,8 +141,12 @@ def _main_options(
         bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Print the traceback of a failure.")] = False,
+    status_file: Annotated[
+        Path | None,
+        typer.Option(help="Write here how the command ended, for programs that start it: JSON, exit_code and message."),
+    ] = None,
 ) -> None:
-    _settings.debug = debug
+    _settings.debug, _settings.status_file = debug, status_file
 
 
 # ---------------------------------------------------------------------------------------------- the commands
@@ -149,7 +155,7 @@ Run = Annotated[Path, typer.Argument(help="Folder of a trained run.", show_defau
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 
 
-@_command(options="dynamight_core.simulate.dataset:SimulateOptions")
+@_command(options="dynamight_core.options:SimulateOptions")
 def simulate(
     out: Annotated[Path, typer.Argument(help="Folder to write the data set to.", show_default=False)],
     options,
@@ -402,36 +408,48 @@ def _docstring_of(option_class: type) -> dict[str, str]:
 # --------------------------------------------------------------------------------------- failures and progress
 
 
+def _outcome(name: str, function: Callable, values: dict) -> tuple[int, str]:
+    """Run a command and return its exit code and, if that is not 0, the sentence for the user."""
+    try:
+        function(**values)
+    except (InputError, PermissionError, NotADirectoryError) as error:
+        if isinstance(error, OSError):
+            folder = Path(error.filename or ".").parent
+            error = f"cannot use {folder}: {error.strerror.lower()}; choose a folder you may read and write"
+        if _settings.debug:
+            traceback.print_exc()
+        return 2, f"Error: {error}"
+    except KeyboardInterrupt:
+        cure = "go on with --resume" if name == "train" else "run the command again"
+        return 130, f"Stopped; {cure}."
+    except typer.Exit as end:
+        return end.exit_code, ""
+    except Exception as error:
+        where = "above"
+        if _settings.debug:
+            traceback.print_exc()
+        else:
+            where = f"in {_write_log(values.get('run') or values.get('out'))}"
+        reason = str(error).strip().splitlines()
+        sentence = f"{type(error).__name__}{': ' + reason[0] if reason else ''}"
+        return 1, f"Error: dynamight {name} failed ({sentence}); the traceback is {where}."
+    return 0, ""
+
+
 def _guarded(name: str, function: Callable) -> Callable:
     """Return `function` ending the program as users and scripts expect: 2 for bad input, 1 for a failure."""
 
     def run(**values):
-        try:
-            function(**values)
-        except (InputError, PermissionError, NotADirectoryError) as error:
-            if isinstance(error, OSError):
-                folder = Path(error.filename or ".").parent
-                error = f"cannot use {folder}: {error.strerror.lower()}; choose a folder you may read and write"
-            print(f"Error: {error}", file=sys.stderr)
-            if _settings.debug:
-                traceback.print_exc()
-            raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            cure = "go on with --resume" if name == "train" else "run the command again"
-            print(f"Stopped; {cure}.", file=sys.stderr)
-            raise typer.Exit(130) from None
-        except typer.Exit:
-            raise
-        except Exception as error:
-            where = "above"
-            if _settings.debug:
-                traceback.print_exc()
-            else:
-                where = f"in {_write_log(values.get('run') or values.get('out'))}"
-            reason = str(error).strip().splitlines()
-            sentence = f"{type(error).__name__}{': ' + reason[0] if reason else ''}"
-            print(f"Error: dynamight {name} failed ({sentence}); the traceback is {where}.", file=sys.stderr)
-            raise typer.Exit(1) from None
+        code, message = _outcome(name, function, values)
+        if code:
+            print(message, file=sys.stderr)
+        if _settings.status_file is not None:
+            from dynamight_core.files import atomic_path
+
+            with atomic_path(_settings.status_file) as path:
+                path.write_text(json.dumps({"exit_code": code, "message": message.removeprefix("Error: ")}))
+        if code:
+            raise typer.Exit(code)
 
     run.__doc__, run.__name__ = function.__doc__, function.__name__
     run.__signature__, run.__annotations__ = function.__signature__, function.__annotations__

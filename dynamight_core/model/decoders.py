@@ -139,14 +139,14 @@ class CoordinateDecoder(nn.Module):
         """Leave it to training to follow a reference that moved, as the paper does."""
 
     def evaluator(self, positions: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Return the map from (b, d) latents to (b, n, 3) displacements of fixed (n, 3) positions."""
+        """Return the map from (b, d) latents to (b, n, 3) displacements of fixed (n, 3) or (b, n, 3) positions."""
         code = positional_encoding(positions, self.extent, self.n_frequencies, 2 * self.extent / self.box)
         first = self.layers[0].weight
         # The first layer is linear in [code, latent]: its position part is shared by all particles.
-        position_part = code @ first[:, : code.shape[1]].T
+        position_part = code @ first[:, : code.shape[-1]].T
 
         def evaluate(latents: torch.Tensor) -> torch.Tensor:
-            hidden = position_part + (latents @ first[:, code.shape[1] :].T)[:, None]
+            hidden = position_part + (latents @ first[:, code.shape[-1] :].T)[:, None]
             return self.layers[1:](hidden) * self.unit
 
         return evaluate

@@ -62,7 +62,7 @@ class HalfModel(nn.Module):
 
     def project(self, matrices, transfer, positions=None) -> torch.Tensor:
         """Return (b, box, box//2+1) model images, CTF applied, of (b, n, 3) `positions` or the reference."""
-        return self.gaussians.project(self.projector, matrices, positions) * transfer
+        return self.gaussians.project(self.projector, matrices, positions, transfer)
 
     def frequency_weights(self) -> torch.Tensor:
         """Return (box, box//2+1) weights that make a sum of |residual|^2 minus twice the log-likelihood.
@@ -126,10 +126,7 @@ class HalfModel(nn.Module):
 
     def consensus_evaluator(self, points: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
         """Return the map from (b, d) latents to (b, p, 3) displacements (A) of (p, 3) points of the consensus frame."""
-        carried = self.carry(points)
-        evaluate = self.evaluator(carried)
-        offset = carried - points
-        return lambda latents: offset + evaluate(latents)
+        return ConsensusField(self).evaluator(points)
 
     def displacements(self, latents: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
         """Return (b, n, 3) displacements (A) of (n, 3) `positions`, the Gaussians' own if None."""
@@ -169,6 +166,30 @@ class HalfModel(nn.Module):
         model.load_state_dict(state)
         model.projector = Projector(model.box, model.pixel_size, int(metadata["oversampling"]))
         return model.to(device).eval()
+
+
+class ConsensusField:
+    """A deformation field of a half's reference frame, on points of the consensus frame.
+
+    A point x of the consensus lies at x_ref in the half's reference, where the field knows it, and at
+    x_ref + delta(z, x_ref) in a particle: its displacement is what it takes from x to there.
+
+    Parameters
+    ----------
+    model
+        of the half, which knows the two frames.
+    field
+        on its reference frame, anything with ``evaluator(points)``; the model's own if None.
+    """
+
+    def __init__(self, model: HalfModel, field=None):
+        self.model, self.field = model, model if field is None else field
+
+    def evaluator(self, points: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return the map from (b, d) latents to (b, m, 3) displacements (A) of fixed (m, 3) points (A)."""
+        carried = self.model.carry(points)
+        evaluate, offset = self.field.evaluator(carried), carried - points
+        return lambda latents: offset + evaluate(latents)
 
 
 def _contiguous(state: dict) -> dict:

@@ -19,7 +19,8 @@ from torch import nn
 
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
-from dynamight_core.model.decoders import CoordinateDecoder, positional_encoding
+from dynamight_core.model.decoders import CoordinateDecoder
+from dynamight_core.options import InvertOptions
 
 _LAYERS = 6
 
@@ -47,16 +48,7 @@ class InverseField(nn.Module):
 
         `points` are (m, 3), or (b, m, 3) with b points sets for the b latents, A.
         """
-        if points.ndim == 2:
-            return self.network.evaluator(points)
-        network = self.network
-        code = positional_encoding(points, self.extent, network.n_frequencies, 2 * self.extent / self.box)
-
-        def evaluate(latents: torch.Tensor) -> torch.Tensor:
-            latents = latents[:, None].expand(-1, points.shape[1], -1)
-            return network.layers(torch.cat([code, latents], -1)) * network.unit
-
-        return evaluate
+        return self.network.evaluator(points)
 
     def displacements(self, latents: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
         """Return (b, m, 3) displacements (A) of (m, 3) or (b, m, 3) points (A) under (b, d) latents."""
@@ -103,42 +95,13 @@ class InverseReport:
     losses: tuple[float, ...]
 
 
-@dataclass(frozen=True)
-class InverseOptions:
-    """Options of `fit_inverse`.
-
-    Parameters
-    ----------
-    epochs
-        of Adam.
-    particles_per_epoch, points_per_batch
-        random subsets: the field is smooth in both, so all particles at all Gaussians would say little more.
-    batch_size
-        particles at a time.
-    learning_rate
-        of Adam at the start; it falls to a tenth along a half cosine.
-    smoothness
-        weight of the smoothness term.
-    seed
-        of the subsets and of the network.
-    """
-
-    epochs: int = 200
-    particles_per_epoch: int = 256
-    points_per_batch: int = 256
-    batch_size: int = 32
-    learning_rate: float = 1e-2
-    smoothness: float = 0.1
-    seed: int = 0
-
-
 def fit_inverse(
     decoder,
     latents: torch.Tensor,
     positions: torch.Tensor,
     extent: float,
     box: int,
-    options: InverseOptions | None = None,
+    options: InvertOptions | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[InverseField, InverseReport]:
     """Train an inverse field on where the decoder takes the Gaussians.
@@ -176,7 +139,7 @@ def fit_inverse(
     InputError
         if there are no particles or fewer than two Gaussians.
     """
-    options = options or InverseOptions()
+    options = options or InvertOptions()
     if not len(latents) or len(positions) < 2:
         raise InputError("the inverse field needs particles and at least two Gaussians; check the run")
     latents, positions = latents.detach(), positions.detach()

@@ -3,7 +3,7 @@
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from dynamight_core.errors import InputError
 from dynamight_core.files import read_map
 from dynamight_core.imaging.ctf import evaluate_ctf
 from dynamight_core.imaging.fourier import resample_volume
+from dynamight_core.model.half import ConsensusField
 from dynamight_core.options import METHODS, InvertOptions, ReconstructOptions
 from dynamight_core.particles.images import ImageReader
 from dynamight_core.particles.preprocess import Preprocessing, read_prepared
@@ -22,7 +23,6 @@ from dynamight_core.reconstruction.backprojection import accumulate, solve
 from dynamight_core.reconstruction.fsc import fourier_shell_correlation, soft_mask
 from dynamight_core.reconstruction.inverse import (
     ForwardFromInverse,
-    InverseOptions,
     InverseReport,
     fit_inverse,
     load_inverse,
@@ -89,14 +89,13 @@ def invert_run(
         take lines for the user, and a stage's name with what is done and to do.
     """
     device = choose_device(options.device)
-    fit = InverseOptions(**{f.name: getattr(options, f.name) for f in fields(InverseOptions)})
     reports = []
     for half, model in enumerate(run.models, 1):
         model.to(device)
         latents = run.latents[half - 1][run.halves == half].to(device)
         tell = _named(progress, f"inverse field, half {half}")
         field, report = fit_inverse(
-            model, latents, model.gaussians.positions, model.box * model.pixel_size, model.box, fit, tell
+            model, latents, model.gaussians.positions, model.box * model.pixel_size, model.box, options, tell
         )
         save_inverse(inverse_path(run, half), field)
         say(
@@ -223,30 +222,6 @@ class FullImages:
         return resample_volume(solve(sums, options.regularisation).cpu(), self.particles.box)
 
 
-class ConsensusField:
-    """A deformation field of a half's reference frame, on points of the consensus frame.
-
-    A point x of the consensus lies at x_ref in the half's reference, where the field knows it, and at
-    x_ref + delta(z, x_ref) in a particle: its displacement is what it takes from x to there.
-
-    Parameters
-    ----------
-    model
-        of the half, which knows the two frames.
-    field
-        on its reference frame.
-    """
-
-    def __init__(self, model, field):
-        self.model, self.field = model, field
-
-    def evaluator(self, points: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Return the map from (b, d) latents to (b, m, 3) displacements (A) of fixed (m, 3) points (A)."""
-        carried = self.model.carry(points)
-        evaluate, offset = self.field.evaluator(carried), carried - points
-        return lambda latents: offset + evaluate(latents)
-
-
 @torch.no_grad()
 def model_map(run: "Run") -> torch.Tensor:
     """Return the (box, box, box) map of both halves' Gaussians in the consensus frame, averaged."""
@@ -275,7 +250,7 @@ def _field(run: "Run", half: int, through_inverse: bool, device: torch.device) -
     model = run.models[half - 1].to(device)
     if through_inverse:
         return ConsensusField(model, ForwardFromInverse(load_inverse(inverse_path(run, half), device)))
-    return ConsensusField(model, model)
+    return ConsensusField(model)
 
 
 def _deformation(run: "Run", half: int, field, options: ReconstructOptions, images: FullImages) -> dict:

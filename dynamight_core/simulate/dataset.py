@@ -20,6 +20,7 @@ from dynamight_core.imaging.fourier import (
     shell_sums,
 )
 from dynamight_core.imaging.poses import random_rotations
+from dynamight_core.options import SimulateOptions
 from dynamight_core.simulate.fourier_reconstruction import FourierReconstruction
 from dynamight_core.simulate.molecules import DATA, Molecule, atomic_molecule, hinge_molecule, igg_molecule
 from dynamight_core.simulate.truth import Truth
@@ -37,73 +38,6 @@ OPTICS = [
 ODD_ZERNIKE = (0.0, 0.0, 40.0, 0.0, 0.0, -30.0)
 EVEN_ZERNIKE = (0.0, 0.0, 0.0, 0.0, 300.0, 0.0, 0.0, 0.0, -200.0)
 MAGNIFICATION = ((1.015, 0.005), (0.005, 0.99))
-
-
-@dataclass
-class SimulateOptions:
-    """Options of `simulate`; lengths in A, angles in degrees.
-
-    Parameters
-    ----------
-    molecule
-        "hinge", "igg", or the path of a PDB or mmCIF file.
-    particles
-        number of images.
-    box, pixel_size
-        of the images, pixels and A; 4 A suits igg.
-    snr
-        variance of the projections before the CTF, inside the particle disc, over the noise variance.
-    motion_range
-        the domain turns by at most this to either side; 0 is rigid, 180 a full turn. Left out: 40 for igg, else 20.
-    angle_distribution
-        "uniform", or "two-peaks" at +-0.6 of the range.
-    defocus_min, defocus_max
-        A, underfocus, for uniform defoci.
-    shifts
-        A, largest origin offset in x and y.
-    noise
-        "white", or "coloured" as measured in ice (EMPIAR-10076).
-    views
-        "uniform" over the sphere, or "measured" (EMPIAR-10180).
-    defoci
-        "uniform" in the range with little astigmatism, or "measured" (EMPIAR-10180).
-    optics_groups
-        1 to 4 groups that differ in voltage, Cs and beam tilt.
-    phase_shift
-        each particle's phase shift is uniform between 0 and this.
-    aberrations
-        adds trefoil, tetrafoil and an anisotropic magnification.
-    float16
-        stores the images in half precision.
-    particle_diameter
-        of the disc of `snr`; left out: what holds the molecule in every conformation.
-    selection, axis
-        for a file: the atoms that move, and the two atoms of the axis (see `atomic_molecule`).
-    seed
-        the same seed gives the same files.
-    """
-
-    molecule: str = "hinge"
-    particles: int = 2000
-    box: int = 64
-    pixel_size: float = 3.0
-    snr: float = 0.5
-    motion_range: float | None = None
-    angle_distribution: str = "uniform"
-    defocus_min: float = 5000.0
-    defocus_max: float = 20000.0
-    shifts: float = 6.0
-    noise: str = "white"
-    views: str = "uniform"
-    defoci: str = "uniform"
-    optics_groups: int = 1
-    phase_shift: float = 0.0
-    aberrations: bool = False
-    float16: bool = False
-    particle_diameter: float | None = None
-    selection: str | None = None
-    axis: tuple[str, str] | None = None
-    seed: int = 0
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from dynamight_core.imaging.fourier import (
 from dynamight_core.imaging.poses import random_rotations, rotation_matrices
 from dynamight_core.imaging.projector import Projector
 from dynamight_core.model.decoders import BasisDecoder
+from dynamight_core.options import InvertOptions, SimulateOptions
 from dynamight_core.reconstruction.backprojection import accumulate, inscribed_sphere, solve
 from dynamight_core.reconstruction.coarse import CoarseField
 from dynamight_core.reconstruction.fsc import (
@@ -35,13 +36,12 @@ from dynamight_core.reconstruction.fsc import (
 from dynamight_core.reconstruction.inverse import (
     ForwardFromInverse,
     InverseField,
-    InverseOptions,
     fit_inverse,
     load_inverse,
     save_inverse,
 )
 from dynamight_core.reconstruction.maps import final_map, write_reconstruction
-from dynamight_core.simulate.dataset import SimulateOptions, simulate
+from dynamight_core.simulate.dataset import simulate
 from dynamight_core.simulate.fourier_reconstruction import reconstruct_fourier
 from dynamight_core.simulate.truth import load_truth
 
@@ -308,7 +308,7 @@ def inverse(hinge):
     generator = torch.Generator().manual_seed(0)
     atoms = hinge.truth.molecule.positions
     chosen = atoms[torch.randperm(len(atoms), generator=generator)[:400]]
-    options = InverseOptions(epochs=40, particles_per_epoch=64, batch_size=16, points_per_batch=64)
+    options = InvertOptions(epochs=40, particles_per_epoch=64, batch_size=16, points_per_batch=64)
     return *fit_inverse(Hinged(hinge.truth), hinge.truth.angles, chosen, BOX * PIXEL, BOX, options), chosen
 
 
@@ -353,7 +353,7 @@ def test_inverse_comes_back_from_its_file(inverse, tmp_path):
 
 def test_same_seed_gives_the_same_inverse(hinge):
     def fit(seed):
-        options = InverseOptions(epochs=1, particles_per_epoch=32, seed=seed)
+        options = InvertOptions(epochs=1, particles_per_epoch=32, seed=seed)
         points = hinge.truth.molecule.positions[::30]
         return fit_inverse(Hinged(hinge.truth), hinge.truth.angles, points, BOX * PIXEL, BOX, options)[1].losses
 
