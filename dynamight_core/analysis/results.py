@@ -11,6 +11,7 @@ import safetensors.torch
 import starfile
 import torch
 
+from dynamight_core import __version__
 from dynamight_core.analysis.errors import motion_errors
 from dynamight_core.analysis.motions import PrincipalMotions, principal_motions
 from dynamight_core.analysis.verdict import judge
@@ -173,6 +174,7 @@ def summarise(
         "point_motion": motion_per_point(motions).tolist(),
         "point_error": errors.point.tolist(),
         "particles": n,
+        "model": _describe(run, trained),
         "validation_particles": int(run.validation.sum()),
         "warnings": warnings,
     }
@@ -188,6 +190,22 @@ def summarise(
     for line in warnings[len(trained.prepared.warnings) :]:
         say(f"Note: {line}.")
     return run
+
+
+def _describe(run: Run, trained: Trained) -> dict:
+    """Return what programs that start this one want to know of a run without reading its tensors."""
+    particles = trained.prepared.particles
+    return {
+        "dynamight_core": __version__,
+        "box": particles.box,
+        "pixel_size": particles.pixel_size,
+        "particles": [int((run.halves == half).sum()) for half in (1, 2)],
+        "halves_are_random": not bool(particles.halves.any()),
+        "gaussians": len(run.models[0].gaussians),
+        "latents": run.models[0].n_latents,
+        "motions": run.motions.coordinates.shape[1],
+        "device": str(trained.data.device),
+    }
 
 
 def motion_per_point(motions: PrincipalMotions) -> torch.Tensor:

@@ -8,15 +8,24 @@ from dynamight_core.errors import InputError
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of a name: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", or a GPU's number.
+    """Return the device of a name.
+
+    Parameters
+    ----------
+    name
+        "auto" (a GPU if there is one), "auto:1" (GPU 1 if there is any, else the CPU), "cpu", "cuda", "cuda:1", or a
+        GPU's number.
 
     Raises
     ------
     InputError
         if there is no such device.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    wanted, _, number = name.partition(":")
+    if wanted == "auto":
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        name = number or "cuda"
     try:
         device = torch.device(f"cuda:{name}" if name.isdigit() else name)
     except RuntimeError as error:

@@ -23,10 +23,12 @@ from typer.testing import CliRunner
 from dynamight_core import cli
 from dynamight_core.analysis.results import Run
 from dynamight_core.config import RunConfig
+from dynamight_core.errors import InputError
 from dynamight_core.files import read_map, write_map
 from dynamight_core.simulate.dataset import SimulateOptions, simulate
 from dynamight_core.simulate.truth import load_truth
 from dynamight_core.training import run as training_run
+from dynamight_core.training.devices import choose_device
 
 N, BOX, PIXEL = 220, 32, 6.0
 SMALL = ["--n-gaussians", "200", "--epochs", "8", "--encoder-epochs", "4", "--reference-interval", "3"]
@@ -623,6 +625,26 @@ def test_help_does_not_import_torch():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "reconstruct" in done.stdout
+
+
+def test_the_status_file_says_how_a_command_ended(trained, tmp_path):
+    status = tmp_path / "status.json"
+    assert dynamight("--status-file", status, "select", trained, "--half", 1, "--out", tmp_path / "half1.star")[0] == 0
+    assert json.loads(status.read_text()) == {"exit_code": 0, "message": ""}
+    code, text = dynamight("--status-file", status, "select", trained, "--half", 3)
+    told = json.loads(status.read_text())
+    assert told["exit_code"] == code == 2
+    assert text.strip() == f"Error: {told['message']}"
+
+
+def test_auto_with_a_number_is_that_gpu_or_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto:3") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("auto:1") == torch.device("cuda:1")
+    with pytest.raises(InputError, match="2 GPUs"):
+        choose_device("auto:3")
 
 
 def test_the_version_is_the_package_s():
