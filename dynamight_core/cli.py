@@ -80,10 +80,14 @@ _PAIRS = {"half_maps": tuple[str, str]}
 
 @dataclass
 class _Settings:
-    """What holds for the command that runs: whether tracebacks go to the terminal, and where its end is told."""
+    """What holds for the command that runs.
+
+    Whether tracebacks go to the terminal, where its end is told, and the version that who started it counts on.
+    """
 
     debug: bool = False
     status_file: Path | None = None
+    required_version: str | None = None
 
 
 _settings = _Settings()
@@ -145,8 +149,11 @@ def _main_options(
         Path | None,
         typer.Option(help="Write here how the command ended, for programs that start it: JSON, exit_code and message."),
     ] = None,
+    require_version: Annotated[
+        str | None, typer.Option(help="Refuse to run if this is another version, for programs that start it.")
+    ] = None,
 ) -> None:
-    _settings.debug, _settings.status_file = debug, status_file
+    _settings.debug, _settings.status_file, _settings.required_version = debug, status_file, require_version
 
 
 # ---------------------------------------------------------------------------------------------- the commands
@@ -411,6 +418,7 @@ def _docstring_of(option_class: type) -> dict[str, str]:
 def _outcome(name: str, function: Callable, values: dict) -> tuple[int, str]:
     """Run a command and return its exit code and, if that is not 0, the sentence for the user."""
     try:
+        _check_version()
         function(**values)
     except (InputError, PermissionError, NotADirectoryError) as error:
         if isinstance(error, OSError):
@@ -434,6 +442,15 @@ def _outcome(name: str, function: Callable, values: dict) -> tuple[int, str]:
         sentence = f"{type(error).__name__}{': ' + reason[0] if reason else ''}"
         return 1, f"Error: dynamight {name} failed ({sentence}); the traceback is {where}."
     return 0, ""
+
+
+def _check_version() -> None:
+    wanted = _settings.required_version
+    if wanted not in (None, __version__):
+        raise InputError(
+            f"dynamight-core {wanted} is needed, but the environment {sys.prefix} has {__version__}; install that "
+            "version, or activate an environment which has it"
+        )
 
 
 def _guarded(name: str, function: Callable) -> Callable:

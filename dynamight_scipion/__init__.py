@@ -6,6 +6,7 @@ nothing here imports it, nor torch.
 
 import os
 import shlex
+import shutil
 import sys
 from glob import glob
 from pathlib import Path
@@ -53,11 +54,14 @@ class Plugin(pwem.Plugin):
 
     @classmethod
     def getProgram(cls, command):
-        """Return the shell line that starts a command of the engine, such as 'train'."""
+        """Return the shell line that starts a command of the engine, such as 'train'.
+
+        An engine of another version refuses to run, in whichever environment it is.
+        """
         activation = cls.getVar(DYNAMIGHT_ENV_ACTIVATION)
         if activation.startswith("conda "):
             activation = f"{cls.getCondaActivationCmd()} {activation}"
-        return f"{activation} && {PROGRAM} {command}"
+        return f"{activation} && {PROGRAM} --require-version {ENGINE_VERSION} {command}"
 
     @classmethod
     def validateInstallation(cls):
@@ -107,11 +111,11 @@ class Plugin(pwem.Plugin):
     @classmethod
     def _getEnvironmentCommand(cls):
         """Return the command that makes `env` in the current folder, and the programs it needs."""
-        if sys.version_info >= (3, 11):
-            return f"{shlex.quote(sys.executable)} -m venv env", []
         activateConda = cls.getCondaActivationCmd()
-        makePython = f"{activateConda} conda create -y -p ./python python=3.11"
-        return f"{makePython} && ./python/bin/python -m venv env", [] if activateConda else ["conda"]
+        if not activateConda and not shutil.which("conda") and sys.version_info >= (3, 11):
+            return f"{shlex.quote(sys.executable)} -m venv env", []
+        makeEnvironment = f"{activateConda} conda create -y -p ./env python=3.11".strip()
+        return makeEnvironment, [] if activateConda else ["conda"]
 
     @classmethod
     def _getEngineSource(cls):
