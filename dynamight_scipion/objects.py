@@ -2,12 +2,17 @@
 
 import json
 import os
+import shutil
 
 from pwem.objects import EMObject
 from pyworkflow.object import Float, Integer, Pointer, String
+from pyworkflow.utils import cleanPath, createLink, makePath
 
 RUN_FOLDER = "run"
 SUMMARY_FILE = "analysis/summary.json"
+# What FlexInfo calls this plugin, for programs that read flexible objects of many. It goes into file names, and is
+# not "Dynamight": some programs take that for RELION's own.
+FLEX_PROGRAM = "DynamightScipion"
 
 
 class DynamightModel(EMObject):
@@ -16,6 +21,11 @@ class DynamightModel(EMObject):
     It holds the folder of the engine's run (relative to the project), what a person wants to know of it, and the
     particles with their motions. Everything is in attributes, so a copy is as good as the original.
     """
+
+    RUN_FILES = (
+        "config.yaml", "metrics.jsonl", "particles.star", "latents.safetensors",
+        "half1/model.safetensors", "half2/model.safetensors", "analysis/motions.safetensors", SUMMARY_FILE,
+    )  # fmt: skip
 
     def __init__(self, runFolder=None, **kwargs):
         EMObject.__init__(self, **kwargs)
@@ -64,13 +74,37 @@ class DynamightModel(EMObject):
 
     def getFiles(self):
         """Return the files that the model consists of."""
-        names = ("config.yaml", "metrics.jsonl", "particles.star", "latents.safetensors", SUMMARY_FILE)
-        names += ("half1/model.safetensors", "half2/model.safetensors", "analysis/motions.safetensors")
-        return [self.getRunPath(name) for name in names]
+        return [self.getRunPath(name) for name in self.RUN_FILES]
 
     def getMissingFiles(self):
         """Return which of the model's files are not there."""
         return [path for path in self.getFiles() if not os.path.exists(path)]
+
+    def linkRun(self, folder):
+        """Make a run folder that shares the model's files, for an engine command whose results go elsewhere.
+
+        The engine writes beside what it reads; in this folder that leaves the model as it is, for others that use it
+        at the same time.
+
+        Parameters
+        ----------
+        folder
+            relative to the project; what an earlier execution left there is removed.
+
+        Returns
+        -------
+        str
+            the folder.
+        """
+        cleanPath(folder)
+        for name in self.RUN_FILES:
+            path = os.path.join(folder, name)
+            makePath(os.path.dirname(path))
+            if name == "config.yaml":
+                shutil.copyfile(self.getRunPath(name), path)
+            else:
+                createLink(self.getRunPath(name), path)
+        return folder
 
     def getParticlesStar(self):
         """Return the table of all particles: input columns, halves, latents, motions and errors."""
