@@ -261,14 +261,14 @@ def states(
     options,
     out: Annotated[Path | None, typer.Option(help="Folder. RUN/analysis/states/NAME if left out.")] = None,
 ) -> None:
-    """Write maps and a movie along a motion (default: the first), between particles, at clusters or latents."""
+    """Write maps and a movie along a motion (default: the first) or a path, at clusters, coordinates or latents."""
     from dynamight_core.analysis.states import choose_states, write_states
     from dynamight_core.reconstruction.stage import record_stage
 
     with Reporter() as report:
-        opened = _open(run)
+        opened = _open(run, options)
         chosen = choose_states(opened, options)
-        write_states(opened, chosen, out, options.half, options.movie, report.say, report.progress)
+        write_states(opened, chosen, out, options.half, options.movie, options.maps, report.say, report.progress)
         record_stage(opened, "states", options)
 
 
@@ -281,12 +281,12 @@ def displace(
     ],
     out: Annotated[Path, typer.Option(help="Name of the .npz: positions (n, m, 3) A, half, rows, points.")],
 ) -> None:
-    """Write the positions of points or atoms under each particle's deformation."""
+    """Write the positions of points or atoms under each particle's deformation, or at states."""
     from dynamight_core.analysis.displace import displace as run_displace
     from dynamight_core.reconstruction.stage import record_stage
 
     with Reporter() as report:
-        opened = _open(run)
+        opened = _open(run, options)
         run_displace(opened, points, out, options, report.say, report.progress)
         record_stage(opened, "displace", options, points=str(points), out=str(out))
 
@@ -298,7 +298,7 @@ def select(
     name: Annotated[str, typer.Option(help="Name of the file in RUN/analysis/selections.")] = "selection",
     out: Annotated[Path | None, typer.Option(help="Path of the STAR file instead.")] = None,
 ) -> None:
-    """Write a STAR file of particles by motion, error, place along a motion, cluster or half."""
+    """Write a STAR file of particles by motion, error, conformation, cluster or half."""
     from dynamight_core.analysis.select import write_selection
     from dynamight_core.reconstruction.stage import record_stage
 

@@ -168,12 +168,17 @@ class StatesOptions:
         Two rows of particles.star, from 1: states from one particle to the other.
     clusters
         Number of k-means clusters of the coordinates: a state at the centre of each.
+    through
+        A point of a path, coordinates separated by commas (A rms along motion 1, 2, ...); given two times or more, the
+        states follow the path through these points, evenly spaced.
     at
         Coordinates of one state, separated by commas (A rms along motion 1, 2, ...); may be given several times.
     latent
         A latent of the decoder of --half, numbers separated by commas; may be given several times.
     half
         Whose Gaussian model: 1, 2, or both for the average.
+    maps
+        Write a map of every state; without, the table of their coordinates alone.
     movie
         Write a movie where the states follow a path.
     seed
@@ -188,9 +193,11 @@ class StatesOptions:
     deviations: float | None = None
     between: tuple[int, int] | None = None
     clusters: int | None = None
+    through: list[str] = field(default_factory=list)
     at: list[str] = field(default_factory=list)
     latent: list[str] = field(default_factory=list)
     half: str = "both"
+    maps: bool = True
     movie: bool = True
     seed: int = 0
     threads: int | None = None
@@ -198,7 +205,7 @@ class StatesOptions:
 
 @dataclass
 class DisplaceOptions:
-    """Which particles' deformations are applied to points.
+    """Which deformations are applied to points.
 
     Parameters
     ----------
@@ -211,6 +218,9 @@ class DisplaceOptions:
         Also write the atomic model at this state as mmCIF: coordinates separated by commas (A rms).
     models
         Also write the atomic model in each of the --particles as mmCIF.
+    states
+        Table of states (states.csv of dynamight states): write points and atomic model at these instead of in
+        particles.
     threads
         CPU threads. All that the process may use if left out.
     """
@@ -219,6 +229,7 @@ class DisplaceOptions:
     particles: str | None = None
     state: str | None = None
     models: bool = False
+    states: str | None = None
     threads: int | None = None
 
 
@@ -232,12 +243,17 @@ class SelectOptions:
         LOW:HIGH of dynMotionRms (A); either may be left out.
     error
         LOW:HIGH of dynMotionError (A).
+    disagreement
+        LOW:HIGH of dynMotionDisagreement (A), how far the decoders of the two halves differ.
     along
         K:LOW:HIGH of the coordinate along motion K (A rms); may be given several times.
+    near
+        COORDINATES:DISTANCE: within a distance (A rms) of a conformation, its coordinates separated by commas.
     clusters
-        Number of k-means clusters of the coordinates, numbered by their centre on the first motion.
+        Number of k-means clusters of the coordinates, numbered by their centre on the first motion; written to
+        dynCluster.
     cluster
-        Keep this cluster, from 1; may be given several times.
+        Keep this cluster, from 1; may be given several times. All are kept if left out.
     half
         Keep half 1 or 2.
     complement
@@ -248,7 +264,9 @@ class SelectOptions:
 
     motion: str | None = None
     error: str | None = None
+    disagreement: str | None = None
     along: list[str] = field(default_factory=list)
+    near: str | None = None
     clusters: int | None = None
     cluster: list[int] = field(default_factory=list)
     half: int | None = None

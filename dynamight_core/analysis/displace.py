@@ -1,9 +1,10 @@
-"""Any points or atoms of the consensus map under the deformation of every particle."""
+"""Any points or atoms of the consensus map under the deformation of every particle, or at states."""
 
 import io
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 
 from dynamight_core.analysis.motions import motion_fields
-from dynamight_core.analysis.states import check_row, parse_numbers
+from dynamight_core.analysis.states import check_row, parse_numbers, read_states
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
 from dynamight_core.options import DisplaceOptions
@@ -133,15 +134,20 @@ class Displacer:
     def at_state(self, coordinates) -> torch.Tensor:
         """Return the (m, 3) positions (A) at (K,) motion coordinates, both halves averaged."""
         total = torch.zeros(len(self.positions), 3)
-        for index, model in enumerate(self.run.models):
-            own = torch.as_tensor(self.halves == index + 1)
-            known = torch.as_tensor(self.run.motions.coordinates)[own]
-            mean, fields = motion_fields(
-                model, self.run.latents[index][own], known, self.positions
-            )
+        for mean, fields in self._motions:
             factors = torch.as_tensor(np.asarray(coordinates), dtype=fields.dtype, device=fields.device)
             total += (mean + torch.tensordot(factors, fields, 1)).cpu() / 2
         return self.positions + total
+
+    @cached_property
+    def _motions(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The principal motions at the points under both halves' decoders, see `motion_fields`."""
+        known = torch.as_tensor(self.run.motions.coordinates)
+        own = [torch.as_tensor(self.halves == half) for half in (1, 2)]
+        return [
+            motion_fields(model, latents[mine], known[mine], self.positions)
+            for model, latents, mine in zip(self.run.models, self.run.latents, own, strict=True)
+        ]
 
     def chunks(self, rows: np.ndarray) -> Iterator[torch.Tensor]:
         """Yield `of_particles` for all rows in order, a bounded number at a time."""
@@ -158,12 +164,13 @@ def displace(
     say: Callable[[str], None] = print,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Path]:
-    """Write points under particles' deformations, and atomic models moved likewise.
+    """Write points under particles' deformations or at states, and atomic models moved likewise.
 
-    The ``.npz`` holds `positions` (n, m, 3) float32, A, in the convention of the points' file; `half` (n,)
-    int64, whose decoder moved them; `rows` (n,) int64, rows of particles.star from 0; and `points` (m, 3)
-    float32, where they are in the file. It is written particle by particle and need not fit in memory. Atomic
-    models are written beside it, as ``<out>_particle<row>.cif`` and ``<out>_state.cif``.
+    The ``.npz`` holds `positions` (n, m, 3) float32, A, in the convention of the points' file, and `points` (m, 3)
+    float32, where they are in the file. For particles, also `half` (n,) int64, whose decoder moved them, and
+    `rows` (n,) int64, rows of particles.star from 0; for states, `coordinates` (n, K) float64, A rms. It is written
+    particle by particle and need not fit in memory. Atomic models are written beside it, as
+    ``<out>_particle<row>.cif``, ``<out>_state.cif`` and, for states of a table, ``<out>_<name>.cif``.
 
     Parameters
     ----------
@@ -193,6 +200,8 @@ def displace(
     if out.suffix != ".npz":
         raise InputError(f"--out is {out}; give a name that ends in .npz")
     point_set = read_points(points, run.particles.box, run.particles.pixel_size, options.origin)
+    if options.states is not None:
+        return _displace_to_states(run, point_set, out, options, say, progress)
     n = len(run.halves)
     rows = None if options.particles is None else parse_numbers(options.particles, "--particles", int)
     state = None if options.state is None else parse_numbers(options.state, "--state")
@@ -209,7 +218,8 @@ def displace(
         state += [0.0] * (n_motions - len(state))
     chosen = np.arange(n) if rows is None else np.array(rows) - 1
     displacer = Displacer(run, point_set.positions)
-    _write_npz(out, displacer, point_set, chosen, progress)
+    about = {"half": displacer.halves[chosen].astype(np.int64), "rows": chosen.astype(np.int64)}
+    _write_npz(out, point_set, displacer.chunks(chosen), len(chosen), about, progress)
     say(f"Positions of {len(point_set)} points in {len(chosen)} particles are in {out}.")
     written = [out]
     targets = {}
@@ -237,28 +247,46 @@ def write_model(path: Path, point_set: PointSet, moved: torch.Tensor) -> None:
         structure.make_mmcif_document().write_file(str(temporary))
 
 
-def _write_npz(out: Path, displacer: Displacer, point_set: PointSet, rows: np.ndarray, progress) -> None:
+def _displace_to_states(run: "Run", point_set: PointSet, out: Path, options: DisplaceOptions, say, progress):
+    """Write points and, if they are one, the atomic model at the states of a table; returns the paths."""
+    if options.particles is not None or options.state is not None or options.models:
+        raise InputError("--states takes the place of --particles, --models and --state; give it alone")
+    states = read_states(options.states, run)
+    displacer = Displacer(run, point_set.positions)
+    moved = [displacer.at_state(coordinates) for coordinates in states.coordinates]
+    _write_npz(
+        out, point_set, (part[None] for part in moved), len(moved), {"coordinates": states.coordinates}, progress
+    )
+    say(f"Positions of {len(point_set)} points at {len(moved)} states are in {out}.")
+    written = [out]
+    if point_set.structure is not None:
+        for label, positions in zip(states.labels, moved, strict=True):
+            written.append(out.with_name(f"{out.stem}_{label}.cif"))
+            write_model(written[-1], point_set, positions)
+        say(f"The moved models are {out.with_name(f'{out.stem}_*.cif')}.")
+    return written
+
+
+def _write_npz(
+    out: Path, point_set: PointSet, chunks: Iterator[torch.Tensor], n: int, about: dict[str, np.ndarray], progress
+) -> None:
+    """Write n sets of positions (A, origin at the box's centre), the points as given, and arrays `about` them."""
     offset = torch.from_numpy(point_set.offset.astype(np.float32))
     with atomic_path(out) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-        small = {
-            "half": displacer.halves[rows].astype(np.int64),
-            "rows": rows.astype(np.int64),
-            "points": (point_set.positions + offset).numpy(),
-        }
-        for name, values in small.items():
+        for name, values in (about | {"points": (point_set.positions + offset).numpy()}).items():
             buffer = io.BytesIO()
             np.lib.format.write_array(buffer, values)
             archive.writestr(f"{name}.npy", buffer.getvalue())
-        header = {"descr": "<f4", "fortran_order": False, "shape": (len(rows), len(point_set), 3)}
+        header = {"descr": "<f4", "fortran_order": False, "shape": (n, len(point_set), 3)}
         # numpy.savez would want the whole array, which for many particles and atoms is larger than memory.
         with archive.open("positions.npy", "w", force_zip64=True) as file:
             np.lib.format.write_array_header_1_0(file, header)
             done = 0
-            for moved in displacer.chunks(rows):
+            for moved in chunks:
                 file.write((moved + offset).numpy().astype("<f4").tobytes())
                 done += len(moved)
                 if progress:
-                    progress("displacing points", done, len(rows))
+                    progress("displacing points", done, n)
 
 
 def _read_array(path: Path) -> np.ndarray:

@@ -12,7 +12,7 @@ import starfile
 import torch
 
 from dynamight_core import __version__
-from dynamight_core.analysis.errors import motion_errors
+from dynamight_core.analysis.errors import MotionErrors, motion_errors
 from dynamight_core.analysis.motions import PrincipalMotions, principal_motions
 from dynamight_core.analysis.verdict import judge
 from dynamight_core.config import RunConfig
@@ -180,7 +180,7 @@ def summarise(
     }
     with atomic_path(path / "analysis" / "summary.json") as temporary:
         temporary.write_text(json.dumps(summary, indent=1))
-    _write_table(run, motions, magnitude, errors.particle)
+    _write_table(run, motions, magnitude, errors)
     say(verdict.sentence)
     say(
         f"Motion {summary['motion_rms']:.2f} A rms, error estimate {summary['error_rms']:.2f} A rms "
@@ -224,7 +224,7 @@ def _common_points(models: tuple[HalfModel, HalfModel], seed: int) -> torch.Tens
     return torch.cat(points)
 
 
-def _write_table(run: Run, motions: PrincipalMotions, magnitude: torch.Tensor, error: torch.Tensor) -> None:
+def _write_table(run: Run, motions: PrincipalMotions, magnitude: torch.Tensor, errors: MotionErrors) -> None:
     particles = run.particles
     columns = {
         "dynHalf": run.halves.numpy(),
@@ -234,7 +234,8 @@ def _write_table(run: Run, motions: PrincipalMotions, magnitude: torch.Tensor, e
     columns |= {f"dynLatent{i + 1}": own[:, i].numpy() for i in range(own.shape[1])}
     k = motions.coordinates.shape[1]
     columns |= {f"dynMotion{i + 1}": motions.coordinates[:, i].numpy() for i in range(k)}
-    columns |= {"dynMotionRms": magnitude.numpy(), "dynMotionError": error.numpy()}
+    columns |= {"dynMotionRms": magnitude.numpy(), "dynMotionError": errors.particle.numpy()}
+    columns |= {"dynMotionDisagreement": errors.disagreement.numpy()}
     if run.pose_changes is not None:
         columns |= _pose_columns(run)
     write_particles(run.path / "particles.star", particles, columns)

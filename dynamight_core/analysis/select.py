@@ -1,4 +1,4 @@
-"""Subsets of a run's particles by motion, error, cluster, place along a motion, or half, as STAR files."""
+"""Subsets of a run's particles by motion, error, conformation, cluster or half, as STAR files."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dynamight_core.analysis.states import check_motion, cluster_coordinates
+from dynamight_core.analysis.states import check_motion, cluster_coordinates, parse_numbers
 from dynamight_core.errors import InputError
 from dynamight_core.options import SelectOptions
 from dynamight_core.particles.metadata import write_star
@@ -35,8 +35,13 @@ def parse_range(text: str, option: str) -> Range:
     return values
 
 
-def select_particles(run: "Run", options: SelectOptions) -> np.ndarray:
-    """Return the (n,) mask of the particles that the options keep.
+def select_particles(run: "Run", options: SelectOptions) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return which particles the options keep, and their clusters.
+
+    Returns
+    -------
+    tuple
+        (n,) mask, and (n,) numbers of the clusters from 1 if there are any, else None.
 
     Raises
     ------
@@ -49,6 +54,7 @@ def select_particles(run: "Run", options: SelectOptions) -> np.ndarray:
     for text, option, column in (
         (o.motion, "--motion", "dynMotionRms"),
         (o.error, "--error", "dynMotionError"),
+        (o.disagreement, "--disagreement", "dynMotionDisagreement"),
     ):
         if text is not None:
             conditions.append(_within(table[column].to_numpy(), parse_range(text, option)))
@@ -58,22 +64,35 @@ def select_particles(run: "Run", options: SelectOptions) -> np.ndarray:
             raise InputError(f"--along is '{text}'; give K:LOW:HIGH with K the number of a motion")
         check_motion(int(number), coordinates.shape[1])
         conditions.append(_within(coordinates[:, int(number) - 1], parse_range(limits, "--along")))
-    if bool(o.cluster) != (o.clusters is not None):
-        raise InputError("--clusters (how many to make) and --cluster (which to keep) belong together; give both")
-    if o.cluster:
-        labels, _ = cluster_coordinates(coordinates, o.clusters, o.seed)
+    if o.near is not None:
+        place, _, distance = o.near.rpartition(":")
+        try:
+            distance = float(distance)
+        except ValueError:
+            raise InputError(f"--near is '{o.near}'; give COORDINATES:DISTANCE, such as 1.5,-2:3") from None
+        place = parse_numbers(place, "--near")
+        check_motion(len(place), coordinates.shape[1])
+        place += [0.0] * (coordinates.shape[1] - len(place))
+        conditions.append(np.linalg.norm(coordinates - np.array(place), axis=1) <= distance)
+    clusters = None
+    if o.cluster and o.clusters is None:
+        raise InputError("--cluster keeps one of the --clusters (how many to make); give both")
+    if o.clusters is not None:
+        clusters = cluster_coordinates(coordinates, o.clusters, o.seed)[0] + 1
         for number in o.cluster:
             if not 1 <= number <= o.clusters:
                 raise InputError(f"--cluster is {number}; give a number from 1 to {o.clusters}")
-        conditions.append(np.isin(labels + 1, o.cluster))
+        conditions.append(np.isin(clusters, o.cluster) if o.cluster else np.ones(len(clusters), dtype=bool))
     if o.half is not None:
         if o.half not in (1, 2):
             raise InputError(f"--half is {o.half}; give 1 or 2")
         conditions.append(np.asarray(run.halves) == o.half)
     if not conditions:
-        raise InputError("nothing is selected by; give --motion, --error, --along, --cluster or --half")
+        raise InputError(
+            "nothing is selected by; give --motion, --error, --disagreement, --along, --near, --clusters or --half"
+        )
     kept = np.logical_and.reduce(conditions)
-    return ~kept if o.complement else kept
+    return ~kept if o.complement else kept, clusters
 
 
 def write_selection(
@@ -83,7 +102,7 @@ def write_selection(
     out: str | Path | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
-    """Write the selected rows with all input columns, the dyn columns and the optics table.
+    """Write the selected rows with all input columns, the dyn columns, clusters and the optics table.
 
     Parameters
     ----------
@@ -108,7 +127,7 @@ def write_selection(
     InputError
         if no particle is left.
     """
-    kept = select_particles(run, options)
+    kept, clusters = select_particles(run, options)
     if not kept.any():
         raise InputError(f"the selection holds none of the {len(kept)} particles; widen its ranges")
     path = Path(run.path) / "analysis" / "selections" / f"{name}.star" if out is None else Path(out)
@@ -116,6 +135,8 @@ def write_selection(
     table = run.particles.table.copy()
     for column in run.table.columns.difference(table.columns, sort=False):
         table[column] = run.table[column].to_numpy()
+    if clusters is not None:
+        table["dynCluster"] = clusters
     write_star(path, table[kept], run.particles.optics, run.particles.block)
     halves = np.asarray(run.halves)[kept]
     say(

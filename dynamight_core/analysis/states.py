@@ -114,13 +114,15 @@ def choose_states(run: "Run", options: StatesOptions) -> States:
         if they cannot be had, or two kinds are asked for.
     """
     o = options
-    asked = [name for name in ("between", "clusters", "at", "latent") if getattr(o, name)]
+    asked = [name for name in ("between", "clusters", "through", "at", "latent") if getattr(o, name)]
     if len(asked) > 1:
         raise InputError(f"--{asked[0]} and --{asked[1]} are two kinds of states; give one of them")
     if o.between:
         return states_between(run, *o.between, o.n)
     if o.clusters is not None:
         return states_of_clusters(run, o.clusters, o.seed)
+    if o.through:
+        return states_through(run, [parse_numbers(text, "--through") for text in o.through], o.n)
     if o.at:
         return states_at_coordinates(run, [parse_numbers(text, "--at") for text in o.at])
     if o.latent:
@@ -202,13 +204,43 @@ def states_between(run: "Run", first: int, last: int, n: int = 10) -> States:
         if there is no such row.
     """
     coordinates = _all_coordinates(run)
-    if n < 2:
-        raise InputError(f"--n is {n}; give at least 2 states between particles")
     for row in (first, last):
         check_row(row, len(coordinates))
-    share = np.linspace(0, 1, n)[:, None]
-    path = (1 - share) * coordinates[first - 1] + share * coordinates[last - 1]
-    name = f"particles{first}to{last}"
+    return states_through(run, [coordinates[first - 1], coordinates[last - 1]], n, f"particles{first}to{last}")
+
+
+def states_through(run: "Run", points: list, n: int = 10, name: str = "path") -> States:
+    """Return n states, evenly spaced, on the straight lines from point to point.
+
+    Parameters
+    ----------
+    run
+        finished and summarised.
+    points
+        coordinates (A rms) of two points or more; motions left out at the end are at zero.
+    n
+        number of states.
+    name
+        of the states.
+
+    Raises
+    ------
+    InputError
+        if these are no path.
+    """
+    if len(points) < 2:
+        raise InputError(f"--through names {len(points)} point; give at least 2 points of a path")
+    if n < 2:
+        raise InputError(f"--n is {n}; give at least 2 states on a path")
+    corners = np.stack([_coordinates(run, point) for point in points])
+    lengths = np.linalg.norm(np.diff(corners, axis=0), axis=1)
+    if not lengths.any():
+        raise InputError("the points of the path are all the same; give points that differ")
+    # Points that repeat the one before have no line of their own.
+    kept = np.concatenate([[True], lengths > 0])
+    along = np.concatenate([[0.0], np.cumsum(lengths[lengths > 0])])
+    where = np.linspace(0, along[-1], n)
+    path = np.stack([np.interp(where, along, values) for values in corners[kept].T], 1)
     return States(name, [f"{name}_state{i + 1:02d}" for i in range(n)], path)
 
 
@@ -275,6 +307,7 @@ def write_states(
     out: str | Path | None = None,
     half: str = "both",
     movie: bool = True,
+    maps: bool = True,
     say: Callable[[str], None] = print,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Path:
@@ -292,6 +325,8 @@ def write_states(
         "1", "2" or "both"; states at latents are of their own half.
     movie
         whether states along a path become ``movie.gif``.
+    maps
+        False writes the coordinates alone.
     say, progress
         take lines for the user, and a stage's name with what is done and to do.
 
@@ -303,6 +338,10 @@ def write_states(
     out = Path(run.path) / "analysis" / "states" / states.name if out is None else Path(out)
     models = StateModels(run, half)
     _remove_earlier(out)
+    if not maps:
+        _write_table(out, states, maps)
+        say(f"states.csv, with {len(states)} states, is in {out}.")
+        return out
     projections = []
     for i, label in enumerate(states.labels):
         if states.latents is not None:
@@ -313,8 +352,7 @@ def write_states(
         projections.append(_projections(volume))
         if progress:
             progress("rendering states", i + 1, len(states))
-    with atomic_path(out / "states.csv") as path:
-        _table(states).to_csv(path, index=False, float_format="%.4f")
+    _write_table(out, states, maps)
     say(f"{len(states)} maps and states.csv are in {out}.")
     if movie and states.ordered and len(states) > 1:
         write_movie(out / "movie.gif", np.stack(projections), states.labels, run.particles.pixel_size)
@@ -366,6 +404,43 @@ def write_movie(path: Path, projections: np.ndarray, labels: list[str], pixel_si
     frames += frames[-2:0:-1]
     with atomic_path(path) as temporary:
         frames[0].save(temporary, save_all=True, append_images=frames[1:], duration=150, loop=0)
+
+
+def read_states(path: str | Path, run: "Run") -> States:
+    """Read the states of a table that `write_states` wrote, or of one made by hand with its columns.
+
+    Parameters
+    ----------
+    path
+        of a CSV file: `state` (names; optional) and `motion1_A`, `motion2_A`, ... (A rms).
+    run
+        finished and summarised.
+
+    Raises
+    ------
+    InputError
+        if the file cannot be read, or has no coordinates.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"states {path} do not exist; give the states.csv that dynamight states wrote")
+    try:
+        table = pd.read_csv(path)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise InputError(f"states {path} cannot be read ({error}); give a CSV file") from error
+    wanted = [f"motion{k + 1}_A" for k in range(_all_coordinates(run).shape[1])]
+    if "motion1_A" not in table or not len(table):
+        raise InputError(f"states {path} hold no coordinates; give a table with the columns {', '.join(wanted)}")
+    try:
+        coordinates = table.reindex(columns=wanted, fill_value=0.0).to_numpy(dtype=float)
+    except ValueError as error:
+        raise InputError(f"states {path}: {error}; give numbers in the columns {', '.join(wanted)}") from error
+    if not np.isfinite(coordinates).all():
+        raise InputError(f"states {path} hold empty or infinite coordinates; give finite numbers in A rms")
+    labels = table["state"].astype(str) if "state" in table else [f"state{i + 1:02d}" for i in range(len(table))]
+    if len(set(labels)) < len(labels) or any("/" in label for label in labels):
+        raise InputError(f"states {path}: names in the column state become names of files; make them unique, without /")
+    return States(path.stem, list(labels), coordinates)
 
 
 def parse_numbers(text: str, option: str, kind: type = float) -> list:
@@ -435,12 +510,15 @@ def _remove_earlier(out: Path) -> None:
     """Remove the files of states that were written to the same folder before."""
     table = out / "states.csv"
     if table.exists():
-        for name in [*pd.read_csv(table)["file"], "movie.gif", "states.csv"]:
+        for name in [*pd.read_csv(table).get("file", []), "movie.gif", "states.csv"]:
             (out / name).unlink(missing_ok=True)
 
 
-def _table(states: States) -> pd.DataFrame:
-    table = pd.DataFrame({"file": [f"{label}.mrc" for label in states.labels]})
+def _write_table(out: Path, states: States, maps: bool) -> None:
+    """Write states.csv; with `maps`, it names their files."""
+    table = pd.DataFrame({"state": states.labels})
+    if maps:
+        table["file"] = [f"{label}.mrc" for label in states.labels]
     if states.coordinates is not None:
         for k in range(states.coordinates.shape[1]):
             table[f"motion{k + 1}_A"] = states.coordinates[:, k]
@@ -450,4 +528,5 @@ def _table(states: States) -> pd.DataFrame:
             table[f"latent{k + 1}"] = states.latents[:, k].numpy()
     if states.particles is not None:
         table["particles"] = states.particles
-    return table
+    with atomic_path(out / "states.csv") as path:
+        table.to_csv(path, index=False, float_format="%.4f")

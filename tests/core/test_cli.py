@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 from dynamight_core import cli
 from dynamight_core.analysis.results import Run
+from dynamight_core.analysis.states import states_through
 from dynamight_core.config import RunConfig
 from dynamight_core.errors import InputError
 from dynamight_core.files import read_map, write_map
@@ -151,6 +152,7 @@ def test_a_state_is_the_molecule_in_place_and_on_the_grey_scale_of_the_images(da
     [
         (["--clusters", "3"], "clusters3", 3),
         (["--between", "1", "7", "--n", "2"], "particles1to7", 2),
+        (["--through", "0,1", "--through=-2,1", "--n", "2"], "path", 2),
         (["--latent", "0.1,-0.2", "--half", "2"], "latents_half2", 1),
     ],
 )
@@ -170,12 +172,38 @@ def test_states_of_other_kinds(trained, words, name, files):
         (["--at", "a,b"], "numbers separated by commas"),
         (["--clusters", "2", "--at", "1"], "two kinds of states"),
         (["--percentiles", "90", "10"], "two rising numbers"),
+        (["--through", "1"], "at least 2 points of a path"),
+        (["--between", "3", "3"], "all the same"),
     ],
 )
 def test_states_that_cannot_be_had_are_refused(trained, words, reason):
     code, text = dynamight("states", trained, *words)
     assert code == 2
     assert reason in text
+
+
+def test_states_on_a_path_are_evenly_spaced_and_pass_its_points(trained):
+    states = states_through(Run.open(trained), [[0, 0], [0, 0], [3, 0], [3, 1]], 5)
+    np.testing.assert_allclose(states.coordinates[:, :2], [[0, 0], [1, 0], [2, 0], [3, 0], [3, 1]], atol=1e-6)
+
+
+def test_points_and_models_are_moved_to_the_states_of_a_table(trained, tmp_path):
+    write_model(tmp_path / "model.pdb", offset=BOX // 2 * PIXEL)
+    words = ["--through", "0,1", "--through", "1.5,0", "--n", "3"]
+    assert dynamight("states", trained, *words, "--no-maps", "--out", tmp_path / "states")[0] == 0
+    assert [path.name for path in (tmp_path / "states").iterdir()] == ["states.csv"]
+    words = ["displace", trained, "--points", tmp_path / "model.pdb", "--out", tmp_path / "f.npz"]
+    assert dynamight(*words, "--states", tmp_path / "states" / "states.csv")[0] == 0
+    found = np.load(tmp_path / "f.npz")
+    np.testing.assert_allclose(found["coordinates"][[0, 2], :2], [[0, 1], [1.5, 0]])
+    # One state alone is the last of them.
+    assert dynamight(*words[:-1], tmp_path / "g.npz", "--particles", "1", "--state", "1.5")[0] == 0
+    last, alone = (tmp_path / name for name in ("f_path_state03.cif", "g_state.cif"))
+    assert gemmi.read_structure(str(last)).make_pdb_string() == gemmi.read_structure(str(alone)).make_pdb_string()
+    (tmp_path / "bad.csv").write_text("half,latent1\n1,0.5\n")
+    code, text = dynamight(*words, "--states", tmp_path / "bad.csv")
+    assert code == 2
+    assert "bad.csv hold no coordinates" in text
 
 
 def test_displace_moves_points_by_each_particle_s_own_half(trained, tmp_path):
@@ -270,19 +298,35 @@ def test_a_selection_and_its_complement_hold_every_particle_once_with_its_optics
     assert rest["optics"].equals(low["optics"])
 
 
+def test_particles_are_selected_by_conformation_and_by_what_the_halves_agree_on(trained, tmp_path):
+    table = starfile.read(trained / "particles.star")["particles"]
+    centre = table[["dynMotion1", "dynMotion2"]].to_numpy()[7]
+    limit = table["dynMotionDisagreement"].median()
+    words = [f"--near={centre[0]},{centre[1]}:2", "--disagreement", f":{limit}", "--out", tmp_path / "near.star"]
+    assert dynamight("select", trained, *words)[0] == 0
+    rows = table[(table["dynMotion1"] - centre[0]) ** 2 + (table["dynMotion2"] - centre[1]) ** 2 <= 4]
+    rows = rows[rows["dynMotionDisagreement"] <= limit]
+    assert 0 < len(rows) < N
+    assert list(starfile.read(tmp_path / "near.star")["particles"]["rlnImageName"]) == list(rows["rlnImageName"])
+
+
 def test_clusters_divide_the_particles(trained, tmp_path):
+    assert dynamight("select", trained, "--clusters", "3", "--out", tmp_path / "all.star")[0] == 0
+    labels = starfile.read(tmp_path / "all.star")["particles"]["dynCluster"]
     counts = []
     for cluster in (1, 2, 3):
         words = ["--clusters", "3", "--cluster", cluster, "--out", tmp_path / f"{cluster}.star"]
         assert dynamight("select", trained, *words)[0] == 0
         counts.append(len(starfile.read(tmp_path / f"{cluster}.star")["particles"]))
     assert sum(counts) == N
+    assert counts == [(labels == cluster).sum() for cluster in (1, 2, 3)]
 
 
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
         ([], "nothing is selected by"),
+        (["--near", "1,2"], "COORDINATES:DISTANCE"),
         (["--motion", "5:1"], "LOW below HIGH"),
         (["--error", "high"], "LOW:HIGH"),
         (["--along", "x:0:1"], "K:LOW:HIGH"),
