@@ -8,7 +8,3 @@ ENGINE_VERSION = "0.1.0"
 # Variables of Scipion's configuration
 DYNAMIGHT_HOME = "DYNAMIGHT_HOME"
 DYNAMIGHT_ENV_ACTIVATION = "DYNAMIGHT_ENV_ACTIVATION"
-
-# Name of our latents (`FlexInfo.getProgName`). It is ours alone: the "Dynamight" that Hax knows are those of RELION's
-# plugin. Other plugins name files by it.
-FLEX_PROGRAM = "DynamightMotions"
