@@ -7,6 +7,7 @@ CPU and GPU; the projection is differentiable with respect to positions and weig
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +16,11 @@ from dynamight_core.imaging.fourier import (
     crop_fourier,
     fourier_to_image,
     frequencies_2d,
-    image_to_fourier,
     pad_fourier,
+    real_transform,
 )
 
-_BILINEAR, _ZEROS, _ALIGN = 0, 0, True
+_LINEAR, _ZEROS, _ALIGN = 0, 0, True
 
 
 def read_bilinear(images: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
@@ -49,45 +50,55 @@ def spread_bilinear(weights: torch.Tensor, points: torch.Tensor, size: int) -> t
     weights
         (b, c, n).
     points
-        (b, n, 2) x and y in pixels, the origin at index 0. Parts that fall outside are lost.
+        (b, n, 2) x and y in pixels, the origin at index 0. Parts that fall outside are lost. With (b, n, 3) points
+        x, y and z the weights are trilinear, onto voxels.
     size
-        of the square image, pixels.
+        of the square image or cubic volume, pixels.
 
     Returns
     -------
     torch.Tensor
-        (b, c, size, size). Differentiable with respect to weights and points.
+        (b, c, size, size) or (b, c, size, size, size). Differentiable with respect to weights and points.
     """
     return _Spread.apply(weights, points, size)
 
 
 class _Spread(torch.autograd.Function):
-    """Transpose of a bilinear read: torch's own gradient of `grid_sample` with respect to its image."""
+    """Transpose of a linear read: torch's own gradient of `grid_sample` with respect to its image."""
 
     @staticmethod
     def forward(ctx, weights, points, size):
-        grid = (points * (2 / (size - 1)) - 1)[:, None]
+        ndim = points.shape[-1]
+        grid = (points * (2 / (size - 1)) - 1).reshape(len(points), *[1] * (ndim - 1), -1, ndim)
         ctx.save_for_backward(weights, grid)
         ctx.size = size
-        blank = weights.new_zeros(1).expand(weights.shape[0], weights.shape[1], size, size)
-        image, _ = torch.ops.aten.grid_sampler_2d_backward(
-            weights[:, :, None].contiguous(), blank, grid, _BILINEAR, _ZEROS, _ALIGN, [True, False]
-        )
-        return image
+        blank = weights.new_zeros(1).expand(*weights.shape[:2], *[size] * ndim)
+        return _read_gradients(_lone_axes(weights, ndim), blank, grid, [True, False])[0]
 
     @staticmethod
     def backward(ctx, grad_image):
         weights, grid = ctx.saved_tensors
+        ndim = grid.shape[-1]
         grad_weights = grad_points = None
         if ctx.needs_input_grad[0]:
-            grad_weights = F.grid_sample(grad_image, grid, align_corners=True)[:, :, 0]
+            grad_weights = F.grid_sample(grad_image, grid, align_corners=True).flatten(2)
         if ctx.needs_input_grad[1]:
-            weights, image = weights[:, :, None].contiguous(), grad_image.contiguous()
-            _, grad_grid = torch.ops.aten.grid_sampler_2d_backward(
-                weights, image, grid, _BILINEAR, _ZEROS, _ALIGN, [False, True]
-            )
-            grad_points = grad_grid[:, 0] * (2 / (ctx.size - 1))
+            grad_grid = _read_gradients(_lone_axes(weights, ndim), grad_image.contiguous(), grid, [False, True])[1]
+            grad_points = grad_grid.reshape(len(grid), -1, ndim) * (2 / (ctx.size - 1))
         return grad_weights, grad_points, None
+
+
+def _lone_axes(weights: torch.Tensor, ndim: int) -> torch.Tensor:
+    """Return (b, c, n) weights as the image or volume of one row that `grid_sample` takes them for."""
+    return weights.reshape(*weights.shape[:2], *[1] * (ndim - 1), -1).contiguous()
+
+
+def _read_gradients(gradient, image, grid, wanted):
+    """Return the gradients of a linear read with respect to the image and to where it is read."""
+    backward = (
+        torch.ops.aten.grid_sampler_2d_backward if grid.shape[-1] == 2 else torch.ops.aten.grid_sampler_3d_backward
+    )
+    return backward(gradient, image, grid, _LINEAR, _ZEROS, _ALIGN, wanted)
 
 
 @dataclass(frozen=True)
@@ -135,7 +146,13 @@ class Projector:
         points = torch.bmm(matrices[:, :2] * scale, positions.transpose(1, 2)) + self.grid_size // 2
         return points.transpose(1, 2)
 
-    def project(self, positions: torch.Tensor, weights: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
+    def project(
+        self,
+        positions: torch.Tensor,
+        weights: torch.Tensor,
+        matrices: torch.Tensor,
+        transfer: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Project weighted points: sum_j w_j exp(-2 pi i k . (A x_j)) up to the kernel's aliasing.
 
         Parameters
@@ -146,6 +163,8 @@ class Projector:
             (n,), (b, n) or (b, c, n): c channels give c images a particle.
         matrices
             (b, 3, 3).
+        transfer
+            factor of the transforms, broadcast to (b, c, box, box//2+1); saves a pass over the images.
 
         Returns
         -------
@@ -156,8 +175,11 @@ class Projector:
         has_channels = weights.ndim == 3
         if not has_channels:
             weights = weights.expand(len(points), -1)[:, None]
-        grid = spread_bilinear(weights.expand(len(points), -1, -1), points, self.grid_size)
-        images = self._to_box(grid)
+        transforms = real_transform(spread_bilinear(weights.expand(len(points), -1, -1), points, self.grid_size))
+        if self.oversampling > 1:
+            transforms = crop_fourier(transforms, self.grid_size, self.box)
+        correction = grid_correction(self.box, self.oversampling, points.device)
+        images = transforms * (correction if transfer is None else correction * transfer)
         return images if has_channels else images[:, 0]
 
     def backproject(self, images: torch.Tensor, positions: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
@@ -188,20 +210,32 @@ class Projector:
         padded = self._to_grid(images)
         return fourier_to_image(padded, self.grid_size) * self.oversampling**2
 
-    def _to_box(self, grid: torch.Tensor) -> torch.Tensor:
-        transforms = crop_fourier(image_to_fourier(grid), self.grid_size, self.box)
-        return transforms * self._kernel_correction(grid.device)
-
     def _to_grid(self, transforms: torch.Tensor) -> torch.Tensor:
-        # cropping to the same box drops Nyquist, so that oversampling 1 and 2 treat it alike
-        corrected = transforms * self._kernel_correction(transforms.device)
+        # padding to the same box drops Nyquist, so that oversampling 1 and 2 treat it alike
+        corrected = transforms * kernel_correction(self.box, self.oversampling, transforms.device)
         return pad_fourier(corrected, self.box, self.grid_size)
-
-    def _kernel_correction(self, device: torch.device) -> torch.Tensor:
-        """Inverse transform of the bilinear kernel, 1 / (sinc^2 kx sinc^2 ky), (box, box//2+1)."""
-        return kernel_correction(self.box, self.oversampling, device)
 
 
 def kernel_correction(box: int, oversampling: int, device: torch.device | str) -> torch.Tensor:
     """Return (box, box//2+1) one over the transform of the bilinear kernel on the oversampled grid."""
     return 1 / torch.sinc(frequencies_2d(box, device) / oversampling).square().prod(-1)
+
+
+@lru_cache(maxsize=16)
+def grid_correction(box: int, oversampling: int, device: torch.device | str) -> torch.Tensor:
+    """Return (box, box//2+1) what makes the transform of a grid that of an image.
+
+    Undoes the bilinear kernel (1 / sinc^2), moves the origin from index 0 to index ``size // 2`` of the
+    oversampled grid, and drops the box's Nyquist frequency, which a half plane cannot hold. Real where the grid's size
+    is even.
+    """
+    frequencies = frequencies_2d(box, device)
+    size = box * oversampling
+    if size % 2:
+        angle = 2 * torch.pi * (size // 2 / oversampling) * frequencies.sum(-1)
+        origin = torch.polar(torch.ones_like(angle), angle)
+    else:
+        # Half the grid away: a sign that alternates.
+        origin = 1 - 2 * ((frequencies * box).round().sum(-1) % 2)
+    inside = (frequencies.abs() * box < box / 2).all(-1)
+    return kernel_correction(box, oversampling, device) * origin * inside

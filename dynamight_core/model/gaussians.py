@@ -1,10 +1,12 @@
 """The Gaussian pseudo-atom model of the consensus map."""
 
+from functools import lru_cache
+
 import torch
 from torch import nn
 
-from dynamight_core.imaging.fourier import fourier_to_volume, frequencies_2d, frequencies_3d
-from dynamight_core.imaging.projector import Projector
+from dynamight_core.imaging.fourier import frequencies_2d, frequencies_3d, real_transform
+from dynamight_core.imaging.projector import Projector, spread_bilinear
 
 
 class GaussianModel(nn.Module):
@@ -58,8 +60,14 @@ class GaussianModel(nn.Module):
         widths = self.widths.reshape(-1, *[1] * ndim)
         return torch.exp(-2 * torch.pi**2 * widths**2 * squared)
 
-    def project(self, projector: Projector, matrices: torch.Tensor, positions: torch.Tensor | None = None):
-        """Return (b, box, box//2+1) Fourier images of the model, without CTF (paper, Eq. 2 and 3).
+    def project(
+        self,
+        projector: Projector,
+        matrices: torch.Tensor,
+        positions: torch.Tensor | None = None,
+        transfer: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return (b, box, box//2+1) Fourier images of the model (paper, Eq. 2 and 3).
 
         Parameters
         ----------
@@ -69,36 +77,31 @@ class GaussianModel(nn.Module):
             (b, 3, 3) projection matrices.
         positions
             (b, n, 3) deformed positions, A; the model's own if None.
+        transfer
+            (b, box, box//2+1) CTF of each image; none if left out.
         """
         positions = self.positions if positions is None else positions
         masses = self.masses(projector.pixel_size)
-        images = projector.project(positions, masses.expand(len(matrices), -1, -1), matrices)
-        return (images * self.filters(projector.box, projector.pixel_size)).sum(1)
+        filters = self.filters(projector.box, projector.pixel_size)
+        if transfer is not None:
+            filters = filters * transfer[:, None]
+        images = projector.project(positions, masses.expand(len(matrices), -1, -1), matrices, filters)
+        return images[:, 0] if len(masses) == 1 else images.sum(1)
+
+    def transform(self, box: int, pixel_size: float, positions: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the (box, box, box//2+1) transform of `render`, the origin of real space at index 0 of each axis."""
+        positions = self.positions if positions is None else positions
+        masses = self.masses(pixel_size)
+        (grids,) = spread_bilinear(masses[None], (positions / pixel_size + box // 2)[None], box)
+        correction = self.filters(box, pixel_size, 3) / _trilinear_kernel(box, positions.device)
+        return (real_transform(grids, 3) * correction).sum(0)
 
     def render(self, box: int, pixel_size: float, positions: torch.Tensor | None = None) -> torch.Tensor:
         """Return the (box, box, box) density of the model, or of displaced (n, 3) `positions`, map units."""
-        positions = self.positions if positions is None else positions
-        masses = self.masses(pixel_size)
-        grids = torch.stack([spread_trilinear(positions / pixel_size + box // 2, mass, box) for mass in masses])
-        transforms = torch.fft.rfftn(torch.fft.ifftshift(grids, dim=(-3, -2, -1)), dim=(-3, -2, -1))
-        kernel = torch.sinc(frequencies_3d(box, positions.device)).square().prod(-1)
-        return fourier_to_volume((transforms * self.filters(box, pixel_size, 3)).sum(0) / kernel, box)
+        return torch.fft.irfftn(self.transform(box, pixel_size, positions), s=(box,) * 3, dim=(-3, -2, -1))
 
 
-def spread_trilinear(points: torch.Tensor, weights: torch.Tensor, box: int) -> torch.Tensor:
-    """Spread (n,) weights at (n, 3) points (x, y, z in voxels) on a (box, box, box) grid, trilinearly.
-
-    Parts outside the box are lost. Differentiable with respect to both.
-    """
-    lower = points.detach().floor()
-    fraction = points - lower
-    lower = lower.long()
-    grid = points.new_zeros(box**3)
-    for corner in range(8):
-        offset = torch.tensor([corner & 1, corner >> 1 & 1, corner >> 2], device=points.device)
-        index = lower + offset
-        factor = torch.where(offset.bool(), fraction, 1 - fraction).prod(-1)
-        inside = ((index >= 0) & (index < box)).all(-1)
-        flat = (index[:, 2] * box + index[:, 1]) * box + index[:, 0]
-        grid = grid.index_add(0, flat.where(inside, 0), factor * weights * inside)
-    return grid.reshape(box, box, box)
+@lru_cache(maxsize=16)
+def _trilinear_kernel(box: int, device: torch.device) -> torch.Tensor:
+    """Return the (box, box, box//2+1) transform of the kernel of a trilinear spread."""
+    return torch.sinc(frequencies_3d(box, device)).square().prod(-1)

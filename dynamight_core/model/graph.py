@@ -37,25 +37,24 @@ class NeighbourGraph:
         return cls(edges, lengths, spacing)
 
 
-def deformation_regularity(graph: NeighbourGraph, displaced: torch.Tensor) -> torch.Tensor:
-    """Return R_d (paper, Eq. 5): the mean over edges of (distance before - distance after)^2, A^2.
-
-    Parameters
-    ----------
-    displaced
-        (b, n, 3) deformed positions, A.
-    """
-    after = edge_lengths(graph, displaced)
-    return (after - graph.distances).square().mean()
-
-
-def repulsion(graph: NeighbourGraph, displaced: torch.Tensor) -> torch.Tensor:
-    """Return R_r: the mean over edges of relu(c_mean - distance after)^2, A^2."""
-    return torch.relu(graph.mean_spacing - edge_lengths(graph, displaced)).square().mean()
-
-
 def edge_lengths(graph: NeighbourGraph, displaced: torch.Tensor) -> torch.Tensor:
-    """Return (b, e) lengths (A) of the edges between (b, n, 3) positions."""
+    """Return (b, e) lengths (A) of the edges between (b, n, 3) deformed positions (A)."""
     start = displaced.index_select(1, graph.edges[:, 0])
     end = displaced.index_select(1, graph.edges[:, 1])
     return ((end - start).square().sum(-1) + 1e-8).sqrt()
+
+
+def deformation_regularity(graph: NeighbourGraph, lengths: torch.Tensor) -> torch.Tensor:
+    """Return R_d (paper, Eq. 5), A^2: the mean over edges of (distance before - distance after)^2.
+
+    Parameters
+    ----------
+    lengths
+        (b, e) distances after, A, as `edge_lengths` gives them.
+    """
+    return (lengths - graph.distances).square().mean()
+
+
+def repulsion(graph: NeighbourGraph, lengths: torch.Tensor) -> torch.Tensor:
+    """Return R_r, A^2: the mean over edges of relu(c_mean - distance after)^2; `lengths` as above."""
+    return torch.relu(graph.mean_spacing - lengths).square().mean()

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from dynamight_core.imaging.fourier import lowpass_volume, shells, volume_to_fourier
+from dynamight_core.imaging.fourier import lowpass_volume, shells
 from dynamight_core.model.gaussians import GaussianModel
-from dynamight_core.model.graph import NeighbourGraph, repulsion
+from dynamight_core.model.graph import NeighbourGraph, edge_lengths, repulsion
 
 # Scale at which noise and molecule are told apart, A.
 _THRESHOLD_RESOLUTION = 15.0
@@ -113,12 +113,13 @@ def fit_to_map(
     volume
         (box, box, box) map, already filtered as wanted and zero in the solvent.
     """
+    volume = _centre_of(volume)
     box = volume.shape[-1]
     graph = NeighbourGraph.build(positions)
     model = GaussianModel(positions, 0.6 * graph.mean_spacing, 1.0, n_classes, generator).to(volume.device)
     # Only the transform inside the Nyquist sphere can be matched.
     inside = (shells(box, 3, volume.device) < box // 2).float()
-    target = volume_to_fourier(volume) * inside
+    target = torch.fft.rfftn(volume) * inside
     with torch.no_grad():
         ratio = volume.norm() / model.render(box, pixel_size).norm()
         model.log_amplitudes += torch.log(ratio)
@@ -132,10 +133,20 @@ def fit_to_map(
     scale = target.abs().square().sum()
     for _ in range(steps):
         optimizer.zero_grad()
-        fit = volume_to_fourier(model.render(box, pixel_size)) * inside
-        loss = (fit - target).abs().square().sum() / scale
+        residual = torch.view_as_real(model.transform(box, pixel_size) * inside - target)
+        loss = residual.square().sum() / scale
         # Without it several Gaussians settle on one spot.
-        loss = loss + 0.05 * repulsion(graph, model.positions[None]) / graph.mean_spacing**2
+        loss = loss + 0.05 * repulsion(graph, edge_lengths(graph, model.positions[None])) / graph.mean_spacing**2
         loss.backward()
         optimizer.step()
     return model
+
+
+def _centre_of(volume: torch.Tensor) -> torch.Tensor:
+    """Return the smallest even central cube of a (box, box, box) map that holds what is not zero, and a margin."""
+    box = volume.shape[-1]
+    farthest = int((volume.nonzero() - box // 2).abs().max())
+    # The margin lets Gaussians move and keeps opposite faces apart.
+    reach = min(farthest + 4, box // 2)
+    inside = slice(box // 2 - reach, box // 2 + reach)
+    return volume[inside, inside, inside]

@@ -8,7 +8,7 @@ from torch import nn
 
 from dynamight_core.config import TrainOptions
 from dynamight_core.imaging.fourier import shell_means, translation_phases
-from dynamight_core.model.graph import NeighbourGraph, deformation_regularity, repulsion
+from dynamight_core.model.graph import NeighbourGraph, deformation_regularity, edge_lengths, repulsion
 from dynamight_core.model.half import HalfModel
 from dynamight_core.training.data import Batch, TrainingImages
 from dynamight_core.training.inference import infer_latents
@@ -243,9 +243,10 @@ class HalfTrainer:
             batch = self.data.batch(rows)
             latents = self.current_latents(rows) if self.latents.any() else self.model.encoder(batch.images)[0]
             positions = self.model.gaussians.positions + self.model.displacements(latents)
+            lengths = edge_lengths(self.graph, positions)
             terms = (
                 self._data_loss(batch, positions, weights),
-                deformation_regularity(self.graph, positions) + repulsion(self.graph, positions),
+                deformation_regularity(self.graph, lengths) + repulsion(self.graph, lengths),
             )
             for i, term in enumerate(terms):
                 gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
@@ -259,8 +260,8 @@ class HalfTrainer:
         displacement = self.model.displacements(latents)
         positions = gaussians.positions + displacement
         data = self._data_loss(batch, positions, weights)
-        few = positions[:_REGULARISED]
-        regularity, repelled = deformation_regularity(self.graph, few), repulsion(self.graph, few)
+        lengths = edge_lengths(self.graph, positions[:_REGULARISED])
+        regularity, repelled = deformation_regularity(self.graph, lengths), repulsion(self.graph, lengths)
         loss = self.stiffness * (regularity + repelled)
         if sparse > 0:
             loss = loss + sparse * (displacement.square().sum(-1) + _MAGNITUDE_EDGE**2).sqrt().mean()

@@ -9,6 +9,8 @@ from dynamight_core.training.data import TrainingImages
 
 # Finite-difference step, in standard deviations of the latents' prior.
 _STEP = 0.15
+# A particle is done when a step gains less than this, or fails and promised less than that, nats.
+_CONVERGED, _HOPELESS = 0.01, 0.05
 
 
 @dataclass
@@ -55,29 +57,22 @@ def infer_latents(
     starts
         one or several (n, d) starting points; the better one of each particle is taken.
     steps
-        Gauss-Newton steps.
+        Gauss-Newton steps at most.
     pixel_share
         (n, box, box//2+1) bool or None: which Fourier pixels are looked at.
     """
-    weights = model.frequency_weights()
-    used = weights > 0
-    amplitude = weights[used].sqrt()
+    amplitude = model.frequency_weights().sqrt()
     dim = model.n_latents
     mean, precision = model.latent_mean, torch.linalg.inv(model.latent_covariance)
     difference = _STEP * model.latent_covariance.diagonal().sqrt()
     displacement = model.evaluator(model.gaussians.positions)
     reference = model.gaussians.positions
 
-    def whiten(transforms, share):
-        values = torch.view_as_real(transforms[:, used] * amplitude).flatten(1)
-        return values if share is None else values * share
-
-    def project(latents, batch, share):
-        repeat = len(latents) // len(batch)
-        matrices = batch.matrices.repeat_interleave(repeat, 0)
-        transfer = batch.transfer.repeat_interleave(repeat, 0)
+    def project(latents, matrices, transfer):
+        repeat = len(latents) // len(matrices)
+        matrices, transfer = matrices.repeat_interleave(repeat, 0), transfer.repeat_interleave(repeat, 0)
         image = model.project(matrices, transfer, reference + displacement(latents))
-        return whiten(image, None if share is None else share.repeat_interleave(repeat, 0))
+        return torch.view_as_real(image).flatten(1)
 
     def energy(residual, latents):
         offset = latents - mean
@@ -90,14 +85,13 @@ def infer_latents(
     size = max(1, min(128, int(2**25 // (dim * model.box**2))))
     for chosen in torch.arange(len(rows)).split(size):
         batch = data.batch(rows[chosen])
-        share = None
-        if pixel_share is not None:
-            share = pixel_share[chosen][:, used].to(reference).repeat_interleave(2, 1)
-        target = whiten(batch.transforms, share)
+        whitening = amplitude if pixel_share is None else amplitude * pixel_share[chosen].to(amplitude)
+        view = batch.matrices, batch.transfer * whitening
+        target = torch.view_as_real(batch.transforms * whitening).flatten(1)
         latents, image, value = None, None, None
         for start in starts:
-            candidate = start[chosen].to(reference)
-            candidate_image = project(candidate, batch, share)
+            candidate = start[chosen].to(reference, copy=True)
+            candidate_image = project(candidate, *view)
             candidate_value = energy(target - candidate_image, candidate)
             if latents is None:
                 latents, image, value = candidate, candidate_image, candidate_value
@@ -107,25 +101,35 @@ def infer_latents(
             image = torch.where(better[:, None], candidate_image, image)
             value = torch.where(better, candidate_value, value)
         damping = torch.full_like(value, 1e-2)
+        hessian = torch.empty(len(chosen), dim, dim, device=reference.device)
+        # Particles that still move; the others are done.
+        moving = torch.arange(len(chosen), device=reference.device)
         for step in range(max(steps, 1)):
-            normal, jacobian = _curvature(latents, image, batch, share, difference, project)
+            here, seen = latents[moving], tuple(factor[moving] for factor in view)
+            misfit = target[moving] - image[moving]
+            normal, jacobian = _curvature(here, image[moving], seen, difference, project)
             # The width is that of the last step's start: one step less costs d projections less.
-            hessian = normal + precision
+            curvature = normal + precision
+            hessian[moving] = curvature
             if step == steps:
                 break
-            gradient = (jacobian @ (target - image)[..., None])[..., 0] - (latents - mean) @ precision
-            damped = hessian + torch.diag_embed(hessian.diagonal(dim1=1, dim2=2) * damping[:, None])
+            gradient = (jacobian @ misfit[..., None])[..., 0] - (here - mean) @ precision
+            damped = curvature + torch.diag_embed(curvature.diagonal(dim1=1, dim2=2) * damping[moving][:, None])
             move = torch.linalg.solve(damped, gradient)
             # At most two prior standard deviations a step: the model is linear no farther.
             longest = (move.abs() * _STEP / difference).amax(1, keepdim=True)
-            move = move * (2 / longest.clamp(min=2))
-            new_image = project(latents + move, batch, share)
-            new_value = energy(target - new_image, latents + move)
-            better = new_value < value
-            latents = torch.where(better[:, None], latents + move, latents)
-            image = torch.where(better[:, None], new_image, image)
-            value = torch.where(better, new_value, value)
-            damping = torch.where(better, damping * 0.3, damping * 10)
+            there = here + move * (2 / longest.clamp(min=2))
+            new_image = project(there, *seen)
+            new_value = energy(target[moving] - new_image, there)
+            gain = value[moving] - new_value
+            better = gain > 0
+            accepted = moving[better]
+            latents[accepted], image[accepted], value[accepted] = there[better], new_image[better], new_value[better]
+            damping[moving] *= torch.where(better, 0.3, 10.0)
+            expected = 0.5 * (gradient * move).sum(1)
+            moving = moving[torch.where(better, gain > _CONVERGED, expected > _HOPELESS)]
+            if not len(moving):
+                break
         modes[chosen], energies[chosen] = latents, value
         covariances[chosen] = torch.linalg.inv(hessian)
         if progress is not None:
@@ -133,10 +137,10 @@ def infer_latents(
     return LatentPosterior(modes, covariances, energies)
 
 
-def _curvature(latents, image, batch, share, difference, project):
+def _curvature(latents, image, view, difference, project):
     """Return the normal matrix (b, d, d) and the Jacobian (b, d, values) of the whitened images."""
     dim = latents.shape[1]
     moved = (latents[:, None] + torch.diag(difference)).flatten(0, 1)
-    jacobian = project(moved, batch, share).reshape(len(latents), dim, -1) - image[:, None]
+    jacobian = project(moved, *view).reshape(len(latents), dim, -1) - image[:, None]
     jacobian = jacobian / difference[:, None]
     return jacobian @ jacobian.transpose(1, 2), jacobian

@@ -1,12 +1,15 @@
 """Reference updates: the reference stays a conformation that particles have, the same in both halves."""
 
+import numpy as np
 import torch
-from scipy.spatial import cKDTree
+from scipy import ndimage
 
 from dynamight_core.training.half import HalfTrainer
 
 # The two halves' conformations are compared through a mask of this radius around Gaussians, A (paper, Methods).
 MASK_RADIUS = 6.0
+# Voxels of that mask, A.
+_VOXEL = 2.0
 # Predictions that are averaged.
 _AVERAGED = 100
 
@@ -22,8 +25,7 @@ def update_references(trainers: tuple[HalfTrainer, HalfTrainer]) -> tuple[float,
     """
     first, second = trainers
     moved_first = _move(first, _smallest(first))
-    mask = cKDTree(first.model.gaussians.positions.cpu().numpy())
-    return moved_first, _move(second, _most_inside(second, mask))
+    return moved_first, _move(second, _most_inside(second, _mask_around(first)))
 
 
 def _displacements(trainer: HalfTrainer, latents: torch.Tensor):
@@ -40,16 +42,33 @@ def _smallest(trainer: HalfTrainer) -> torch.Tensor:
     return latents[sizes.argsort()[: min(_AVERAGED, max(1, len(sizes) // 10))]]
 
 
-def _most_inside(trainer: HalfTrainer, mask: cKDTree) -> torch.Tensor:
+def _mask_around(trainer: HalfTrainer) -> torch.Tensor:
+    """Return the (m, m, m) bool mask of the voxels, about `_VOXEL` wide, within 6 A of the reference's Gaussians."""
+    model = trainer.model
+    extent = model.box * model.pixel_size
+    size = round(extent / _VOXEL)
+    outside = np.ones((size,) * 3, bool)
+    x, y, z = _voxels(model.gaussians.positions, extent, size).T.cpu().numpy()
+    outside[z, y, x] = False
+    distance = ndimage.distance_transform_edt(outside, sampling=extent / size)
+    return torch.from_numpy(distance < MASK_RADIUS).to(trainer.data.device)
+
+
+def _voxels(points: torch.Tensor, extent: float, size: int) -> torch.Tensor:
+    """Return the (..., 3) voxels x, y, z of points (A); those outside the box count to its faces."""
+    return (points * (size / extent) + size // 2).round().long().clamp(0, size - 1)
+
+
+def _most_inside(trainer: HalfTrainer, mask: torch.Tensor) -> torch.Tensor:
     """Return the latents of the predictions with most Gaussians inside the mask."""
+    model = trainer.model
     latents = trainer.current_latents(trainer.rows)
-    reference = trainer.model.gaussians.positions
     counts = []
     for shift in _displacements(trainer, latents):
-        distance, _ = mask.query((reference + shift).cpu().numpy(), distance_upper_bound=MASK_RADIUS)
-        counts.append(torch.from_numpy((distance < MASK_RADIUS).sum(1)))
+        x, y, z = _voxels(model.gaussians.positions + shift, model.box * model.pixel_size, len(mask)).unbind(-1)
+        counts.append(mask[z, y, x].sum(1))
     best = torch.cat(counts).argsort(descending=True, stable=True)[: min(_AVERAGED, len(latents))]
-    return latents[best.to(latents.device)]
+    return latents[best]
 
 
 def _move(trainer: HalfTrainer, latents: torch.Tensor) -> float:

@@ -8,11 +8,11 @@ from dynamight_core.errors import InputError
 from dynamight_core.files import read_map
 from dynamight_core.imaging.fourier import fourier_to_image
 from dynamight_core.imaging.poses import random_rotations, rotation_matrices
-from dynamight_core.imaging.projector import Projector
+from dynamight_core.imaging.projector import Projector, spread_bilinear
 from dynamight_core.model.decoders import BasisDecoder, CoordinateDecoder, positional_encoding
 from dynamight_core.model.encoder import Encoder
-from dynamight_core.model.gaussians import GaussianModel, spread_trilinear
-from dynamight_core.model.graph import NeighbourGraph, deformation_regularity, repulsion
+from dynamight_core.model.gaussians import GaussianModel
+from dynamight_core.model.graph import NeighbourGraph, deformation_regularity, edge_lengths, repulsion
 from dynamight_core.model.half import HalfModel
 from dynamight_core.model.initialise import fill_region, find_molecule, fit_to_map
 from dynamight_core.simulate.truth import load_truth
@@ -52,7 +52,7 @@ def test_density_is_the_sum_of_the_gaussians():
 def test_spreading_keeps_mass_and_centre():
     points = torch.rand(100, 3) * 10 + 10
     weights = torch.rand(100)
-    grid = spread_trilinear(points, weights, 32)
+    grid = spread_bilinear(weights[None, None], points[None], 32)[0, 0]
     index = torch.arange(32.0)
     centre = torch.stack([(grid.sum(others) * index).sum() for others in ((0, 1), (0, 2), (1, 2))])
     assert torch.allclose(grid.sum(), weights.sum(), rtol=1e-5)
@@ -75,11 +75,11 @@ def test_regularity_does_not_see_rigid_motion_and_sees_stretching():
     graph = NeighbourGraph.build(points)
     matrix = rotation_matrices(random_rotations(2, torch.Generator().manual_seed(3)))
     moved = points @ matrix.transpose(1, 2) + torch.tensor([5.0, -3.0, 2.0])
-    assert deformation_regularity(graph, moved) < 1e-8
-    stretched = deformation_regularity(graph, points[None] * 1.1)
+    assert deformation_regularity(graph, edge_lengths(graph, moved)) < 1e-8
+    stretched = deformation_regularity(graph, edge_lengths(graph, points[None] * 1.1))
     assert torch.allclose(stretched, (0.1 * graph.distances).square().mean(), rtol=1e-3)
-    assert repulsion(graph, points[None] * 10) == 0
-    assert repulsion(graph, points[None] * 0.1) > 0.5 * graph.mean_spacing**2
+    assert repulsion(graph, edge_lengths(graph, points[None] * 10)) == 0
+    assert repulsion(graph, edge_lengths(graph, points[None] * 0.1)) > 0.5 * graph.mean_spacing**2
 
 
 @pytest.mark.parametrize("decoder", [BasisDecoder(3, 128.0), CoordinateDecoder(3, 128.0, 32)])

@@ -90,7 +90,7 @@ def test_inference_does_not_see_pixels_outside_its_share():
     rows = torch.arange(len(latents))
     nothing = torch.zeros(len(rows), 32, 17, dtype=torch.bool)
     posterior = infer_latents(model, data, rows, [latents], steps=6, pixel_share=nothing)
-    assert torch.allclose(posterior.modes, model.latent_mean.expand_as(latents), atol=1e-3)
+    assert torch.allclose(posterior.modes, model.latent_mean.expand_as(latents), atol=1e-2)
     assert torch.allclose(posterior.covariances[0], model.latent_covariance, atol=1e-4)
 
 
