@@ -1,0 +1,173 @@
+"""An atomic model at states of the molecule."""
+
+import os
+
+import numpy as np
+import pyworkflow.protocol.params as params
+from pwem.objects import AtomStructFlex, SetOfAtomStructFlex
+from pwem.protocols import ProtAnalysis3D, ProtFlexBase
+from pyworkflow import BETA
+from pyworkflow.object import Float
+from pyworkflow.protocol.constants import LEVEL_ADVANCED
+from pyworkflow.utils import cleanPath, makePath
+
+from dynamight_scipion.objects import FLEX_PROGRAM
+
+from .protocol_from_model import StatesProtocol, readStates, setFlexInfo, writeStates
+
+ORIGINS = ("corner", "centre")
+# What the engine reads.
+EXTENSIONS = (".pdb", ".ent", ".cif", ".mmcif")
+
+
+class DynamightProtDisplaceModel(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
+    """An atomic model of the consensus map, moved to states of the molecule.
+
+    Every atom is carried along the deformation field of the model, both halves averaged, to states along a motion, at
+    clusters, between particles, through a path, or to those of another protocol. Atoms that are near each other move
+    together, but nothing keeps the geometry of the chemistry: refine a moved model before it is interpreted in detail.
+    """
+
+    _label = "displace atomic model"
+    _devStatus = BETA
+    _possibleOutputs = {"outputStructures": SetOfAtomStructFlex}
+
+    # ------------------------------------------------------------------ form
+
+    def _defineParams(self, form):
+        form.addSection(label="Input")
+        self._defineModelParam(form)
+        form.addParam(
+            "inputStructure", params.PointerParam, pointerClass="AtomStruct", important=True, label="Atomic structure",
+            help="Built or fitted in the consensus map (PDB or mmCIF). The first model of the file "
+            "is used.",
+        )  # fmt: skip
+        form.addParam(
+            "inputStates", params.PointerParam, pointerClass="SetOfVolumesFlex", allowsNull=True,
+            label="States of a protocol (optional)",
+            help="Maps of states of the same model: the structure is moved to each of these. Without, choose states "
+            "below.",
+        )  # fmt: skip
+        self._defineStatesParams(form, condition="not inputStates")
+        form.addParam(
+            "origin", params.EnumParam, default=0, expertLevel=LEVEL_ADVANCED, label="Coordinates are counted from",
+            choices=["the first voxel of the map", "the centre of the box"],
+            help="Structures that were built into a map without an origin in its header are counted from its first "
+            "voxel. Choose the centre of the box if the structure lies on the map when that is centred at zero.",
+        )  # fmt: skip
+        self._defineThreadParams(form)
+
+    # ------------------------------------------------------------------ steps
+
+    def _insertAllSteps(self):
+        model = self.inputModel.get()
+        folder = model.getRunFolder()
+        states = self.inputStates.get()
+        if states is None:
+            self._insertFunctionStep(self.chooseStatesStep, folder, self._getStatesOptions(), needsGPU=False)
+        else:
+            chosen = [[name, values] for name, values in zip(*_namesAndCoordinates(states), strict=True)]
+            self._insertFunctionStep(self.copyStatesStep, folder, chosen, needsGPU=False)
+        self._insertFunctionStep(
+            self.displaceStep, self.inputStructure.get().getFileName(), ORIGINS[self.origin.get()], needsGPU=False
+        )
+        self._insertFunctionStep(self.createOutputStep, needsGPU=False)
+
+    def chooseStatesStep(self, runFolder, words):
+        """Let the engine write the table of states."""
+        self.runEngine("states", [self._linkRun(), "--out", self._getExtraPath(), "--no-maps", *words])
+
+    def copyStatesStep(self, runFolder, chosen):
+        """Write the table of the states of another protocol."""
+        self._linkRun()
+        writeStates(self._getExtraPath("states.csv"), [name for name, _ in chosen], [values for _, values in chosen])
+
+    def displaceStep(self, structure, origin):
+        """Let the engine move the atoms."""
+        cleanPath(self._getExtraPath("structures"))
+        makePath(self._getExtraPath("structures"))
+        words = ["--points", structure, "--origin", origin, "--out", self._getPositionsPath()]
+        words += ["--states", self._getExtraPath("states.csv"), *self._getThreadOptions()]
+        self.runEngine("displace", [self._getRunFolder(), *words])
+
+    def createOutputStep(self):
+        """Register the moved structures."""
+        model = self.inputModel.get()
+        structures = self._createSetOfAtomStructFlex(progName=FLEX_PROGRAM)
+        setFlexInfo(structures, model)
+        distances = self._getDistances()
+        for row, distance in zip(readStates(self._getExtraPath("states.csv")), distances, strict=True):
+            structure = AtomStructFlex(progName=FLEX_PROGRAM)
+            structure.setFileName(self._getExtraPath("structures", f"atoms_{row['state']}.cif"))
+            structure.setZFlex(row["coordinates"])
+            structure.setObjLabel(row["state"])
+            structure._dynDisplacementRms = Float(distance)
+            setFlexInfo(structure, model)
+            structures.append(structure)
+        self._defineOutputs(outputStructures=structures)
+        self._defineSourceRelation(self.inputModel, structures)
+        self._defineSourceRelation(self.inputStructure, structures)
+        if self.inputStates.get() is not None:
+            self._defineSourceRelation(self.inputStates, structures)
+
+    def _getPositionsPath(self):
+        return self._getExtraPath("structures", "atoms.npz")
+
+    def _getDistances(self):
+        """Return for each state how far its atoms lie from those of the input, Å rms, as floats."""
+        with np.load(self._getPositionsPath()) as found:
+            shift = found["positions"] - found["points"]
+        return np.sqrt(np.square(shift).sum(-1).mean(-1)).tolist()
+
+    # ------------------------------------------------------------------ what it says
+
+    def _validate(self):
+        errors = self._validateModel()
+        structure = self.inputStructure.get()
+        if structure is not None:
+            path = structure.getFileName() or ""
+            if not os.path.exists(path):
+                errors.append(f"The file of the atomic structure is not there ({path}): import it again.")
+            elif not path.lower().endswith(EXTENSIONS):
+                errors.append(f"The atomic structure is in {path}: give one in PDB or mmCIF format.")
+        states = self.inputStates.get()
+        if errors or self.inputModel.get() is None:
+            return errors
+        if states is None:
+            return self._validateStates()
+        return self._validateInputStates(states)
+
+    def _validateInputStates(self, states):
+        if not len(states):
+            return ["The set of states is empty."]
+        info = states.getFlexInfo()
+        if info.getProgName() != FLEX_PROGRAM:
+            return [f"The states are of the program {info.getProgName()}: give states of this model."]
+        if info.getAttr("modelPath") != self.inputModel.get().getRunFolder():
+            return ["The states are of another model: coordinates along its motions mean something else. Give its own."]
+        return []
+
+    def _summary(self):
+        if not self.isFinished():
+            return ["The structures are not ready yet."]
+        distances = self._getDistances()
+        where = self._describeStates() if self.inputStates.get() is None else f"{len(distances)} states"
+        return [
+            f"The structure was moved to {where}.",
+            f"Its atoms lie {min(distances):.1f} to {max(distances):.1f} Å rms from where they were.",
+            *self._warnUnsupported(),
+        ]
+
+    def _methods(self):
+        if not self.isFinished():
+            return []
+        return ["The atomic model was moved along the deformation field to states of the molecule [Schwab2024]."]
+
+
+def _namesAndCoordinates(states):
+    """Return the names (unique, fit for files) and the coordinates (Å rms) of a set of states."""
+    names, coordinates = [], []
+    for number, state in enumerate(states.iterItems(), 1):
+        names.append(f"state{number:02d}")
+        coordinates.append(state.getZFlex().tolist())
+    return names, coordinates

@@ -1,0 +1,277 @@
+"""What protocols share that start from a model: the input, what is wrong with it, and the choice of states."""
+
+import csv
+import os
+import re
+
+import pyworkflow.protocol.params as params
+from pwem.objects import VolumeFlex
+from pyworkflow.object import Integer
+from pyworkflow.protocol.constants import LEVEL_ADVANCED
+
+from dynamight_scipion.objects import FLEX_PROGRAM, DynamightModel
+
+from .protocol_base import EngineProtocol
+
+ALONG_MOTION, AT_CLUSTERS, BETWEEN_PARTICLES, ALONG_PATH = range(4)
+# The engine's words
+HALVES = ("both", "1", "2")
+
+
+class ModelProtocol(EngineProtocol):
+    """A protocol that works on a model which was estimated before (the parameter inputModel)."""
+
+    def _defineModelParam(self, form):
+        form.addParam(
+            "inputModel", params.PointerParam, pointerClass=DynamightModel.__name__, important=True, label="Model",
+            help="Deformations that were estimated before.",
+        )  # fmt: skip
+
+    def _linkRun(self):
+        """Make a run folder of our own that shares the model's files, and return it."""
+        return self.inputModel.get().linkRun(self._getRunFolder())
+
+    def _getRunFolder(self):
+        return self._getExtraPath("run")
+
+    def _getThreadOptions(self):
+        return ["--threads", str(max(1, self.getBinThreads()))]
+
+    def _validateModel(self):
+        """Return why the input model cannot be used, as a list of sentences; empty if it is not given."""
+        model = self.inputModel.get()
+        missing = [] if model is None else model.getMissingFiles()
+        if not missing:
+            return []
+        return [
+            f"{len(missing)} files of the model are not there, e.g. {missing[0]}: bring them back, or estimate the "
+            "deformations again."
+        ]
+
+    def _warnUnsupported(self):
+        """Return a sentence, as a list, if held-out particles do not support the model's motion."""
+        model = self.inputModel.get()
+        if model is None or model.isMotionSupported():
+            return []
+        return [
+            f"Held-out particles do not support the motion of this model (verdict: {model.getVerdict()}): what it "
+            "shows may be noise."
+        ]
+
+    def _warnings(self):
+        return self._warnUnsupported()
+
+    def _citations(self):
+        return ["Schwab2024"]
+
+
+class StatesProtocol(ModelProtocol):
+    """A protocol that works at states of a model, chosen in its form."""
+
+    def _defineStatesParams(self, form, condition="True"):
+        """Add the parameters that say which states; they show where the condition holds."""
+
+        def add(name, paramClass, kind, **kwargs):
+            form.addParam(name, paramClass, condition=f"({condition}) and statesAt == {kind}", **kwargs)
+
+        form.addParam(
+            "statesAt", params.EnumParam, default=ALONG_MOTION, condition=condition, label="States",
+            choices=["along a motion", "centres of clusters", "between two particles", "through a path"],
+            help="*Along a motion*: evenly from one end of a principal motion to the other, all other motions at "
+            "their mean.\n*Centres of clusters*: particles are grouped by k-means on their motion coordinates; one "
+            "state is the centre of each group.\n*Between two particles*: evenly on the straight line from the "
+            "conformation of one particle to that of another.\n*Through a path*: evenly along straight lines from "
+            "point to point, such as a path drawn in a plot of the particles.",
+        )  # fmt: skip
+        form.addParam(
+            "nStates", params.IntParam, default=10, condition=condition, label="Number of states",
+            validators=[params.GE(1, "must be at least 1")],
+            help="Maps along the motion or path, or clusters. A movie looks smooth with 10 or more.",
+        )  # fmt: skip
+        add(
+            "motion", params.IntParam, ALONG_MOTION, default=1, label="Motion",
+            validators=[params.GE(1, "must be at least 1")],
+            help="Number of the principal motion, from 1, the largest. The summary of the model's protocol says how "
+            "much of the motion each has.",
+        )  # fmt: skip
+        line = form.addLine(
+            "Percentiles of the particles", condition=f"({condition}) and statesAt == {ALONG_MOTION}",
+            expertLevel=LEVEL_ADVANCED,
+            help="The first and the last state lie at these percentiles of the particles' coordinates along the "
+            "motion. Few particles lie beyond, and what is shown there rests on little.",
+        )  # fmt: skip
+        for name, default, label in (("lowPercentile", 2.5, "First"), ("highPercentile", 97.5, "Last")):
+            line.addParam(
+                name, params.FloatParam, default=default, label=label, expertLevel=LEVEL_ADVANCED,
+                validators=[params.Range(0, 100, "must be from 0 to 100")],
+            )  # fmt: skip
+        for name, label in (("firstParticle", "First particle"), ("lastParticle", "Last particle")):
+            add(
+                name, params.IntParam, BETWEEN_PARTICLES, allowsNull=True, label=label,
+                help="Id of a particle of the model: the column 'id' where the particles are listed (Analyze Results "
+                "of the model's protocol).",
+            )  # fmt: skip
+        add(
+            "path", params.TextParam, ALONG_PATH, default="", width=60, height=6, label="Points of the path",
+            help="One point on each line, or separated by semicolons, two or more: the id of a particle, or "
+            "coordinates along motion 1, 2, ... separated by commas (Å rms, at least two of them; motions left out are "
+            "at zero).\nExample:\n   1204\n   -1.5, 0.8\n   377",
+        )  # fmt: skip
+        add(
+            "seed", params.IntParam, AT_CLUSTERS, default=0, expertLevel=LEVEL_ADVANCED, label="Random seed",
+            validators=[params.GE(0, "must not be negative")],
+            help="Of k-means. The same seed gives the same clusters, here and where particles are selected.",
+        )  # fmt: skip
+
+    def _getStatesOptions(self):
+        """Return the engine's options for the chosen states, a list of words.
+
+        Raises
+        ------
+        ValueError
+            if they cannot be had; a sentence that says why.
+        """
+        kind, n = self.statesAt.get(), str(self.nStates.get())
+        model = self.inputModel.get()
+        if kind == ALONG_MOTION:
+            if self.motion.get() > model.getNumberOfMotions():
+                raise ValueError(f"The model has {model.getNumberOfMotions()} motions: choose one of these.")
+            low, high = self.lowPercentile.get(), self.highPercentile.get()
+            if not low < high:
+                raise ValueError("The percentile of the first state must be below that of the last.")
+            return ["--motion", str(self.motion.get()), "--n", n, "--percentiles", str(low), str(high)]
+        if kind == AT_CLUSTERS:
+            if self.nStates.get() > model.getNumberOfParticles():
+                raise ValueError(f"The model has {model.getNumberOfParticles()} particles: ask for fewer clusters.")
+            return ["--clusters", n, "--seed", str(self.seed.get())]
+        if kind == BETWEEN_PARTICLES:
+            ends = self.firstParticle.get(), self.lastParticle.get()
+            if None in ends:
+                raise ValueError("Give the ids of both particles.")
+            points = [coordinatesOfParticle(model, number) for number in ends]
+        else:
+            points = parsePath(self.path.get(""), model)
+        if all(point == points[0] for point in points):
+            raise ValueError("The points of the path are all the same: give at least two that differ.")
+        if self.nStates.get() < 2:
+            raise ValueError("A path has at least 2 states.")
+        # With '=', coordinates that begin with a minus sign are no options.
+        return [f"--through={','.join(f'{value:.6g}' for value in point)}" for point in points] + ["--n", n]
+
+    def _describeStates(self):
+        """Return in words which states were chosen."""
+        n, kind = self.nStates.get(), self.statesAt.get()
+        if kind == ALONG_MOTION:
+            return f"{n} states along motion {self.motion}"
+        if kind == AT_CLUSTERS:
+            return f"{n} states at the centres of clusters"
+        if kind == BETWEEN_PARTICLES:
+            return f"{n} states between particles {self.firstParticle} and {self.lastParticle}"
+        return f"{n} states through a path"
+
+    def _validateStates(self):
+        """Return why the chosen states cannot be had, as a list of sentences."""
+        if self.inputModel.get() is None:
+            return []
+        try:
+            self._getStatesOptions()
+        except ValueError as error:
+            return [str(error)]
+        return []
+
+
+# ---------------------------------------------------------------------- states as the plugin handles them
+
+def readStates(path):
+    """Read the engine's table of states.
+
+    Returns
+    -------
+    list
+        of dicts: `state` (its name), `file` (of its map, or None), `coordinates` (Å rms, one for each motion) and
+        `particles` (how many it stands for, or None).
+    """
+    with open(path, newline="") as file:
+        table = list(csv.DictReader(file))
+    return [
+        {
+            "state": row["state"],
+            "file": row.get("file"),
+            "coordinates": [float(value) for name, value in row.items() if re.fullmatch(r"motion\d+_A", name)],
+            "particles": int(row["particles"]) if row.get("particles") else None,
+        }
+        for row in table
+    ]
+
+
+def writeStates(path, names, coordinates):
+    """Write a table of states as the engine reads it; coordinates are Å rms, one list for each state."""
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["state", *(f"motion{number}_A" for number in range(1, len(coordinates[0]) + 1))])
+        writer.writerows([name, *values] for name, values in zip(names, coordinates, strict=True))
+
+
+def stateVolume(model, row, folder):
+    """Return a VolumeFlex of a row of `readStates` whose map is in a folder."""
+    volume = VolumeFlex(progName=FLEX_PROGRAM)
+    volume.setFileName(os.path.join(folder, row["file"]))
+    volume.setSamplingRate(model.getSamplingRate())
+    volume.setZFlex(row["coordinates"])
+    volume.setObjLabel(row["state"])
+    if row["particles"] is not None:
+        volume._dynParticles = Integer(row["particles"])
+    setFlexInfo(volume, model)
+    return volume
+
+
+def setFlexInfo(item, model):
+    """Tell a flexible object (or set) where its model is, for programs that decode latents."""
+    info = item.getFlexInfo()
+    info.setProgName(FLEX_PROGRAM)
+    info.setAttr("modelPath", model.getRunFolder())
+    info.setAttr("refMap", model.getConsensusMap() or "")
+    info.setAttr("refMask", model.getMask() or "")
+
+
+def coordinatesOfParticle(model, number):
+    """Return the coordinates (Å rms) of a particle of the model, by its id.
+
+    Raises
+    ------
+    ValueError
+        if there is no such particle.
+    """
+    particles = model.getParticles()
+    if particles is None:
+        raise ValueError("The particles of the model were deleted: estimate the deformations again.")
+    particle = particles[number]
+    if particle is None:
+        raise ValueError(f"There is no particle with the id {number} in the model: see the list of its particles.")
+    return particle.getZFlex().tolist()
+
+
+def parsePath(text, model):
+    """Return the points of a path, each a list of coordinates (Å rms), from the text of the form.
+
+    Raises
+    ------
+    ValueError
+        if the text names no path in the model.
+    """
+    points = []
+    for part in filter(None, (part.strip() for part in re.split(r"[;\n]", text))):
+        words = [word.strip() for word in part.split(",")]
+        try:
+            values = [int(part)] if len(words) == 1 else [float(word) for word in words]
+        except ValueError:
+            raise ValueError(
+                f"'{part}' is no point of a path: give the id of a particle, or coordinates separated by commas."
+            ) from None
+        if len(words) > model.getNumberOfMotions():
+            raise ValueError(f"'{part}' has {len(words)} coordinates, the model {model.getNumberOfMotions()} motions.")
+        missing = model.getNumberOfMotions() - len(values)
+        points.append(coordinatesOfParticle(model, values[0]) if len(words) == 1 else values + [0.0] * missing)
+    if len(points) < 2:
+        raise ValueError("A path needs at least two points, one on each line.")
+    return points

@@ -1,0 +1,304 @@
+"""Particles by what is known of their motion: classes and subsets for other protocols."""
+
+import re
+
+import pyworkflow.protocol.params as params
+from pwem.objects import SetOfClassesFlex, SetOfParticles
+from pwem.protocols import ProtAnalysis3D, ProtFlexBase
+from pyworkflow import BETA
+from pyworkflow.object import Pointer
+from pyworkflow.protocol.constants import LEVEL_ADVANCED
+from pyworkflow.utils import cleanPath, getListFromRangeString
+
+from dynamight_scipion.convert import readColumns
+
+from .protocol_from_model import HALVES, ModelProtocol, coordinatesOfParticle, readStates, setFlexInfo, stateVolume
+
+_RANGES = {
+    # engine's option: (parameters, label, help)
+    "motion": (
+        ("minMotion", "maxMotion"), "Motion (Å)",
+        "How far the molecule is moved in a particle, rms over the molecule (dynMotionRms). Large values with a large "
+        "error are often bad particles.",
+    ),
+    "error": (
+        ("minError", "maxError"), "Error (Å)",
+        "Estimated error of a particle's displacement, rms over the molecule (dynMotionError): what the two halves "
+        "disagree on and the noise of the image, both.",
+    ),
+    "disagreement": (
+        ("minDisagreement", "maxDisagreement"), "Disagreement of the halves (Å)",
+        "How far the deformations differ that the decoders of the two halves, which were trained on different "
+        "particles, give for one image (dynMotionDisagreement). A small one means agreement.",
+    ),
+}  # fmt: skip
+
+
+class DynamightProtSelect(ModelProtocol, ProtAnalysis3D, ProtFlexBase):
+    """Particles by cluster, conformation, motion, error, or the agreement of both halves.
+
+    Particles are grouped by k-means on their motion coordinates (classes), and those are kept for which every
+    condition that is given holds. They keep all that they had: alignment, CTF, optics groups, half-sets; a 3D
+    refinement or classification runs on them as on the input. Classes are represented by the map of the Gaussian models
+    at their centre.
+    """
+
+    _label = "select particles"
+    _devStatus = BETA
+    _possibleOutputs = {"outputParticles": SetOfParticles, "outputClasses": SetOfClassesFlex}
+
+    # ------------------------------------------------------------------ form
+
+    def _defineParams(self, form):
+        form.addSection(label="Input")
+        self._defineModelParam(form)
+        form.addParam(
+            "inputParticles", params.PointerParam, pointerClass="SetOfParticles", allowsNull=True,
+            expertLevel=LEVEL_ADVANCED, label="Other particles (optional)",
+            help="Take the selected particles from this set instead, by their ids: for example the same particles at "
+            "full size, where the deformations were estimated on smaller images.",
+        )  # fmt: skip
+        group = form.addGroup("Clusters")
+        group.addParam(
+            "nClusters", params.IntParam, default=4, label="Number of clusters",
+            validators=[params.GE(0, "must not be negative")],
+            help="The particles are grouped into so many clusters of similar conformation, numbered by their centre on "
+            "the first motion. Motion is mostly continuous: clusters divide it, and their number is yours to choose. "
+            "0: no clusters.",
+        )  # fmt: skip
+        group.addParam(
+            "keepClusters", params.StringParam, default="", allowsNull=True, condition="nClusters > 0",
+            label="Keep clusters",
+            help="Numbers of the clusters to keep, such as 1,3-4. All if left empty.",
+        )  # fmt: skip
+        group.addParam(
+            "seed", params.IntParam, default=0, expertLevel=LEVEL_ADVANCED, condition="nClusters > 0",
+            label="Random seed", validators=[params.GE(0, "must not be negative")],
+            help="Of k-means. The same seed gives the same clusters, here and where states are rendered.",
+        )  # fmt: skip
+        group = form.addGroup("Conditions")
+        for names, label, text in _RANGES.values():
+            line = group.addLine(label, help=f"{text} Either end may be left empty.")
+            for name, end in zip(names, ("from", "to"), strict=True):
+                line.addParam(name, params.FloatParam, allowsNull=True, label=end)
+        group.addParam(
+            "region", params.TextParam, default="", allowsNull=True, width=60, height=4, label="Region",
+            help="Ranges of coordinates along motions, one on each line or separated by semicolons: the number of the "
+            "motion, and from where to where (Å rms); either end may be left out.\nExample, motion 1 from -3 to 1.5 "
+            "and motion 2 above 0:\n   1: -3 : 1.5\n   2: 0 :",
+        )  # fmt: skip
+        line = group.addLine(
+            "Near a conformation",
+            help="Particles whose conformation is within a distance (Å rms) of another: that of a particle, by its id, "
+            "or of coordinates along motion 1, 2, ... separated by commas.",
+        )
+        line.addParam("near", params.StringParam, default="", allowsNull=True, label="of")
+        line.addParam("nearDistance", params.FloatParam, allowsNull=True, label="within (Å)")
+        group.addParam(
+            "half", params.EnumParam, choices=list(HALVES), default=0, expertLevel=LEVEL_ADVANCED, label="Half-set",
+            help="Keep the particles of one half-set only.",
+        )  # fmt: skip
+        group.addParam(
+            "complement", params.BooleanParam, default=False, expertLevel=LEVEL_ADVANCED,
+            label="Keep all others instead?",
+            help="Yes: the particles for which not all conditions hold.",
+        )  # fmt: skip
+        self._defineThreadParams(form)
+
+    # ------------------------------------------------------------------ steps
+
+    def _insertAllSteps(self):
+        folder, options = self.inputModel.get().getRunFolder(), self._getSelectOptions()
+        self._insertFunctionStep(self.selectStep, folder, options, needsGPU=False)
+        if self.nClusters.get():
+            self._insertFunctionStep(self.renderStep, self.nClusters.get(), self.seed.get(), needsGPU=False)
+        self._insertFunctionStep(self.createOutputStep, self._getSource().getUniqueId(), needsGPU=False)
+
+    def selectStep(self, runFolder, options):
+        """Let the engine select; it writes the rows that are kept."""
+        cleanPath(self._getSelectionPath())
+        self.runEngine("select", [self._linkRun(), "--out", self._getSelectionPath(), *options])
+
+    def renderStep(self, nClusters, seed):
+        """Let the engine render the centres of the clusters."""
+        words = ["--clusters", nClusters, "--seed", seed, "--out", self._getExtraPath("clusters")]
+        self.runEngine("states", [self._getRunFolder(), *words, *self._getThreadOptions()])
+
+    def createOutputStep(self, sourceId):
+        """Take the selected particles from their set, by id."""
+        source = self._getSource()
+        particles = source.get()
+        columns = readColumns(self._getSelectionPath(), lambda label: label == "dynCluster")
+        clusters = columns.get("dynCluster", columns["rlnImageId"] * 0).astype(int)
+        clusterOf = dict(zip(columns["rlnImageId"].tolist(), clusters.tolist(), strict=True))
+
+        output = particles.createCopy(self._getPath(), copyInfo=True)
+        output.copyItems(
+            particles, doClone=False,
+            itemSelectedCallback=lambda particle: particle.isEnabled() and particle.getObjId() in clusterOf,
+        )  # fmt: skip
+        if not len(output):
+            raise ValueError("None of the selected particles is in the set to select from: give one with the same ids.")
+        if len(output) < len(clusterOf):
+            self.warning(
+                f"{len(clusterOf) - len(output)} of {len(clusterOf)} selected particles are disabled or not in the set "
+                "to select from, and are left out."
+            )
+        self._defineOutputs(outputParticles=output)
+        self._defineSourceRelation(self.inputModel, output)
+        self._defineTransformRelation(source, output)
+        if self.nClusters.get():
+            self._createClasses(clusterOf)
+
+    def _createClasses(self, clusterOf):
+        """Register the selected particles by cluster, each with the map of its centre."""
+        model = self.inputModel.get()
+        images = Pointer(self, extended="outputParticles")
+        centres = readStates(self._getExtraPath("clusters", "states.csv"))
+        classes = self._createSetOfClassesFlex(images)
+
+        def setClass(particle, _):
+            particle.setClassId(clusterOf[particle.getObjId()])
+
+        def setCentre(cluster):
+            row = centres[cluster.getObjId() - 1]
+            cluster.setRepresentative(stateVolume(model, row, self._getExtraPath("clusters")))
+            setFlexInfo(cluster, model)
+
+        classes.classifyItems(updateItemCallback=setClass, updateClassCallback=setCentre, doClone=False)
+        self._defineOutputs(outputClasses=classes)
+        self._defineSourceRelation(images, classes)
+        self._defineSourceRelation(self.inputModel, classes)
+
+    def _getSource(self):
+        """Return the pointer to the particles that are selected from."""
+        if self.inputParticles.get() is not None:
+            return self.inputParticles
+        return self.inputModel.get().getParticlesPointer()
+
+    def _getSelectionPath(self):
+        return self._getExtraPath("selection.star")
+
+    def _getSelectOptions(self):
+        """Return the engine's options for what is kept, a list of words.
+
+        Raises
+        ------
+        ValueError
+            if they make no sense; a sentence that says why.
+        """
+        model = self.inputModel.get()
+        options = []
+        if self.nClusters.get():
+            options += ["--clusters", str(self.nClusters.get()), "--seed", str(self.seed.get())]
+            for number in self._getKeptClusters():
+                options += ["--cluster", str(number)]
+        for option, (names, label, _) in _RANGES.items():
+            low, high = (self.getAttributeValue(name) for name in names)
+            if low is None and high is None:
+                continue
+            if None not in (low, high) and low > high:
+                raise ValueError(f"{label}: the lower end is above the upper.")
+            options.append(f"--{option}={'' if low is None else low}:{'' if high is None else high}")
+        for number, low, high in parseRegion(self.region.get("") or "", model.getNumberOfMotions()):
+            options += ["--along", f"{number}:{low}:{high}"]
+        options += self._getNearOptions()
+        if self.half.get():
+            options += ["--half", HALVES[self.half.get()]]
+        if not options:
+            raise ValueError("Nothing is selected by: give a number of clusters, or a condition.")
+        return options + (["--complement"] if self.complement else [])
+
+    def _getKeptClusters(self):
+        text = self.keepClusters.get("") or ""
+        if not text.strip():
+            return []
+        try:
+            numbers = sorted(set(getListFromRangeString(text)))
+        except ValueError:
+            raise ValueError(f"Clusters to keep are '{text}': give numbers such as 1,3-4.") from None
+        if not set(numbers) <= set(range(1, self.nClusters.get() + 1)):
+            raise ValueError(f"Clusters to keep are '{text}': there are 1 to {self.nClusters}.")
+        return numbers
+
+    def _getNearOptions(self):
+        text, distance = (self.near.get("") or "").strip(), self.nearDistance.get()
+        if not text and distance is None:
+            return []
+        if not text or distance is None or not distance > 0:
+            raise ValueError("Near a conformation: give both, the conformation and a distance above zero.")
+        try:
+            if text.isdigit():
+                values = coordinatesOfParticle(self.inputModel.get(), int(text))
+            else:
+                values = [float(word) for word in text.split(",")]
+        except ValueError as error:
+            known = str(error) if text.isdigit() else f"'{text}' is neither a particle's id nor coordinates"
+            raise ValueError(f"Near a conformation: {known}.".replace("..", ".")) from None
+        if len(values) > self.inputModel.get().getNumberOfMotions():
+            raise ValueError(
+                f"Near a conformation: give at most {self.inputModel.get().getNumberOfMotions()} coordinates."
+            )
+        return [f"--near={','.join(f'{value:.6g}' for value in values)}:{distance}"]
+
+    # ------------------------------------------------------------------ what it says
+
+    def _validate(self):
+        model = self.inputModel.get()
+        if model is None:
+            return []
+        errors = self._validateModel()
+        if self.inputParticles.get() is None and model.getParticles() is None:
+            errors.append(
+                "The particles of the model were deleted: estimate the deformations again, or give the particles to "
+                "select from."
+            )
+        if self.nClusters.get() > model.getNumberOfParticles():
+            errors.append(f"The model has {model.getNumberOfParticles()} particles: ask for fewer clusters.")
+        if not errors:
+            try:
+                self._getSelectOptions()
+            except ValueError as error:
+                errors.append(str(error))
+        return errors
+
+    def _summary(self):
+        if not self.isFinished():
+            return ["The selection is not ready yet."]
+        total = self.inputModel.get().getNumberOfParticles()
+        lines = [f"{len(self.outputParticles)} of {total} particles are kept."]
+        if hasattr(self, "outputClasses"):
+            lines += [f"   cluster {cluster.getObjId()}: {len(cluster)} particles" for cluster in self.outputClasses]
+        return lines + self._warnUnsupported()
+
+    def _methods(self):
+        if not self.isFinished():
+            return []
+        clusters = f", in {self.nClusters} clusters (k-means on motion coordinates)" if self.nClusters.get() else ""
+        return [f"{len(self.outputParticles)} particles were selected by their motion{clusters} [Schwab2024]."]
+
+
+def parseRegion(text, nMotions):
+    """Return (motion, low, high) of every range in the form's text; ends that are left out are empty texts.
+
+    Raises
+    ------
+    ValueError
+        if the text holds something else, or a motion that the model has not.
+    """
+    ranges = []
+    for part in filter(None, (part.strip() for part in re.split(r"[;\n]", text))):
+        try:
+            number, low, high = (word.strip() for word in part.split(":"))
+            limits = [float(word) for word in (low, high) if word]
+            number = int(number)
+        except ValueError:
+            raise ValueError(
+                f"Region: '{part}' is no range: give the number of a motion and two limits, such as 1: -3 : 1.5."
+            ) from None
+        if not 1 <= number <= nMotions:
+            raise ValueError(f"Region: motion {number} is not in the model, which has {nMotions}.")
+        if not limits or limits != sorted(limits):
+            raise ValueError(f"Region: '{part}' holds nothing: give a lower end below the upper one.")
+        ranges.append((number, low, high))
+    return ranges

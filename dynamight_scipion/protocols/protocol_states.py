@@ -1,0 +1,106 @@
+"""States of the molecule, as maps: along a motion, between particles, through a path or at clusters."""
+
+import os
+
+import pyworkflow.protocol.params as params
+from pwem.objects import SetOfVolumesFlex
+from pwem.protocols import ProtAnalysis3D, ProtFlexBase
+from pyworkflow import BETA
+from pyworkflow.protocol.constants import LEVEL_ADVANCED
+from pyworkflow.utils import cleanPath
+
+from dynamight_scipion.objects import FLEX_PROGRAM
+
+from .protocol_from_model import AT_CLUSTERS, HALVES, StatesProtocol, readStates, setFlexInfo, stateVolume
+
+
+class DynamightProtStates(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
+    """States of a flexible molecule as maps, and a movie of its motion.
+
+    The Gaussian models of both halves are deformed to the chosen states and rendered as maps in the box and sampling
+    of the particles. Every map keeps its place in the space of principal motions (its latent).
+
+    The maps show the model that the images were explained by, not a reconstruction from the particles near that state.
+    For one, select these particles and refine them.
+    """
+
+    _label = "states and movies"
+    _devStatus = BETA
+    _possibleOutputs = {"outputStates": SetOfVolumesFlex}
+
+    # ------------------------------------------------------------------ form
+
+    def _defineParams(self, form):
+        form.addSection(label="Input")
+        self._defineModelParam(form)
+        self._defineStatesParams(form)
+        form.addParam(
+            "half", params.EnumParam, choices=list(HALVES), default=0, expertLevel=LEVEL_ADVANCED,
+            label="Half-set of the Gaussian model",
+            help="Both: the average of the two halves' maps. One half alone, compared with the other, shows what both "
+            "halves agree on.",
+        )  # fmt: skip
+        form.addParam(
+            "doMovie", params.BooleanParam, default=True, label="Write a movie?",
+            condition=f"statesAt != {AT_CLUSTERS}",
+            help="An animated GIF of the states in projection along z, y and x, beside the maps (extra/states). "
+            "Clusters follow no path and have none.",
+        )  # fmt: skip
+        self._defineThreadParams(form)
+
+    # ------------------------------------------------------------------ steps
+
+    def _insertAllSteps(self):
+        words = [*self._getStatesOptions(), "--half", HALVES[self.half.get()]]
+        if not self.doMovie:
+            words.append("--no-movie")
+        self._insertFunctionStep(self.renderStep, self.inputModel.get().getRunFolder(), words, needsGPU=False)
+        self._insertFunctionStep(self.createOutputStep, needsGPU=False)
+
+    def renderStep(self, runFolder, words):
+        """Let the engine write maps, table and movie."""
+        cleanPath(self._getStatesPath())
+        self.runEngine("states", [self._linkRun(), "--out", self._getStatesPath(), *words, *self._getThreadOptions()])
+
+    def createOutputStep(self):
+        """Register the maps."""
+        model = self.inputModel.get()
+        states = self._createSetOfVolumesFlex(progName=FLEX_PROGRAM)
+        states.setSamplingRate(model.getSamplingRate())
+        setFlexInfo(states, model)
+        for row in readStates(self._getStatesPath("states.csv")):
+            states.append(stateVolume(model, row, self._getStatesPath()))
+        self._defineOutputs(outputStates=states)
+        self._defineSourceRelation(self.inputModel, states)
+
+    def _getStatesPath(self, *names):
+        return self._getExtraPath("states", *names)
+
+    def getMovie(self):
+        """Return the path of the movie, or None if there is none."""
+        path = self._getStatesPath("movie.gif")
+        return path if os.path.exists(path) else None
+
+    # ------------------------------------------------------------------ what it says
+
+    def _validate(self):
+        return self._validateModel() or self._validateStates()
+
+    def _summary(self):
+        if not self.isFinished():
+            return ["The maps are not ready yet."]
+        lines = [f"{self._describeStates()}."]
+        for row in readStates(self._getStatesPath("states.csv")):
+            if row["particles"] is not None:
+                lines.append(f"   {row['state'].split('_')[0]}: {row['particles']} particles")
+        if self.getMovie():
+            lines.append(f"Movie: {self.getMovie()}")
+        return lines + self._warnUnsupported()
+
+    def _methods(self):
+        if not self.isFinished():
+            return []
+        return [
+            f"The Gaussian models were rendered as maps at {self._describeStates()} of the principal motions "
+            "[Schwab2024]."
+        ]
