@@ -5,6 +5,7 @@ defaults, from its fields. Modules that import torch are imported when their com
 """
 
 import contextlib
+import functools
 import importlib
 import inspect
 import json
@@ -262,9 +263,12 @@ def states(
     out: Annotated[Path | None, typer.Option(help="Folder. RUN/analysis/states/NAME if left out.")] = None,
 ) -> None:
     """Write maps and a movie along a motion (default: the first) or a path, at clusters, coordinates or latents."""
-    from dynamight_core.analysis.states import choose_states, write_states
+    from dynamight_core.analysis.states import choose_states, serve_states, write_states
     from dynamight_core.reconstruction.stage import record_stage
 
+    if options.listen:
+        serve_states(_open(run, options), sys.stdin, functools.partial(print, flush=True), options.half)
+        return
     with Reporter() as report:
         opened = _open(run, options)
         chosen = choose_states(opened, options)

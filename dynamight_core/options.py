@@ -181,6 +181,9 @@ class StatesOptions:
         Write a map of every state; without, the table of their coordinates alone.
     movie
         Write a movie where the states follow a path.
+    listen
+        Take states from standard input instead, for programs that show them: lines of JSON {"at": [coordinates], "out":
+        path of the map}, each answered by a line with the path, or with an "error".
     seed
         Of k-means.
     threads
@@ -199,6 +202,7 @@ class StatesOptions:
     half: str = "both"
     maps: bool = True
     movie: bool = True
+    listen: bool = False
     seed: int = 0
     threads: int | None = None
 

@@ -1,6 +1,7 @@
 """States of the molecule along a motion, between particles, at clusters or latents: maps and a movie."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -358,6 +359,34 @@ def write_states(
         write_movie(out / "movie.gif", np.stack(projections), states.labels, run.particles.pixel_size)
         say(f"The movie is {out / 'movie.gif'}.")
     return out
+
+
+def serve_states(run: "Run", requests: Iterable[str], answer: Callable[[str], None], half: str = "both") -> None:
+    """Write maps of states as they are asked for, until there are no more requests.
+
+    Parameters
+    ----------
+    run
+        finished and summarised.
+    requests
+        lines of JSON: `at`, coordinates (A rms), motions left out at the end at zero; `out`, path of the map.
+    answer
+        takes a line of JSON for every request: `out`, or `error`, a sentence.
+    half
+        "1", "2" or "both".
+    """
+    models = StateModels(run, half)
+    for line in filter(str.strip, requests):
+        try:
+            request = json.loads(line)
+            volume = models.volume(_coordinates(run, request["at"]))
+            write_map(Path(request["out"]), volume, run.particles.pixel_size)
+            reply = {"out": request["out"]}
+        except (InputError, OSError) as error:
+            reply = {"error": str(error)}
+        except (KeyError, TypeError, ValueError):
+            reply = {"error": f"the request '{line.strip()}' cannot be understood; give JSON with 'at' and 'out'"}
+        answer(json.dumps(reply))
 
 
 def write_movie(path: Path, projections: np.ndarray, labels: list[str], pixel_size: float) -> None:

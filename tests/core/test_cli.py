@@ -187,6 +187,19 @@ def test_states_on_a_path_are_evenly_spaced_and_pass_its_points(trained):
     np.testing.assert_allclose(states.coordinates[:, :2], [[0, 0], [1, 0], [2, 0], [3, 0], [3, 1]], atol=1e-6)
 
 
+def test_states_are_served_as_they_are_asked_for(trained, tmp_path):
+    requests = [{"at": [0], "out": str(tmp_path / "a.mrc")}, {"at": [1] * 9, "out": "b.mrc"}, {"at": "x"}]
+    words = [str(word) for word in ("states", trained, "--listen")]
+    result = CliRunner().invoke(cli.make_app(), words, input="\n".join(map(json.dumps, requests)))
+    assert result.exit_code == 0
+    answers = [json.loads(line) for line in result.stdout.splitlines()]
+    assert answers[0] == {"out": requests[0]["out"]}
+    assert "9 coordinates" in answers[1]["error"]
+    assert "cannot be understood" in answers[2]["error"]
+    assert dynamight("states", trained, "--at", "0", "--out", tmp_path)[0] == 0
+    np.testing.assert_array_equal(read_map(tmp_path / "a.mrc")[0], read_map(tmp_path / "state01.mrc")[0])
+
+
 def test_points_and_models_are_moved_to_the_states_of_a_table(trained, tmp_path):
     write_model(tmp_path / "model.pdb", offset=BOX // 2 * PIXEL)
     words = ["--through", "0,1", "--through", "1.5,0", "--n", "3"]
