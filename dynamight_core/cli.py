@@ -244,15 +244,23 @@ def reconstruct(run: Run, options, overwrite: Overwrite = False) -> None:
 def analyse(
     run: Run,
     out: Annotated[Path | None, typer.Option(help="Path of the report. RUN/analysis/report.html if left out.")] = None,
+    embedding: Annotated[
+        str, typer.Option(help="Particles in a plane: umap, pca (the first two motions), or auto: umap if installed.")
+    ] = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads. All that the process may use if left out.")] = None,
 ) -> None:
-    """Write RUN/analysis/report.html: latents, motion, errors, FSC and training curves in one file."""
+    """Write RUN/analysis/report.html, and for other programs the motion as a map, as atoms and as a table."""
+    from dynamight_core.analysis.exports import write_exports
     from dynamight_core.analysis.report import write_report
     from dynamight_core.reconstruction.stage import record_stage
+    from dynamight_core.training.devices import set_threads
 
+    set_threads(threads)
     with Reporter() as report:
         opened = _open(run)
+        write_exports(opened, embedding, report.say)
         path = write_report(opened, out, say=report.say)
-        record_stage(opened, "analyse", {"out": None if out is None else str(out)})
+        record_stage(opened, "analyse", {"out": None if out is None else str(out), "embedding": embedding})
         report.say(f"Open {path} in a browser.")
 
 

@@ -45,12 +45,13 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def write_map(path: str | Path, volume: np.ndarray, pixel_size: float) -> None:
-    """Write a [z, y, x] volume as float32 MRC with `pixel_size` (A) in its header."""
+def write_map(path: str | Path, volume: np.ndarray, pixel_size: float, origin=(0.0, 0.0, 0.0)) -> None:
+    """Write a [z, y, x] volume as float32 MRC with `pixel_size` (A) and `origin` (x, y, z; A) in its header."""
     with atomic_path(path) as temporary, mrcfile.new(temporary, overwrite=True) as mrc:
         mrc.set_data(np.ascontiguousarray(volume, dtype=np.float32))
         mrc.set_volume()
         mrc.voxel_size = pixel_size
+        mrc.header.origin = tuple(origin)
         # mrcfile's own label holds the time: the same map shall be the same file.
         mrc.header.label[0] = "dynamight-core"
 

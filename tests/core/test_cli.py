@@ -117,10 +117,43 @@ def test_reconstruct_through_the_inverse_field_gives_nearly_the_same_map(trained
 
 
 def test_analyse_writes_one_report(trained):
-    code, text = dynamight("analyse", trained)
+    code, text = dynamight("analyse", trained, "--embedding", "pca")
     assert code == 0, text
     page = (trained / "analysis" / "report.html").read_text()
     assert "<html" in page
+
+
+def test_analyse_writes_the_motion_as_a_map_and_as_atoms_where_the_header_places_the_map(data, trained, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    placed = tmp_path / "placed.mrc"
+    volume, pixel_size = read_map(data.consensus)
+    write_map(placed, volume, pixel_size, (-96.0, 12.0, 0.0))
+    config = RunConfig.read(run)
+    config.inputs.map = str(placed)
+    config.write(run)
+    code, text = dynamight("analyse", run, "--embedding", "pca")
+    assert code == 0, text
+
+    opened = Run(run)
+    with mrcfile.open(run / "analysis" / "motion.mrc") as mrc:
+        motion, origin = mrc.data.copy(), [float(mrc.header.origin[axis]) for axis in "xyz"]
+    assert origin == [-96.0, 12.0, 0.0]
+    assert motion.shape == (BOX,) * 3
+    assert motion[0, 0, 0] == 0, "there is no molecule in the corner"
+    for half in (1, 2):
+        atoms = [cra.atom for cra in gemmi.read_structure(str(run / "analysis" / f"gaussians_half{half}.cif"))[0].all()]
+        found = np.array([atom.pos.tolist() for atom in atoms]) - origin
+        expected = opened.models[half - 1].consensus_positions.numpy() + BOX // 2 * PIXEL
+        np.testing.assert_allclose(found, expected, atol=2e-3)
+        voxels = np.round(found / PIXEL).astype(int)
+        inside = ((voxels >= 0) & (voxels < BOX)).all(1)
+        at_atoms = motion[tuple(voxels[inside].T[::-1])]
+        b_factors = np.array([atom.b_iso for atom in atoms])[inside]
+        assert (at_atoms > 0).all()
+        assert np.abs(at_atoms - b_factors).mean() < 0.2 * b_factors.mean()
+    table = pd.read_csv(run / "analysis" / "embedding.csv")
+    np.testing.assert_allclose(table.to_numpy(), opened.motions.coordinates[:, :2].numpy(), rtol=1e-4, atol=1e-6)
 
 
 def test_states_along_a_motion_are_maps_a_table_and_a_movie(trained):

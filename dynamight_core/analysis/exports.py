@@ -1,0 +1,193 @@
+"""What other programs show of a run: where the molecule moves, as a map and as atoms, and particles in a plane."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import gemmi
+import mrcfile
+import numpy as np
+import pandas as pd
+import torch
+from scipy import ndimage
+from scipy.spatial import cKDTree
+
+from dynamight_core.analysis.motions import motion_fields
+from dynamight_core.errors import InputError
+from dynamight_core.files import atomic_path, write_map
+
+if TYPE_CHECKING:
+    from dynamight_core.analysis.results import Run
+
+EMBEDDINGS = ("auto", "umap", "pca")
+# Spacing of the points that the motion is evaluated at, A; it is interpolated between them.
+_SPACING = 4.0
+# The map of motion reaches so far from the Gaussians, A: a surface that it colours lies a little outside them.
+_REACH = 12.0
+
+
+def write_exports(run: "Run", embedding: str = "auto", say: Callable[[str], None] = print) -> list[Path]:
+    """Write RUN/analysis/motion.mrc, gaussians_half1.cif, gaussians_half2.cif and embedding.csv.
+
+    Maps and models are placed as the consensus map's header places it.
+
+    Parameters
+    ----------
+    run
+        finished and summarised.
+    embedding
+        "umap", "pca" (the first two motions), or "auto": umap if the package umap-learn is installed.
+    say
+        takes lines for the user.
+
+    Returns
+    -------
+    list
+        the files.
+
+    Raises
+    ------
+    InputError
+        if the embedding is not one of these, or umap-learn is missing.
+    """
+    folder = run.path / "analysis"
+    box, pixel_size = run.particles.box, run.particles.pixel_size
+    corner = header_origin(run.config.inputs.map)
+    motion, table = folder / "motion.mrc", folder / "embedding.csv"
+    gaussians = [folder / f"gaussians_half{half}.cif" for half in (1, 2)]
+    write_map(motion, motion_map(run, box, pixel_size), pixel_size, corner)
+    for half, path in enumerate(gaussians, 1):
+        write_gaussians(run, half, path, corner + box // 2 * pixel_size)
+    columns, names = embed(run.motions.coordinates.numpy(), embedding, run.config.train.seed, say)
+    with atomic_path(table) as path:
+        pd.DataFrame(columns, columns=names).to_csv(path, index=False, float_format="%.6g")
+    say(f"Motion per voxel is in {motion}, the Gaussians with their motion in {gaussians[0]} and {gaussians[1].name}.")
+    return [motion, *gaussians, table]
+
+
+def header_origin(path: str | Path) -> np.ndarray:
+    """Return where a map's header puts its first voxel: (x, y, z), A."""
+    with mrcfile.open(path, permissive=True, header_only=True) as mrc:
+        header, voxel = mrc.header, float(mrc.voxel_size.x)
+        origin = np.array([float(header.origin[axis]) for axis in "xyz"])
+        start = np.array([float(header[f"n{axis}start"]) for axis in "xyz"]) * voxel
+    # Programs write one or the other.
+    return origin if origin.any() else start
+
+
+@torch.no_grad()
+def motion_at(run: "Run", positions: torch.Tensor) -> np.ndarray:
+    """Return the (p,) motion, A rms over particles about the mean conformation, at (p, 3) consensus positions (A).
+
+    The halves' fields are averaged: noise of one half alone makes no motion.
+    """
+    variance = run.motions.coordinates.var(0, unbiased=False)
+    fields = 0.0
+    for half, model in enumerate(run.models, 1):
+        own = run.halves == half
+        coordinates = run.motions.coordinates[own]
+        fields = fields + motion_fields(model, run.latents[half - 1][own], coordinates, positions)[1] / 2
+    return (variance[:, None] * fields.square().sum(-1)).sum(0).sqrt().numpy()
+
+
+def motion_map(run: "Run", box: int, pixel_size: float) -> np.ndarray:
+    """Return the (box, box, box) motion at every voxel around the molecule, A rms; 0 elsewhere."""
+    coarse = max(1, min(box, round(box * pixel_size / _SPACING)))
+    spacing = box * pixel_size / coarse
+    axis = (np.arange(coarse + 1) - coarse // 2) * spacing
+    grid = np.stack(np.meshgrid(axis, axis, axis, indexing="ij")[::-1], -1).reshape(-1, 3)
+    gaussians = torch.cat([model.consensus_positions.cpu() for model in run.models]).numpy()
+    tree = cKDTree(gaussians)
+    near = np.isfinite(tree.query(grid, distance_upper_bound=_REACH + 2 * spacing)[0])
+    motion = np.zeros(len(grid), dtype=np.float32)
+    motion[near] = motion_at(run, torch.from_numpy(grid[near].astype(np.float32)))
+    # Voxels of the box in steps of the coarse grid, whose centre is the box's.
+    where = (np.arange(box) - box // 2) * pixel_size / spacing + coarse // 2
+    fine = ndimage.map_coordinates(
+        motion.reshape([coarse + 1] * 3), np.meshgrid(where, where, where, indexing="ij"), order=1, mode="nearest"
+    )
+    return np.where(_near_points(gaussians, box, pixel_size), fine, 0).astype(np.float32)
+
+
+def write_gaussians(run: "Run", half: int, path: str | Path, centre) -> None:
+    """Write a half's Gaussians in the consensus conformation as mmCIF.
+
+    Each is an unknown atom (UNX) with its motion (A rms) in the B-factor column and its amplitude, as a share of the
+    largest, as occupancy.
+
+    Parameters
+    ----------
+    run
+        finished and summarised.
+    half
+        1 or 2.
+    path
+        of the file.
+    centre
+        (x, y, z) of the box's centre in the file's coordinates, A.
+    """
+    model = run.models[half - 1]
+    positions = model.consensus_positions.cpu()
+    motion = motion_at(run, positions)
+    amplitudes = model.gaussians.relative_amplitudes.detach().clamp(min=0).cpu().numpy()
+    chain = gemmi.Chain("A")
+    for number, (position, value, amplitude) in enumerate(
+        zip(positions.double().numpy() + centre, motion, amplitudes / amplitudes.max(), strict=True), 1
+    ):
+        atom = gemmi.Atom()
+        atom.name, atom.element = "UNK", gemmi.Element("X")
+        atom.pos, atom.b_iso, atom.occ = gemmi.Position(*position), float(value), float(amplitude)
+        residue = gemmi.Residue()
+        residue.name, residue.seqid, residue.het_flag = "UNX", gemmi.SeqId(str(number)), "H"
+        residue.add_atom(atom)
+        chain.add_residue(residue)
+    structure = gemmi.Structure()
+    structure.name = f"gaussians_half{half}"
+    structure.add_model(gemmi.Model(1))
+    structure[0].add_chain(chain)
+    structure.setup_entities()
+    with atomic_path(path) as temporary:
+        structure.make_mmcif_document().write_file(str(temporary))
+
+
+def embed(coordinates: np.ndarray, method: str, seed: int, say: Callable[[str], None]) -> tuple[np.ndarray, list[str]]:
+    """Return (n, 2) places of particles in a plane, for drawing, and the names of its axes.
+
+    Parameters
+    ----------
+    coordinates
+        (n, K) along the principal motions, A rms.
+    method
+        one of `EMBEDDINGS`.
+    seed
+        of UMAP.
+    say
+        takes lines for the user.
+    """
+    if method not in EMBEDDINGS:
+        raise InputError(f"--embedding is '{method}'; choose one of {', '.join(EMBEDDINGS)}")
+    if method != "pca" and coordinates.shape[1] > 2 and coordinates.std() > 0:
+        try:
+            from umap import UMAP
+        except ImportError as error:
+            if method == "umap":
+                raise InputError(
+                    "--embedding umap needs the package umap-learn; install dynamight-core[umap] or give pca"
+                ) from error
+            say("Note: without the package umap-learn, particles are drawn along the first two motions.")
+        else:
+            neighbours = max(2, min(15, len(coordinates) - 1))
+            reducer = UMAP(n_components=2, n_neighbors=neighbours, random_state=seed, n_jobs=1)
+            return reducer.fit_transform(coordinates), ["umap_1", "umap_2"]
+    plane = np.zeros((len(coordinates), 2))
+    plane[:, : min(2, coordinates.shape[1])] = coordinates[:, :2]
+    return plane, ["motion_1", "motion_2"]
+
+
+def _near_points(points: np.ndarray, box: int, pixel_size: float) -> np.ndarray:
+    """Return (box, box, box) whether a voxel lies within reach of the points (x, y, z; A from the centre)."""
+    voxels = np.round(points[:, ::-1] / pixel_size).astype(int) + box // 2
+    inside = ((voxels >= 0) & (voxels < box)).all(1)
+    empty = np.ones((box,) * 3, dtype=bool)
+    empty[tuple(voxels[inside].T)] = False
+    return ndimage.distance_transform_edt(empty, sampling=pixel_size) <= _REACH
