@@ -18,6 +18,23 @@ from dynamight_scipion.constants import DYNAMIGHT_ENV_ACTIVATION, PROGRAM
 _FILE_DELAY = 10
 
 
+class Between(params.Conditional):
+    """A number between two others, neither of them included; or none, where a parameter may be left empty.
+
+    Scipion's own conditions fail on parameters that were emptied.
+    """
+
+    def __init__(self, low, high=float("inf"), allowsNull=False):
+        error = f"must be above {low:g}" + (f" and below {high:g}" if high != float("inf") else "")
+        super().__init__(error, allowsNull)
+        self._condition = lambda value: value is not None and low < value < high
+
+
+POSITIVE = Between(0)
+NOT_NEGATIVE = params.GE(0, "must not be negative")
+POSITIVE_OR_EMPTY = Between(0, allowsNull=True)
+
+
 class EngineError(PyworkflowException):
     """A failure of the engine, in the one sentence that it gave."""
 

@@ -1,0 +1,45 @@
+"""Image files: those that the engine reads, and the others made readable."""
+
+import os
+
+from pyworkflow.utils import cleanPath, createLink, makePath
+
+from .errors import ConversionError
+
+# What the engine reads; everything else is converted.
+MRC = (".mrc", ".mrcs", ".map", ".st")
+
+
+def plainPath(path):
+    """Return a path without the format that some programs append to it, as in particles.mrc:mrcs."""
+    head, colon, tail = path.rpartition(":")
+    return head if colon and tail in ("mrc", "mrcs") else path
+
+
+def stackPaths(files, folder):
+    """Return for each of the particles' files the path to write, and sentences on what was converted."""
+    paths, converted = {}, []
+    cleanPath(folder)
+    for number, path in enumerate(files, 1):
+        plain = plainPath(path)
+        if not os.path.exists(plain):
+            raise ConversionError(f"The image file {plain} is not there: bring it back, or import the particles again.")
+        extension = os.path.splitext(plain)[1].lower()
+        # RELION's files cannot hold these.
+        unfit = any(character.isspace() or character in "@'\"" for character in plain)
+        if extension in MRC and not unfit:
+            paths[path] = plain
+            continue
+        makePath(folder)
+        target = os.path.join(folder, f"stack{number:04d}.mrcs")
+        if extension in MRC:
+            createLink(plain, target)
+        else:
+            from pwem.emlib.image import ImageHandler
+
+            ImageHandler().convertStack(path, target)
+            converted.append(plain)
+        paths[path] = target
+    if not converted:
+        return paths, []
+    return paths, [f"{len(converted)} stacks were converted to MRC, e.g. {converted[0]}."]

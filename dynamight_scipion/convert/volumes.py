@@ -1,0 +1,196 @@
+"""Volumes and masks on the grid of the particles."""
+
+import os
+
+import mrcfile
+import numpy as np
+from pwem.objects import Transform
+from pyworkflow.utils import cleanPath, makePath
+
+from .errors import ConversionError
+from .stacks import MRC, plainPath
+
+# Relative; what differs by less is the same.
+_SAME_SAMPLING = 0.005
+
+
+def describeVolume(volume, box, samplingRate, name):
+    """Say what would be done to a volume, without reading it.
+
+    Parameters
+    ----------
+    volume
+        Volume.
+    box, samplingRate
+        of the particles, pixels and Å.
+    name
+        what it is, for the sentence, such as "consensus map".
+
+    Returns
+    -------
+    tuple
+        an error (a sentence, or None) and a warning (likewise).
+    """
+    path = plainPath(volume.getFileName() or "")
+    if not os.path.exists(path):
+        return f"The file of the {name} is not there ({path}): bring it back, or import it again.", None
+    if not volume.getSamplingRate():
+        return f"The {name} has no sampling rate: import it with one.", None
+    changes = _changes(volume, box, samplingRate)
+    return None, f"The {name} has {', and '.join(changes)}: it will be resampled." if changes else None
+
+
+def _changes(volume, box, samplingRate):
+    """Return in words how a volume differs from the particles' grid."""
+    changes = []
+    dimensions = tuple(volume.getDim())
+    if dimensions != (box,) * 3:
+        changes.append(f"{' x '.join(map(str, dimensions))} voxels where the particles have {box} pixels")
+    if abs(volume.getSamplingRate() / samplingRate - 1) > _SAME_SAMPLING:
+        changes.append(f"{volume.getSamplingRate():.4g} Å a voxel where they have {samplingRate:.4g} Å")
+    offset = originOffset(volume)
+    if offset.any():
+        changes.append(f"an origin that is ({', '.join(f'{value:.4g}' for value in offset)}) Å off its centre")
+    return changes
+
+
+def originOffset(volume):
+    """Return by how much (x, y, z; Å) a volume's content lies off the particles' centre, by its origin.
+
+    The centre of its box is where the origin says, by default at zero. An origin in the corner of the box is the
+    convention of atomic models, which says nothing of particles, and counts as none.
+    """
+    if not volume.hasOrigin() or _hasOriginInCorner(volume):
+        return np.zeros(3)
+    samplingRate = volume.getSamplingRate()
+    offset = np.array(volume.getOrigin().getShifts(), dtype=float) + np.array(volume.getDim()) / 2 * samplingRate
+    return np.where(np.abs(offset) < 0.01 * samplingRate, 0.0, offset)
+
+
+def _hasOriginInCorner(volume):
+    """Whether a volume's origin says that its first voxel is at zero."""
+    return volume.hasOrigin() and np.allclose(volume.getOrigin().getShifts(), 0, atol=volume.getSamplingRate())
+
+
+def originOnGrid(volume, box, samplingRate):
+    """Return the origin (a Transform) of what comes out on the particles' grid, in the frame of a volume.
+
+    The first voxel is half a box from zero, or at zero where the volume's own is.
+    """
+    origin = Transform()
+    if not _hasOriginInCorner(volume):
+        origin.setShifts(*[-box / 2 * samplingRate] * 3)
+    return origin
+
+
+def writeVolume(volume, box, samplingRate, target, name, isMask=False, path=None):
+    """Write a volume in the box and sampling of the particles.
+
+    Parameters
+    ----------
+    volume
+        Volume.
+    box, samplingRate
+        wanted, voxels and Å.
+    target
+        path of the MRC file.
+    name
+        what it is, for the sentences.
+    isMask
+        whether its values stay between 0 and 1 and are interpolated linearly.
+    path
+        of the file, if not the volume's own: one of its half-maps.
+
+    Returns
+    -------
+    list
+        sentences on what was changed.
+
+    Raises
+    ------
+    ConversionError
+        if it cannot be read, or a mask has other values.
+    """
+    source = plainPath(path or volume.getFileName())
+    data = _readVolume(source, target, name)
+    if isMask and (data.min() < -0.01 or data.max() > 1.01):
+        raise ConversionError(
+            f"The {name} has values from {data.min():.2g} to {data.max():.2g}: give a mask from 0 to 1, with a soft "
+            "edge."
+        )
+    changes = _changes(volume, box, samplingRate)
+    if data.shape != tuple(reversed(volume.getDim())):
+        raise ConversionError(f"{source} has another box than the {name} it belongs to: give maps of one refinement.")
+    if changes:
+        data = resample(data, volume.getSamplingRate(), box, samplingRate, originOffset(volume), 1 if isMask else 3)
+    if isMask:
+        data = data.clip(0, 1)
+    makePath(os.path.dirname(target))
+    with mrcfile.new(target, overwrite=True) as mrc:
+        mrc.set_data(np.ascontiguousarray(data, dtype=np.float32))
+        mrc.set_volume()
+        mrc.voxel_size = samplingRate
+        mrc.header.origin = originOnGrid(volume, box, samplingRate).getShifts()
+    return [f"The {name} has {', and '.join(changes)}: it was resampled."] if changes else []
+
+
+def _readVolume(path, target, name):
+    """Return a volume as float32 [z, y, x]."""
+    if not os.path.exists(path):
+        raise ConversionError(f"The file of the {name} is not there ({path}): bring it back, or import it again.")
+    converted = None
+    if os.path.splitext(path)[1].lower() not in MRC:
+        converted = os.path.splitext(target)[0] + "_converted.mrc"
+        from pwem.emlib.image import ImageHandler
+
+        ImageHandler().convert(path, converted)
+    with mrcfile.open(converted or path, permissive=True) as mrc:
+        if mrc.data is None:
+            raise ConversionError(f"The file of the {name} ({path}) cannot be read: give an intact volume.")
+        data = np.array(mrc.data, dtype=np.float32)
+    if converted:
+        cleanPath(converted)
+    # A volume is a stack of one volume to some programs.
+    return data[0] if data.ndim == 4 else data
+
+
+def resample(data, samplingRate, box, newSamplingRate, offset=(0, 0, 0), order=3):
+    """Resample a volume around its centre (index size // 2).
+
+    Parameters
+    ----------
+    data
+        [z, y, x].
+    samplingRate, newSamplingRate
+        Å.
+    box
+        size of the result, voxels.
+    offset
+        (x, y, z) of the volume's centre from the result's centre, Å.
+    order
+        of the interpolating splines.
+
+    Returns
+    -------
+    array
+        (box, box, box) float32.
+    """
+    # Not above: every start of Scipion would wait for it.
+    from scipy import ndimage
+
+    ratio = newSamplingRate / samplingRate
+    if ratio > 1 + _SAME_SAMPLING and order > 1:
+        data = _lowpass(data, 1 / ratio)
+    shape = np.array(data.shape)
+    start = shape // 2 - ratio * (box // 2) - np.array(offset)[::-1] / samplingRate
+    return ndimage.affine_transform(
+        data, np.full(3, ratio), start, (box,) * 3, output=np.float32, order=order, mode="constant", cval=0.0
+    )
+
+
+def _lowpass(data, fraction):
+    """Remove what lies beyond a fraction of the Nyquist frequency."""
+    z, y, x = data.shape
+    frequency = np.meshgrid(np.fft.fftfreq(z), np.fft.fftfreq(y), np.fft.rfftfreq(x), indexing="ij", sparse=True)
+    inside = sum(axis**2 for axis in frequency) <= (fraction / 2) ** 2
+    return np.fft.irfftn(np.fft.rfftn(data) * inside, s=data.shape).astype(np.float32)
