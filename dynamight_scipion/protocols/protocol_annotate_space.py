@@ -1,0 +1,31 @@
+"""Hax's viewer of conformational spaces on our particles; needs the plugin scipion-em-hax."""
+
+from hax.protocols.protocol_annotate_space import JaxProtAnnotateSpace
+from pyworkflow import BETA
+
+from dynamight_scipion.annotate_space import getAnnotateSpaceArguments
+from dynamight_scipion.objects import FLEX_PROGRAM
+
+
+class DynamightProtAnnotateSpace(JaxProtAnnotateSpace):
+    """Explore the space of motions with Hax: maps at any place of it, annotated places as classes of particles.
+
+    This is Hax's own 'annotate space', told how to turn motion coordinates into maps. It opens its window as it runs.
+    """
+
+    _label = "annotate space (Hax)"
+    _devStatus = BETA
+
+    def runJob(self, program, arguments, **kwargs):
+        """Start Hax's program with what it needs to decode our latents."""
+        arguments = f"{arguments} {getAnnotateSpaceArguments(self.particles.get())}"
+        super().runJob(program, arguments, **kwargs)
+
+    def validate(self):
+        """Return what is wrong with the input: here, particles of other programs too."""
+        particles = self.particles.get()
+        if particles is None:
+            return ["*Particles to annotate* cannot be EMPTY."]
+        if particles.getFlexInfo().getProgName() != FLEX_PROGRAM:
+            return ["These are not particles of 'estimate deformations': use Hax's own 'annotate space' for them."]
+        return super().validate()
