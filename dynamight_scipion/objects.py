@@ -4,8 +4,8 @@ import json
 import os
 import shutil
 
-from pwem.objects import EMObject
-from pyworkflow.object import Float, Integer, Pointer, String
+from pwem.objects import EMObject, Transform
+from pyworkflow.object import Boolean, Float, Integer, Pointer, String
 from pyworkflow.utils import cleanPath, createLink, makePath
 
 RUN_FOLDER = "run"
@@ -34,6 +34,8 @@ class DynamightModel(EMObject):
         # Files that the run was trained on, relative to the project
         self._consensusMap = String()
         self._mask = String()
+        # Whether coordinates count from the first voxel of the consensus map, and not from the centre of its box
+        self._originInCorner = Boolean(False)
         # Of the particles, as they were given: A per pixel, and pixels
         self._samplingRate = Float()
         self._boxSize = Integer()
@@ -150,6 +152,20 @@ class DynamightModel(EMObject):
     def setMask(self, path):
         """Set the path of the mask of allowed motion, relative to the project; None if there is none."""
         self._mask.set(path)
+
+    def isOriginInCorner(self):
+        """Whether coordinates in the consensus map's frame count from its first voxel, not from its centre."""
+        return self._originInCorner.get()
+
+    def setOriginInCorner(self, value):
+        """Say whether coordinates in the consensus map's frame count from its first voxel."""
+        self._originInCorner.set(value)
+
+    def placeVolume(self, volume):
+        """Give a Volume in the particles' box the sampling rate of the particles and the consensus map's origin."""
+        volume.setSamplingRate(self.getSamplingRate())
+        # Without an origin a volume of Scipion has it in its centre.
+        volume.setOrigin(Transform() if self.isOriginInCorner() else None)
 
     def getParticlesPointer(self):
         """Return the pointer to the particles with their motions (protocol and name of its output)."""

@@ -11,9 +11,9 @@ from .errors import ConversionError
 from .particles import checkParticles, writeParticles
 from .results import fillParticles, motionCoordinates, readColumns, readMotions
 from .stacks import plainPath
-from .volumes import describeVolume, originOnGrid, resample, writeVolume
+from .volumes import describeVolume, hasOriginInCorner, resample, writeVolume
 
 __all__ = [
-    "ConversionError", "checkParticles", "describeVolume", "fillParticles", "motionCoordinates", "originOnGrid",
-    "plainPath", "readColumns", "readMotions", "resample", "writeParticles", "writeVolume",
+    "ConversionError", "checkParticles", "describeVolume", "fillParticles", "hasOriginInCorner",
+    "motionCoordinates", "plainPath", "readColumns", "readMotions", "resample", "writeParticles", "writeVolume",
 ]  # fmt: skip

@@ -4,7 +4,6 @@ import os
 
 import mrcfile
 import numpy as np
-from pwem.objects import Transform
 from pyworkflow.utils import cleanPath, makePath
 
 from .errors import ConversionError
@@ -60,27 +59,16 @@ def originOffset(volume):
     The centre of its box is where the origin says, by default at zero. An origin in the corner of the box is the
     convention of atomic models, which says nothing of particles, and counts as none.
     """
-    if not volume.hasOrigin() or _hasOriginInCorner(volume):
+    if not volume.hasOrigin() or hasOriginInCorner(volume):
         return np.zeros(3)
     samplingRate = volume.getSamplingRate()
     offset = np.array(volume.getOrigin().getShifts(), dtype=float) + np.array(volume.getDim()) / 2 * samplingRate
     return np.where(np.abs(offset) < 0.01 * samplingRate, 0.0, offset)
 
 
-def _hasOriginInCorner(volume):
+def hasOriginInCorner(volume):
     """Whether a volume's origin says that its first voxel is at zero."""
     return volume.hasOrigin() and np.allclose(volume.getOrigin().getShifts(), 0, atol=volume.getSamplingRate())
-
-
-def originOnGrid(volume, box, samplingRate):
-    """Return the origin (a Transform) of what comes out on the particles' grid, in the frame of a volume.
-
-    The first voxel is half a box from zero, or at zero where the volume's own is.
-    """
-    origin = Transform()
-    if not _hasOriginInCorner(volume):
-        origin.setShifts(*[-box / 2 * samplingRate] * 3)
-    return origin
 
 
 def writeVolume(volume, box, samplingRate, target, name, isMask=False, path=None):
@@ -130,7 +118,8 @@ def writeVolume(volume, box, samplingRate, target, name, isMask=False, path=None
         mrc.set_data(np.ascontiguousarray(data, dtype=np.float32))
         mrc.set_volume()
         mrc.voxel_size = samplingRate
-        mrc.header.origin = originOnGrid(volume, box, samplingRate).getShifts()
+        # As Scipion places it where it is shown; the engine puts atoms there.
+        mrc.header.origin = (0.0 if hasOriginInCorner(volume) else -box / 2 * samplingRate,) * 3
     return [f"The {name} has {', and '.join(changes)}: it was resampled."] if changes else []
 
 

@@ -1,5 +1,7 @@
 """Protocols that Scipion offers for the engine's stages."""
 
+from importlib.util import find_spec
+
 from .protocol_deformations import DynamightProtDeformations
 from .protocol_displace_model import DynamightProtDisplaceModel
 from .protocol_reconstruct import DynamightProtReconstruct
@@ -10,3 +12,9 @@ __all__ = [
     "DynamightProtDeformations", "DynamightProtDisplaceModel", "DynamightProtReconstruct", "DynamightProtSelect",
     "DynamightProtStates",
 ]  # fmt: skip
+
+# Hax's plugin, not the program of the same name
+if find_spec("hax") and find_spec("hax.protocols"):
+    from .protocol_annotate_space import DynamightProtAnnotateSpace  # noqa: F401 where there is Hax
+
+    __all__.append("DynamightProtAnnotateSpace")

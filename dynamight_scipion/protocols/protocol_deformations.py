@@ -393,9 +393,9 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
         model.setMask(self._getMaskFile() if self.inputMask.get() is not None else None)
         model.setParticles(Pointer(self, extended="outputParticles"))
 
+        model.setOriginInCorner(convert.hasOriginInCorner(volume))
         motion = Volume(self._getRunPath("analysis", "motion.mrc"))
-        motion.setSamplingRate(particles.getSamplingRate())
-        motion.setOrigin(convert.originOnGrid(volume, particles.getXDim(), particles.getSamplingRate()))
+        model.placeVolume(motion)
         results = {
             "outputParticles": self._createParticles(particles, model), "outputModel": model, "outputMotion": motion,
         }  # fmt: skip

@@ -1,0 +1,388 @@
+"""From deformations to a map with the motion corrected."""
+
+import json
+import os
+
+import pyworkflow.protocol.params as params
+from emtable import Table
+from pwem.objects import FSC, SetOfFSCs, Volume, VolumeMask
+from pwem.protocols import ProtRefine3D
+from pyworkflow.constants import BETA
+from pyworkflow.protocol.constants import LEVEL_ADVANCED
+
+from dynamight_scipion import convert
+
+from .protocol_base import NOT_NEGATIVE, POSITIVE, addOption
+from .protocol_from_model import ModelProtocol
+
+# The engine's methods, and what they are called here.
+METHODS = ("wbp", "cg")
+METHOD_LABELS = ("weighted backprojection", "least squares")
+LEAST_SQUARES = METHODS.index("cg")
+CONSENSUS, OF_PARTICLE, AT_LATENT = range(3)
+RIGID = "rigid"
+# FSC columns of the engine's table, and their labels.
+CURVES = {
+    "rlnFourierShellCorrelationCorrected": "corrected for the mask",
+    "rlnFourierShellCorrelationMaskedMaps": "in the mask",
+    "rlnFourierShellCorrelationUnmaskedMaps": "unmasked",
+    "rlnCorrectedFourierShellCorrelationPhaseRandomizedMaskedMaps": "phases randomised",
+}
+
+
+class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
+    """Reconstruct the map with the estimated motion corrected.
+
+    Every particle is read along its own deformation, back to the consensus conformation: each half-set with its own
+    decoder, so that the half-maps stay independent. Motions count only as far as held-out particles support them. For
+    comparison the same particles are reconstructed without deformation, by the same method and in the same mask: if
+    the resolution is no better than theirs, use that map.
+
+    The half-maps are unfiltered and unmasked, and go on to post-processing and local resolution as those of a
+    refinement do.
+    """
+
+    _label = "deformed reconstruction"
+    _devStatus = BETA
+    _possibleOutputs = {
+        "outputVolume": Volume, "outputFSC": FSC, "outputMask": VolumeMask, "outputFSCs": SetOfFSCs,
+        "outputSharpened": Volume, "outputRigid": Volume, "outputLocalResolution": Volume,
+    }  # fmt: skip
+
+    # ------------------------------------------------------------------ form
+
+    def _defineParams(self, form):
+        self._defineGpuParams(form)
+        form.addSection(label="Input")
+        self._defineModelParam(form)
+        form.addParam(
+            "method", params.EnumParam, choices=METHOD_LABELS, default=METHODS.index("wbp"),
+            display=params.EnumParam.DISPLAY_HLIST, label="Method",
+            help="*Weighted backprojection* divides the sum of all images by what it does to a map without motion: "
+            "fast. *Least squares* solves for the map that explains the images best, by conjugate gradients: some "
+            "times slower, and better where motions are large or views uneven.",
+        )
+        form.addParam(
+            "inputMask", params.PointerParam, pointerClass="VolumeMask", allowsNull=True,
+            label="Mask of the FSC (optional)",
+            help="Where the half-maps are compared: 0 to 1 with a soft edge. It does not mask the maps. Made from the "
+            "map if left out.",
+        )
+        form.addParam(
+            "inputRegions", params.MultiPointerParam, pointerClass="VolumeMask", allowsNull=True,
+            label="Masks of regions (optional)", expertLevel=LEVEL_ADVANCED,
+            help="The FSC is also taken in each of these parts of the molecule, with and without deformation.",
+        )
+        form.addParam(
+            "rigid", params.BooleanParam, default=True, label="Compare without deformation?",
+            help="Reconstruct the same particles also without deformation, by the same method and in the same mask.",
+        )
+        form.addParam(
+            "localResolution", params.BooleanParam, default=False, label="Local resolution?",
+            help="Also write a map of the local resolution, Å.",
+        )
+        self._defineMotionParams(form)
+        self._defineMapParams(form)
+        self._defineThreadParams(form)
+
+    def _defineMotionParams(self, form):
+        form.addSection(label="Motion")
+        form.addParam(
+            "shrink", params.BooleanParam, default=True, label="Shrink unsupported motion?",
+            help="Each mode of motion is used as far as held-out particles support it; where they support none, "
+            "the map is that without deformation. With No, motion is used as it was learned.",
+        )
+        form.addParam(
+            "errorWeights", params.BooleanParam, default=False, label="Weight particles by their error?",
+            expertLevel=LEVEL_ADVANCED,
+            help="High frequencies of a particle count less, the less certain its deformation is.",
+        )
+        form.addParam(
+            "conformation", params.EnumParam, choices=["consensus", "of a particle", "at a latent"],
+            default=CONSENSUS, display=params.EnumParam.DISPLAY_HLIST, expertLevel=LEVEL_ADVANCED,
+            label="Conformation of the map",
+            help="All particles are deformed to this conformation: that of the consensus map, or another.",
+        )
+        form.addParam(
+            "particle", params.IntParam, allowsNull=True, condition=f"conformation=={OF_PARTICLE}",
+            expertLevel=LEVEL_ADVANCED, label="Particle (id)",
+            help="Id of a particle of the model, as the list of its particles shows it.",
+        )
+        form.addParam(
+            "latent", params.StringParam, default="", condition=f"conformation=={AT_LATENT}",
+            expertLevel=LEVEL_ADVANCED, label="Latent",
+            help="Place in the latent space of half 1's decoder: numbers separated by commas.",
+        )
+        form.addParam(
+            "regionRadius", params.FloatParam, default=10.0, validators=[POSITIVE], expertLevel=LEVEL_ADVANCED,
+            label="Reach of the motion (Å)",
+            help="Voxels within this distance of the Gaussians move, with a soft edge as wide; solvent beyond keeps "
+            "its noise as it is, so that half-maps stay unmasked.",
+        )
+        form.addParam(
+            "throughInverse", params.BooleanParam, default=False, expertLevel=LEVEL_ADVANCED,
+            label="Through an inverse field?",
+            help="The paper's way: train a network that inverts the deformations, and use it for the reconstruction. "
+            "The exact way needs none. The summary gives the error of the inverse field.",
+        )
+        form.addParam(
+            "inverseEpochs", params.IntParam, default=200, validators=[params.GE(1, "must be at least 1")],
+            condition="throughInverse", expertLevel=LEVEL_ADVANCED, label="Epochs of the inverse",
+            help="Epochs of training of the inverse field.",
+        )
+
+    def _defineMapParams(self, form):
+        form.addSection(label="Map")
+        form.addParam(
+            "bFactor", params.FloatParam, allowsNull=True, label="B-factor (Å²)",
+            help="Of the sharpened map; negative values sharpen. Estimated from the map if left empty.",
+        )
+        form.addParam(
+            "regularisation", params.FloatParam, allowsNull=True, expertLevel=LEVEL_ADVANCED,
+            label="Regularisation",
+            help="Floor of the denominator, as a share of its mean in the shell. By the signal-to-noise of the "
+            "half-maps if left empty.",
+        )
+        form.addParam(
+            "steps", params.IntParam, default=8, validators=[NOT_NEGATIVE], condition=f"method=={LEAST_SQUARES}",
+            expertLevel=LEVEL_ADVANCED, label="Steps",
+            help="Steps of least squares at most; it stops where held-out images are explained no better.",
+        )
+        form.addParam(
+            "batchSize", params.IntParam, default=32, validators=[params.GE(1, "must be at least 1")],
+            expertLevel=LEVEL_ADVANCED, label="Batch size",
+            help="Particles at a time. Lower it if memory does not suffice.",
+        )
+        form.addParam(
+            "seed", params.IntParam, default=0, expertLevel=LEVEL_ADVANCED, label="Random seed",
+            help="Of the random phases in the FSC and of what is held out.",
+        )
+
+    # ------------------------------------------------------------------ steps
+
+    def _insertAllSteps(self):
+        # Each step gets all that its result hangs on: continuing the protocol compares their arguments.
+        given = json.dumps([self._describeInputs(), self._getOptions()])
+        self._insertFunctionStep(self.convertInputStep, given, needsGPU=False)
+        if self.throughInverse:
+            self._insertFunctionStep(self.invertStep, given, self.inverseEpochs.get())
+        self._insertFunctionStep(self.reconstructStep, given, self.inverseEpochs.get())
+        self._insertFunctionStep(self.createOutputStep, given, self.inverseEpochs.get(), needsGPU=False)
+
+    def convertInputStep(self, given):
+        """Share the model's run, and bring the masks to the grid of the particles."""
+        self._linkRun()
+        grid = self._getGrid()
+        for mask, path, name in self._getMasks():
+            for note in convert.writeVolume(mask, *grid, path, name, isMask=True):
+                self.info(note)
+
+    def invertStep(self, given, epochs):
+        """Train the inverse field of both halves."""
+        seed = ["--seed", self.seed.get()]
+        self.runEngine("invert", [self._getRunFolder(), "--epochs", epochs, *seed, *self._getComputeOptions()])
+
+    def reconstructStep(self, given, epochs):
+        """Reconstruct both half-maps, with and without deformation."""
+        arguments = [self._getRunFolder(), "--overwrite", *self._getOptions()]
+        for _, path, name in self._getMasks():
+            arguments += ["--mask" if name == "mask of the FSC" else "--regions", path]
+        if self.conformation.get() == OF_PARTICLE:
+            arguments += ["--conformation", f"particle:{self._findRow()}"]
+        self.runEngine("reconstruct", arguments + self._getComputeOptions())
+
+    def createOutputStep(self, given, epochs):
+        """Register maps, half-maps, FSC and mask."""
+        model = self.inputModel.get()
+        results = {
+            "outputVolume": self._createVolume(self._getMapPath()),
+            "outputFSC": readFsc(self._getMapPath("fsc.star"), next(iter(CURVES))),
+            "outputMask": VolumeMask(self._getMapPath("mask.mrc")),
+            "outputFSCs": self._createFscs(),
+            "outputSharpened": Volume(self._getMapPath("map_sharpened.mrc")),
+        }
+        if self._hasRigid():
+            results["outputRigid"] = self._createVolume(self._getMapPath(RIGID))
+        if self.localResolution:
+            results["outputLocalResolution"] = Volume(self._getMapPath("local_resolution.mrc"))
+        for result in results.values():
+            if isinstance(result, Volume):
+                model.placeVolume(result)
+                result.fixMRCVolume(setSamplingRate=True)
+        results["outputVolume"].setObjComment("motion corrected")
+        self._defineOutputs(**results)
+        sources = [self.inputModel, self.inputMask, *self.inputRegions]
+        for result in results.values():
+            for source in sources:
+                if source.get() is not None:
+                    self._defineSourceRelation(source, result)
+
+    @staticmethod
+    def _createVolume(folder):
+        """Return the map of a folder of the engine, with its half-maps."""
+        volume = Volume(os.path.join(folder, "map.mrc"))
+        volume.setHalfMaps([os.path.join(folder, f"half{half}_unfil.mrc") for half in (1, 2)])
+        return volume
+
+    def _createFscs(self):
+        """Return all FSC curves, with and without deformation."""
+        curves = SetOfFSCs.create(self._getPath())
+        for folder, which in ((), "motion corrected"), ((RIGID,), "without deformation"):
+            if folder and not self._hasRigid():
+                continue
+            for column, label in CURVES.items():
+                curve = readFsc(self._getMapPath(*folder, "fsc.star"), column)
+                curve.setObjLabel(f"{which}, {label}")
+                curves.append(curve)
+        return curves
+
+    # ------------------------------------------------------------------ what goes to the engine
+
+    def _getMapPath(self, *names):
+        return os.path.join(self._getRunFolder(), "reconstruction", *names)
+
+    def _getGrid(self):
+        model = self.inputModel.get()
+        return model.getBoxSize(), model.getSamplingRate()
+
+    def _hasRigid(self):
+        """Whether there are maps without deformation: in the consensus conformation only."""
+        return self.rigid.get() and self.conformation.get() == CONSENSUS
+
+    def _getMasks(self):
+        """Return of each mask the VolumeMask, the path on the particles' grid, and what it is called."""
+        masks = [(self.inputMask.get(), self._getExtraPath("mask.mrc"), "mask of the FSC")]
+        for number, pointer in enumerate(self.inputRegions, 1):
+            masks.append((pointer.get(), self._getExtraPath(f"region{number}.mrc"), f"mask of region {number}"))
+        return [mask for mask in masks if mask[0] is not None]
+
+    def _describeInputs(self):
+        """Return what the inputs are, as a list that differs where another input is given."""
+        pointers = [self.inputModel, self.inputMask, *self.inputRegions]
+        return [None if p.get() is None else [p.getUniqueId(), p.get().getObjId()] for p in pointers]
+
+    def _getOptions(self):
+        """Return the engine's options that change the result, as a list of words."""
+        arguments = ["--method", METHODS[self.method.get()]]
+        values = {
+            "region-radius": self.regionRadius, "regularisation": self.regularisation, "steps": self.steps,
+            "b-factor": self.bFactor, "batch-size": self.batchSize, "seed": self.seed, "shrink": self.shrink,
+            "rigid": self.rigid,
+        }  # fmt: skip
+        for name, value in values.items():
+            addOption(arguments, name, value.get())
+        flags = {
+            "error-weights": self.errorWeights, "local-resolution": self.localResolution,
+            "through-inverse": self.throughInverse,
+        }  # fmt: skip
+        arguments += [f"--{name}" for name, value in flags.items() if value]
+        if self.conformation.get() == AT_LATENT:
+            arguments.append(f"--conformation=latent:{self.latent.get('').replace(' ', '')}")
+        return arguments
+
+    def _findRow(self):
+        """Return the row of the engine's table, from 1, of the particle whose conformation is asked for."""
+        ids = convert.readColumns(self.inputModel.get().getParticlesStar(), lambda label: False)["rlnImageId"]
+        return ids.tolist().index(self.particle.get()) + 1
+
+    # ------------------------------------------------------------------ what the user is told
+
+    def _validate(self):
+        errors = self._validateModel()
+        if self.inputModel.get() is None or errors:
+            return errors
+        grid = self._getGrid()
+        errors += [convert.describeVolume(mask, *grid, name)[0] for mask, _, name in self._getMasks()]
+        errors += self._validateConformation()
+        if self.regularisation.get() is not None and self.regularisation.get() < 0:
+            errors.append("The *regularisation* must not be negative.")
+        return [error for error in errors if error]
+
+    def _validateConformation(self):
+        model = self.inputModel.get()
+        if self.conformation.get() == OF_PARTICLE:
+            try:
+                self._findRow()
+            except ValueError:
+                return [f"There is no particle with the id {self.particle.get()} in the model: see its particles."]
+        if self.conformation.get() == AT_LATENT:
+            words = [word for word in self.latent.get("").split(",") if word.strip()]
+            try:
+                wrong = len([float(word) for word in words]) != model.getNumberOfLatents()
+            except ValueError:
+                wrong = True
+            if wrong:
+                return [f"Give {model.getNumberOfLatents()} numbers separated by commas as the *latent*."]
+        return []
+
+    def _warnings(self):
+        if self.inputModel.get() is None:
+            return []
+        grid = self._getGrid()
+        changes = [convert.describeVolume(mask, *grid, name)[1] for mask, _, name in self._getMasks()]
+        return self._warnUnsupported() + [change for change in changes if change]
+
+    def _summary(self):
+        if not hasattr(self, "outputVolume"):
+            return ["There is no map yet."]
+        found = readResolution(self._getMapPath("fsc.star"))
+        lines = [f"Resolution with motion corrected: *{found:.2f} Å* (FSC 0.143, corrected for the mask)."]
+        if self._hasRigid():
+            plain = readResolution(self._getMapPath(RIGID, "fsc.star"))
+            lines.append(f"Without deformation, by the same method and in the same mask: *{plain:.2f} Å*.")
+            if plain <= found:
+                lines.append("The motion gains no resolution: outputRigid is as good.")
+        if self.throughInverse:
+            lines += self._describeInverse()
+        return lines + self._warnUnsupported()
+
+    def _describeInverse(self):
+        """Return the error of the inverse field of each half."""
+        lines = []
+        for half in (1, 2):
+            with open(os.path.join(self._getRunFolder(), f"half{half}", "inverse.json")) as file:
+                report = json.load(file)
+            lines.append(
+                f"Inverse field of half {half}: {report['on_gaussians']:.2f} Å rms off on the Gaussians, "
+                f"{report['off_gaussians']:.2f} Å between them, where motion is {report['motion']:.2f} Å rms."
+            )
+        return lines
+
+    def _methods(self):
+        if not hasattr(self, "outputVolume"):
+            return []
+        found = readResolution(self._getMapPath("fsc.star"))
+        through = ", through an inverse field," if self.throughInverse else ""
+        return [
+            f"Both half-maps were reconstructed with the motion corrected{through} by "
+            f"{METHOD_LABELS[self.method.get()]} [Schwab2024]; their resolution is {found:.2f} Å."
+        ]
+
+
+def readResolution(starFile):
+    """Read the resolution (Å) of a reconstruction from the engine's fsc.star."""
+    return float(Table(fileName=starFile, tableName="general")[0].rlnFinalResolution)
+
+
+def readFsc(starFile, column):
+    """Read a curve of the engine's fsc.star.
+
+    Parameters
+    ----------
+    starFile
+        path.
+    column
+        label of the curve.
+
+    Returns
+    -------
+    FSC
+        from frequency 0 (1/Å), where it is 1.
+    """
+    table = Table(fileName=starFile, tableName="fsc")
+    rows = [(float(row.rlnResolution), float(getattr(row, column))) for row in table]
+    frequency, correlation = zip(*rows, strict=True)
+    curve = FSC(objLabel=CURVES[column])
+    # Shell 0 is the mean of the maps, of which no correlation is taken; FSC.setData wants lists.
+    curve.setData(list(frequency), [1.0, *correlation[1:]])
+    return curve
