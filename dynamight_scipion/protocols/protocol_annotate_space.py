@@ -3,7 +3,7 @@
 from hax.protocols.protocol_annotate_space import JaxProtAnnotateSpace
 from pyworkflow import BETA
 
-from dynamight_scipion.annotate_space import getAnnotateSpaceArguments
+from dynamight_scipion.annotate_space import SHOWN_MOTIONS, getAnnotateSpaceArguments
 from dynamight_scipion.objects import FLEX_PROGRAM
 
 
@@ -18,8 +18,9 @@ class DynamightProtAnnotateSpace(JaxProtAnnotateSpace):
 
     def runJob(self, program, arguments, **kwargs):
         """Start Hax's program with what it needs to decode our latents."""
-        arguments = f"{arguments} {getAnnotateSpaceArguments(self.particles.get())}"
-        super().runJob(program, arguments, **kwargs)
+        ours = getAnnotateSpaceArguments(self.particles.get(), self._getExtraPath())
+        # Of arguments that are given twice, the program takes the last.
+        super().runJob(program, f"{arguments} {ours}", **kwargs)
 
     def validate(self):
         """Return what is wrong with the input: here, particles of other programs too."""
@@ -28,4 +29,6 @@ class DynamightProtAnnotateSpace(JaxProtAnnotateSpace):
             return ["*Particles to annotate* cannot be EMPTY."]
         if particles.getFlexInfo().getProgName() != FLEX_PROGRAM:
             return ["These are not particles of 'estimate deformations': use Hax's own 'annotate space' for them."]
+        if len(particles.getFirstItem().getZFlex()) < SHOWN_MOTIONS:
+            return [f"Hax draws points in space: estimate deformations with {SHOWN_MOTIONS} principal motions or more."]
         return super().validate()
