@@ -20,16 +20,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measures import correlation, hinge_angle, knn_r2, mean_fsc
+from measures import HingeField, correlation, hinge_angle, knn_r2, mean_fsc
 
 from dynamight_core.analysis.results import summarise
 from dynamight_core.config import InputOptions, TrainOptions
+from dynamight_core.imaging.backprojection import ParticleData, accumulate, fourier_denominator, solve
 from dynamight_core.imaging.ctf import evaluate_ctf
 from dynamight_core.model.half import ConsensusField
 from dynamight_core.options import SimulateOptions
 from dynamight_core.particles.images import ImageReader
 from dynamight_core.particles.preprocess import Preprocessing, read_prepared
-from dynamight_core.reconstruction.backprojection import accumulate, solve
+from dynamight_core.reconstruction.stage import FIRST_SHARE
 from dynamight_core.simulate.dataset import simulate
 from dynamight_core.simulate.truth import load_truth
 from dynamight_core.training.run import train
@@ -131,18 +132,18 @@ def compare_maps(trained, truth, inputs):
         def transfer(indices):
             return evaluate_ctf(particles.ctf[indices], box, pixel_size)
 
-        ways = {
-            "rigid": {},
-            "learned": {"field": ConsensusField(model), "latents": trained.latents[half]},
-            "true": {"displacement": lambda indices, points: truth.displacements(points, indices)},
-        }
-        if truth.angles.std() == 0:
-            ways["true"] = ways["rigid"]
-        for way, field in ways.items():
-            started = time.monotonic()
-            sums = accumulate(images, transfer, particles.matrices, rows, box, pixel_size, region=region, **field)
-            volume = solve(sums)
-            seconds += (time.monotonic() - started) * (way == "learned")
+        data = ParticleData(images, transfer, particles.matrices, box, pixel_size)
+        started = time.monotonic()
+        learned = accumulate(data, rows, field=ConsensusField(model), latents=trained.latents[half], region=region)
+        denominator = fourier_denominator(learned.kernel)
+        numerators = {"rigid": learned.rigid, "learned": learned.numerator, "true": learned.rigid}
+        seconds += time.monotonic() - started
+        if truth.angles.std() > 0:
+            numerators["true"] = accumulate(
+                data, rows, field=HingeField(truth), latents=truth.angles, region=region, kernel=False
+            ).numerator
+        for way, numerator in numerators.items():
+            volume = solve(numerator, denominator, FIRST_SHARE)
             for domain, mask in masks.items():
                 key = f"fsc_{way}_{domain}"
                 figures[key] = figures.get(key, 0.0) + mean_fsc(volume, state, mask) / 2

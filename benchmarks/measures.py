@@ -95,6 +95,18 @@ def displacement_errors(predicted, true, labels):
     return {int(label): float(squared[:, labels == label].mean().sqrt()) for label in labels.unique()}
 
 
+class HingeField:
+    """The true deformation as a field whose latents are the angles of the moving domains, (n, domains) radians."""
+
+    def __init__(self, truth: Truth):
+        self.truth = truth
+
+    def evaluator(self, points):
+        """Return the map from (b, domains) angles to (b, m, 3) displacements (A) of fixed (m, 3) points (A)."""
+        labels = self.truth.domains(points)
+        return lambda angles: self.truth.molecule.move(points, labels, angles) - points
+
+
 def correlation(a, b):
     """Return Pearson's correlation of two arrays of equal size."""
     return float(torch.corrcoef(torch.stack([torch.as_tensor(a).flatten(), torch.as_tensor(b).flatten()]))[0, 1])

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 HALVES = ("1", "2", "both")
-METHODS = ("wbp",)
+METHODS = ("wbp", "cg")
 
 
 @dataclass
@@ -117,21 +117,36 @@ class ReconstructOptions:
     Parameters
     ----------
     method
-        wbp (deformed weighted backprojection).
+        wbp (deformed weighted backprojection) or cg (least squares by conjugate gradients).
     through_inverse
         Deform through the inverse network, as the paper does; needs dynamight invert before.
+    shrink
+        Shrink each mode of motion to what held-out particles support of it; without, use it as it was learned.
+    error_weights
+        Weight particles by the error of their deformation (dynMotionError).
+    conformation
+        Frame of the map: reference (the consensus), particle:ROW (of particles.star, from 1), or latent:NUMBERS of
+        half 1's decoder, separated by commas.
     mask
         Mask of the FSC (.mrc, 0 to 1, soft edge). Made from the map if left out.
+    regions
+        Mask of a part of the molecule whose FSC is also taken; may be given several times.
     region_radius
         Voxels within this distance of the Gaussians deform (A); a soft edge as wide follows.
     regularisation
-        Floor of the denominator, as a share of its mean in the shell.
+        Floor of the denominator, as a share of its mean in the shell. By the half-maps' signal-to-noise if left out.
+    steps
+        Steps of cg at most; it stops where held-out images are explained no better.
+    b_factor
+        B-factor of the sharpened map (A^2, negative sharpens). Estimated from the map if left out.
+    local_resolution
+        Also write a map of the local resolution.
     rigid
         Also reconstruct without deformation, by the same operator, into RUN/reconstruction/rigid.
     batch_size
         Particles at a time.
     seed
-        Of the random phases in the FSC.
+        Of the random phases in the FSC and of the choice of Fourier pixels held out.
     device
         auto (a GPU if there is one), cpu, cuda, or the number of a GPU.
     threads
@@ -140,9 +155,16 @@ class ReconstructOptions:
 
     method: str = "wbp"
     through_inverse: bool = False
+    shrink: bool = True
+    error_weights: bool = False
+    conformation: str = "reference"
     mask: str | None = None
+    regions: list[str] = field(default_factory=list)
     region_radius: float = 10.0
-    regularisation: float = 0.1
+    regularisation: float | None = None
+    steps: int = 8
+    b_factor: float | None = None
+    local_resolution: bool = False
     rigid: bool = True
     batch_size: int = 32
     seed: int = 0

@@ -18,6 +18,7 @@ from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
 from dynamight_core.imaging.fourier import (
     fourier_to_volume,
+    frequencies_3d,
     shell_sums,
     shells,
     volume_to_fourier,
@@ -27,6 +28,8 @@ from dynamight_core.model.initialise import find_molecule
 THRESHOLD = 0.143
 # RELION writes this where the resolution is infinite.
 _INFINITE = 999.0
+# Bands of the local resolution, and their standard deviation as a share of their distance.
+_MOST_BANDS, _BAND = 32, 0.6
 
 
 def fourier_shell_correlation(
@@ -146,6 +149,64 @@ def _randomise_phases(volume: torch.Tensor, first: int, generator: torch.Generat
     noise = volume_to_fourier(torch.randn(volume.shape, generator=generator).to(volume.device))
     random = transform.abs() * noise / noise.abs().clamp(min=1e-12)
     return fourier_to_volume(torch.where(shells(box, 3, volume.device) < first, transform, random), box)
+
+
+def local_resolution(
+    half1: torch.Tensor,
+    half2: torch.Tensor,
+    pixel_size: float,
+    mask: torch.Tensor | None = None,
+    window: float | None = None,
+    threshold: float = 0.5,
+) -> torch.Tensor:
+    """Return the (box, box, box) local resolution (A) of two half-maps: the FSC in a window around every voxel.
+
+    Both maps are filtered to bands of frequencies, and the products of every band averaged under a Gaussian window: the
+    windowed FSC of all voxels at once. It is where that first falls below the threshold, interpolated between bands;
+    0 outside the mask.
+
+    Parameters
+    ----------
+    half1, half2
+        (box, box, box), unfiltered.
+    pixel_size
+        A.
+    mask
+        (box, box, box); voxels below 0.5 are left out.
+    window
+        standard deviation of the window, A; 4 voxels but at least 10 A if None.
+    threshold
+        of the local FSC. 0.143 asks for more Fourier pixels than a window holds; the default of 0.5 is what
+        windowed FSCs usually take.
+    """
+    box = len(half1)
+    window = max(10.0, 4 * pixel_size) if window is None else window
+    # A narrower band would be spread farther than the window in real space.
+    width = max(1.0, box * pixel_size / (2 * torch.pi * _BAND * window), box / 2 / _MOST_BANDS)
+    centres = torch.arange(width, box / 2, width)
+    transforms = [volume_to_fourier(half.float()) for half in (half1, half2)]
+    radius = frequencies_3d(box, half1.device).norm(dim=-1) * box
+    smooth = torch.exp(-2 * (torch.pi * window * radius / (box * pixel_size)).square())
+
+    def average(volume):
+        return fourier_to_volume(volume_to_fourier(volume) * smooth, box)
+
+    resolution = torch.zeros_like(half1)
+    open_ = torch.ones_like(half1, dtype=torch.bool)
+    before = torch.ones_like(half1)
+    for centre in centres.tolist():
+        band = torch.exp(-0.5 * ((radius - centre) / (_BAND * width)).square())
+        a, b = (fourier_to_volume(transform * band, box) for transform in transforms)
+        power = (average(a * a) * average(b * b)).clamp(min=0).sqrt()
+        now = average(a * b) / power.clamp(min=1e-6 * float(power.max()))
+        crossed = open_ & (now < threshold)
+        share = ((before - threshold) / (before - now).clamp(min=1e-6)).clamp(0, 1)
+        at = (centre - width * (1 - share)).clamp(min=0.5 * width)
+        resolution = torch.where(crossed, box * pixel_size / at, resolution)
+        open_ &= ~crossed
+        before = now
+    resolution = torch.where(open_, 2 * pixel_size, resolution)
+    return resolution if mask is None else resolution * (mask >= 0.5)
 
 
 def soft_mask(

@@ -7,14 +7,24 @@ from pathlib import Path
 import torch
 
 from dynamight_core.files import write_map
-from dynamight_core.imaging.fourier import expand_shells, fourier_to_volume, shells, volume_to_fourier
+from dynamight_core.imaging.fourier import (
+    expand_shells,
+    fourier_to_volume,
+    shell_means,
+    shells,
+    volume_to_fourier,
+)
 from dynamight_core.reconstruction.fsc import (
     HalfMapFsc,
     half_map_fsc,
+    local_resolution,
     resolution_at,
     soft_mask,
     write_fsc_star,
 )
+
+# Lowest resolution of the Guinier plot, A.
+_GUINIER = 10.0
 
 
 def final_map(half1: torch.Tensor, half2: torch.Tensor, fsc: torch.Tensor) -> torch.Tensor:
@@ -40,28 +50,66 @@ def final_map(half1: torch.Tensor, half2: torch.Tensor, fsc: torch.Tensor) -> to
     return fourier_to_volume(volume_to_fourier((half1 + half2) / 2) * plane, box)
 
 
+def guinier_b_factor(volume: torch.Tensor, pixel_size: float, resolution: float) -> float:
+    """Return the B-factor (A^2) that levels the fall of a map's amplitudes from 10 A to its resolution.
+
+    The slope of the logarithm of the mean amplitude over the squared frequency (Guinier plot, Rosenthal and Henderson
+    2003), times 4. Negative where amplitudes fall; 0 where fewer than four shells lie in the range, for a map of lower
+    resolution has no such line.
+
+    Parameters
+    ----------
+    volume
+        (box, box, box), weighted by its signal-to-noise.
+    pixel_size, resolution
+        A.
+    """
+    box = len(volume)
+    frequency = torch.arange(box // 2 + 1) / (box * pixel_size)
+    chosen = (frequency > 1 / _GUINIER) & (frequency <= 1 / resolution)
+    power = shell_means(volume_to_fourier(volume.cpu()).abs().square(), box, 3)
+    chosen &= power > 0
+    if int(chosen.sum()) < 4:
+        return 0.0
+    x, y = frequency[chosen].square().double(), 0.5 * power[chosen].double().log()
+    slope = ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()
+    return min(0.0, 4 * float(slope))
+
+
+def sharpen(volume: torch.Tensor, pixel_size: float, b_factor: float) -> torch.Tensor:
+    """Return a (box, box, box) map with amplitudes times exp(-B s^2 / 4); a negative B (A^2) sharpens."""
+    box = len(volume)
+    squared = (torch.arange(box // 2 + 1) / (box * pixel_size)).square()
+    gain = torch.exp(-b_factor / 4 * squared).to(volume.device)
+    return fourier_to_volume(volume_to_fourier(volume) * expand_shells(gain, box, 3), box)
+
+
 @dataclass(frozen=True)
 class ReconstructionFiles:
     """What `write_reconstruction` wrote, and the resolutions (A) at FSC 0.143 that it found.
 
     Parameters
     ----------
-    half_maps, final, fsc, mask
+    half_maps, final, sharpened, fsc, mask
         paths.
     resolution
         in the mask, corrected by random phases.
     resolution_unmasked
         without a mask.
+    b_factor
+        of the sharpened map, A^2.
     curves
         of the two halves.
     """
 
     half_maps: tuple[Path, Path]
     final: Path
+    sharpened: Path
     fsc: Path
     mask: Path
     resolution: float
     resolution_unmasked: float
+    b_factor: float
     curves: HalfMapFsc
 
 
@@ -73,8 +121,13 @@ def write_reconstruction(
     mask: torch.Tensor | None = None,
     extra: Mapping[str, torch.Tensor] | None = None,
     seed: int = 0,
+    b_factor: float | None = None,
+    with_local_resolution: bool = False,
 ) -> ReconstructionFiles:
-    """Write half1_unfil.mrc, half2_unfil.mrc, map.mrc, fsc.star and mask.mrc, each whole or not at all.
+    """Write half-maps, final map, sharpened map, mask and FSC, each whole or not at all.
+
+    The names are half1_unfil.mrc, half2_unfil.mrc, map.mrc, map_sharpened.mrc, mask.mrc, fsc.star and, if asked for,
+    local_resolution.mrc.
 
     Parameters
     ----------
@@ -90,29 +143,41 @@ def write_reconstruction(
         more columns of fsc.star, name to (box//2+1,) curve.
     seed
         of the random phases.
-
-    Returns
-    -------
-    ReconstructionFiles
+    b_factor
+        of the sharpened map, A^2; estimated if None.
+    with_local_resolution
+        whether to write it.
     """
     folder = Path(folder)
     half1, half2 = half1.float().cpu(), half2.float().cpu()
     mask = soft_mask((half1 + half2) / 2, pixel_size) if mask is None else mask.float().cpu()
     curves = half_map_fsc(half1, half2, mask, seed)
     box = half1.shape[-1]
+    resolution = resolution_at(curves.corrected, box, pixel_size)
+    final = final_map(half1, half2, curves.corrected)
+    if b_factor is None:
+        b_factor = guinier_b_factor(final * mask, pixel_size, resolution)
     files = ReconstructionFiles(
         half_maps=(folder / "half1_unfil.mrc", folder / "half2_unfil.mrc"),
         final=folder / "map.mrc",
+        sharpened=folder / "map_sharpened.mrc",
         fsc=folder / "fsc.star",
         mask=folder / "mask.mrc",
-        resolution=resolution_at(curves.corrected, box, pixel_size),
+        resolution=resolution,
         resolution_unmasked=resolution_at(curves.unmasked, box, pixel_size),
+        b_factor=b_factor,
         curves=curves,
     )
     volumes = {
         files.half_maps[0]: half1, files.half_maps[1]: half2, files.mask: mask,
-        files.final: final_map(half1, half2, curves.corrected),
+        files.final: final, files.sharpened: sharpen(final, pixel_size, b_factor),
     }  # fmt: skip
+    local = folder / "local_resolution.mrc"
+    if with_local_resolution:
+        volumes[local] = local_resolution(half1, half2, pixel_size, mask)
+    else:
+        # That of an earlier map would be taken for this one's.
+        local.unlink(missing_ok=True)
     for path, volume in volumes.items():
         write_map(path, volume.numpy(), pixel_size)
     write_fsc_star(files.fsc, curves, pixel_size, extra)

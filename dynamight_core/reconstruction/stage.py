@@ -7,32 +7,42 @@ from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from scipy import ndimage
 
-from dynamight_core.errors import InputError
 from dynamight_core.files import read_map
-from dynamight_core.imaging.ctf import evaluate_ctf
 from dynamight_core.imaging.fourier import resample_volume
-from dynamight_core.model.half import ConsensusField
-from dynamight_core.options import METHODS, InvertOptions, ReconstructOptions
-from dynamight_core.particles.images import ImageReader
-from dynamight_core.particles.preprocess import Preprocessing, read_prepared
-from dynamight_core.reconstruction.backprojection import accumulate, solve
-from dynamight_core.reconstruction.fsc import fourier_shell_correlation, soft_mask
-from dynamight_core.reconstruction.inverse import (
-    ForwardFromInverse,
-    InverseReport,
-    fit_inverse,
-    load_inverse,
-    save_inverse,
+from dynamight_core.options import InvertOptions, ReconstructOptions
+from dynamight_core.particles.memory import available_memory
+from dynamight_core.reconstruction.checks import (
+    check_halves,
+    check_memory,
+    check_options,
+    check_run,
+    check_views,
+    read_mask,
 )
+from dynamight_core.reconstruction.deformation import (
+    deforming_region,
+    half_conformation,
+    half_modes,
+    in_conformation,
+    inverse_path,
+    model_map,
+)
+from dynamight_core.reconstruction.fsc import fourier_shell_correlation, half_map_fsc, resolution_at, soft_mask
+from dynamight_core.reconstruction.half_map import HalfReconstruction, shares_from_fsc
+from dynamight_core.reconstruction.images import FullImages
+from dynamight_core.reconstruction.inverse import InverseReport, fit_inverse, save_inverse
 from dynamight_core.reconstruction.maps import ReconstructionFiles, write_reconstruction
 from dynamight_core.training.devices import choose_device
 
 if TYPE_CHECKING:
     from dynamight_core.analysis.results import Run
+
+# Regularisation of the maps whose FSC gives the signal-to-noise.
+FIRST_SHARE = 0.3
+# Particles of the other half that say when least squares ends.
+HELD_OUT = 100
 
 Say = Callable[[str], None]
 Progress = Callable[[str, int, int], None]
@@ -107,17 +117,13 @@ def invert_run(
     return tuple(reports)
 
 
-def inverse_path(run: "Run", half: int) -> Path:
-    """Return where the inverse field of a half is kept."""
-    return Path(run.path) / f"half{half}" / "inverse.safetensors"
-
-
 def reconstruct_run(
     run: "Run", options: ReconstructOptions, say: Say = print, progress: Progress | None = None
 ) -> Reconstruction:
     """Reconstruct both half-maps, each from its own particles with its own decoder, and write RUN/reconstruction.
 
-    The maps are in the frame of the consensus map, in the particles' box and pixel size.
+    The maps are in the frame of the consensus map, or of the conformation asked for, in the particles' box and
+    pixel size.
 
     Parameters
     ----------
@@ -131,148 +137,102 @@ def reconstruct_run(
     Raises
     ------
     InputError
-        if an option, the mask or the images cannot be used.
+        if an option, a mask or the images cannot be used.
     """
-    if options.method not in METHODS:
-        raise InputError(f"--method is '{options.method}'; choose one of {', '.join(METHODS)}")
+    check_options(options)
     device = choose_device(options.device)
     particles = run.particles
-    mask = None if options.mask is None else _read_mask(options.mask, particles)
+    check_run(run)
+    mask = None if options.mask is None else read_mask("--mask", options.mask, run, say)
+    regions = {Path(path).stem: read_mask("--regions", path, run) for path in options.regions}
     consensus = torch.from_numpy(read_map(run.config.inputs.map)[0])
-    fields_of_halves = [_field(run, half, options.through_inverse, device) for half in (1, 2)]
     images = FullImages(run, device)
+    check_memory(images.box, images.device, options)
+    check_halves(run.halves, say)
+    in_frame = options.conformation == "reference"
+    rigid = options.rigid and in_frame
     folder = Path(run.path) / "reconstruction"
 
-    def half_maps(name: str, deformed: bool) -> list[torch.Tensor]:
-        return [
-            images.reconstruct(
-                half, options, _named(progress, f"{name}, half {half}"),
-                **(_deformation(run, half, fields_of_halves[half - 1], options, images) if deformed else {}),
-            )
-            for half in (1, 2)
-        ]  # fmt: skip
+    halves, weights = [], images.noise_weights(options.seed)
+    for half in (1, 2):
+        modes, support = half_modes(run, half, images, options)
+        if support is not None:
+            say(support.sentence(half))
+        modes, points = in_conformation(run, half, modes, options.conformation, images.pixel_size)
+        region = deforming_region(points, images.box, images.pixel_size, options.region_radius)
+        tell = _named(progress, f"reconstructing, half {half}")
+        blur = None if not options.error_weights else torch.tensor(run.table["dynMotionError"].to_numpy())
+        summed = HalfReconstruction.of(
+            images.data(weights, blur), torch.where(run.halves == half)[0], modes, region, options.batch_size, tell,
+            available_memory() // 4,
+        )  # fmt: skip
+        halves.append(summed)
+        check_views(summed.denominator, half, images.pixel_size, say)
 
-    maps = half_maps("reconstructing", True)
+    def grown(volume):
+        return resample_volume(volume.cpu(), particles.box)
+
+    shares = options.regularisation
+    first = [grown(half.backprojected(FIRST_SHARE if shares is None else shares)) for half in halves]
     if mask is None:
-        mask = soft_mask((maps[0] + maps[1]) / 2, particles.pixel_size)
-    model = model_map(run)
+        mask = soft_mask((first[0] + first[1]) / 2, particles.pixel_size)
+    if shares is None:
+        fsc = half_map_fsc(*first, mask, options.seed).corrected
+        shares = shares_from_fsc(fsc)[: images.box // 2 + 1]
+
+    def half_maps(deformed: bool) -> list[torch.Tensor]:
+        if options.method == "wbp":
+            return [grown(half.backprojected(shares, deformed)) for half in halves]
+        maps = []
+        for number, half in enumerate(halves, 1):
+            name = "least squares" if deformed else "rigid least squares"
+            others = torch.where(run.halves != number)[0]
+            volume, solution = half.least_squares(
+                shares, others[:: max(1, len(others) // HELD_OUT)], deformed, options.steps, options.batch_size,
+                _named(progress, f"{name}, half {number}"),
+            )  # fmt: skip
+            say(f"Half {number}, {name}: {solution.steps} steps until held-out images were explained no better.")
+            maps.append(grown(volume))
+        return maps
+
+    maps = half_maps(True)
+    model = model_map(run, [half_conformation(run, half, options.conformation, device) for half in (1, 2)])
     extra = {"dynModelConsensus": fourier_shell_correlation(model, consensus, mask)}
-    rigid = None
+
+    def curves(pair: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        named = {f"dynRegion_{name}": fourier_shell_correlation(*pair, volume) for name, volume in regions.items()}
+        return extra | {"dynModelMap": fourier_shell_correlation(model, (pair[0] + pair[1]) / 2, mask)} | named
+
+    def write(to: Path, pair: list[torch.Tensor]) -> ReconstructionFiles:
+        return write_reconstruction(
+            to, *pair, particles.pixel_size, mask, curves(pair), options.seed, options.b_factor,
+            options.local_resolution,
+        )  # fmt: skip
+
     # Rigid maps of an earlier reconstruction would be compared in another mask.
     shutil.rmtree(folder / "rigid", ignore_errors=True)
-    if options.rigid:
-        plain = half_maps("rigid reconstruction", False)
-        rigid = write_reconstruction(
-            folder / "rigid", *plain, particles.pixel_size, mask,
-            extra | {"dynModelMap": fourier_shell_correlation(model, (plain[0] + plain[1]) / 2, mask)}, options.seed,
-        )  # fmt: skip
-    extra["dynModelMap"] = fourier_shell_correlation(model, (maps[0] + maps[1]) / 2, mask)
-    deformed = write_reconstruction(folder, *maps, particles.pixel_size, mask, extra, options.seed)
+    plain = half_maps(False) if rigid else None
+    written_rigid = write(folder / "rigid", plain) if rigid else None
+    deformed = write(folder, maps)
     record_stage(run, "reconstruct", options)
-    before = "" if rigid is None else f", {rigid.resolution:.1f} A without deformation (same method and mask)"
+    before = "" if not rigid else f", {written_rigid.resolution:.1f} A without deformation (same method and mask)"
     say(f"Resolution at FSC 0.143: {deformed.resolution:.1f} A with motion corrected{before}.")
+    for name, volume in regions.items():
+        text = [
+            f"{resolution_at(fourier_shell_correlation(*pair, volume), particles.box, particles.pixel_size):.1f} A"
+            for pair in (maps, *([plain] if rigid else []))
+        ]
+        say(f"In {name}: {text[0]}" + (f", {text[1]} without deformation." if rigid else "."))
+    after = fourier_shell_correlation(model, (maps[0] + maps[1]) / 2, mask)
     say(
         f"Gaussian model and consensus agree to FSC {float(extra['dynModelConsensus'][1:].mean()):.3f} (mean over "
-        f"shells), model and final map to {float(extra['dynModelMap'][1:].mean()):.3f}."
+        f"shells), model and final map to {float(after[1:].mean()):.3f}."
     )
-    say(f"The maps are in {folder}: map.mrc, half1_unfil.mrc, half2_unfil.mrc, mask.mrc and fsc.star.")
-    return Reconstruction(deformed, rigid)
-
-
-class FullImages:
-    """A run's particle images at full size, prepared as for training but not masked.
-
-    Parameters
-    ----------
-    run
-        finished.
-    device
-        where to work.
-    """
-
-    def __init__(self, run: "Run", device: torch.device):
-        self.run, self.device = run, device
-        particles, config = run.particles, run.config
-        self.particles = particles
-        self.reader = ImageReader(particles)
-        # Images of an odd box lose their last frequency; the map is padded back.
-        self.box = particles.box - particles.box % 2
-        self.pixel_size = particles.pixel_size * particles.box / self.box
-        self.preprocessing = Preprocessing(
-            self.box, config.inputs.particle_diameter, mask=False, invert=config.inputs.invert_contrast,
-            normalise=config.inputs.normalise,
-        ).with_set_noise(self.reader, config.train.seed)  # fmt: skip
-        self.matrices = particles.matrices
-
-    def images(self, indices: torch.Tensor) -> torch.Tensor:
-        """Return the (b, box, box) prepared images of (b,) particles."""
-        return read_prepared(self.reader, indices.numpy(), self.preprocessing, self.device)
-
-    def transfer(self, indices: torch.Tensor) -> torch.Tensor:
-        """Return the (b, box, box//2+1) transfer functions of (b,) particles."""
-        return evaluate_ctf(self.particles.ctf[indices], self.box, self.pixel_size)
-
-    def reconstruct(self, half: int, options: ReconstructOptions, progress=None, **deformation) -> torch.Tensor:
-        """Return the map of a half's particles in the particles' box; `deformation` as `accumulate` takes it."""
-        indices = torch.where(self.run.halves == half)[0]
-        sums = accumulate(
-            self.images, self.transfer, self.matrices, indices, self.box, self.pixel_size,
-            batch_size=options.batch_size, progress=progress, device=self.device, **deformation,
-        )  # fmt: skip
-        return resample_volume(solve(sums, options.regularisation).cpu(), self.particles.box)
-
-
-@torch.no_grad()
-def model_map(run: "Run") -> torch.Tensor:
-    """Return the (box, box, box) map of both halves' Gaussians in the consensus frame, averaged."""
-    particles, total = run.particles, 0.0
-    for model in run.models:
-        positions = model.consensus_positions
-        scale = particles.pixel_size / model.pixel_size
-        total = total + model.gaussians.render(particles.box, particles.pixel_size, positions).cpu() * scale / 2
-    return total
-
-
-def deforming_region(run: "Run", half: int, box: int, pixel_size: float, radius: float) -> torch.Tensor:
-    """Return (box, box, box) weights of the displacement: 1 within `radius` (A) of the Gaussians, 0 beyond twice it."""
-    positions = run.models[half - 1].consensus_positions.cpu().numpy()
-    voxels = np.round(positions / pixel_size).astype(int)[:, ::-1] + box // 2
-    voxels = voxels[((voxels >= 0) & (voxels < box)).all(1)]
-    outside = np.ones((box,) * 3, dtype=bool)
-    outside[tuple(voxels.T)] = False
-    distance = ndimage.distance_transform_edt(outside) * pixel_size
-    edge = np.clip(distance / radius - 1, 0, 1)
-    return torch.from_numpy((0.5 + 0.5 * np.cos(np.pi * edge)).astype(np.float32)).reshape((box,) * 3)
-
-
-def _field(run: "Run", half: int, through_inverse: bool, device: torch.device) -> ConsensusField:
-    """Return the forward field of a half on the consensus frame."""
-    model = run.models[half - 1].to(device)
-    if through_inverse:
-        return ConsensusField(model, ForwardFromInverse(load_inverse(inverse_path(run, half), device)))
-    return ConsensusField(model)
-
-
-def _deformation(run: "Run", half: int, field, options: ReconstructOptions, images: FullImages) -> dict:
-    """Return what `accumulate` needs to know of a half's deformations."""
-    region = deforming_region(run, half, images.box, images.pixel_size, options.region_radius)
-    return {
-        "field": field,
-        "latents": run.latents[half - 1].to(images.device),
-        "region": region,
-    }
-
-
-def _read_mask(path: str, particles) -> torch.Tensor:
-    volume, pixel_size = read_map(path)
-    if volume.shape[0] != particles.box or abs(pixel_size / particles.pixel_size - 1) > 0.005:
-        raise InputError(
-            f"mask {path} has {volume.shape[0]} voxels of {pixel_size:.4g} A but the particles have "
-            f"{particles.box} pixels of {particles.pixel_size:.4g} A; give a mask on the grid of the maps"
-        )
-    if volume.min() < -0.01 or volume.max() > 1.01:
-        raise InputError(f"mask {path} has values from {volume.min():.2g} to {volume.max():.2g}; give 0 to 1")
-    return torch.from_numpy(volume)
+    say(
+        f"The maps are in {folder}: map.mrc, map_sharpened.mrc (B-factor {deformed.b_factor:.0f} A^2), "
+        "half1_unfil.mrc, half2_unfil.mrc, mask.mrc and fsc.star."
+    )
+    return Reconstruction(deformed, written_rigid)
 
 
 def _named(progress: Progress | None, stage: str):

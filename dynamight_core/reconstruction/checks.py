@@ -1,0 +1,119 @@
+"""What a reconstruction refuses, and what it warns of."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from dynamight_core.errors import InputError
+from dynamight_core.files import read_map
+from dynamight_core.imaging.fourier import shells
+from dynamight_core.options import METHODS, ReconstructOptions
+from dynamight_core.particles.memory import available_memory
+
+if TYPE_CHECKING:
+    from dynamight_core.analysis.results import Run
+
+# Sizes that differ by no more than rounding in headers.
+_SAME_SIZE = 0.005
+# What is worth a note: half-sets this much larger than the other, per cent of a molecule cut off, per cent of a
+# shell whose denominator is below this share of its mean.
+_UNEVEN, _CUT, _MISSING, _SEEN = 1.5, 2.0, 3.0, 0.05
+# Volumes of the box held at a time, images of twice the box for a particle of a batch, and rows of least squares'
+# matrix for a voxel, at most a quarter of which move.
+_VOLUMES, _GRIDS, _CG_ROWS = 16, 4, 40
+
+Say = Callable[[str], None]
+
+
+def check_options(options: ReconstructOptions) -> None:
+    """Refuse options that no map can be made with.
+
+    Raises
+    ------
+    InputError
+        naming the option and the cure.
+    """
+    if options.method not in METHODS:
+        raise InputError(f"--method is '{options.method}'; choose one of {', '.join(METHODS)}")
+    least = {"batch_size": 1, "steps": 0, "region_radius": 1e-3, "regularisation": 0}
+    for name, low in least.items():
+        value = getattr(options, name)
+        if value is not None and value < low:
+            raise InputError(f"--{name.replace('_', '-')} is {value:g}; give at least {low:g}")
+
+
+def check_run(run: "Run") -> None:
+    """Refuse deformations that were learned on particles of another size."""
+    particles = run.particles
+    extent = particles.box * particles.pixel_size
+    for half, model in enumerate(run.models, 1):
+        learned = model.box * model.pixel_size
+        if abs(learned / extent - 1) > _SAME_SIZE:
+            raise InputError(
+                f"the deformations of half {half} were learned in a box of {learned:.1f} A but the particles of "
+                f"{particles.star_path} have one of {extent:.1f} A ({particles.box} pixels of "
+                f"{particles.pixel_size:.4g} A); give the particles that the run was trained on"
+            )
+
+
+def check_halves(halves: torch.Tensor, say: Say) -> None:
+    """Say where (n,) halves, 1 or 2, are of very different size."""
+    sizes = [int((halves == half).sum()) for half in (1, 2)]
+    if max(sizes) > _UNEVEN * min(sizes):
+        say(
+            f"Note: the half-sets have {sizes[0]} and {sizes[1]} particles; the FSC is that of the smaller half, and "
+            "too pessimistic for the map of both. Split the particles evenly (rlnRandomSubset)."
+        )
+
+
+def check_views(denominator: torch.Tensor, half: int, pixel_size: float, say: Say) -> None:
+    """Say where directions of view are missing: the share of a shell that the slices of hardly any particle cross."""
+    box = denominator.shape[0]
+    ring = shells(box, 3, denominator.device) == box // 4
+    values = denominator[ring]
+    missing = 100 * float((values < _SEEN * values.mean()).float().mean())
+    if missing > _MISSING:
+        say(
+            f"Note: {missing:.0f} % of the directions at {4 * pixel_size:.1f} A are seen by hardly any particle of "
+            f"half {half}: the map is smeared out along them, and its FSC does not show it."
+        )
+
+
+def check_memory(box: int, device: torch.device, options: ReconstructOptions) -> None:
+    """Refuse what will not fit: sums of both halves, transforms, and least squares' fields on voxels."""
+    volume = 4 * box**3
+    needed = _VOLUMES * volume + options.batch_size * _GRIDS * 4 * (2 * box) ** 2
+    if options.method == "cg":
+        needed += volume * _CG_ROWS // 4
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+    if needed > free:
+        cure = "use --method wbp" if options.method == "cg" else "bin the particles, or use a machine with more memory"
+        raise InputError(
+            f"a reconstruction of box {box} needs about {needed / 1e9:.1f} GB but {free / 1e9:.1f} GB are free; "
+            f"{cure}, or close other programs"
+        )
+
+
+def read_mask(option: str, path: str, run: "Run", say: Say | None = None) -> torch.Tensor:
+    """Return a mask on the grid of the maps; with `say`, say how much of the molecule it leaves out."""
+    particles = run.particles
+    volume, pixel_size = read_map(path)
+    if volume.shape[0] != particles.box or abs(pixel_size / particles.pixel_size - 1) > _SAME_SIZE:
+        raise InputError(
+            f"{option} {path} has {volume.shape[0]} voxels of {pixel_size:.4g} A but the particles have "
+            f"{particles.box} pixels of {particles.pixel_size:.4g} A; give a mask on the grid of the maps"
+        )
+    if volume.min() < -0.01 or volume.max() > 1.01:
+        raise InputError(f"{option} {path} has values from {volume.min():.2g} to {volume.max():.2g}; give 0 to 1")
+    if volume.max() < 0.5:
+        raise InputError(f"{option} {path} leaves no voxel (its largest value is {volume.max():.2g}); give 0 to 1")
+    if say is not None:
+        points = torch.cat([model.consensus_positions.cpu() for model in run.models]).numpy()
+        voxels = np.round(points / pixel_size).astype(int)[:, ::-1] + particles.box // 2
+        voxels = voxels.clip(0, particles.box - 1)
+        cut = 100 * float((volume[tuple(voxels.T)] < 0.5).mean())
+        if cut > _CUT:
+            say(f"Note: mask {path} cuts off {cut:.0f} % of the molecule's Gaussians; the FSC is that of the rest.")
+    return torch.from_numpy(volume)

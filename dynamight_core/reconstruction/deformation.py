@@ -1,0 +1,131 @@
+"""The deformations of a half as a reconstruction wants them: which fields, how much of them, from which frame."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from dynamight_core.errors import InputError
+from dynamight_core.model.half import ConsensusField
+from dynamight_core.options import ReconstructOptions
+from dynamight_core.reconstruction.frames import FrameField
+from dynamight_core.reconstruction.images import FullImages
+from dynamight_core.reconstruction.inverse import ForwardFromInverse, load_inverse
+from dynamight_core.reconstruction.modes import Modes, find_modes
+from dynamight_core.reconstruction.support import LEAST_PARTICLES, Support, mode_support
+
+if TYPE_CHECKING:
+    from dynamight_core.analysis.results import Run
+
+# Particles that stand for a latent under the other half's decoder.
+_NEIGHBOURS = 8
+
+
+def inverse_path(run: "Run", half: int) -> Path:
+    """Return where the inverse field of a half is kept."""
+    return Path(run.path) / f"half{half}" / "inverse.safetensors"
+
+
+def half_field(run: "Run", half: int, through_inverse: bool, device: torch.device | str) -> ConsensusField:
+    """Return the forward field of a half on the consensus frame."""
+    model = run.models[half - 1].to(device)
+    if through_inverse:
+        return ConsensusField(model, ForwardFromInverse(load_inverse(inverse_path(run, half), device)))
+    return ConsensusField(model)
+
+
+def half_modes(
+    run: "Run", half: int, images: FullImages, options: ReconstructOptions
+) -> tuple[Modes, Support | None]:
+    """Return the modes of a half's deformations, shrunk to what its held-out particles support.
+
+    The support is None if it was not asked for, or nothing moves, or too few particles were held out.
+    """
+    model = run.models[half - 1].to(images.device)
+    field = half_field(run, half, options.through_inverse, images.device)
+    latents = run.latents[half - 1].to(images.device)
+    modes = find_modes(field, latents, model.consensus_positions, images.pixel_size)
+    rows = torch.where((run.halves == half) & run.validation)[0]
+    if not options.shrink or not len(modes) or len(rows) < LEAST_PARTICLES:
+        return modes, None
+    data = images.training_images(rows, model.box)
+    support = mode_support(model, field, modes, data, torch.arange(len(rows)), options.seed)
+    return modes.scaled(support.factors), support
+
+
+def half_conformation(run: "Run", half: int, conformation: str, device) -> torch.Tensor | None:
+    """Return the latent of a half that stands for a conformation, None for the reference.
+
+    Raises
+    ------
+    InputError
+        if there is no such particle, or the latent has another dimension.
+    """
+    if conformation == "reference":
+        return None
+    latents = run.latents[half - 1].to(device)
+    kind, _, text = conformation.partition(":")
+    try:
+        numbers = [float(part) for part in text.split(",")]
+        if kind == "particle" and len(numbers) == 1 and 1 <= int(text) <= len(latents):
+            return latents[int(text) - 1]
+    except ValueError:
+        numbers = []
+    if kind == "latent" and len(numbers) == latents.shape[1]:
+        # Latents of the halves cannot be compared, but every particle has one under both decoders.
+        distance = (run.latents[0] - torch.tensor(numbers)).norm(dim=1)
+        nearest = distance.argsort()[:_NEIGHBOURS].to(device)
+        return torch.tensor(numbers, device=device) if half == 1 else latents[nearest].mean(0)
+    raise InputError(
+        f"--conformation is '{conformation}'; give reference, particle:ROW with a row of particles.star from 1 to "
+        f"{len(latents)}, or latent: and {latents.shape[1]} numbers, separated by commas, of half 1's decoder"
+    )
+
+
+def in_conformation(
+    run: "Run", half: int, modes: Modes, conformation: str, pixel_size: float
+) -> tuple[Modes, torch.Tensor]:
+    """Return modes as seen from a conformation, and the (m, 3) Gaussians there, A."""
+    points = run.models[half - 1].consensus_positions
+    latent = half_conformation(run, half, conformation, points.device)
+    if latent is None or not len(modes):
+        return modes, points
+    place = _coordinates(run, half, modes, latent)
+    moved = points + modes.field.evaluator(points)(place[None])[0]
+    return find_modes(FrameField(modes.field, place), modes.coordinates, moved, pixel_size), moved
+
+
+def _coordinates(run: "Run", half: int, modes: Modes, latent: torch.Tensor) -> torch.Tensor:
+    """Return the (K,) coordinates of a latent: those of the particles with the nearest latents of this half."""
+    distance = (run.latents[half - 1].to(latent) - latent).norm(dim=1)
+    values, nearest = distance.topk(min(_NEIGHBOURS, len(distance)), largest=False)
+    if values[0] == 0:
+        return modes.coordinates[nearest[0]]
+    weight = 1 / values
+    return (modes.coordinates[nearest] * (weight / weight.sum())[:, None]).sum(0)
+
+
+@torch.no_grad()
+def model_map(run: "Run", latents: list[torch.Tensor | None] | None = None) -> torch.Tensor:
+    """Return the (box, box, box) map of both halves' Gaussians, averaged, in the consensus frame or at `latents`."""
+    particles, total = run.particles, 0.0
+    for model, latent in zip(run.models, latents or (None, None), strict=True):
+        positions = model.consensus_positions
+        if latent is not None:
+            positions = positions + model.consensus_evaluator(positions)(latent[None])[0]
+        scale = particles.pixel_size / model.pixel_size
+        total = total + model.gaussians.render(particles.box, particles.pixel_size, positions).cpu() * scale / 2
+    return total
+
+
+def deforming_region(points: torch.Tensor, box: int, pixel_size: float, radius: float) -> torch.Tensor:
+    """Return (box, box, box) weights of the displacement: 1 within `radius` (A) of (m, 3) points, 0 beyond twice it."""
+    voxels = np.round(points.cpu().numpy() / pixel_size).astype(int)[:, ::-1] + box // 2
+    voxels = voxels[((voxels >= 0) & (voxels < box)).all(1)]
+    outside = np.ones((box,) * 3, dtype=bool)
+    outside[tuple(voxels.T)] = False
+    distance = ndimage.distance_transform_edt(outside) * pixel_size
+    edge = np.clip(distance / radius - 1, 0, 1)
+    return torch.from_numpy((0.5 + 0.5 * np.cos(np.pi * edge)).astype(np.float32)).reshape((box,) * 3)

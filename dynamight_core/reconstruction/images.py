@@ -1,0 +1,101 @@
+"""The images of a run as a reconstruction reads them."""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from dynamight_core.imaging.backprojection import ParticleData
+from dynamight_core.imaging.ctf import evaluate_ctf
+from dynamight_core.imaging.fourier import frequencies_2d, image_to_fourier, resample_image, shell_means
+from dynamight_core.particles.images import ImageReader
+from dynamight_core.particles.preprocess import Preprocessing, read_prepared, soft_circle
+from dynamight_core.training.data import TrainingImages
+
+if TYPE_CHECKING:
+    from dynamight_core.analysis.results import Run
+
+
+class FullImages:
+    """A run's particle images at full size, prepared as for training but not masked.
+
+    Parameters
+    ----------
+    run
+        finished.
+    device
+        where to work.
+    """
+
+    def __init__(self, run: "Run", device: torch.device):
+        self.run, self.device = run, device
+        particles, config = run.particles, run.config
+        self.particles = particles
+        self.reader = ImageReader(particles)
+        # Images of an odd box lose their last frequency; the map is padded back.
+        self.box = particles.box - particles.box % 2
+        self.pixel_size = particles.pixel_size * particles.box / self.box
+        self.preprocessing = Preprocessing(
+            self.box, config.inputs.particle_diameter, mask=False, invert=config.inputs.invert_contrast,
+            normalise=config.inputs.normalise,
+        ).with_set_noise(self.reader, config.train.seed)  # fmt: skip
+        self.matrices = particles.matrices
+
+    def images(self, indices: torch.Tensor) -> torch.Tensor:
+        """Return the (b, box, box) prepared images of (b,) particles."""
+        return read_prepared(self.reader, indices.numpy(), self.preprocessing, self.device)
+
+    def transfer(self, indices: torch.Tensor) -> torch.Tensor:
+        """Return the (b, box, box//2+1) transfer functions of (b,) particles."""
+        return evaluate_ctf(self.particles.ctf[indices], self.box, self.pixel_size)
+
+    def data(self, weights: torch.Tensor | None = None, errors: torch.Tensor | None = None) -> ParticleData:
+        """Return the particles as a reconstruction wants them.
+
+        Parameters
+        ----------
+        weights
+            (box//2+1,) of `noise_weights`.
+        errors
+            (n,) A rms of each particle's displacement. An error blurs what a particle shows; what it shows less than
+            the best one counts less.
+        """
+        transfer = self.transfer
+        if errors is not None:
+            variance = (errors.square() - errors.square().min()).float() / 3
+            squared = (frequencies_2d(self.box) / self.pixel_size).square().sum(-1)
+
+            def transfer(indices):
+                blur = torch.exp(-2 * torch.pi**2 * variance[indices, None, None] * squared)
+                return self.transfer(indices) * blur
+
+        return ParticleData(
+            self.images, transfer, self.matrices, self.box, self.pixel_size, weights, self.device
+        )
+
+    def noise_weights(self, seed: int, n_images: int = 200) -> torch.Tensor:
+        """Return (box//2+1,) one over the noise power around the particle, per shell, relative to white noise."""
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(len(self.particles), generator=generator)[:n_images].sort().values
+        diameter = self.preprocessing.circle_diameter(self.particles.box, self.particles.pixel_size)
+        outside = 1 - soft_circle(self.box, self.pixel_size, diameter, self.device)
+        power = torch.zeros(self.box // 2 + 1, device=self.device)
+        for part in chosen.split(32):
+            transforms = image_to_fourier(self.images(part) * outside)
+            power += shell_means(transforms.abs().square(), self.box).sum(0)
+        power = power / (len(chosen) * outside.square().sum())
+        return 1 / power.clamp(min=1e-3 * float(power.mean()))
+
+    def training_images(self, rows: torch.Tensor, box: int) -> TrainingImages:
+        """Return some particles' images at the working `box`, by their place in `rows`."""
+        pixel_size = self.pixel_size * self.box / box
+        return TrainingImages(
+            _Resampled(self, rows, box), self.particles.ctf[rows], self.matrices[rows], box, pixel_size, self.device
+        )
+
+
+class _Resampled:
+    def __init__(self, full: FullImages, rows: torch.Tensor, box: int):
+        self.full, self.rows, self.box = full, rows, box
+
+    def images(self, places):
+        return resample_image(self.full.images(self.rows[places]), self.box)
