@@ -60,6 +60,7 @@ HELP = {
     "regularisation": "fixed (--stiffness) or dynamic (the paper's lambda, --regularisation-ratio).",
     "stiffness": "Weight of the distance-keeping and repulsion terms (1/A^2, per particle), if fixed.",
     "regularisation_ratio": "Share of the gradient norm that regularisation gets, if dynamic.",
+    "rigidity": "Weight of keeping distances up to 25 A inside parts that move as one (1/A^2, per particle).",
     "sparse_motion": "Weight of the mean displacement (1/A), ramped in over the second third of the epochs.",
     "gaussian_amplitudes": "Give each Gaussian an amplitude of its own, shared by all particles.",
     "refits": "How often the Gaussians are filled anew into the half's own deformed map.",

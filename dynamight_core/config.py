@@ -92,6 +92,8 @@ class TrainOptions:
     regularisation
         "fixed": the weight of R_d + R_r is `stiffness` (1/A^2, against the log-likelihood of one particle);
         "dynamic": the paper's lambda, `regularisation_ratio` times the ratio of gradient norms.
+    rigidity
+        weight (1/A^2, per particle) of keeping distances up to 25 A in parts that move as one.
     sparse_motion
         weight (1/A) of the mean displacement magnitude, ramped in over the second third of the epochs.
     gaussian_amplitudes
@@ -127,13 +129,14 @@ class TrainOptions:
     latent_refinement: bool = True
     inference_interval: int = 2
     batch_size: int = 128
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-3
     encoder_learning_rate: float = 1e-3
     gaussian_learning_rate: float = 0.1
     kl_weight: float = 0.03
     regularisation: str = "fixed"
     stiffness: float = 30.0
     regularisation_ratio: float = 0.9
+    rigidity: float = 10.0
     sparse_motion: float = 0.0
     gaussian_amplitudes: bool = True
     refits: int = 3
@@ -159,7 +162,8 @@ class TrainOptions:
             if not getattr(self, name) > 0:
                 raise InputError(f"--{_dashed(name)} is {getattr(self, name)}; give a positive number")
         not_negative = (
-            "warm_up_epochs encoder_epochs reference_epochs kl_weight stiffness sparse_motion regularisation_ratio"
+            "warm_up_epochs encoder_epochs reference_epochs kl_weight stiffness rigidity sparse_motion "
+            "regularisation_ratio"
         )
         for name in not_negative.split():
             if not getattr(self, name) >= 0:

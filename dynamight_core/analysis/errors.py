@@ -3,7 +3,8 @@
 Two errors add up. The decoders of the two halves, trained on different particles, disagree on one image by
 what they learned differently. And the image's own noise leaves its latent uncertain: the width of the latent's
 posterior, pushed through the decoder. The first is invisible in the second and the second in the first, since
-both halves see the same image with the same noise.
+both halves see the same image with the same noise. Where no motion was found, there is a third: motion that the
+images are too noisy or too few to show.
 """
 
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ class MotionErrors:
 
 @torch.no_grad()
 def motion_errors(
-    evaluators, models: tuple[HalfModel, HalfModel], latents, covariances, halves, batch: int = 64
+    evaluators, models: tuple[HalfModel, HalfModel], latents, covariances, halves, unseen: float = 0.0, batch: int = 64
 ) -> MotionErrors:
     """Estimate the errors of all particles at common points.
 
@@ -51,6 +52,8 @@ def motion_errors(
         (2, n, d) and (2, n, d, d) of all particles under both halves.
     halves
         (n,) 1 or 2.
+    unseen
+        A rms, of motion that may be there unseen; adds to the errors of all particles and points.
     """
     n = len(halves)
     device = models[0].latent_mean.device
@@ -68,7 +71,7 @@ def motion_errors(
                 width[mine] = _pushed_through(
                     evaluators[h], latents[h][own].to(device), covariances[h][own].to(device), shifts[h][mine]
                 )
-        total = between + width
+        total = between + width + unseen**2
         particle[rows] = total.mean(1).sqrt().cpu()
         disagreement[rows] = between.mean(1).sqrt().cpu()
         posterior[rows] = width.mean(1).sqrt().cpu()

@@ -312,6 +312,7 @@ def _headline(page: _Page) -> pd.DataFrame:
         ("rms error of a displacement", summary["error_rms"], "Å"),
         ("of it: disagreement of the halves' decoders", summary["error_disagreement_rms"], "Å"),
         ("of it: noise of the particle's own image", summary["error_posterior_rms"], "Å"),
+        ("motion that could be there and not show, up to", summary["unseen_motion_rms"], "Å"),
         ("of the motion is along the first principal motion", 100 * float(page.shares[0]), "%"),
     ]
     for name, part in (("before (rigid)", "reconstruction/rigid"), ("after", "reconstruction")):

@@ -12,6 +12,7 @@ import starfile
 import torch
 
 from dynamight_core import __version__
+from dynamight_core.analysis.detection import unseen_motion
 from dynamight_core.analysis.errors import MotionErrors, motion_errors
 from dynamight_core.analysis.motions import PrincipalMotions, principal_motions
 from dynamight_core.analysis.verdict import judge
@@ -29,11 +30,6 @@ _POINTS = 2000
 COMPOSITION_WARNING = (
     "differences in composition (missing parts) are outside this model and can look like motion: they should "
     "have been removed by classification before"
-)
-
-UNSEEN_WARNING = (
-    "the error estimates are of the motion that was learned: motion that these images are too noisy or too few to "
-    "show may be there all the same and is in none of them"
 )
 
 
@@ -156,11 +152,17 @@ def summarise(
 
     motions = principal_motions(displacements, n, points, options.n_motions)
     motions.save(path / "analysis" / "motions.safetensors")
-    errors = motion_errors(evaluators, models, run.latents, run.covariances, run.halves)
     warnings = [*trained.prepared.warnings, COMPOSITION_WARNING]
     verdict, _ = judge(models, trained.data, run.halves, run.validation, options.seed)
-    if verdict.verdict != "supported":
-        warnings.append(UNSEEN_WARNING)
+    unseen = unseen_motion(models, trained.data, [trainer.rows for trainer in trained.trainers], options.seed)
+    found = verdict.verdict == "supported"
+    if not found:
+        warnings.append(
+            f"motion of up to {unseen:.1f} A rms could be there without showing in images so noisy and so few; the "
+            "error estimates contain it"
+        )
+    hidden = 0.0 if found else unseen
+    errors = motion_errors(evaluators, models, run.latents, run.covariances, run.halves, hidden)
     magnitude = torch.cat([displacements(rows).square().sum(-1).mean(1).sqrt() for rows in torch.arange(n).split(256)])
     between = motions.coordinates.var(0, unbiased=False).sum().sqrt()
     summary = {
@@ -170,6 +172,7 @@ def summarise(
         "error_rms": float(errors.particle.square().mean().sqrt()),
         "error_disagreement_rms": float(errors.disagreement.square().mean().sqrt()),
         "error_posterior_rms": float(errors.posterior.square().mean().sqrt()),
+        "unseen_motion_rms": unseen,
         "motion_shares": motions.shares.tolist(),
         "point_motion": motion_per_point(motions).tolist(),
         "point_error": errors.point.tolist(),

@@ -6,6 +6,11 @@ import numpy as np
 import torch
 from scipy.spatial import cKDTree
 
+# Long edges: so many a Gaussian, up to this long, to a Gaussian so near the place that was drawn, A.
+_LONG_EDGES, _REACH, _NEARBY = 4, 25.0, 5.0
+# A long edge has half its weight when its mean-square change is this times the median one.
+_GIVES_WAY = 0.3
+
 
 @dataclass(frozen=True)
 class NeighbourGraph:
@@ -37,10 +42,57 @@ class NeighbourGraph:
         return cls(edges, lengths, spacing)
 
 
-def edge_lengths(graph: NeighbourGraph, displaced: torch.Tensor) -> torch.Tensor:
-    """Return (b, e) lengths (A) of the edges between (b, n, 3) deformed positions (A)."""
-    start = displaced.index_select(1, graph.edges[:, 0])
-    end = displaced.index_select(1, graph.edges[:, 1])
+@dataclass(frozen=True)
+class LongEdges:
+    """Edges across domains of the molecule, which keep their lengths where they do so already.
+
+    The edges of the neighbour graph do not see a domain that bends: every one of them changes little. Those that
+    reach across the domain do. Where the molecule has a hinge they must give way, so each is weighted by how
+    little it changes, as in a fit that is robust against outliers: the weight is that of a logarithmic penalty.
+
+    Parameters
+    ----------
+    edges
+        (e, 2) indices.
+    distances
+        (e,) lengths in the reference, A.
+    weights
+        (e,) of mean 1.
+    """
+
+    edges: torch.Tensor
+    distances: torch.Tensor
+    weights: torch.Tensor
+
+    @classmethod
+    def build(cls, positions: torch.Tensor, displaced: torch.Tensor, generator: torch.Generator) -> "LongEdges":
+        """Draw edges of the (n, 3) reference and weight them by their lengths in (b, n, 3) conformations, A."""
+        points = positions.detach().cpu()
+        tree = cKDTree(points.numpy())
+        start = torch.arange(len(points)).repeat(_LONG_EDGES)
+        # Random places within reach, evenly in the volume, and the Gaussians there.
+        direction = torch.nn.functional.normalize(torch.randn(len(start), 3, generator=generator), dim=1)
+        radius = _REACH * torch.rand(len(start), 1, generator=generator) ** (1 / 3)
+        distance, end = tree.query((points[start] + radius * direction).numpy())
+        end = torch.from_numpy(end)
+        kept = (torch.from_numpy(distance) < _NEARBY) & (end != start)
+        edges = torch.stack([start[kept], end[kept]], 1).to(positions.device)
+        distances = edge_lengths(edges, positions.detach()[None])[0]
+        change = (edge_lengths(edges, displaced) - distances).square().mean(0)
+        weights = 1 / (1 + change / (_GIVES_WAY * change.median()).clamp(min=1e-12))
+        return cls(edges, distances, weights / weights.mean())
+
+
+def rigidity(long_edges: LongEdges, displaced: torch.Tensor) -> torch.Tensor:
+    """Return the weighted mean over long edges of (distance before - distance after)^2, A^2, for (b, n, 3) A."""
+    change = edge_lengths(long_edges.edges, displaced) - long_edges.distances
+    return (change.square() * long_edges.weights).mean()
+
+
+def edge_lengths(edges: torch.Tensor, displaced: torch.Tensor) -> torch.Tensor:
+    """Return (b, e) lengths (A) of (e, 2) edges between (b, n, 3) deformed positions (A)."""
+    start = displaced.index_select(1, edges[:, 0])
+    end = displaced.index_select(1, edges[:, 1])
     return ((end - start).square().sum(-1) + 1e-8).sqrt()
 
 
@@ -50,7 +102,7 @@ def deformation_regularity(graph: NeighbourGraph, lengths: torch.Tensor) -> torc
     Parameters
     ----------
     lengths
-        (b, e) distances after, A, as `edge_lengths` gives them.
+        (b, e) distances after, A: `edge_lengths` of the graph's edges.
     """
     return (lengths - graph.distances).square().mean()
 

@@ -122,7 +122,10 @@ class HalfModel(nn.Module):
         shifts = torch.cat([self.displacements(part) for part in few.split(64)])
         # Coordinate by coordinate: the sort takes memory, so a slice of the Gaussians at a time.
         median = torch.cat([part.median(0).values for part in shifts.split(1024, dim=1)])
-        self.reference_shift.copy_(-median)
+        # The median of points on an arc lies inside the arc; the particles nearest to it lie on the arc.
+        distances = torch.stack([(shift - median).square().sum() for shift in shifts])
+        central = distances.argsort()[: max(1, len(shifts) // 20)]
+        self.reference_shift.copy_(-shifts[central].mean(0))
 
     def consensus_evaluator(self, points: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
         """Return the map from (b, d) latents to (b, p, 3) displacements (A) of (p, 3) points of the consensus frame."""

@@ -81,14 +81,22 @@ def find_molecule(volume: torch.Tensor, pixel_size: float, threshold: float | No
     return MolecularRegion(mask, float(threshold), tuple(warnings))
 
 
-def fill_region(mask: np.ndarray, n: int, pixel_size: float, generator: torch.Generator) -> torch.Tensor:
-    """Return (n, 3) random positions (A) inside a [z, y, x] mask, evenly spread.
+def fill_region(
+    mask: np.ndarray, n: int, pixel_size: float, generator: torch.Generator, density: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return (n, 3) random positions (A) inside a [z, y, x] mask.
 
-    Voxels are drawn without replacement as long as there are enough, then jittered within the voxel.
+    Evenly spread, voxels drawn without replacement as long as there are enough; or in proportion to the positive
+    part of a (box, box, box) `density`, by systematic sampling. Then jittered within the voxel.
     """
     voxels = torch.from_numpy(np.argwhere(mask)[:, ::-1].copy()).float()
-    rounds = -(-n // len(voxels))
-    order = torch.cat([torch.randperm(len(voxels), generator=generator) for _ in range(rounds)])[:n]
+    if density is None:
+        rounds = -(-n // len(voxels))
+        order = torch.cat([torch.randperm(len(voxels), generator=generator) for _ in range(rounds)])[:n]
+    else:
+        upper = density[torch.from_numpy(mask)].clamp(min=0).double().cumsum(0)
+        steps = (torch.arange(n) + torch.rand(n, generator=generator)) * (upper[-1] / n)
+        order = torch.searchsorted(upper, steps).clamp(max=len(voxels) - 1)
     jitter = torch.rand(n, 3, generator=generator) - 0.5
     return (voxels[order] + jitter - mask.shape[0] // 2) * pixel_size
 
@@ -136,7 +144,7 @@ def fit_to_map(
         residual = torch.view_as_real(model.transform(box, pixel_size) * inside - target)
         loss = residual.square().sum() / scale
         # Without it several Gaussians settle on one spot.
-        loss = loss + 0.05 * repulsion(graph, edge_lengths(graph, model.positions[None])) / graph.mean_spacing**2
+        loss = loss + 0.05 * repulsion(graph, edge_lengths(graph.edges, model.positions[None])) / graph.mean_spacing**2
         loss.backward()
         optimizer.step()
     return model

@@ -1,6 +1,7 @@
 """Resumable state of a half: safetensors for tensors, JSON for the rest, no pickle."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import safetensors.torch
@@ -8,7 +9,7 @@ import torch
 
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
-from dynamight_core.model.graph import NeighbourGraph
+from dynamight_core.model.graph import LongEdges, NeighbourGraph
 from dynamight_core.training.half import HalfTrainer
 
 
@@ -34,6 +35,8 @@ def save_checkpoint(folder: Path, trainer: HalfTrainer, epoch: int, progress: di
         "graph.edges": trainer.graph.edges,
         "graph.distances": trainer.graph.distances,
     }
+    if trainer.long_edges is not None:
+        tensors |= {f"long_edges.{field.name}": getattr(trainer.long_edges, field.name) for field in fields(LongEdges)}
     for name, optimizer in trainer.optimizers.items():
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{name}.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
@@ -82,6 +85,8 @@ def load_checkpoint(folder: Path, epoch: int, trainer: HalfTrainer) -> dict:
     trainer.latents, trainer.covariances = tensors["latents"], tensors["covariances"]
     trainer.rotations.data, trainer.shifts.data = tensors["pose_changes"].split((3, 2), dim=1)
     trainer.graph = NeighbourGraph(tensors["graph.edges"], tensors["graph.distances"], state["mean_spacing"])
+    if "long_edges.edges" in tensors:
+        trainer.long_edges = LongEdges(*(tensors[f"long_edges.{field.name}"] for field in fields(LongEdges)))
     trainer.stiffness, trainer.started = state["stiffness"], state["started"]
     for name, optimizer in trainer.optimizers.items():
         stored: dict[int, dict] = {}

@@ -8,7 +8,14 @@ from torch import nn
 
 from dynamight_core.config import TrainOptions
 from dynamight_core.imaging.fourier import shell_means, translation_phases
-from dynamight_core.model.graph import NeighbourGraph, deformation_regularity, edge_lengths, repulsion
+from dynamight_core.model.graph import (
+    LongEdges,
+    NeighbourGraph,
+    deformation_regularity,
+    edge_lengths,
+    repulsion,
+    rigidity,
+)
 from dynamight_core.model.half import HalfModel
 from dynamight_core.training.data import Batch, TrainingImages
 from dynamight_core.training.inference import infer_latents
@@ -76,6 +83,7 @@ class HalfTrainer:
         # Whether the networks have been trained: before, displacements are those of no motion.
         self.started = False
         self.graph = NeighbourGraph.build(model.gaussians.positions)
+        self.long_edges: LongEdges | None = None
         # Few particles must not mean few steps of the optimiser.
         self.batch_size = min(options.batch_size, max(1, -(-n // _LEAST_BATCHES)))
         # Transform of the undeformed point spread function, once it is needed.
@@ -190,7 +198,7 @@ class HalfTrainer:
             self.latents = self.encode(self.rows)
             self._set_prior(self.latents, 1e-3 * torch.eye(self.options.n_latents, device=self.data.device))
         posterior = infer_latents(self.model, self.posed_data(), self.rows, [self.latents], steps)
-        self.latents, self.covariances = posterior.modes, posterior.covariances
+        self.latents, self.covariances = posterior.latents, posterior.covariances
         self._set_prior(self.latents, self.covariances.mean(0))
         return float(posterior.energies.mean())
 
@@ -226,9 +234,16 @@ class HalfTrainer:
             power = power + shell_means(residual.abs().square(), self.model.box).sum(0)
         self.model.noise_power.copy_(power / len(chosen))
 
+    @torch.no_grad()
     def rebuild_graph(self) -> None:
-        """Rebuild the neighbour graph from the reference."""
-        self.graph = NeighbourGraph.build(self.model.gaussians.positions)
+        """Rebuild the neighbour graph, and once there is motion the long edges, from the reference."""
+        positions = self.model.gaussians.positions
+        self.graph = NeighbourGraph.build(positions)
+        if self.started and self.options.rigidity > 0:
+            few = self.rows[:: max(1, len(self.rows) // _REGULARISED)]
+            displaced = positions + self.model.displacements(self.current_latents(few))
+            generator = torch.Generator().manual_seed(self.options.seed * 10 + self.half)
+            self.long_edges = LongEdges.build(positions, displaced, generator)
 
     def balance_regularisation(self, epoch: int) -> None:
         """Set the paper's lambda: the ratio of gradient norms of data and regularisation times `regularisation_ratio`.
@@ -243,7 +258,7 @@ class HalfTrainer:
             batch = self.data.batch(rows)
             latents = self.current_latents(rows) if self.latents.any() else self.model.encoder(batch.images)[0]
             positions = self.model.gaussians.positions + self.model.displacements(latents)
-            lengths = edge_lengths(self.graph, positions)
+            lengths = edge_lengths(self.graph.edges, positions)
             terms = (
                 self._data_loss(batch, positions, weights),
                 deformation_regularity(self.graph, lengths) + repulsion(self.graph, lengths),
@@ -260,9 +275,12 @@ class HalfTrainer:
         displacement = self.model.displacements(latents)
         positions = gaussians.positions + displacement
         data = self._data_loss(batch, positions, weights)
-        lengths = edge_lengths(self.graph, positions[:_REGULARISED])
+        few = positions[:_REGULARISED]
+        lengths = edge_lengths(self.graph.edges, few)
         regularity, repelled = deformation_regularity(self.graph, lengths), repulsion(self.graph, lengths)
         loss = self.stiffness * (regularity + repelled)
+        if self.long_edges is not None:
+            loss = loss + self.options.rigidity * rigidity(self.long_edges, few)
         if sparse > 0:
             loss = loss + sparse * (displacement.square().sum(-1) + _MAGNITUDE_EDGE**2).sqrt().mean()
         share = len(batch) / len(self.rows)

@@ -1,4 +1,4 @@
-"""The latent of one particle under a fixed decoder: posterior mode and width by Gauss-Newton."""
+"""The latent of one particle under a fixed decoder: posterior mode by Gauss-Newton, and its width."""
 
 from dataclasses import dataclass
 
@@ -11,23 +11,25 @@ from dynamight_core.training.data import TrainingImages
 _STEP = 0.15
 # A particle is done when a step gains less than this, or fails and promised less than that, nats.
 _CONVERGED, _HOPELESS = 0.01, 0.05
+# Where the posterior is integrated, in standard deviations.
+_NODES = (-3.6, -2.4, -1.2, 0.0, 1.2, 2.4, 3.6)
 
 
 @dataclass
 class LatentPosterior:
-    """Gaussian (Laplace) posterior of the latents of n particles.
+    """Gaussian posterior of the latents of n particles.
 
     Parameters
     ----------
-    modes
-        (n, d).
+    latents
+        (n, d) modes, or means where the posterior was integrated.
     covariances
-        (n, d, d).
+        (n, d, d) by Laplace's approximation at the mode, or of what was integrated.
     energies
         (n,) minus log posterior at the mode, up to a constant of the noise.
     """
 
-    modes: torch.Tensor
+    latents: torch.Tensor
     covariances: torch.Tensor
     energies: torch.Tensor
 
@@ -40,6 +42,7 @@ def infer_latents(
     starts: list[torch.Tensor],
     steps: int = 5,
     pixel_share: torch.Tensor | None = None,
+    integrate: bool = False,
     progress=None,
 ) -> LatentPosterior:
     """Find each particle's most probable latent, the decoder fixed.
@@ -60,6 +63,10 @@ def infer_latents(
         Gauss-Newton steps at most.
     pixel_share
         (n, box, box//2+1) bool or None: which Fourier pixels are looked at.
+    integrate
+        whether to integrate the posterior along the direction in which the displacement is least certain, which
+        gives its mean and width there instead of the mode and the curvature at the mode: displacements larger than
+        the map's details make the posterior wider than that.
     """
     amplitude = model.frequency_weights().sqrt()
     dim = model.n_latents
@@ -78,7 +85,8 @@ def infer_latents(
         offset = latents - mean
         return 0.5 * residual.square().sum(1) + 0.5 * ((offset @ precision) * offset).sum(1)
 
-    modes = torch.empty(len(rows), dim, device=reference.device)
+    metric = _displacement_metric(model, starts[0].to(reference), difference) if integrate else None
+    found = torch.empty(len(rows), dim, device=reference.device)
     covariances = torch.empty(len(rows), dim, dim, device=reference.device)
     energies = torch.empty(len(rows), device=reference.device)
     # A handful of tensors of d images each: bounded to some 100 MB.
@@ -130,11 +138,43 @@ def infer_latents(
             moving = moving[torch.where(better, gain > _CONVERGED, expected > _HOPELESS)]
             if not len(moving):
                 break
-        modes[chosen], energies[chosen] = latents, value
-        covariances[chosen] = torch.linalg.inv(hessian)
+        covariance = torch.linalg.inv(hessian)
+        if integrate:
+            direction = _least_certain(covariance, metric)
+            nodes = latents.new_tensor(_NODES)
+            places = [latents + node * direction for node in nodes]
+            along = torch.stack([energy(target - project(place, *view), place) for place in places], 1)
+            share = torch.softmax(-along, 1)
+            offset = share @ nodes
+            # The direction is one standard deviation long: its variance was 1.
+            excess = share @ nodes.square() - offset.square() - 1
+            latents = latents + offset[:, None] * direction
+            covariance = covariance + excess[:, None, None] * direction[:, :, None] * direction[:, None]
+        found[chosen], energies[chosen], covariances[chosen] = latents, value, covariance
         if progress is not None:
             progress(int(chosen[-1]) + 1, len(rows))
-    return LatentPosterior(modes, covariances, energies)
+    return LatentPosterior(found, covariances, energies)
+
+
+def _displacement_metric(model: HalfModel, latents: torch.Tensor, difference: torch.Tensor) -> torch.Tensor:
+    """Return the (d, d) mean product of the displacement's derivatives by the latents, A^2, over some of (n, d)."""
+    few = latents[:: max(1, len(latents) // 32)]
+    moved = (few[:, None] + torch.diag(difference)).flatten(0, 1)
+    change = model.displacements(moved).reshape(*few.shape, -1) - model.displacements(few).reshape(len(few), 1, -1)
+    change = change / difference[:, None]
+    return (change @ change.transpose(1, 2)).mean(0) / len(model.gaussians)
+
+
+def _least_certain(covariance: torch.Tensor, metric: torch.Tensor) -> torch.Tensor:
+    """Return (b, d): one standard deviation along the direction that contributes most to the displacement's variance.
+
+    With C the covariance and M the metric: the first principal axis of M^1/2 z, as its regression on the latents.
+    """
+    values, vectors = torch.linalg.eigh(metric)
+    root = vectors * values.clamp(min=0).sqrt()
+    variances, axes = torch.linalg.eigh(root.T @ covariance @ root)
+    first = root @ axes[:, :, -1:]
+    return (covariance @ first)[..., 0] / variances[:, -1:].clamp(min=1e-12).sqrt()
 
 
 def _curvature(latents, image, view, difference, project):

@@ -101,7 +101,8 @@ def refit_gaussians(trainer: HalfTrainer, resolution: float, seed: int) -> None:
     mask = find_molecule(volume, pixel_size).mask
     soft = ndimage.gaussian_filter(ndimage.binary_dilation(mask).astype(np.float32), 1.0)
     generator = torch.Generator().manual_seed(seed)
-    positions = fill_region(mask, len(model.gaussians), pixel_size, generator)
+    # In proportion to the density: even filling blurs again what the map shows sharp.
+    positions = fill_region(mask, len(model.gaussians), pixel_size, generator, volume)
     n_classes = len(model.gaussians.widths)
     fitted = fit_to_map(positions, volume * torch.from_numpy(soft), pixel_size, n_classes, 60, generator)
     with torch.no_grad():

@@ -124,12 +124,12 @@ class Trained:
                 tell = lambda done, total, name=name: progress(name, done, total)  # noqa: E731
             posed = trainer.posed_data()
             for rows, starts, steps in (
-                (own, [trainer.latents], 4),
+                (own, [trainer.latents], 3),
                 (rest, [model.latent_mean.expand(len(rest), -1), trainer.encode(rest)], 6),
             ):
                 source = posed if rows is own else self.data
-                posterior = infer_latents(model, source, rows, starts, steps, progress=tell)
-                self.latents[index, rows] = posterior.modes.cpu()
+                posterior = infer_latents(model, source, rows, starts, steps, integrate=True, progress=tell)
+                self.latents[index, rows] = posterior.latents.cpu()
                 self.covariances[index, rows] = posterior.covariances.cpu()
             model.set_consensus_frame(self.latents[index, own].to(self.data.device))
 

@@ -12,7 +12,14 @@ from dynamight_core.imaging.projector import Projector, spread_bilinear
 from dynamight_core.model.decoders import BasisDecoder, CoordinateDecoder, positional_encoding
 from dynamight_core.model.encoder import Encoder
 from dynamight_core.model.gaussians import GaussianModel
-from dynamight_core.model.graph import NeighbourGraph, deformation_regularity, edge_lengths, repulsion
+from dynamight_core.model.graph import (
+    LongEdges,
+    NeighbourGraph,
+    deformation_regularity,
+    edge_lengths,
+    repulsion,
+    rigidity,
+)
 from dynamight_core.model.half import HalfModel
 from dynamight_core.model.initialise import fill_region, find_molecule, fit_to_map
 from dynamight_core.simulate.truth import load_truth
@@ -75,11 +82,47 @@ def test_regularity_does_not_see_rigid_motion_and_sees_stretching():
     graph = NeighbourGraph.build(points)
     matrix = rotation_matrices(random_rotations(2, torch.Generator().manual_seed(3)))
     moved = points @ matrix.transpose(1, 2) + torch.tensor([5.0, -3.0, 2.0])
-    assert deformation_regularity(graph, edge_lengths(graph, moved)) < 1e-8
-    stretched = deformation_regularity(graph, edge_lengths(graph, points[None] * 1.1))
+    assert deformation_regularity(graph, edge_lengths(graph.edges, moved)) < 1e-8
+    stretched = deformation_regularity(graph, edge_lengths(graph.edges, points[None] * 1.1))
     assert torch.allclose(stretched, (0.1 * graph.distances).square().mean(), rtol=1e-3)
-    assert repulsion(graph, edge_lengths(graph, points[None] * 10)) == 0
-    assert repulsion(graph, edge_lengths(graph, points[None] * 0.1)) > 0.5 * graph.mean_spacing**2
+    assert repulsion(graph, edge_lengths(graph.edges, points[None] * 10)) == 0
+    assert repulsion(graph, edge_lengths(graph.edges, points[None] * 0.1)) > 0.5 * graph.mean_spacing**2
+
+
+def bar(generator):
+    """Return (800, 3) points of a bar of 80 A along x."""
+    return (torch.rand(800, 3, generator=generator) - 0.5) * torch.tensor([80.0, 20.0, 20.0])
+
+
+def test_long_edges_see_a_bending_that_short_ones_hardly_see():
+    points = bar(torch.Generator().manual_seed(1))
+    # Each cross-section turns by an angle that grows along the bar.
+    angle = points[:, 0] / 80 * 0.3
+    bent = points.clone()
+    bent[:, 1] += angle * points[:, 0]
+    long_edges = LongEdges.build(points, points[None], torch.Generator().manual_seed(2))
+    graph = NeighbourGraph.build(points)
+    lengths = (points[long_edges.edges[:, 0]] - points[long_edges.edges[:, 1]]).norm(dim=1)
+    assert torch.allclose(long_edges.distances, lengths, atol=1e-3)
+    assert lengths.max() < 30 and lengths.mean() > 12
+    short = deformation_regularity(graph, edge_lengths(graph.edges, bent[None]))
+    assert rigidity(long_edges, bent[None]) > 4 * short
+    assert rigidity(long_edges, points[None]) < 1e-6
+
+
+def test_long_edges_let_a_hinge_go_and_hold_its_two_sides():
+    points = bar(torch.Generator().manual_seed(1))
+    right = points[:, 0] > 0
+    conformations = []
+    for angle in torch.linspace(-0.35, 0.35, 9):
+        turn = torch.tensor([[angle.cos(), -angle.sin(), 0], [angle.sin(), angle.cos(), 0], [0, 0, 1]])
+        conformations.append(torch.where(right[:, None], points @ turn.T, points))
+    noise = 0.05 * torch.randn(9, len(points), 3, generator=torch.Generator().manual_seed(4))
+    displaced = torch.stack(conformations) + noise
+    long_edges = LongEdges.build(points, displaced, torch.Generator().manual_seed(2))
+    across = right[long_edges.edges[:, 0]] != right[long_edges.edges[:, 1]]
+    assert long_edges.weights[across].mean() < 0.3 * long_edges.weights[~across].mean()
+    assert long_edges.weights.mean() == pytest.approx(1, rel=1e-4)
 
 
 @pytest.mark.parametrize("decoder", [BasisDecoder(3, 128.0), CoordinateDecoder(3, 128.0, 32)])
@@ -177,3 +220,26 @@ def test_motion_mask_holds_points_outside_it_still():
     shift = half.displacements(torch.randn(1, 3), points)[0]
     assert not shift[0].any()
     assert shift[1].norm() > 0
+
+
+def test_filling_follows_a_density():
+    mask = np.ones((16, 16, 16), bool)
+    density = torch.zeros(16, 16, 16)
+    density[:, :, 4:8], density[:, :, 8:12] = 1.0, 3.0
+    points = fill_region(mask, 2000, 2.0, torch.Generator().manual_seed(0), density)
+    column = (points[:, 0] / 2 + 8).round()
+    # A voxel reaches half a voxel to either side of its index.
+    assert ((column >= 4) & (column <= 12)).all()
+    assert (points[:, 0] > (8 - 8.5) * 2).float().mean() == pytest.approx(0.75, abs=0.01)
+
+
+def test_consensus_frame_lies_on_the_arc_of_a_rotation():
+    torch.manual_seed(0)
+    model = HalfModel(GaussianModel(torch.tensor([[40.0, 0.0, 0.0]]), 3.0, 1.0), 32, 4.0, 1, "basis", 100.0)
+    angles = torch.linspace(-0.5, 0.9, 201)[:, None]
+    arc = 40 * torch.cat([angles.cos() - 1, angles.sin(), 0 * angles], 1)
+    model.displacements = lambda latents: (40 * torch.cat([latents.cos() - 1, latents.sin(), 0 * latents], 1))[:, None]
+    model.set_consensus_frame(angles)
+    assert arc[100] == pytest.approx([40 * (np.cos(0.2) - 1), 40 * np.sin(0.2), 0], abs=1e-3)
+    assert (model.consensus_positions.norm() - 40).abs() < 0.1
+    assert (model.consensus_positions[0] - torch.tensor([40.0, 0, 0]) - arc[100]).norm() < 2

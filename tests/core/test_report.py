@@ -40,7 +40,8 @@ def make_run(folder, n=400, n_points=300, n_motions=4, answer="supported", recon
             "particles": n // 10, "sentence": "Held-out particles say so: 7.65 +- 0.32 nats.",
         },
         "motion_rms": 3.456, "motion_between_particles_rms": 3.21, "error_rms": 1.789,
-        "error_disagreement_rms": 1.11, "error_posterior_rms": 1.44, "warnings": ["a warning about <the map>"],
+        "error_disagreement_rms": 1.11, "error_posterior_rms": 1.44, "unseen_motion_rms": 0.77,
+        "warnings": ["a warning about <the map>"],
         "point_motion": torch.rand(n_points, generator=generator).tolist(),
         "point_error": torch.rand(n_points, generator=generator).tolist(),
     }  # fmt: skip

@@ -1,11 +1,13 @@
 """Training: schedule, latent inference, resuming, reference updates, and what a run recovers."""
 
+import copy
 import json
 
 import pytest
 import torch
 
 import dynamight_core.training.run as run_module
+from dynamight_core.analysis.detection import unseen_motion
 from dynamight_core.analysis.errors import _pushed_through
 from dynamight_core.analysis.motions import motion_fields, principal_motions
 from dynamight_core.analysis.results import summarise
@@ -68,12 +70,36 @@ def test_inference_finds_known_latents_within_its_own_error():
     model, data, latents = known_motion()
     rows = torch.arange(len(latents))
     posterior = infer_latents(model, data, rows, [torch.zeros_like(latents)], steps=12)
-    offset = posterior.modes - latents
+    offset = posterior.latents - latents
     squared = (offset[:, None] @ torch.linalg.inv(posterior.covariances) @ offset[..., None]).flatten()
     # chi squared of 2 degrees of freedom has mean 2, and its mean over 40 a standard error of 0.32
     assert squared.median() < 4
     assert offset.square().mean().sqrt() < 0.2
     assert posterior.covariances.diagonal(dim1=1, dim2=2).mean() < 0.1
+
+
+def test_integrated_posterior_is_that_of_a_fine_grid():
+    model, data, latents = known_motion(noise=1.0)
+    rows = torch.arange(len(latents))
+    posterior = infer_latents(model, data, rows, [latents], steps=8, integrate=True)
+    # Likelihood times prior on a grid of both latents.
+    axis = torch.linspace(-4, 4, 61)
+    grid = torch.cartesian_prod(axis, axis)
+    batch, weights = data.batch(rows), model.frequency_weights()
+    energies = torch.empty(len(rows), len(grid))
+    with torch.no_grad():
+        for index, place in enumerate(grid):
+            positions = model.gaussians.positions + model.displacements(place[None])
+            image = model.project(batch.matrices, batch.transfer, positions.expand(len(rows), -1, -1))
+            fit = ((image - batch.transforms).abs().square() * weights).sum((1, 2))
+            energies[:, index] = 0.5 * fit + 0.5 * place.square().sum()
+    share = torch.softmax(-energies, 1)
+    mean = share @ grid
+    variance = share @ grid.square() - mean.square()
+    width = variance.sum(1).sqrt()
+    assert ((posterior.latents - mean).norm(dim=1) / width).median() < 0.3
+    trace = posterior.covariances.diagonal(dim1=1, dim2=2).sum(1)
+    assert (trace / variance.sum(1)).median() == pytest.approx(1, abs=0.25)
 
 
 def test_inference_takes_the_better_of_two_starts():
@@ -90,7 +116,7 @@ def test_inference_does_not_see_pixels_outside_its_share():
     rows = torch.arange(len(latents))
     nothing = torch.zeros(len(rows), 32, 17, dtype=torch.bool)
     posterior = infer_latents(model, data, rows, [latents], steps=6, pixel_share=nothing)
-    assert torch.allclose(posterior.modes, model.latent_mean.expand_as(latents), atol=1e-2)
+    assert torch.allclose(posterior.latents, model.latent_mean.expand_as(latents), atol=1e-2)
     assert torch.allclose(posterior.covariances[0], model.latent_covariance, atol=1e-4)
 
 
@@ -234,6 +260,18 @@ def test_verdict_supports_a_real_hinge_and_errors_are_of_the_right_size(hinge_se
     shift = run.motions.displacement(run.motions.coordinates)
     error = (shift - truth.displacements(run.motions.points, rows)).square().sum(-1).mean().sqrt()
     assert 0.5 < run.summary["error_rms"] / float(error) < 2
+
+
+def test_motion_that_would_not_show_shrinks_with_less_noise_and_more_particles(trained):
+    result, _ = trained
+    rows = [trainer.rows for trainer in result.trainers]
+    limit = unseen_motion(result.models, result.data, rows, 0)
+    few = unseen_motion(result.models, result.data, [half[: len(half) // 4] for half in rows], 0)
+    assert 1.2 < few / limit < 1.8
+    quiet = [copy.deepcopy(model) for model in result.models]
+    for model in quiet:
+        model.noise_power.div_(4)
+    assert 0.35 < unseen_motion(quiet, result.data, rows, 0) / limit < 0.65
 
 
 def test_particles_star_has_every_row_in_input_order(hinge_set, trained):

@@ -1,0 +1,93 @@
+"""How much motion could be there and go unseen.
+
+What a run learns says nothing of motion that its images are too noisy or too few to show. Finding a direction of
+motion among many is finding the leading principal component of noisy data: with x the ratio of signal to noise
+along the direction, in p dimensions and with n samples, it can be done above x = sqrt(p / n) only (Baik, Ben Arous
+& Peche, Annals of Probability 2005). Here x is the power that a motion changes an image by, in units of its noise,
+and p the number of smooth deformations of a molecule.
+"""
+
+import math
+
+import torch
+
+from dynamight_core.model.half import HalfModel
+from dynamight_core.training.data import TrainingImages
+
+# What is learned by gradient descent must be stronger than the least that can be found at all by this factor: hinges
+# of two fifths of that strength were missed, of four fifths found (benchmarks/engine.py, noisy).
+_MARGIN = 4.0
+# Smooth deformations of a molecule have three components in so many independent regions: of a third of its diameter.
+_DIMENSIONS = 3 * 3**3
+# The motions that are tried: caps of the molecule, these shares of its Gaussians, that turn about where they join
+# the rest, so many of each in random directions.
+_SHARES, _DIRECTIONS = (0.1, 0.2, 0.4), 4
+_PARTICLES = 128
+# Where the search starts, A rms over the molecule.
+_START = 2.0
+
+
+@torch.no_grad()
+def unseen_motion(models: tuple[HalfModel, HalfModel], data: TrainingImages, rows, seed: int) -> float:
+    """Return the motion (A rms over the molecule) up to which a motion may go unseen, the least visible one tried.
+
+    Parameters
+    ----------
+    models
+        of both halves.
+    data
+        images that they were trained on; only transfer functions and poses are looked at.
+    rows
+        pair of (n,) training particles of each half.
+    seed
+        of the random motions that are tried.
+    """
+    limits = [_limit(model, data, rows[half], seed * 10 + half) for half, model in enumerate(models)]
+    return sum(limits) / len(limits)
+
+
+def _limit(model: HalfModel, data: TrainingImages, rows: torch.Tensor, seed: int) -> float:
+    generator = torch.Generator().manual_seed(seed)
+    positions = model.gaussians.positions
+    caps = [_cap(positions, share, generator) for share in _SHARES for _ in range(_DIRECTIONS)]
+    chosen = rows[torch.randperm(len(rows), generator=generator)[:_PARTICLES]]
+    needed = _MARGIN * math.sqrt(_DIMENSIONS / len(rows))
+    limits = []
+    for cap in caps:
+        limit = _START
+        # The change of an image grows less than with the square of the motion: measure it where it is asked about.
+        for _ in range(3):
+            power = _change(model, data, chosen, positions + _turned(positions, *cap, limit))
+            limit *= math.sqrt(needed / power)
+        limits.append(limit)
+    return max(limits)
+
+
+def _change(model: HalfModel, data: TrainingImages, rows: torch.Tensor, moved: torch.Tensor) -> float:
+    """Return the power, in units of the noise, by which (n, 3) moved positions change an image of (b,) rows."""
+    weights = model.frequency_weights()
+    power = 0.0
+    for part in rows.split(64):
+        batch = data.batch(part)
+        change = model.project(batch.matrices, batch.transfer, moved.expand(len(part), -1, -1))
+        change = change - model.project(batch.matrices, batch.transfer)
+        power += float((change.abs().square() * weights).sum())
+    return power / len(rows)
+
+
+def _cap(positions: torch.Tensor, share: float, generator: torch.Generator):
+    """Return the (n,) bool cap of a molecule in a random direction, the point (3,) and axis (3,) it turns about."""
+    direction, other = torch.nn.functional.normalize(torch.randn(2, 3, generator=generator).to(positions), dim=1)
+    height = positions @ direction
+    order = height.argsort()
+    cap = torch.zeros(len(positions), dtype=torch.bool, device=positions.device)
+    n = max(2, round(share * len(positions)))
+    cap[order[-n:]] = True
+    joint = positions[order[-n:][: max(1, n // 10)]].mean(0)
+    return cap, joint, torch.nn.functional.normalize(torch.linalg.cross(direction, other), dim=0)
+
+
+def _turned(positions: torch.Tensor, cap: torch.Tensor, joint, axis, size: float) -> torch.Tensor:
+    """Return the (n, 3) displacement of a cap that turns, of `size` A rms over the whole molecule, to first order."""
+    shift = torch.linalg.cross(axis.expand_as(positions), positions - joint) * cap[:, None]
+    return shift * (size / shift.square().sum(1).mean().sqrt())
