@@ -60,29 +60,28 @@ class DynamightProtDisplaceModel(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
     # ------------------------------------------------------------------ steps
 
     def _insertAllSteps(self):
-        model = self.inputModel.get()
-        folder = model.getRunFolder()
-        states = self.inputStates.get()
+        model, states = self._identifyModel(), self.inputStates.get()
         if states is None:
-            self._insertFunctionStep(self.chooseStatesStep, folder, self._getStatesOptions(), needsGPU=False)
+            chooseStates, chosen = self.chooseStatesStep, self._getStatesOptions()
         else:
-            chosen = [[name, values] for name, values in zip(*_namesAndCoordinates(states), strict=True)]
-            self._insertFunctionStep(self.copyStatesStep, folder, chosen, needsGPU=False)
-        self._insertFunctionStep(
-            self.displaceStep, self.inputStructure.get().getFileName(), ORIGINS[self.origin.get()], needsGPU=False
-        )
-        self._insertFunctionStep(self.createOutputStep, needsGPU=False)
+            chooseStates = self.copyStatesStep
+            chosen = [[f"state{n:02d}", state.getZFlex().tolist()] for n, state in enumerate(states.iterItems(), 1)]
+        # Continuing a protocol compares the arguments of each step by itself: each gets all that its result hangs on.
+        atoms = self.inputStructure.get().getFileName(), ORIGINS[self.origin.get()]
+        self._insertFunctionStep(chooseStates, model, chosen, needsGPU=False)
+        for step in (self.displaceStep, self.createOutputStep):
+            self._insertFunctionStep(step, model, chosen, *atoms, needsGPU=False)
 
-    def chooseStatesStep(self, runFolder, words):
+    def chooseStatesStep(self, modelId, chosen):
         """Let the engine write the table of states."""
-        self.runEngine("states", [self._linkRun(), "--out", self._getExtraPath(), "--no-maps", *words])
+        self.runEngine("states", [self._linkRun(), "--out", self._getExtraPath(), "--no-maps", *chosen])
 
-    def copyStatesStep(self, runFolder, chosen):
+    def copyStatesStep(self, modelId, chosen):
         """Write the table of the states of another protocol."""
         self._linkRun()
         writeStates(self._getExtraPath("states.csv"), [name for name, _ in chosen], [values for _, values in chosen])
 
-    def displaceStep(self, structure, origin):
+    def displaceStep(self, modelId, chosen, structure, origin):
         """Let the engine move the atoms."""
         cleanPath(self._getExtraPath("structures"))
         makePath(self._getExtraPath("structures"))
@@ -90,20 +89,20 @@ class DynamightProtDisplaceModel(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
         words += ["--states", self._getExtraPath("states.csv"), *self._getThreadOptions()]
         self.runEngine("displace", [self._getRunFolder(), *words])
 
-    def createOutputStep(self):
+    def createOutputStep(self, modelId, chosen, structure, origin):
         """Register the moved structures."""
         model = self.inputModel.get()
         structures = self._createSetOfAtomStructFlex(progName=FLEX_PROGRAM)
         setFlexInfo(structures, model)
         distances = self._getDistances()
         for row, distance in zip(readStates(self._getExtraPath("states.csv")), distances, strict=True):
-            structure = AtomStructFlex(progName=FLEX_PROGRAM)
-            structure.setFileName(self._getExtraPath("structures", f"atoms_{row['state']}.cif"))
-            structure.setZFlex(row["coordinates"])
-            structure.setObjLabel(row["state"])
-            structure._dynDisplacementRms = Float(distance)
-            setFlexInfo(structure, model)
-            structures.append(structure)
+            moved = AtomStructFlex(progName=FLEX_PROGRAM)
+            moved.setFileName(self._getExtraPath("structures", f"atoms_{row['state']}.cif"))
+            moved.setZFlex(row["coordinates"])
+            moved.setObjLabel(row["state"])
+            moved._dynDisplacementRms = Float(distance)
+            setFlexInfo(moved, model)
+            structures.append(moved)
         self._defineOutputs(outputStructures=structures)
         self._defineSourceRelation(self.inputModel, structures)
         self._defineSourceRelation(self.inputStructure, structures)
@@ -162,12 +161,3 @@ class DynamightProtDisplaceModel(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
         if not self.isFinished():
             return []
         return ["The atomic model was moved along the deformation field to states of the molecule [Schwab2024]."]
-
-
-def _namesAndCoordinates(states):
-    """Return the names (unique, fit for files) and the coordinates (Å rms) of a set of states."""
-    names, coordinates = [], []
-    for number, state in enumerate(states.iterItems(), 1):
-        names.append(f"state{number:02d}")
-        coordinates.append(state.getZFlex().tolist())
-    return names, coordinates

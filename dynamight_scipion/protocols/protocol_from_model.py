@@ -27,6 +27,11 @@ class ModelProtocol(EngineProtocol):
             help="Deformations that were estimated before.",
         )  # fmt: skip
 
+    def _identifyModel(self):
+        """Return what tells the input model from another, and from itself estimated anew."""
+        model = self.inputModel.get()
+        return f"{model.getRunFolder()} {model.strId()}"
+
     def _linkRun(self):
         """Make a run folder of our own that shares the model's files, and return it."""
         return self.inputModel.get().linkRun(self._getRunFolder())

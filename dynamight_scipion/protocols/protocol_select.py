@@ -108,23 +108,25 @@ class DynamightProtSelect(ModelProtocol, ProtAnalysis3D, ProtFlexBase):
     # ------------------------------------------------------------------ steps
 
     def _insertAllSteps(self):
-        folder, options = self.inputModel.get().getRunFolder(), self._getSelectOptions()
-        self._insertFunctionStep(self.selectStep, folder, options, needsGPU=False)
+        model, options = self._identifyModel(), self._getSelectOptions()
+        # Continuing a protocol compares the arguments of each step by itself: each gets all that its result hangs on.
+        self._insertFunctionStep(self.selectStep, model, options, needsGPU=False)
         if self.nClusters.get():
-            self._insertFunctionStep(self.renderStep, self.nClusters.get(), self.seed.get(), needsGPU=False)
-        self._insertFunctionStep(self.createOutputStep, self._getSource().getUniqueId(), needsGPU=False)
+            self._insertFunctionStep(self.renderStep, model, self.nClusters.get(), self.seed.get(), needsGPU=False)
+        source = self._getSource().getUniqueId()
+        self._insertFunctionStep(self.createOutputStep, model, options, source, needsGPU=False)
 
-    def selectStep(self, runFolder, options):
+    def selectStep(self, modelId, options):
         """Let the engine select; it writes the rows that are kept."""
         cleanPath(self._getSelectionPath())
         self.runEngine("select", [self._linkRun(), "--out", self._getSelectionPath(), *options])
 
-    def renderStep(self, nClusters, seed):
+    def renderStep(self, modelId, nClusters, seed):
         """Let the engine render the centres of the clusters."""
         words = ["--clusters", nClusters, "--seed", seed, "--out", self._getExtraPath("clusters")]
         self.runEngine("states", [self._getRunFolder(), *words, *self._getThreadOptions()])
 
-    def createOutputStep(self, sourceId):
+    def createOutputStep(self, modelId, options, sourceId):
         """Take the selected particles from their set, by id."""
         source = self._getSource()
         particles = source.get()

@@ -54,22 +54,22 @@ class DynamightProtStates(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
         words = [*self._getStatesOptions(), "--half", HALVES[self.half.get()]]
         if not self.doMovie:
             words.append("--no-movie")
-        self._insertFunctionStep(self.renderStep, self.inputModel.get().getRunFolder(), words, needsGPU=False)
-        self._insertFunctionStep(self.createOutputStep, needsGPU=False)
+        # Continuing a protocol compares the arguments of each step by itself: each gets all that its result hangs on.
+        for step in (self.renderStep, self.createOutputStep):
+            self._insertFunctionStep(step, self._identifyModel(), words, needsGPU=False)
 
-    def renderStep(self, runFolder, words):
+    def renderStep(self, modelId, words):
         """Let the engine write maps, table and movie."""
         cleanPath(self._getStatesPath())
         self.runEngine("states", [self._linkRun(), "--out", self._getStatesPath(), *words, *self._getThreadOptions()])
 
-    def createOutputStep(self):
+    def createOutputStep(self, modelId, words):
         """Register the maps."""
-        model = self.inputModel.get()
         states = self._createSetOfVolumesFlex(progName=FLEX_PROGRAM)
-        states.setSamplingRate(model.getSamplingRate())
-        setFlexInfo(states, model)
+        states.setSamplingRate(self.inputModel.get().getSamplingRate())
+        setFlexInfo(states, self.inputModel.get())
         for row in readStates(self._getStatesPath("states.csv")):
-            states.append(stateVolume(model, row, self._getStatesPath()))
+            states.append(stateVolume(self.inputModel.get(), row, self._getStatesPath()))
         self._defineOutputs(outputStates=states)
         self._defineSourceRelation(self.inputModel, states)
 
@@ -101,6 +101,6 @@ class DynamightProtStates(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
         if not self.isFinished():
             return []
         return [
-            f"The Gaussian models were rendered as maps at {self._describeStates()} of the principal motions "
-            "[Schwab2024]."
+            f"The Gaussian models were rendered as maps at {self._describeStates()}, in coordinates along the "
+            "principal motions [Schwab2024]."
         ]

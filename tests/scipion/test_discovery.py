@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from pyworkflow import Config
 from pyworkflow.gui.project.viewprotocols_extra import ProtocolTreeConfig
+from pyworkflow.protocol.params import Line
 from scipion.install.plugin_funcs import PluginInfo
 
 import dynamight_scipion
@@ -55,12 +56,26 @@ def test_discovery_imports_neither_torch_nor_the_engine(flags):
 # ------------------------------------------------------------------ what it shows
 
 
+OURS = {
+    "DynamightProtDeformations", "DynamightProtReconstruct", "DynamightProtStates", "DynamightProtSelect",
+    "DynamightProtDisplaceModel",
+}  # fmt: skip
+
+
 def branches(menu, path=()):
     """Texts from the root, for every branch of a protocol tree."""
     for child in menu.childs:
         if child.tag != ProtocolTreeConfig.TAG_PROTOCOL:
             yield (*path, child.text)
             yield from branches(child, (*path, child.text))
+
+
+def protocols(menu):
+    """Names of the classes in a protocol tree."""
+    for child in menu.childs:
+        if child.tag == ProtocolTreeConfig.TAG_PROTOCOL:
+            yield child.value
+        yield from protocols(child)
 
 
 def test_protocol_tree_is_read_and_merged_with_scipions_own(caplog):
@@ -76,6 +91,28 @@ def test_protocol_tree_is_read_and_merged_with_scipions_own(caplog):
     single_particles = list(branches(views["Protocols SPA"]))
     for branch in [("3D",), ("3D", "Analysis"), ("3D", "Analysis", "Heterogeneity"), ("3D", "Reconstruct")]:
         assert single_particles.count(branch) == 1, "a branch of Scipion's own is doubled, not extended"
+
+
+    for view in ("Flexibility Hub", "Protocols SPA"):
+        assert sorted(name for name in protocols(views[view]) if name.startswith("Dynamight")) == sorted(OURS)
+
+
+@pytest.mark.parametrize("name", sorted(OURS))
+def test_protocols_explain_every_parameter_and_have_valid_defaults(name):
+    protocol = Config.getDomain().getProtocols()[name]()
+    assert len(protocol.getDoc()) > 100
+    form = protocol.getDefinition()
+    lines = [param for _, param in form.iterAllParams() if isinstance(param, Line)]
+    # A line's help stands for all in it.
+    explained = {inLine for line in lines for inLine, _ in line.iterParams()} | {"runName", "runMode", "hostName"}
+    for line in lines:
+        assert len(line.help.get()) > 20, line.getLabel()
+    for parameter, param in form.iterParams():
+        assert param.label.get(), parameter
+        assert parameter in explained or len(param.help.get("")) > 20, parameter
+        value = getattr(protocol, parameter)
+        if not value.isPointer() and protocol.evalParamCondition(parameter):
+            assert param.validate(value.get()) == [], parameter
 
 
 def test_icon_is_an_image():

@@ -173,6 +173,9 @@ def test_plugins_wheel_holds_the_plugin_alone(sources, tmp_path):
     contents = wheel_contents(sources, tmp_path)
     assert {name for name in contents if name.endswith(".py")} == modules
     assert contents >= {"dynamight_scipion/protocols.conf", f"dynamight_scipion/{dynamight_scipion._logo}"}
+    templates = {str(path.relative_to(sources)) for path in sources.glob("dynamight_scipion/templates/*")}
+    assert templates
+    assert contents >= templates
 
 
 def test_engines_wheel_holds_every_module_and_its_data(sources, tmp_path):
