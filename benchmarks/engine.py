@@ -63,6 +63,8 @@ def benchmark(case, seed, train_options, reconstruct=True):
     for share in ("train", "validation"):
         figures |= {f"{name}_{share}": value for name, value in compare(trained, run, truth, share).items()}
     figures |= errors_contain_truth(run, trained, truth)
+    figures["unseen_motion"] = run.summary["unseen_motion_rms"]
+    figures["gain_of_truth"], figures["gain_of_truth_error"] = gain_of_truth(trained, run, truth)
     if reconstruct:
         figures |= compare_maps(trained, truth, inputs)
     return figures
@@ -108,6 +110,26 @@ def errors_contain_truth(run, trained, truth):
                 shift = model.consensus_evaluator(points)(trained.latents[half][rows[mine]])
             squared += float((shift - true[mine]).square().sum(-1).mean(1).sum())
     return {"true_error": (squared / n) ** 0.5, "predicted_error": run.summary["error_rms"]}
+
+
+def gain_of_truth(trained, run, truth):
+    """Return what the true deformations add to the log-likelihood of held-out particles, and its standard error.
+
+    In nats a particle on half of the Fourier pixels, as the verdict's gain is.
+    """
+    gains = []
+    for half, model in enumerate(trained.models):
+        points, weights = model.consensus_positions, model.frequency_weights()
+        for rows in torch.where((run.halves == half + 1) & run.validation)[0].split(64):
+            batch = trained.data.batch(rows)
+            terms = []
+            for shift in (torch.zeros(1), truth.displacements(points, rows)):
+                with torch.no_grad():
+                    image = model.project(batch.matrices, batch.transfer, (points + shift).expand(len(rows), -1, -1))
+                terms.append(0.5 * ((image - batch.transforms).abs().square() * weights).sum((-2, -1)))
+            gains.append((terms[0] - terms[1]) / 2)
+    gains = torch.cat(gains)
+    return float(gains.mean()), float(gains.std() / len(gains) ** 0.5)
 
 
 def compare_maps(trained, truth, inputs):

@@ -99,12 +99,14 @@ def judge(
 
 
 def _data_terms(model, data, rows, latents, share) -> torch.Tensor:
-    """Return (n,) minus log-likelihoods on the Fourier pixels of `share`, without deformation if latents is None."""
+    """Return (n,) minus log-likelihoods on the Fourier pixels of `share`; of the consensus if latents is None."""
     weights = model.frequency_weights()
     terms = []
     for part in torch.arange(len(rows)).split(128):
         batch = data.batch(rows[part])
-        positions = None if latents is None else model.gaussians.positions + model.displacements(latents[part])
+        positions = model.consensus_positions.expand(len(part), -1, -1)
+        if latents is not None:
+            positions = model.gaussians.positions + model.displacements(latents[part])
         residual = model.project(batch.matrices, batch.transfer, positions) - batch.transforms
         terms.append(0.5 * (residual.abs().square() * weights * share[part].to(weights)).sum((-2, -1)))
     return torch.cat(terms).cpu()

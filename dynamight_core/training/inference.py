@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from dynamight_core.model.half import HalfModel
-from dynamight_core.training.data import TrainingImages
+from dynamight_core.training.data import Batch, TrainingImages
 
 # Finite-difference step, in standard deviations of the latents' prior.
 _STEP = 0.15
@@ -68,101 +68,127 @@ def infer_latents(
         gives its mean and width there instead of the mode and the curvature at the mode: displacements larger than
         the map's details make the posterior wider than that.
     """
-    amplitude = model.frequency_weights().sqrt()
-    dim = model.n_latents
-    mean, precision = model.latent_mean, torch.linalg.inv(model.latent_covariance)
-    difference = _STEP * model.latent_covariance.diagonal().sqrt()
-    displacement = model.evaluator(model.gaussians.positions)
-    reference = model.gaussians.positions
-
-    def project(latents, matrices, transfer):
-        repeat = len(latents) // len(matrices)
-        matrices, transfer = matrices.repeat_interleave(repeat, 0), transfer.repeat_interleave(repeat, 0)
-        image = model.project(matrices, transfer, reference + displacement(latents))
-        return torch.view_as_real(image).flatten(1)
-
-    def energy(residual, latents):
-        offset = latents - mean
-        return 0.5 * residual.square().sum(1) + 0.5 * ((offset @ precision) * offset).sum(1)
-
-    metric = _displacement_metric(model, starts[0].to(reference), difference) if integrate else None
-    found = torch.empty(len(rows), dim, device=reference.device)
-    covariances = torch.empty(len(rows), dim, dim, device=reference.device)
-    energies = torch.empty(len(rows), device=reference.device)
+    start = starts[0].to(model.latent_mean)
+    metric = _displacement_metric(model, start) if integrate else None
+    evaluate = model.evaluator(model.gaussians.positions)
+    n, dim = len(rows), model.n_latents
+    found, covariances, energies = start.new_empty(n, dim), start.new_empty(n, dim, dim), start.new_empty(n)
     # A handful of tensors of d images each: bounded to some 100 MB.
     size = max(1, min(128, int(2**25 // (dim * model.box**2))))
-    for chosen in torch.arange(len(rows)).split(size):
-        batch = data.batch(rows[chosen])
-        whitening = amplitude if pixel_share is None else amplitude * pixel_share[chosen].to(amplitude)
-        view = batch.matrices, batch.transfer * whitening
-        target = torch.view_as_real(batch.transforms * whitening).flatten(1)
-        latents, image, value = None, None, None
-        for start in starts:
-            candidate = start[chosen].to(reference, copy=True)
-            candidate_image = project(candidate, *view)
-            candidate_value = energy(target - candidate_image, candidate)
-            if latents is None:
-                latents, image, value = candidate, candidate_image, candidate_value
-                continue
-            better = candidate_value < value
-            latents = torch.where(better[:, None], candidate, latents)
-            image = torch.where(better[:, None], candidate_image, image)
-            value = torch.where(better, candidate_value, value)
-        damping = torch.full_like(value, 1e-2)
-        hessian = torch.empty(len(chosen), dim, dim, device=reference.device)
-        # Particles that still move; the others are done.
-        moving = torch.arange(len(chosen), device=reference.device)
-        for step in range(max(steps, 1)):
-            here, seen = latents[moving], tuple(factor[moving] for factor in view)
-            misfit = target[moving] - image[moving]
-            normal, jacobian = _curvature(here, image[moving], seen, difference, project)
-            # The width is that of the last step's start: one step less costs d projections less.
-            curvature = normal + precision
-            hessian[moving] = curvature
-            if step == steps:
-                break
-            gradient = (jacobian @ misfit[..., None])[..., 0] - (here - mean) @ precision
-            damped = curvature + torch.diag_embed(curvature.diagonal(dim1=1, dim2=2) * damping[moving][:, None])
-            move = torch.linalg.solve(damped, gradient)
-            # At most two prior standard deviations a step: the model is linear no farther.
-            longest = (move.abs() * _STEP / difference).amax(1, keepdim=True)
-            there = here + move * (2 / longest.clamp(min=2))
-            new_image = project(there, *seen)
-            new_value = energy(target[moving] - new_image, there)
-            gain = value[moving] - new_value
-            better = gain > 0
-            accepted = moving[better]
-            latents[accepted], image[accepted], value[accepted] = there[better], new_image[better], new_value[better]
-            damping[moving] *= torch.where(better, 0.3, 10.0)
-            expected = 0.5 * (gradient * move).sum(1)
-            moving = moving[torch.where(better, gain > _CONVERGED, expected > _HOPELESS)]
-            if not len(moving):
-                break
-        covariance = torch.linalg.inv(hessian)
+    for chosen in torch.arange(n).split(size):
+        share = None if pixel_share is None else pixel_share[chosen]
+        fit = _Fit(model, evaluate, data.batch(rows[chosen]), share)
+        latents, image, energy = fit.best([start[chosen] for start in starts])
+        covariance = _climb(fit, latents, image, energy, steps)
         if integrate:
-            direction = _least_certain(covariance, metric)
-            nodes = latents.new_tensor(_NODES)
-            places = [latents + node * direction for node in nodes]
-            along = torch.stack([energy(target - project(place, *view), place) for place in places], 1)
-            share = torch.softmax(-along, 1)
-            offset = share @ nodes
-            # The direction is one standard deviation long: its variance was 1.
-            excess = share @ nodes.square() - offset.square() - 1
-            latents = latents + offset[:, None] * direction
-            covariance = covariance + excess[:, None, None] * direction[:, :, None] * direction[:, None]
-        found[chosen], energies[chosen], covariances[chosen] = latents, value, covariance
+            latents, covariance = _integrate(fit, latents, covariance, metric)
+        found[chosen], energies[chosen], covariances[chosen] = latents, energy, covariance
         if progress is not None:
-            progress(int(chosen[-1]) + 1, len(rows))
+            progress(int(chosen[-1]) + 1, n)
     return LatentPosterior(found, covariances, energies)
 
 
-def _displacement_metric(model: HalfModel, latents: torch.Tensor, difference: torch.Tensor) -> torch.Tensor:
-    """Return the (d, d) mean product of the displacement's derivatives by the latents, A^2, over some of (n, d)."""
-    few = latents[:: max(1, len(latents) // 32)]
-    moved = (few[:, None] + torch.diag(difference)).flatten(0, 1)
-    change = model.displacements(moved).reshape(*few.shape, -1) - model.displacements(few).reshape(len(few), 1, -1)
-    change = change / difference[:, None]
-    return (change @ change.transpose(1, 2)).mean(0) / len(model.gaussians)
+class _Fit:
+    """How well latents explain the images of b particles.
+
+    Images are whitened, real and flat: (b, values), the squared norm of a residual being minus twice its
+    log-likelihood. `which` picks some of the b particles.
+    """
+
+    def __init__(self, model: HalfModel, evaluate, batch: Batch, share: torch.Tensor | None):
+        self._model, self._evaluate = model, evaluate
+        self._mean, self.precision = model.latent_mean, torch.linalg.inv(model.latent_covariance)
+        self._difference = _finite_difference(model)
+        amplitude = model.frequency_weights().sqrt()
+        whitening = amplitude if share is None else amplitude * share.to(amplitude)
+        self._matrices, self._transfer = batch.matrices, batch.transfer * whitening
+        self._target = torch.view_as_real(batch.transforms * whitening).flatten(1)
+        self.all = torch.arange(len(batch), device=amplitude.device)
+
+    def image(self, latents: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+        """Return the (b, values) model images under (b, d) latents."""
+        positions = self._model.gaussians.positions + self._evaluate(latents)
+        image = self._model.project(self._matrices[which], self._transfer[which], positions)
+        return torch.view_as_real(image).flatten(1)
+
+    def energy(self, latents: torch.Tensor, image: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+        """Return (b,) minus log posteriors."""
+        offset = latents - self._mean
+        prior = ((offset @ self.precision) * offset).sum(1)
+        return 0.5 * (self._target[which] - image).square().sum(1) + 0.5 * prior
+
+    def derivatives(self, latents: torch.Tensor, image: torch.Tensor, which: torch.Tensor):
+        """Return minus the gradient (b, d) of the energy, and its curvature (b, d, d) by Gauss-Newton."""
+        dim = latents.shape[1]
+        moved = (latents[:, None] + torch.diag(self._difference)).flatten(0, 1)
+        jacobian = self.image(moved, which.repeat_interleave(dim)).reshape(len(latents), dim, -1) - image[:, None]
+        jacobian = jacobian / self._difference[:, None]
+        misfit = self._target[which] - image
+        downhill = (jacobian @ misfit[..., None])[..., 0] - (latents - self._mean) @ self.precision
+        return downhill, jacobian @ jacobian.transpose(1, 2) + self.precision
+
+    def longest(self, move: torch.Tensor) -> torch.Tensor:
+        """Return the (b, 1) largest component of a move in standard deviations of the prior."""
+        return (move.abs() * _STEP / self._difference).amax(1, keepdim=True)
+
+    def best(self, starts: list[torch.Tensor]):
+        """Return each particle's best start, its image and its energy."""
+        latents, image, energy = None, None, None
+        for start in starts:
+            candidate = start.to(self._mean, copy=True)
+            candidate_image = self.image(candidate, self.all)
+            candidate_energy = self.energy(candidate, candidate_image, self.all)
+            if latents is None:
+                latents, image, energy = candidate, candidate_image, candidate_energy
+                continue
+            better = candidate_energy < energy
+            latents[better], image[better] = candidate[better], candidate_image[better]
+            energy[better] = candidate_energy[better]
+        return latents, image, energy
+
+
+def _climb(fit: _Fit, latents, image, energy, steps: int) -> torch.Tensor:
+    """Move latents, with their images and energies, in place to the mode; return (b, d, d) covariances there."""
+    damping = torch.full_like(energy, 1e-2)
+    curvatures = latents.new_empty(*latents.shape, latents.shape[1])
+    # Particles that still move; the others are done.
+    moving = fit.all
+    for step in range(max(steps, 1)):
+        # The width is that of the last step's start: one step less costs d projections less.
+        downhill, curvature = fit.derivatives(latents[moving], image[moving], moving)
+        curvatures[moving] = curvature
+        if step == steps:
+            break
+        damped = curvature + torch.diag_embed(curvature.diagonal(dim1=1, dim2=2) * damping[moving][:, None])
+        move = torch.linalg.solve(damped, downhill)
+        # At most two prior standard deviations a step: the model is linear no farther.
+        there = latents[moving] + move * (2 / fit.longest(move).clamp(min=2))
+        new_image = fit.image(there, moving)
+        new_energy = fit.energy(there, new_image, moving)
+        gain = energy[moving] - new_energy
+        better = gain > 0
+        accepted = moving[better]
+        latents[accepted], image[accepted], energy[accepted] = there[better], new_image[better], new_energy[better]
+        damping[moving] *= torch.where(better, 0.3, 10.0)
+        promised = 0.5 * (downhill * move).sum(1)
+        moving = moving[torch.where(better, gain > _CONVERGED, promised > _HOPELESS)]
+        if not len(moving):
+            break
+    return torch.linalg.inv(curvatures)
+
+
+def _integrate(fit: _Fit, latents, covariance, metric):
+    """Return mean and covariance of the posterior, integrated along the direction that matters most."""
+    direction = _least_certain(covariance, metric)
+    nodes = latents.new_tensor(_NODES)
+    places = [latents + node * direction for node in nodes]
+    along = torch.stack([fit.energy(place, fit.image(place, fit.all), fit.all) for place in places], 1)
+    share = torch.softmax(-along, 1)
+    offset = share @ nodes
+    # The direction is one standard deviation long: its variance was 1.
+    excess = share @ nodes.square() - offset.square() - 1
+    outer = direction[:, :, None] * direction[:, None]
+    return latents + offset[:, None] * direction, covariance + excess[:, None, None] * outer
 
 
 def _least_certain(covariance: torch.Tensor, metric: torch.Tensor) -> torch.Tensor:
@@ -177,10 +203,16 @@ def _least_certain(covariance: torch.Tensor, metric: torch.Tensor) -> torch.Tens
     return (covariance @ first)[..., 0] / variances[:, -1:].clamp(min=1e-12).sqrt()
 
 
-def _curvature(latents, image, view, difference, project):
-    """Return the normal matrix (b, d, d) and the Jacobian (b, d, values) of the whitened images."""
-    dim = latents.shape[1]
-    moved = (latents[:, None] + torch.diag(difference)).flatten(0, 1)
-    jacobian = project(moved, *view).reshape(len(latents), dim, -1) - image[:, None]
-    jacobian = jacobian / difference[:, None]
-    return jacobian @ jacobian.transpose(1, 2), jacobian
+def _displacement_metric(model: HalfModel, latents: torch.Tensor) -> torch.Tensor:
+    """Return the (d, d) mean product of the displacement's derivatives by the latents, A^2, over some of (n, d)."""
+    few = latents[:: max(1, len(latents) // 32)]
+    difference = _finite_difference(model)
+    moved = (few[:, None] + torch.diag(difference)).flatten(0, 1)
+    change = model.displacements(moved).reshape(*few.shape, -1) - model.displacements(few).reshape(len(few), 1, -1)
+    change = change / difference[:, None]
+    return (change @ change.transpose(1, 2)).mean(0) / len(model.gaussians)
+
+
+def _finite_difference(model: HalfModel) -> torch.Tensor:
+    """Return the (d,) steps of finite differences by the latents."""
+    return _STEP * model.latent_covariance.diagonal().sqrt()
