@@ -2,6 +2,8 @@
 
     python benchmarks/reconstruction.py hinge --seeds 0 1 2
     python benchmarks/reconstruction.py rigid --seeds 0 1
+    python benchmarks/reconstruction.py hinge --seeds 10 11 --ways learned true --cone 60
+    python benchmarks/reconstruction.py hinge60 --seeds 10 11 --ways learned true --particles 300
 
 Data sets and trained runs are kept in the temporary folder and used again. Every figure is a mean FSC over shells with
 the true state in a soft mask around a domain: "half", the mean over both half-maps, and "mean", of their average.
@@ -39,6 +41,11 @@ FOLDER = Path(tempfile.gettempdir()) / "dynamight-benchmarks"
 CASES = {
     "hinge": {},
     "rigid": {"motion_range": 0.0},
+    "hinge40": {"motion_range": 40.0},
+    "hinge60": {"motion_range": 60.0},
+    "coloured": {"noise": "coloured"},
+    "clear": {"snr": 5.0},
+    "noisy": {"snr": 0.05},
     "igg": {"molecule": "igg", "particles": 4000, "pixel_size": 4.0, "motion_range": 40.0},
 }
 # The learned field with and without shrinking, by error weights, through the inverse network, and what no run has.
@@ -92,7 +99,15 @@ def modes_of(way, truth, run, half, images, options):
     return half_modes(run, half, images, options)[0]
 
 
-def benchmark(case, seed, ways, methods, options, say=print):
+def chosen_rows(run, half, particles=None, cone=180.0):
+    """Return the rows of a half, of views within `cone` degrees of the z axis or against it, `particles` in both."""
+    tilt = torch.rad2deg(run.particles.angles[:, 1]) % 360
+    away = torch.minimum(tilt, 360 - tilt)
+    rows = torch.where((run.halves == half) & ((away <= cone) | (away >= 180 - cone)))[0]
+    return rows if particles is None else rows[: particles // 2]
+
+
+def benchmark(case, seed, ways, methods, options, particles=None, cone=180.0, say=print):
     """Return figures[way, method][domain, "half" or "mean"] and seconds of one data set."""
     truth, run = trained_run(case, seed, say)
     if "inverse" in ways and not inverse_path(run, 1).exists():
@@ -102,7 +117,7 @@ def benchmark(case, seed, ways, methods, options, say=print):
     masks = {name: truth.domain_mask(label) for name, label in DOMAINS.items()}
     masks = {name: mask for name, mask in masks.items() if mask.any()}
     weights = images.noise_weights(0)
-    rows = [torch.where(run.halves == half)[0] for half in (1, 2)]
+    rows = [chosen_rows(run, half, particles, cone) for half in (1, 2)]
     errors = torch.tensor(run.table["dynMotionError"].to_numpy())
     maps, seconds, denominators, shares = {}, {}, [None, None], options.regularisation
     for way in ways:
@@ -137,7 +152,7 @@ def benchmark(case, seed, ways, methods, options, say=print):
                 else:
                     pair = []
                     for number, half in enumerate(halves):
-                        others = rows[1 - number][:: len(rows[1 - number]) // HELD_OUT]
+                        others = rows[1 - number][:: max(1, len(rows[1 - number]) // HELD_OUT)]
                         pair.append(half.least_squares(shares, others, deformed)[0])
                 maps[name, method] = pair
                 seconds[name, method] = time.process_time() - started
@@ -159,13 +174,17 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--methods", nargs="+", default=["wbp", "cg"])
+    parser.add_argument("--particles", type=int, help="use so many")
+    parser.add_argument("--cone", type=float, default=180.0, help="views within so many degrees of one axis")
     parser.add_argument("--option", nargs="*", default=[], help="options of reconstruct, name=value")
     parser.add_argument("--out", type=Path, help="append figures to this file, a JSON object a line")
     arguments = parser.parse_args()
     options = ReconstructOptions(**{k: json.loads(v) for k, v in (item.split("=") for item in arguments.option)})
     every = []
     for seed in arguments.seeds:
-        figures, seconds = benchmark(arguments.case, seed, arguments.ways, arguments.methods, options)
+        figures, seconds = benchmark(
+            arguments.case, seed, arguments.ways, arguments.methods, options, arguments.particles, arguments.cone
+        )
         every.append(figures)
         shown = {" ".join(k) if isinstance(k, tuple) else f"sums {k}": round(v, 1) for k, v in seconds.items()}
         print(f"{arguments.case} {seed}: CPU seconds {shown}", flush=True)

@@ -102,6 +102,33 @@ def test_reconstruct_writes_maps_on_the_grid_of_the_consensus_and_says_the_resol
     assert "--overwrite" in text
 
 
+def test_reconstruct_by_least_squares_in_a_particles_frame_with_regions(trained, data, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    volume, pixel_size = read_map(data.consensus)
+    part = np.zeros_like(volume)
+    part[8:24, 8:24, 8:24] = 1
+    write_map(tmp_path / "part.mrc", part, pixel_size)
+    write_map(tmp_path / "empty.mrc", 0.1 * part, pixel_size)
+    arguments = ["reconstruct", run, "--overwrite", "--method", "cg", "--steps", "1", "--local-resolution"]
+    code, text = dynamight(*arguments, "--conformation", "particle:3", "--regions", tmp_path / "part.mrc")
+    assert code == 0, text
+    assert "In part: " in text and "least squares" in text
+    assert "dynRegion_part" in starfile.read(run / "reconstruction" / "fsc.star")["fsc"]
+    assert {"map_sharpened.mrc", "local_resolution.mrc"} <= {path.name for path in (run / "reconstruction").iterdir()}
+    # A map in another frame has no rigid map to be compared with.
+    assert not (run / "reconstruction" / "rigid").exists()
+    for wrong, sentence in (
+        (("--mask", tmp_path / "empty.mrc"), "leaves no voxel"),
+        (("--conformation", "particle:0"), "--conformation is 'particle:0'"),
+        (("--method", "sirt"), "choose one of wbp, cg"),
+    ):
+        code, text = dynamight("reconstruct", run, "--overwrite", *wrong)
+        assert code == 2 and sentence in text, text
+    code, text = dynamight("reconstruct", run, "--overwrite", "--no-rigid", "--mask", tmp_path / "part.mrc")
+    assert code == 0 and re.search(r"cuts off \d+ % of the molecule", text), text
+
+
 def test_reconstruct_through_the_inverse_field_gives_nearly_the_same_map(trained, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(trained, run)
