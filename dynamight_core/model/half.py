@@ -108,9 +108,9 @@ class HalfModel(nn.Module):
 
     @torch.no_grad()
     def set_consensus_frame(self, latents: torch.Tensor) -> None:
-        """Let the consensus frame be where each Gaussian is in the median particle.
+        """Let the consensus frame be the conformation of the most central particles.
 
-        The consensus map shows what most particles have. The reference may lie elsewhere: positions and field can
+        The consensus map shows the mean of the particles. The reference may lie elsewhere: positions and field can
         exchange a constant displacement while they are trained, differently in each half.
 
         Parameters
@@ -120,10 +120,8 @@ class HalfModel(nn.Module):
         """
         few = latents[torch.linspace(0, len(latents) - 1, min(len(latents), 1000)).long().unique()]
         shifts = torch.cat([self.displacements(part) for part in few.split(64)])
-        # Coordinate by coordinate: the sort takes memory, so a slice of the Gaussians at a time.
-        median = torch.cat([part.median(0).values for part in shifts.split(1024, dim=1)])
-        # The median of points on an arc lies inside the arc; the particles nearest to it lie on the arc.
-        distances = torch.stack([(shift - median).square().sum() for shift in shifts])
+        # The mean of points on an arc lies inside the arc; the particles nearest to it lie on the arc.
+        distances = (shifts - shifts.mean(0)).square().sum((1, 2))
         central = distances.argsort()[: max(1, len(shifts) // 20)]
         self.reference_shift.copy_(-shifts[central].mean(0))
 
