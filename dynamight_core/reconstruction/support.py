@@ -73,7 +73,7 @@ def mode_support(
     box = model.box
     share = torch.rand(len(rows), box, box // 2 + 1, generator=generator) < 0.5
     start = model.latent_mean.expand(len(rows), -1)
-    latents = infer_latents(model, data, rows, [start], steps=_STEPS, pixel_share=share).latents
+    latents = infer_latents(model, data, rows, [start], steps=_STEPS, pixel_share=share, integrate=True).latents
     points = model.consensus_positions
     fields = modes.field.fields(points)
     evaluate = field.evaluator(points)
