@@ -6,7 +6,9 @@
     python benchmarks/reconstruction.py hinge60 --seeds 10 11 --ways learned true --particles 300
 
 Data sets and trained runs are kept in the temporary folder and used again. Every figure is a mean FSC over shells with
-the true state in a soft mask around a domain: "half", the mean over both half-maps, and "mean", of their average.
+the true state in a soft mask around a domain: "half", the mean over both half-maps, and "mean", of their average;
+"between" is that of the halves; "claims" is the shell where the halves' FSC falls below 0.143, "shells" where that of
+the average with the truth falls below 0.5.
 """
 
 import argparse
@@ -27,7 +29,7 @@ from dynamight_core.model.half import ConsensusField
 from dynamight_core.options import InvertOptions, ReconstructOptions, SimulateOptions
 from dynamight_core.particles.images import ImageReader
 from dynamight_core.reconstruction.deformation import deforming_region, half_modes, inverse_path
-from dynamight_core.reconstruction.fsc import fourier_shell_correlation, half_map_fsc, soft_mask
+from dynamight_core.reconstruction.fsc import fourier_shell_correlation, half_map_fsc, resolution_at, soft_mask
 from dynamight_core.reconstruction.half_map import HalfReconstruction, shares_from_fsc
 from dynamight_core.reconstruction.images import FullImages
 from dynamight_core.reconstruction.inverse import ForwardFromInverse, load_inverse
@@ -164,6 +166,12 @@ def benchmark(case, seed, ways, methods, options, particles=None, cone=180.0, sa
             row[domain, "mean"] = mean_fsc((pair[0] + pair[1]) / 2, state, mask)
             between = fourier_shell_correlation(*pair, mask)
             row[domain, "between"] = float(between[1:].mean())
+            # Shells where the halves' FSC claims that the map ends, and where the truth says so.
+            box = images.box
+            row[domain, "claims"] = box / resolution_at(half_map_fsc(*pair, mask).corrected, box, 1.0)
+            row[domain, "shells"] = box / resolution_at(
+                fourier_shell_correlation((pair[0] + pair[1]) / 2, state, mask), box, 1.0, 0.5
+            )
         figures[key] = row
     return figures, seconds
 
