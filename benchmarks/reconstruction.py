@@ -45,6 +45,7 @@ CASES = {
     "rigid": {"motion_range": 0.0},
     "hinge40": {"motion_range": 40.0},
     "hinge60": {"motion_range": 60.0},
+    "two": {"molecule": "two-hinges"},
     "coloured": {"noise": "coloured"},
     "clear": {"snr": 5.0},
     "noisy": {"snr": 0.05},
@@ -52,7 +53,7 @@ CASES = {
 }
 # The learned field with and without shrinking, by error weights, through the inverse network, and what no run has.
 WAYS = ("learned", "unshrunk", "errors", "inverse", "true", "oracle")
-DOMAINS = {"moving": 1, "static": 0}
+DOMAINS = {"moving": 1, "second": 2, "static": 0}
 
 
 def quiet(*_):

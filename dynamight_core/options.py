@@ -13,7 +13,7 @@ class SimulateOptions:
     Parameters
     ----------
     molecule
-        "hinge", "igg", or the path of a PDB or mmCIF file.
+        "hinge", "two-hinges", "igg", or the path of a PDB or mmCIF file.
     particles
         number of images.
     box, pixel_size

@@ -22,7 +22,14 @@ from dynamight_core.imaging.fourier import (
 from dynamight_core.imaging.poses import random_rotations
 from dynamight_core.options import SimulateOptions
 from dynamight_core.simulate.fourier_reconstruction import FourierReconstruction
-from dynamight_core.simulate.molecules import DATA, Molecule, atomic_molecule, hinge_molecule, igg_molecule
+from dynamight_core.simulate.molecules import (
+    DATA,
+    Molecule,
+    atomic_molecule,
+    hinge_molecule,
+    igg_molecule,
+    two_hinge_molecule,
+)
 from dynamight_core.simulate.truth import Truth
 
 BATCH = 100
@@ -141,17 +148,19 @@ def check_options(options: SimulateOptions) -> None:
 
 
 def make_molecule(options: SimulateOptions) -> Molecule:
-    """Return the molecule that the options name; hinge is drawn with their seed."""
+    """Return the molecule that the options name; hinges are drawn with their seed."""
     # Atoms as sharp as the sampling can show keep signal up to Nyquist.
     sigma = 0.75 * options.pixel_size
     if options.molecule == "hinge":
         return hinge_molecule(options.seed, atom_sigma=sigma)
+    if options.molecule == "two-hinges":
+        return two_hinge_molecule(options.seed, atom_sigma=sigma)
     if options.molecule == "igg":
         return igg_molecule(atom_sigma=sigma)
     if options.selection is None or options.axis is None:
         raise InputError(
             f"molecule {options.molecule}: give selection (the atoms that move) and axis (two atoms), or choose "
-            "hinge or igg"
+            "hinge, two-hinges or igg"
         )
     return atomic_molecule(options.molecule, options.selection, options.axis, atom_sigma=sigma)
 

@@ -131,6 +131,42 @@ def hinge_molecule(seed: int, n_atoms: int = 3000, atom_sigma: float = 2.0) -> M
     )
 
 
+def two_hinge_molecule(seed: int, n_atoms: int = 3000, atom_sigma: float = 2.0) -> Molecule:
+    """Return a molecule of a large domain and two small ones (6 % of the atoms each), each on a hinge of its own.
+
+    The small ones sit at both ends of the long axis, x, and turn about y and z through where they join: motions that
+    few particles hardly show. Packed as `hinge_molecule`.
+
+    Parameters
+    ----------
+    seed
+        of the packing.
+    n_atoms
+        in all; ellipsoids keep the density of 3,000 atoms.
+    atom_sigma
+        A.
+    """
+    rng = np.random.default_rng(seed)
+    scale = (n_atoms / 3000) ** (1 / 3)
+    n_small = round(0.06 * n_atoms)
+    large_axes, small_axes = np.array([35.0, 27.0, 26.0]) * scale, np.array([19.7, 9.2, 9.2]) * scale
+    junction = large_axes[0] - scale
+    parts = [_packed_ellipsoid(large_axes, n_atoms - 2 * n_small, rng)]
+    for side in (1, -1):
+        offset = [side * (junction - scale + small_axes[0]), 0, 0]
+        parts.append(_packed_ellipsoid(small_axes, n_small, rng) + offset)
+    positions = np.concatenate(parts)
+    centre = (positions.min(0) + positions.max(0)) / 2
+    return Molecule(
+        positions=torch.tensor(positions - centre, dtype=torch.float32),
+        weights=torch.ones(n_atoms),
+        moving=torch.cat([torch.full((len(part),), label) for label, part in enumerate(parts)]),
+        axis_points=torch.tensor(np.array([[junction, 0, 0], [-junction, 0, 0]]) - centre, dtype=torch.float32),
+        axis_directions=torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]),
+        atom_sigma=atom_sigma,
+    )
+
+
 def _packed_ellipsoid(semi_axes: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
     """Return n points in an ellipsoid: helix-like rods 10 A apart, and single points in the gaps, (n, 3) A."""
     helices: list[np.ndarray] = []

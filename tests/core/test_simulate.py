@@ -19,7 +19,7 @@ from dynamight_core.imaging.fourier import fourier_to_image, image_to_fourier, s
 from dynamight_core.imaging.poses import random_rotations, rotation_matrices
 from dynamight_core.simulate.dataset import SimulateOptions, draw_angles, draw_truth, noisy_images, simulate
 from dynamight_core.simulate.fourier_reconstruction import reconstruct_fourier
-from dynamight_core.simulate.molecules import DATA, atomic_molecule, hinge_molecule, igg_molecule
+from dynamight_core.simulate.molecules import DATA, atomic_molecule, hinge_molecule, igg_molecule, two_hinge_molecule
 from dynamight_core.simulate.truth import load_truth
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -289,6 +289,18 @@ def test_hinge_molecule_has_the_size_and_motion_that_benchmarks_rely_on():
         moved = (molecule.positions_at(angles) - molecule.positions).square().sum(-1)
         assert 6 < moved[:, molecule.moving == 1].mean().sqrt() < 7
         assert moved[:, molecule.moving == 0].max() == 0
+
+
+def test_the_small_domains_of_two_hinges_turn_by_themselves_about_where_they_join():
+    molecule = two_hinge_molecule(0)
+    assert [int((molecule.moving == label).sum()) for label in range(3)] == [2640, 180, 180]
+    moved = molecule.positions_at(torch.tensor([[0.3, 0.0], [0.0, 0.3]])) - molecule.positions
+    for particle, label in ((0, 1), (1, 2)):
+        still = molecule.moving != label
+        assert float(moved[particle, still].abs().max()) < 1e-5
+        lengths = moved[particle, ~still].norm(dim=1)
+        # The near end stays where it is; the far end moves by the angle times the domain's length.
+        assert float(lengths.min()) < 2 and 8 < float(lengths.max()) < 14
 
 
 def test_hinge_molecule_has_contrast_like_a_protein():
