@@ -34,6 +34,7 @@ HELP = {
     "map": "Consensus map of the particles (.mrc), same box and pixel size.",
     "half_maps": "Two half-maps of the consensus; each half starts from its own.",
     "mask": "Map from 0 to 1: where motion is allowed. Everywhere if left out.",
+    "start_from": "Finished run of the same particles: go on from its models, with these options, instead of the map.",
     "project": "Folder that image paths in the STAR are relative to. Its own or one of its parents if left out.",
     "particle_diameter": "Diameter of the particle (A). 0.9 of the box if left out.",
     "working_box": "Pixels that images are Fourier-cropped to for training. Chosen by the Gaussians if left out.",
@@ -211,7 +212,7 @@ def train(
     from dynamight_core.training.run import train as run_training
 
     # Later stages read these files again, from whatever folder they are started in.
-    for field in ("star", "map", "mask", "project"):
+    for field in ("star", "map", "mask", "project", "start_from"):
         if getattr(inputs, field):
             setattr(inputs, field, str(Path(getattr(inputs, field)).absolute()))
     inputs.half_maps = inputs.half_maps and [str(Path(path).absolute()) for path in inputs.half_maps]

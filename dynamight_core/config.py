@@ -3,6 +3,7 @@
 They are saved with each run in ``config.yaml`` and read back from there.
 """
 
+import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -29,6 +30,8 @@ class InputOptions:
         two half-maps of the consensus, or none.
     mask
         where motion is allowed; everywhere if None.
+    start_from
+        finished run of the same particles whose models training starts from; from the map if None.
     project
         folder that image paths in the STAR are relative to, if not the STAR's own or one of its parents.
     particle_diameter
@@ -49,6 +52,7 @@ class InputOptions:
     map: str = ""
     half_maps: list[str] | None = None
     mask: str | None = None
+    start_from: str | None = None
     project: str | None = None
     particle_diameter: float | None = None
     working_box: int | None = None
@@ -216,12 +220,40 @@ class RunConfig:
             raise InputError(f"{run} holds no run (no config.yaml); give the folder that dynamight train wrote")
         try:
             values = yaml.safe_load(path.read_text())
+            _relocate(values["inputs"], values["provenance"].get("run"), Path(run))
             return cls(
                 InputOptions(**values["inputs"]), TrainOptions(**values["train"]),
                 values["provenance"], values["stages"],
             )  # fmt: skip
         except (yaml.YAMLError, TypeError, KeyError) as error:
             raise InputError(f"{path} cannot be understood ({error}); train again into a new folder") from error
+
+
+def _relocate(inputs: dict, before: str | None, run: Path) -> None:
+    """Follow a run that was moved together with its inputs: replace paths that are gone by those beside it.
+
+    Parameters
+    ----------
+    inputs
+        values of `InputOptions`, changed in place.
+    before
+        folder of the run when it was trained.
+    run
+        where it is now, or a folder of links to its files.
+    """
+    if before is None:
+        return
+    folders = [run.absolute(), Path(os.path.realpath(run / "latents.safetensors")).parent]
+
+    def found(path: str | None) -> str | None:
+        if path is None or os.path.exists(path):
+            return path
+        moved = [os.path.normpath(folder / os.path.relpath(path, before)) for folder in folders]
+        return next(filter(os.path.exists, moved), path)
+
+    for name in ("star", "map", "mask", "project"):
+        inputs[name] = found(inputs[name])
+    inputs["half_maps"] = inputs["half_maps"] and [found(path) for path in inputs["half_maps"]]
 
 
 def changed_options(old, new) -> list[str]:

@@ -1,5 +1,6 @@
 """The stages ``dynamight invert`` and ``dynamight reconstruct``: from a finished run to its maps."""
 
+import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dynamight_core.files import read_map
+from dynamight_core.files import atomic_path, read_map
 from dynamight_core.imaging.fourier import resample_volume
 from dynamight_core.options import InvertOptions, ReconstructOptions
 from dynamight_core.particles.memory import available_memory
@@ -108,6 +109,8 @@ def invert_run(
             model, latents, model.gaussians.positions, model.box * model.pixel_size, model.box, options, tell
         )
         save_inverse(inverse_path(run, half), field)
+        with atomic_path(inverse_path(run, half).with_suffix(".json")) as path:
+            path.write_text(json.dumps(asdict(report)))
         say(
             f"Half {half}: the inverse field errs by {report.on_gaussians:.2f} A rms on the Gaussians and "
             f"{report.off_gaussians:.2f} A between them, where motion is {report.motion:.2f} A rms."

@@ -19,6 +19,7 @@ from dynamight_core.config import InputOptions, RunConfig, TrainOptions, changed
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
 from dynamight_core.training.checkpoint import checkpoint_epochs, load_checkpoint, save_checkpoint
+from dynamight_core.training.continuation import PreviousRun
 from dynamight_core.training.data import TrainingImages
 from dynamight_core.training.devices import choose_device, peak_memory, set_threads
 from dynamight_core.training.half import HalfTrainer
@@ -65,6 +66,7 @@ def train(
     device = choose_device(options.device)
     set_threads(options.threads)
     prepared = prepare(inputs, options)
+    previous = PreviousRun.open(inputs, options, prepared, run)
     _open_run(run, inputs, options, resume, overwrite)
     for line in prepared.notes:
         say(f"Note: {line}.")
@@ -74,8 +76,8 @@ def train(
     tell = (lambda done, total: progress("reading images", done, total)) if progress else None
     data = load_images(prepared, inputs, options.seed, device, run, tell)
     try:
-        trainers = _make_trainers(prepared, inputs, options, data, say)
-        _train_epochs(trainers, run, options, say, progress)
+        trainers = _make_trainers(prepared, inputs, options, data, previous, say)
+        _train_epochs(trainers, run, schedule(options, continued=previous is not None), say, progress)
         trained = Trained(run, prepared, data, trainers, options)
         trained.infer_all(progress)
         trained.save()
@@ -152,23 +154,28 @@ class Trained:
             safetensors.torch.save_file({name: value.contiguous() for name, value in tensors.items()}, path)
 
 
-def _make_trainers(prepared, inputs, options, data, say) -> tuple[HalfTrainer, HalfTrainer]:
+def _make_trainers(prepared, inputs, options, data, previous, say) -> tuple[HalfTrainer, HalfTrainer]:
     trainers = []
     for half in (1, 2):
-        model = start_model(prepared, inputs, options, half, data.device)
+        if previous is None:
+            model = start_model(prepared, inputs, options, half, data.device)
+        else:
+            model = previous.model(half, prepared, data.device)
         mine = prepared.halves == half
         rows = torch.where(mine & ~prepared.validation)[0]
         encoder_only = torch.where(mine & prepared.validation)[0] if options.validation_trains_encoders else None
-        sigmas = match_grey_scale(model, data, rows)
-        if sigmas <= 5:
+        # Models that were trained have the images' grey scale.
+        if previous is None and match_grey_scale(model, data, rows) <= 5:
             say("Warning: the images do not correlate with the map: check that both belong together.")
         trainers.append(HalfTrainer(model, data, rows, options, half, encoder_only))
+        if previous is not None:
+            previous.start(trainers[-1])
     return tuple(trainers)
 
 
-def _train_epochs(trainers, run: Path, options: TrainOptions, say, progress) -> None:
+def _train_epochs(trainers, run: Path, epochs: list[Epoch], say, progress) -> None:
     """Run the schedule on both halves, writing metrics and checkpoints, from the last checkpoint on."""
-    epochs = schedule(options)
+    options = trainers[0].options
     folders = [run / f"half{half}" / "checkpoints" for half in (1, 2)]
     metrics: list[dict] = []
     rises = [0, 0]
@@ -284,5 +291,6 @@ def _open_run(run: Path, inputs: InputOptions, options: TrainOptions, resume: bo
         "star_sha256": checksum,
         "commands": {"train": " ".join(sys.argv)},
         "folder": str(Path.cwd()),
+        "run": str(run.absolute()),
     }
     config.write(run)

@@ -33,16 +33,24 @@ class Epoch:
     prepare: bool = True
 
 
-def schedule(options: TrainOptions) -> list[Epoch]:
+def schedule(options: TrainOptions, continued: bool = False) -> list[Epoch]:
     """Return the epochs of a training.
 
     Warm-up; then encoder epochs (the paper's way) and refinement epochs. After every `reference_interval` of
     those come `reference_epochs` in which only the Gaussians move, and every third of the interval the
     reference is moved (paper, Methods: 30, 5 and 10). The sparse-motion prior is ramped in over the second
     third of the epochs: from the first step on, it would freeze everything.
+
+    Parameters
+    ----------
+    options
+        of the training.
+    continued
+        whether it starts from trained models: then nothing warms up, and latents are known.
     """
-    epochs = [Epoch("warm-up", prepare=False) for _ in range(options.warm_up_epochs)]
-    first = min(options.encoder_epochs, options.epochs) if options.latent_refinement else options.epochs
+    epochs = [] if continued else [Epoch("warm-up", prepare=False) for _ in range(options.warm_up_epochs)]
+    encoder_epochs = 0 if continued else options.encoder_epochs
+    first = min(encoder_epochs, options.epochs) if options.latent_refinement else options.epochs
     for number in range(options.epochs):
         if number and number % options.reference_interval == 0:
             epochs += [Epoch("reference", prepare=step == 0) for step in range(options.reference_epochs)]
@@ -50,7 +58,7 @@ def schedule(options: TrainOptions) -> list[Epoch]:
         refined = number - first
         infer = "no"
         if refined >= 0 and refined % options.inference_interval == 0:
-            infer = "again" if refined else "first"
+            infer = "again" if refined or continued else "first"
         kind = "refinement" if refined >= 0 else "encoder"
         update = number > 0 and number % max(1, options.reference_interval // 3) == 0
         # Evenly over the refinement epochs; the last is followed by as many as two turns, to settle.

@@ -308,7 +308,7 @@ def test_displace_writes_the_same_whatever_the_chunks(trained, tmp_path, monkeyp
     np.testing.assert_allclose(a["positions"], b["positions"], atol=1e-4)
 
 
-def test_atomic_models_are_placed_from_the_box_corner_and_written_moved(trained, tmp_path):
+def test_atomic_models_are_placed_by_the_density_and_written_moved(trained, tmp_path):
     structure = write_model(tmp_path / "model.pdb", offset=BOX // 2 * PIXEL)
     words = ["displace", trained, "--points", tmp_path / "model.pdb", "--out", tmp_path / "f.npz"]
     code, text = dynamight(*words, "--particles", "2,5", "--models", "--state", "1.5")
@@ -320,10 +320,13 @@ def test_atomic_models_are_placed_from_the_box_corner_and_written_moved(trained,
     np.testing.assert_allclose(positions, found["positions"][1], atol=2e-3)
     assert moved[0].count_atom_sites() == structure[0].count_atom_sites()
     assert (tmp_path / "f_state.cif").exists()
-    # The same atoms given about the centre of the box move the same way.
+    # The same atoms given about the centre of the box move the same way; where they count from shows in the density.
+    assert "count from the first voxel" in text
     write_model(tmp_path / "centred.pdb", offset=0.0)
     words = ["displace", trained, "--points", tmp_path / "centred.pdb", "--out", tmp_path / "g.npz"]
-    assert dynamight(*words, "--origin", "centre", "--particles", "2,5")[0] == 0
+    code, text = dynamight(*words, "--particles", "2,5")
+    assert code == 0
+    assert "count from the centre of the box" in text
     np.testing.assert_allclose(
         np.load(tmp_path / "g.npz")["positions"] + BOX // 2 * PIXEL, found["positions"], atol=2e-3
     )
@@ -505,6 +508,53 @@ def test_an_existing_run_needs_resume_or_overwrite_and_resume_the_same_options(d
     code, text = dynamight(*train_words(data, trained, "--resume", "--n-latents", "3"))
     assert code == 2
     assert "n_latents" in text
+
+
+def test_training_can_start_from_the_models_of_a_finished_run(data, trained, tmp_path):
+    code, text = dynamight(*train_words(data, tmp_path / "more", "--start-from", trained, "--epochs", "2"))
+    assert code == 0, text
+    found = metrics(tmp_path / "more")
+    assert {entry["kind"] for entry in found} == {"refinement"}, "nothing warms up again"
+    last = [entry["data"] for entry in metrics(trained) if entry["kind"] == "refinement"][-2:]
+    for before, after in zip(last, found[:2], strict=True):
+        assert after["data"] < before + 0.02 * abs(before), "it goes on where the other ended"
+
+
+def test_training_does_not_start_from_models_of_another_shape_or_other_particles(data, trained, tmp_path):
+    words = train_words(data, tmp_path / "run", "--start-from", trained)
+    code, text = dynamight(*words, "--n-latents", "3")
+    assert code == 2
+    assert "--n-latents" in text
+    fewer = starfile.read(data.particles)
+    fewer["particles"] = fewer["particles"].iloc[:-10]
+    starfile.write(fewer, data.particles.with_name("fewer.star"))
+    words[1] = data.particles.with_name("fewer.star")
+    code, text = dynamight(*words)
+    assert code == 2
+    assert "other particles" in text
+    code, text = dynamight(*train_words(data, trained, "--overwrite", "--start-from", trained))
+    assert code == 2
+    assert "the run itself" in text
+
+
+def test_a_run_that_was_moved_together_with_its_inputs_is_found_again(data, trained, tmp_path):
+    project = tmp_path / "project"
+    shutil.copytree(data.particles.parent, project / "data")
+    shutil.copytree(trained, project / "run")
+    config = RunConfig.read(project / "run")
+    config.provenance["run"] = str(project / "run")
+    for name in ("star", "map"):
+        setattr(config.inputs, name, str(project / "data" / Path(getattr(config.inputs, name)).name))
+    config.write(project / "run")
+    project.rename(tmp_path / "moved")
+    moved = Run(tmp_path / "moved" / "run")
+    assert moved.config.inputs.map == str(tmp_path / "moved" / "data" / "consensus.mrc")
+    assert len(moved.particles) == N
+    linked = tmp_path / "moved" / "elsewhere" / "linked"
+    linked.mkdir(parents=True)
+    shutil.copy(moved.path / "config.yaml", linked)
+    (linked / "latents.safetensors").symlink_to(moved.path / "latents.safetensors")
+    assert RunConfig.read(linked).inputs.map == moved.config.inputs.map
 
 
 def test_a_failure_is_one_sentence_with_the_place_of_its_traceback(trained, monkeypatch):

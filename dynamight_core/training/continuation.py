@@ -1,0 +1,103 @@
+"""Training that starts from the models of a finished run instead of a map."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from dynamight_core.config import InputOptions, RunConfig, TrainOptions
+from dynamight_core.errors import InputError
+from dynamight_core.model.half import HalfModel
+from dynamight_core.training.half import HalfTrainer
+from dynamight_core.training.prepare import Prepared
+
+# Options that shape the models, or decide which particles train them.
+_SAME = (
+    "n_gaussians", "width_classes", "n_latents", "decoder", "gaussian_amplitudes", "refine_poses", "seed",
+    "validation_fraction",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PreviousRun:
+    """A finished run to start from.
+
+    Parameters
+    ----------
+    folder
+        of the run.
+    latents, covariances
+        (2, n, d) and (2, n, d, d), of every particle under each half.
+    pose_changes
+        (n, 5), or None where poses were not refined.
+    """
+
+    folder: Path
+    latents: torch.Tensor
+    covariances: torch.Tensor
+    pose_changes: torch.Tensor | None
+
+    @classmethod
+    def open(cls, inputs: InputOptions, options: TrainOptions, prepared: Prepared, run: Path) -> "PreviousRun | None":
+        """Return the run that the inputs ask to start from, or None.
+
+        Parameters
+        ----------
+        inputs, options, prepared, run
+            of the training that starts from it.
+
+        Raises
+        ------
+        InputError
+            if it is not finished, is that training itself, or is of other particles or of models of another shape.
+        """
+        if inputs.start_from is None:
+            return None
+        folder = Path(inputs.start_from)
+        if folder.resolve() == run.resolve():
+            raise InputError(f"--start-from is {folder}, the run itself; give another folder for the new run")
+        before = RunConfig.read(folder)
+        changed = [name for name in _SAME if getattr(before.train, name) != getattr(options, name)]
+        if changed:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
+            raise InputError(f"{folder} was trained with other values of {names}; give the same to start from it")
+        path = folder / "latents.safetensors"
+        if not path.exists():
+            raise InputError(f"training of {folder} has not finished; finish it with --resume to start from it")
+        tensors = safetensors.torch.load_file(path)
+        # Particles that were held out must be so again, or the verdict would be on particles that trained.
+        for name, now in (("halves", prepared.halves), ("validation", prepared.validation)):
+            if not torch.equal(tensors[name].long(), now.long()):
+                raise InputError(
+                    f"{folder} was trained on other particles, half-sets or held-out particles than "
+                    f"{prepared.particles.star_path} has; give the same STAR file to start from it"
+                )
+        return cls(folder, tensors["latents"], tensors["covariances"], tensors.get("pose_changes"))
+
+    def model(self, half: int, prepared: Prepared, device) -> HalfModel:
+        """Return the trained model of a half, with the motion mask of this run.
+
+        Raises
+        ------
+        InputError
+            if it was trained on images of another working box.
+        """
+        model = HalfModel.load(self.folder / f"half{half}" / "model.safetensors")
+        if model.box != prepared.working_box:
+            raise InputError(
+                f"{self.folder} was trained on images of {model.box} pixels, this run would be on "
+                f"{prepared.working_box}; give --working-box {model.box}"
+            )
+        model.motion_mask = prepared.motion_mask
+        return model.to(device).train()
+
+    def start(self, trainer: HalfTrainer) -> None:
+        """Put a trainer where the run ended."""
+        rows, index = trainer.rows.cpu(), trainer.half - 1
+        trainer.latents.copy_(self.latents[index, rows])
+        trainer.covariances.copy_(self.covariances[index, rows])
+        if self.pose_changes is not None:
+            trainer.rotations.data.copy_(self.pose_changes[rows, :3])
+            trainer.shifts.data.copy_(self.pose_changes[rows, 3:])
+        trainer.started = True
