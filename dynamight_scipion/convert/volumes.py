@@ -173,7 +173,7 @@ def resample(data, samplingRate, box, newSamplingRate, offset=(0, 0, 0), order=3
     shape = np.array(data.shape)
     start = shape // 2 - ratio * (box // 2) - np.array(offset)[::-1] / samplingRate
     return ndimage.affine_transform(
-        data, np.full(3, ratio), start, (box,) * 3, output=np.float32, order=order, mode="constant", cval=0.0
+        data, np.diag([ratio] * 3), start, (box,) * 3, output=np.float32, order=order, mode="constant", cval=0.0
     )
 
 

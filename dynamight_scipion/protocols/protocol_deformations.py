@@ -32,7 +32,7 @@ VALUES = {
     "inferenceInterval": "inference-interval", "batchSize": "batch-size", "learningRate": "learning-rate",
     "encoderLearningRate": "encoder-learning-rate", "gaussianLearningRate": "gaussian-learning-rate",
     "klWeight": "kl-weight", "stiffness": "stiffness", "regularisationRatio": "regularisation-ratio",
-    "sparseMotion": "sparse-motion", "refits": "refits", "refitResolution": "refit-resolution",
+    "rigidity": "rigidity", "sparseMotion": "sparse-motion", "refits": "refits", "refitResolution": "refit-resolution",
     "referenceInterval": "reference-interval", "referenceEpochs": "reference-epochs",
     "stopAfterRises": "stop-after-rises", "validationFraction": "validation-fraction", "nMotions": "n-motions",
     "seed": "seed",
@@ -214,6 +214,12 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
             help="Share of the norm of the gradient that regularisation gets.",
         )
         form.addParam(
+            "rigidity", params.FloatParam, default=10.0, validators=[NOT_NEGATIVE], expertLevel=LEVEL_ADVANCED,
+            label="Rigidity (1/Å²)",
+            help="Weight of keeping distances up to 25 Å in parts that move as one, against the likelihood of one "
+            "particle. 0 is off.",
+        )
+        form.addParam(
             "sparseMotion", params.FloatParam, default=0.0, validators=[NOT_NEGATIVE], expertLevel=LEVEL_ADVANCED,
             label="Weight of sparse motion (1/Å)",
             help="Weight of the mean displacement, ramped in over the second third of the epochs: a molecule of which "
@@ -313,7 +319,7 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
     @staticmethod
     def _defineStepParams(group):
         group.addParam(
-            "learningRate", params.FloatParam, default=0.001, validators=[POSITIVE],
+            "learningRate", params.FloatParam, default=0.005, validators=[POSITIVE],
             expertLevel=LEVEL_ADVANCED, label="Decoder", help="Step of the decoder (Adam's learning rate).",
         )
         group.addParam(

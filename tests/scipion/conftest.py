@@ -4,6 +4,7 @@ pyworkflow reads its settings once, when it is first imported.
 """
 
 import atexit
+import contextlib
 import os
 import shutil
 import sys
@@ -31,3 +32,110 @@ os.environ.update(
 import pyworkflow
 
 pyworkflow.Config.getDomain().getPlugins()
+
+import pytest
+from pwem.protocols import ProtImportParticles, ProtImportVolumes
+from pyworkflow.project import Manager
+
+from dynamight_scipion.protocols import DynamightProtDeformations, DynamightProtReconstruct
+
+BOX, PIXEL, PARTICLES = 32, 6.0, 300
+# Small and quick; what a run finds with these does not matter here.
+SMALL = {
+    "nGaussians": 200, "nEpochs": 4, "encoderEpochs": 2, "warmUpEpochs": 1, "refits": 0, "nLatents": 2, "nMotions": 3,
+    "batchSize": 64, "embedding": 1, "numberOfThreads": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def simulated(tmp_path_factory):
+    """Files of simulated particles: two half-sets, two optics groups, phase shifts, aberrations."""
+    from dynamight_core.simulate.dataset import SimulateOptions, simulate
+
+    options = SimulateOptions(
+        particles=PARTICLES, box=BOX, pixel_size=PIXEL, snr=8.0, optics_groups=2, phase_shift=60.0, aberrations=True,
+        seed=3,
+    )  # fmt: skip
+    return simulate(options, tmp_path_factory.mktemp("simulated"))
+
+
+class Workflow:
+    """A Scipion project in which tests launch protocols, as its windows do."""
+
+    def __init__(self, project):
+        self.project = project
+
+    def new(self, protocolClass, inputs=None, **parameters):
+        """Return a new protocol; `inputs` maps a parameter to a protocol and the name of its output."""
+        protocol = self.project.newProtocol(protocolClass, **parameters)
+        for name, (source, output) in (inputs or {}).items():
+            pointer = getattr(protocol, name)
+            pointer.set(source)
+            pointer.setExtended(output)
+        return protocol
+
+    def launch(self, protocol, wait=True):
+        """Run a protocol in a process of its own and return it."""
+        self.project.launchProtocol(protocol, wait=wait)
+        return protocol
+
+    def run(self, protocolClass, inputs=None, **parameters):
+        """Run a new protocol, which must finish, and return it."""
+        protocol = self.launch(self.new(protocolClass, inputs, **parameters))
+        assert protocol.isFinished(), protocol.getErrorMessage() or self.log(protocol)
+        return protocol
+
+    @staticmethod
+    def log(protocol):
+        """Return all that a protocol has said."""
+        paths = protocol.getStdoutLog(), protocol.getStderrLog()
+        return "".join(Path(path).read_text() for path in paths if os.path.exists(path))
+
+    def imported(self, simulated, **parameters):
+        """Import particles from a STAR file of RELION."""
+        return self.run(
+            ProtImportParticles, importFrom=ProtImportParticles.IMPORT_FROM_RELION, starFile=str(simulated.particles),
+            samplingRate=PIXEL, magnification=10000, **parameters,
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def _workflow():
+    project = Manager().createProject("dynamight")
+    yield Workflow(project)
+    project.closeMapper()
+
+
+@pytest.fixture
+def workflow(_workflow, monkeypatch):
+    """Return the project, with its folder as the working folder."""
+    monkeypatch.chdir(_workflow.project.path)
+    return _workflow
+
+
+@pytest.fixture(scope="session")
+def _chain(_workflow, simulated):
+    """Import, deformations and reconstruction, run once for all tests."""
+    with contextlib.chdir(_workflow.project.path):
+        particles = _workflow.imported(simulated)
+        volume = _workflow.run(
+            ProtImportVolumes, filesPath=str(simulated.consensus), samplingRate=PIXEL, setHalfMaps=True,
+            half1map=str(simulated.half_maps[0]), half2map=str(simulated.half_maps[1]),
+        )  # fmt: skip
+        deformations = _workflow.run(
+            DynamightProtDeformations,
+            {"inputParticles": (particles, "outputParticles"), "inputVolume": (volume, "outputVolume")},
+            opticsStar=str(simulated.particles), **SMALL,
+        )  # fmt: skip
+        reconstruction = _workflow.run(
+            DynamightProtReconstruct, {"inputModel": (deformations, "outputModel")}, numberOfThreads=1,
+        )  # fmt: skip
+    return {
+        "particles": particles, "volume": volume, "deformations": deformations, "reconstruction": reconstruction,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def chain(workflow, _chain):
+    """Return finished protocols by name: particles, volume, deformations, reconstruction."""
+    return _chain

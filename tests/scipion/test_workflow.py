@@ -1,0 +1,371 @@
+"""A real project: from an import to a corrected map, with stops, changes, copies, subsets and failures."""
+
+import contextlib
+import time
+from pathlib import Path
+
+import gemmi
+import mrcfile
+import numpy as np
+import pytest
+import starfile
+from pwem.objects import AtomStruct, SetOfParticlesFlex, Volume
+from pwem.protocols import ProtSubSet
+from pyworkflow.protocol import MODE_RESUME
+from relion.protocols import ProtRelionLocalRes, ProtRelionPostprocess
+
+from dynamight_core.config import InputOptions, TrainOptions
+from dynamight_core.options import METHODS as ENGINE_METHODS
+from dynamight_core.options import InvertOptions, ReconstructOptions
+from dynamight_scipion.objects import DynamightModel
+from dynamight_scipion.protocols import DynamightProtDeformations, DynamightProtReconstruct
+from dynamight_scipion.protocols.protocol_deformations import CHOICES, FLAGS, SWITCHES, VALUES
+from dynamight_scipion.protocols.protocol_reconstruct import METHODS
+
+BOX, PIXEL, PARTICLES = 32, 6.0, 300
+
+
+def same_input(chain):
+    """Input of another protocol that estimates deformations."""
+    return {"inputParticles": (chain["particles"], "outputParticles"), "inputVolume": (chain["volume"], "outputVolume")}
+
+
+def small(chain, **changed):
+    """Parameters of the chain's small run, with some changed."""
+    names = "nGaussians nEpochs encoderEpochs warmUpEpochs refits nLatents nMotions batchSize embedding opticsStar"
+    return {name: getattr(chain["deformations"], name).get() for name in names.split()} | {
+        "numberOfThreads": 1, **changed
+    }  # fmt: skip
+
+
+# ------------------------------------------------------------------ deformations
+
+
+def test_every_particle_comes_out_with_what_the_engine_found_for_it(chain):
+    given, found = (chain[name].outputParticles for name in ("particles", "deformations"))
+    assert isinstance(found, SetOfParticlesFlex)
+    assert len(found) == len(given) == PARTICLES
+    table = starfile.read(chain["deformations"].outputModel.getParticlesStar())["particles"].set_index("rlnImageId")
+    for particle in found:
+        row, before = table.loc[particle.getObjId()], given[particle.getObjId()]
+        np.testing.assert_allclose(particle.getZFlex(), row[[f"dynMotion{k}" for k in (1, 2, 3)]].to_list(), rtol=1e-5)
+        assert len(particle.getZRed()) == 2
+        assert particle._dynHalf.get() == row["dynHalf"] == before._rlnRandomSubset.get()
+        assert particle._dynMotionRms.get() == pytest.approx(row["dynMotionRms"])
+        assert particle._dynMotionError.get() == pytest.approx(row["dynMotionError"])
+        assert particle.getLocation() == before.getLocation()
+        assert particle._rlnRandomSubset.get() == before._rlnRandomSubset.get()
+        assert particle.getCTF().getPhaseShift() == before.getCTF().getPhaseShift() > 0
+        np.testing.assert_array_equal(particle.getTransform().getMatrix(), before.getTransform().getMatrix())
+
+
+def test_the_set_keeps_what_it_was_and_says_which_model_its_latents_are_of(chain):
+    given, found = (chain[name].outputParticles for name in ("particles", "deformations"))
+    assert found.hasAlignmentProj()
+    assert found.hasCTF()
+    assert found.getSamplingRate() == given.getSamplingRate() == PIXEL
+    assert found.getAcquisition().getVoltage() == given.getAcquisition().getVoltage()
+    assert found.getAcquisition().opticsGroupInfo.get() == given.getAcquisition().opticsGroupInfo.get()
+    info = found.getFlexInfo()
+    assert info.getAttr("modelPath") == chain["deformations"].outputModel.getRunFolder()
+    assert Path(info.getAttr("refMap")).exists()
+
+
+def test_the_model_knows_its_run_and_its_particles_and_survives_a_copy(chain):
+    for model in (chain["deformations"].outputModel, chain["deformations"].outputModel.clone()):
+        assert isinstance(model, DynamightModel)
+        assert model.getMissingFiles() == []
+        assert (model.getBoxSize(), model.getSamplingRate()) == (BOX, PIXEL)
+        assert (model.getNumberOfGaussians(), model.getNumberOfLatents(), model.getNumberOfMotions()) == (200, 2, 3)
+        assert model.getNumberOfParticles() == PARTICLES == sum(model.getNumberOfParticles(half) for half in (1, 2))
+        assert not model.areHalfSetsRandom()
+        assert model.getVerdict() in ("supported", "not supported", "undecided")
+        assert len(model.getParticles()) == PARTICLES
+        assert not Path(model.getRunFolder()).is_absolute()
+        assert f"{PARTICLES} particles, 200 Gaussians" in str(model)
+
+
+def test_motion_is_a_volume_and_the_gaussians_are_atoms_in_its_frame(chain):
+    deformations = chain["deformations"]
+    assert isinstance(deformations.outputMotion, Volume)
+    assert deformations.outputMotion.getSamplingRate() == PIXEL
+    with mrcfile.open(deformations.outputMotion.getFileName()) as mrc:
+        motion = mrc.data.copy()
+    # Scipion shows a volume with the centre of its box at zero.
+    assert deformations.outputMotion.getOrigin(force=True).getShifts() == (-BOX / 2 * PIXEL,) * 3
+    for gaussians in (deformations.outputGaussians1, deformations.outputGaussians2):
+        assert isinstance(gaussians, AtomStruct)
+        assert gaussians.getPseudoAtoms()
+        atoms = [cra.atom for cra in gemmi.read_structure(gaussians.getFileName())[0].all()]
+        assert len(atoms) == 200
+        positions = np.array([atom.pos.tolist() for atom in atoms])
+        assert np.abs(positions.mean(0)).max() < 40, "they lie around the centre of the box"
+        voxels = np.round(positions / PIXEL + BOX // 2).astype(int)
+        assert (motion[tuple(voxels.T[::-1])] > 0).mean() > 0.95
+
+
+def test_the_summary_states_the_verdict_and_the_methods_cite_the_paper(chain):
+    deformations = chain["deformations"]
+    assert deformations.outputModel.getVerdictSentence() in "\n".join(deformations.summary())
+    assert "Optics groups (2) are those of" in "\n".join(deformations.summary())
+    assert "Schwab2024" in " ".join(deformations.methods())
+    assert "Schwab" in " ".join(deformations.citations())
+
+
+def test_the_engine_got_both_optics_groups_though_the_import_dropped_them(chain, simulated):
+    assert "all would be taken for the first" in _warning_without_star(chain).lower()
+    given = starfile.read(simulated.particles)
+    written = starfile.read(chain["deformations"]._getExtraPath("particles.star"))
+    np.testing.assert_allclose(written["optics"]["rlnVoltage"], [300, 200])
+    assert list(written["particles"]["rlnOpticsGroup"]) == list(given["particles"]["rlnOpticsGroup"])
+
+
+def _warning_without_star(chain):
+    copied = chain["deformations"].getProject().copyProtocol(chain["deformations"])
+    copied.opticsStar.set(None)
+    return " ".join(copied.warnings())
+
+
+def test_provenance_leads_from_the_map_to_the_particles(workflow, chain):
+    graph = workflow.project.getSourceGraph(refresh=True)
+
+    def parents(protocol, output):
+        return {node.getName() for node in graph.getNode(f"{protocol.getObjId()}.{output}").getParents()}
+
+    def key(name, output):
+        return f"{chain[name].getObjId()}.{output}"
+
+    inputs = {key("particles", "outputParticles"), key("volume", "outputVolume")}
+    for output in ("outputParticles", "outputModel", "outputMotion", "outputGaussians1", "outputGaussians2"):
+        assert parents(chain["deformations"], output) == inputs
+    for output in ("outputVolume", "outputFSC", "outputMask"):
+        assert parents(chain["reconstruction"], output) == {key("deformations", "outputModel")}
+
+
+# ------------------------------------------------------------------ reconstruction
+
+
+def test_the_map_has_half_maps_sampling_fsc_and_mask(chain):
+    reconstruction, model = chain["reconstruction"], chain["deformations"].outputModel
+    volume = reconstruction.outputVolume
+    assert volume.getSamplingRate() == PIXEL
+    halves = volume.getHalfMaps(asList=True)
+    assert len(halves) == 2
+    for path in [volume.getFileName(), *halves, reconstruction.outputMask.getFileName()]:
+        assert "," not in path
+        assert not Path(path).is_absolute()
+        with mrcfile.open(path) as mrc:
+            assert mrc.is_volume()
+            assert mrc.data.shape == (BOX,) * 3
+            assert float(mrc.voxel_size.x) == pytest.approx(PIXEL)
+    frequency, correlation = reconstruction.outputFSC.getData()
+    assert (frequency[0], correlation[0]) == (0.0, 1.0)
+    assert frequency[-1] == pytest.approx(1 / (2 * PIXEL))
+    assert float(reconstruction.outputFSC.calculateResolution()) > 2 * PIXEL - 0.1
+    assert len(reconstruction.outputFSCs) == 8
+    assert reconstruction.outputRigid.hasHalfMaps()
+    assert "Resolution with motion corrected" in reconstruction.summary()[0]
+    assert not Path(model.getRunPath("reconstruction")).exists(), "the model's own run is left as it was"
+
+
+def test_an_inverse_field_is_an_option_whose_error_is_told(workflow, chain):
+    inverse = workflow.run(
+        DynamightProtReconstruct, {"inputModel": (chain["deformations"], "outputModel")}, throughInverse=True,
+        inverseEpochs=2, rigid=False, numberOfThreads=1,
+    )  # fmt: skip
+    assert [f"Inverse field of half {half}" in "\n".join(inverse.summary()) for half in (1, 2)] == [True, True]
+    assert not hasattr(inverse, "outputRigid")
+
+
+@pytest.fixture
+def stub_relion(tmp_path, monkeypatch):
+    """A RELION whose programs do nothing but write the files that its protocols look for.
+
+    It shows that files and options are handed on, and nothing about what RELION makes of them.
+    """
+    home = tmp_path / "stub_relion"
+    (home / "bin").mkdir(parents=True)
+    find = 'while [ $# -gt 0 ]; do case "$1" in --i) i=$2;; --o) o=$2;; --mask) m=$2;; esac; shift; done\n'
+    second = 'half2="${i/half1/half2}"; test -s "$i" && test -s "$half2" || exit 3\n'
+    scripts = {
+        "relion_image_handler": 'cp "$i" "$o"\n',
+        "relion_postprocess": f'{second}for end in "" _locres _locres_filtered; do cp "$i" "$o$end.mrc"; done\n'
+        'printf "data_general\\n\\n_rlnFinalResolution 12.0\\n_rlnBfactorUsedForSharpening -90.0\\n" > "$o.star"\n',
+    }  # fmt: skip
+    for name, script in scripts.items():
+        for suffix in ("", "_mpi"):
+            (home / "bin" / (name + suffix)).write_text(f"#!/bin/bash\n{find}{script}")
+            (home / "bin" / (name + suffix)).chmod(0o755)
+    monkeypatch.setenv("RELION_HOME", str(home))
+    from relion import Plugin
+
+    monkeypatch.setitem(Plugin._vars, "RELION_HOME", str(home))
+    return home
+
+
+def test_postprocessing_takes_the_reconstruction_as_a_refinement_with_stub_relion(workflow, chain, stub_relion):
+    reconstruction = chain["reconstruction"]
+    post = workflow.new(ProtRelionPostprocess, mtf=str(stub_relion / "bin" / "relion_postprocess"))
+    post.protRefine.set(reconstruction)
+    post.solventMask.set(reconstruction)
+    post.solventMask.setExtended("outputMask")
+    workflow.launch(post)
+    assert post.isFinished(), post.getErrorMessage() + workflow.log(post)
+    assert post.outputVolume.getSamplingRate() == PIXEL
+    assert f"--angpix {PIXEL}" in workflow.log(post)
+    for half, path in enumerate(reconstruction.outputVolume.getHalfMaps(asList=True), 1):
+        used = post._getPath("input", f"relion_half{half}_class001_unfil.mrc")
+        np.testing.assert_array_equal(mrcfile.read(used), mrcfile.read(path))
+
+
+def test_local_resolution_takes_the_reconstruction_as_a_refinement_with_stub_relion(workflow, chain, stub_relion):
+    local = workflow.new(ProtRelionLocalRes, mtf=str(stub_relion / "bin" / "relion_postprocess"))
+    local.protRefine.set(chain["reconstruction"])
+    workflow.launch(local)
+    assert local.isFinished(), local.getErrorMessage() + workflow.log(local)
+    assert "--locres" in workflow.log(local)
+    assert local.outputVolume.getSamplingRate() == PIXEL
+
+
+# ------------------------------------------------------------------ stops, changes, copies, subsets, failures
+
+
+@pytest.fixture(scope="module")
+def resumed(_workflow, _chain):
+    """A run that was stopped while it trained, and continued; and whether it was really stopped."""
+    with contextlib.chdir(_workflow.project.path):
+        epochs = {"nEpochs": 25, "encoderEpochs": 25}
+        run = _workflow.new(DynamightProtDeformations, same_input(_chain), **small(_chain, **epochs))
+        _workflow.launch(run, wait=False)
+        checkpoints = Path(run._getExtraPath("run", "half2", "checkpoints"))
+        deadline = time.monotonic() + 200
+        while not list(checkpoints.glob("*.safetensors")):
+            assert time.monotonic() < deadline, _workflow.log(run)
+            time.sleep(0.2)
+        _workflow.project.stopProtocol(run)
+        stopped = run.isAborted() and not hasattr(run, "outputModel")
+        run.runMode.set(MODE_RESUME)
+        _workflow.launch(run)
+    return run, stopped
+
+
+def test_a_stopped_run_goes_on_from_its_checkpoint(workflow, resumed):
+    run, stopped = resumed
+    assert stopped
+    assert run.isFinished(), workflow.log(run)
+    assert "Resuming after epoch" in workflow.log(run)
+    assert len(run.outputParticles) == PARTICLES
+
+
+def test_an_unchanged_protocol_does_nothing_and_a_changed_parameter_runs_again(workflow, resumed):
+    run, _ = resumed
+    trained = Path(run._getExtraPath("run", "half1", "model.safetensors"))
+    converted = Path(run._getExtraPath("particles.star"))
+    before = trained.stat().st_mtime, converted.stat().st_mtime
+    run.runMode.set(MODE_RESUME)
+    workflow.launch(run)
+    assert run.isFinished()
+    assert (trained.stat().st_mtime, converted.stat().st_mtime) == before
+    assert run.outputModel.getNumberOfMotions() == 3
+
+    run.nMotions.set(2)
+    run.nEpochs.set(3)
+    workflow.launch(run)
+    assert run.isFinished(), workflow.log(run)
+    assert trained.stat().st_mtime > before[0]
+    assert converted.stat().st_mtime == before[1], "the particles are the same"
+    assert run.outputModel.getNumberOfMotions() == 2
+    assert len(run.outputParticles.getFirstItem().getZFlex()) == 2
+
+
+def test_a_run_continues_from_the_model_of_another(workflow, chain):
+    more = workflow.new(
+        DynamightProtDeformations, same_input(chain) | {"previousModel": (chain["deformations"], "outputModel")},
+        **small(chain, doContinue=True, nEpochs=1),
+    )  # fmt: skip
+    more.nLatents.set(5)
+    assert "The previous model has 2 latent dimensions" in more.validate()[0]
+    more.nLatents.set(2)
+    workflow.launch(more)
+    assert more.isFinished(), workflow.log(more)
+    metrics = Path(more._getExtraPath("run", "metrics.jsonl")).read_text()
+    assert "refinement" in metrics
+    assert "warm-up" not in metrics
+
+
+def test_a_copy_has_the_parameters_and_nothing_that_was_found(workflow, chain):
+    copied = workflow.project.copyProtocol(chain["deformations"])
+    assert copied.inputParticles.get().getObjId() == chain["particles"].outputParticles.getObjId()
+    assert copied.nGaussians.get() == 200
+    assert not hasattr(copied, "outputModel")
+    assert copied.summary()[0] == "Nothing has been estimated yet."
+    copied.nGaussians.set(10)
+    assert any("at least 50" in error for error in copied.validate())
+
+
+def test_a_subset_runs_through_again_and_keeps_its_ids(workflow, chain):
+    subset = workflow.run(
+        ProtSubSet, {"inputFullSet": (chain["deformations"], "outputParticles")}, chooseAtRandom=True, nElements=240
+    )
+    ((name, chosen),) = subset.iterOutputAttributes()
+    again = workflow.run(
+        DynamightProtDeformations,
+        {"inputParticles": (subset, name), "inputVolume": (chain["reconstruction"], "outputVolume")},
+        **small(chain, nEpochs=1),
+    )
+    assert again.outputParticles.getIdSet() == chosen.getIdSet()
+    assert len(again.outputParticles) == 240
+
+
+def test_a_failure_of_the_engine_is_one_sentence_in_summary_and_log(workflow, chain):
+    dark = workflow.launch(
+        workflow.new(DynamightProtDeformations, same_input(chain), **small(chain, invertContrast=True))
+    )
+    sentence = "the particles correlate negatively with the map"
+    assert dark.isFailed()
+    assert sentence in dark.getErrorMessage()
+    assert sentence in "\n".join(dark.summary())
+    assert sentence in workflow.log(dark)
+    assert "Traceback" not in workflow.log(dark)
+
+
+def test_an_engine_that_cannot_be_started_is_told_in_one_sentence(workflow, chain, monkeypatch):
+    monkeypatch.setenv("DYNAMIGHT_ENV_ACTIVATION", "export PATH=/usr/bin:/bin")
+    lost = workflow.launch(workflow.new(DynamightProtDeformations, same_input(chain), **small(chain)))
+    assert lost.isFailed()
+    assert "check DYNAMIGHT_ENV_ACTIVATION in Scipion's configuration" in lost.getErrorMessage()
+
+
+def test_every_option_of_the_engine_is_a_parameter_with_the_engines_default(workflow):
+    protocol = workflow.new(DynamightProtDeformations)
+    found = {option: getattr(protocol, name).get() for name, option in VALUES.items()}
+    found |= {option: choices[getattr(protocol, name).get()] for name, (option, choices) in CHOICES.items()}
+    found |= {option: getattr(protocol, name).get() for name, option in (SWITCHES | FLAGS).items()}
+    found["premultiplied"] = None
+    given_elsewhere = {"star", "map", "half_maps", "mask", "project", "start_from", "device", "threads"}
+    expected = vars(InputOptions()) | vars(TrainOptions())
+    assert found == {name.replace("_", "-"): value for name, value in expected.items() if name not in given_elsewhere}
+
+
+def test_reconstruction_offers_the_engines_methods_and_defaults(workflow):
+    protocol, engine = workflow.new(DynamightProtReconstruct), ReconstructOptions()
+    assert METHODS == ENGINE_METHODS
+    assert METHODS[protocol.method.get()] == engine.method
+    for name in ("regularisation", "rigid", "seed", "shrink", "steps"):
+        assert getattr(protocol, name).get() == getattr(engine, name)
+    for name, option in (
+        ("batchSize", "batch_size"), ("bFactor", "b_factor"), ("errorWeights", "error_weights"),
+        ("localResolution", "local_resolution"), ("regionRadius", "region_radius"),
+        ("throughInverse", "through_inverse"),
+    ):  # fmt: skip
+        assert getattr(protocol, name).get() == getattr(engine, option)
+    assert protocol.inverseEpochs.get() == InvertOptions().epochs
+
+
+def test_nothing_is_started_with_bad_input(workflow, chain):
+    bare = workflow.new(DynamightProtDeformations)
+    assert sum("cannot be EMPTY" in error for error in bare.validate()) == 2
+    assert bare.warnings() == []
+    reconstruction = workflow.new(DynamightProtReconstruct)
+    assert any("cannot be EMPTY" in error for error in reconstruction.validate())
+    assert reconstruction.warnings() == []
