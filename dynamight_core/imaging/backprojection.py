@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 
 from dynamight_core.errors import InputError
 from dynamight_core.imaging.fourier import (
@@ -24,7 +25,7 @@ from dynamight_core.imaging.fourier import (
     shells,
     volume_to_fourier,
 )
-from dynamight_core.imaging.projector import Projector, kernel_correction, read_bilinear
+from dynamight_core.imaging.projector import Projector, kernel_correction
 
 OVERSAMPLING = 2
 # Power of a shell that counts as none, as a fraction of what the strongest shell's slices would leave in it
@@ -299,26 +300,41 @@ def accumulate(
             reader.prepare()
         for start in range(0, len(indices), batch_size):
             batch = indices[start : start + batch_size]
-            poses, transfer = data.poses(batch), data.transfer(batch)
+            poses, transfer = _unit_poses(data.poses(batch), data.projector.grid_size), data.transfer(batch)
             grid = data.projector.reading_grid(data.transforms(batch) * transfer.conj() * data.weights)[:, None]
             for reader in readers:
                 points = reader.image_points(poses, latents[batch].to(device))
-                deformed[reader.voxels] += read_bilinear(grid, points).sum((0, 1))
+                deformed[reader.voxels] += _read(grid, points)
             if number == 0:
                 for reader in still:
-                    rigid[reader.voxels] += read_bilinear(grid, reader.image_points(poses)).sum((0, 1))
+                    rigid[reader.voxels] += _read(grid, reader.image_points(poses))
                 if kernel:
                     spread = data.projector.reading_grid(data.power(transfer))[:, None]
                     # The first row and column have no mirror image; the kernel has one everywhere.
                     spread[..., 0, :] = spread[..., 0] = 0
                     for reader in ball:
-                        half_kernel[reader.voxels] += read_bilinear(spread, reader.image_points(poses)).sum((0, 1))
+                        half_kernel[reader.voxels] += _read(spread, reader.image_points(poses))
             if progress is not None:
                 progress(number * len(indices) + start + len(batch), n_passes * len(indices))
     rigid, deformed = rigid.view((box,) * 3), deformed.view((box,) * 3)
     deformed = torch.where(moving, deformed, rigid)
     full_kernel = _whole_kernel(half_kernel.view(box // 2, box, box)) if kernel else None
     return BackprojectionSums(deformed, rigid, full_kernel, len(indices))
+
+
+def _unit_poses(poses: torch.Tensor, size: int) -> torch.Tensor:
+    """Return poses that lead to -1 ... 1 across a grid, as `grid_sample` wants it, in the place of its pixels.
+
+    Spares a pass over all points of all particles.
+    """
+    poses = poses * (2 / (size - 1))
+    poses[:, :, 3] -= 1
+    return poses
+
+
+def _read(grid: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """Return the (m,) sums over images of what (b, 1, size, size) grids hold at (b, m, 2) points, -1 ... 1."""
+    return F.grid_sample(grid, points[:, None], align_corners=True).sum((0, 1, 2))
 
 
 def fourier_denominator(kernel: torch.Tensor) -> torch.Tensor:
