@@ -236,8 +236,9 @@ class DisplaceOptions:
     Parameters
     ----------
     origin
-        Where the points' coordinates are zero: centre (of the box), corner (its first voxel), or auto: centre for
-        .npy, corner for atomic models.
+        Where the points' coordinates are zero: centre (of the box), corner (its first voxel), map (where the consensus
+        map's header has it), or auto: centre for .npy; for atomic models, which of these puts the atoms into most
+        density.
     particles
         Rows of particles.star, from 1, separated by commas; all if left out.
     state

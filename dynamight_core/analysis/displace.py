@@ -12,16 +12,18 @@ import gemmi
 import numpy as np
 import torch
 
+from dynamight_core.analysis.exports import header_origin
 from dynamight_core.analysis.motions import motion_fields
 from dynamight_core.analysis.states import check_row, parse_numbers, read_states
 from dynamight_core.errors import InputError
-from dynamight_core.files import atomic_path
+from dynamight_core.files import atomic_path, read_map
 from dynamight_core.options import DisplaceOptions
 
 if TYPE_CHECKING:
     from dynamight_core.analysis.results import Run
 
-ORIGINS = ("auto", "centre", "corner")
+ORIGINS = ("auto", "centre", "corner", "map")
+_ORIGIN_NAMES = {"centre": "centre of the box", "corner": "first voxel", "map": "origin in the consensus map's header"}
 ATOMIC = (".pdb", ".cif", ".mmcif", ".ent")
 # Points that a decoder is evaluated at together, and displacements (particles times points) held at a time.
 _POINTS = 2**15
@@ -38,31 +40,34 @@ class PointSet:
         (m, 3) A in the consensus frame, origin at the centre of the box.
     offset
         (3,) A; what was subtracted from the file's coordinates.
+    origin
+        where they are zero, see `read_points`.
     structure
         the atomic model that they come from, its atoms in order, or None.
     """
 
     positions: torch.Tensor
     offset: np.ndarray
+    origin: str
     structure: gemmi.Structure | None = None
 
     def __len__(self) -> int:
         return len(self.positions)
 
 
-def read_points(path: str | Path, box: int, pixel_size: float, origin: str = "auto") -> PointSet:
+def read_points(path: str | Path, run: "Run", origin: str = "auto") -> PointSet:
     """Read points from a ``.npy`` array (m, 3) or the atoms of a PDB or mmCIF file's first model.
 
     Parameters
     ----------
     path
         of the file.
-    box, pixel_size
-        of the consensus map, pixels and A.
+    run
+        whose consensus map the points are in.
     origin
-        where the file's coordinates are zero: "centre", at index box // 2, as everywhere in this program, or
-        "corner", at the map's first voxel, as in atomic models that were built into a map whose header has no
-        origin. "auto" is centre for ``.npy`` and corner for atomic models.
+        where the file's coordinates are zero: "centre" of the box, at index box // 2, as everywhere in this program;
+        "corner", at the first voxel; "map", where the consensus map's header has it. "auto" is centre for ``.npy``;
+        for atomic models, which of the three puts the atoms into most density.
 
     Raises
     ------
@@ -84,15 +89,32 @@ def read_points(path: str | Path, box: int, pixel_size: float, origin: str = "au
         raise InputError(f"points {path} are of an unknown kind; give a .npy, .pdb or .cif file")
     if not np.isfinite(positions).all():
         raise InputError(f"points {path} hold NaN or infinite values; give finite coordinates in A")
-    corner = origin == "corner" or (origin == "auto" and structure is not None)
-    offset = np.full(3, box // 2 * pixel_size if corner else 0.0)
+    box, pixel_size = run.particles.box, run.particles.pixel_size
+    if origin == "auto" and structure is None:
+        origin = "centre"
+    offsets = {"corner": np.full(3, box // 2 * pixel_size), "centre": np.zeros(3)}
+    if origin in ("auto", "map"):
+        offsets["map"] = offsets["corner"] + header_origin(run.config.inputs.map)
+    if origin == "auto":
+        consensus, _ = read_map(run.config.inputs.map)
+        origin = max(offsets, key=lambda name: _density_at(consensus, positions - offsets[name], pixel_size))
+    offset = offsets[origin]
     positions = positions - offset
     if (np.abs(positions) > box * pixel_size / 2).any(1).mean() > 0.1:
         raise InputError(
             f"points {path} lie outside the box of {box * pixel_size:.0f} A; check that they are in A and in "
             "the frame of the consensus map, or give --origin"
         )
-    return PointSet(torch.from_numpy(positions.astype(np.float32)), offset, structure)
+    return PointSet(torch.from_numpy(positions.astype(np.float32)), offset, origin, structure)
+
+
+def _density_at(volume: np.ndarray, positions: np.ndarray, pixel_size: float) -> float:
+    """Return the mean of a [z, y, x] map at the voxels nearest to (m, 3) positions (A), its own mean outside."""
+    voxels = np.rint(positions / pixel_size).astype(int)[:, ::-1] + volume.shape[0] // 2
+    inside = ((voxels >= 0) & (voxels < volume.shape[0])).all(1)
+    values = np.full(len(voxels), volume.mean())
+    values[inside] = volume[tuple(voxels[inside].T)]
+    return float(values.mean())
 
 
 class Displacer:
@@ -199,7 +221,9 @@ def displace(
     out = Path(out)
     if out.suffix != ".npz":
         raise InputError(f"--out is {out}; give a name that ends in .npz")
-    point_set = read_points(points, run.particles.box, run.particles.pixel_size, options.origin)
+    point_set = read_points(points, run, options.origin)
+    if point_set.structure is not None:
+        say(f"The coordinates of {points} count from the {_ORIGIN_NAMES[point_set.origin]} (--origin).")
     if options.states is not None:
         return _displace_to_states(run, point_set, out, options, say, progress)
     n = len(run.halves)

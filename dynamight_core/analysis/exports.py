@@ -66,7 +66,15 @@ def write_exports(run: "Run", embedding: str = "auto", say: Callable[[str], None
 
 
 def header_origin(path: str | Path) -> np.ndarray:
-    """Return where a map's header puts its first voxel: (x, y, z), A."""
+    """Return where a map's header puts its first voxel: (x, y, z), A.
+
+    Raises
+    ------
+    InputError
+        if there is no such file.
+    """
+    if not Path(path).exists():
+        raise InputError(f"map {path} does not exist; bring back the consensus map that the run was trained with")
     with mrcfile.open(path, permissive=True, header_only=True) as mrc:
         header, voxel = mrc.header, float(mrc.voxel_size.x)
         origin = np.array([float(header.origin[axis]) for axis in "xyz"])

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from sklearn.cluster import KMeans
 
+from dynamight_core.analysis.exports import header_origin
 from dynamight_core.analysis.motions import motion_fields
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path, write_map
@@ -79,6 +80,10 @@ class StateModels:
     def volume(self, coordinates) -> np.ndarray:
         """Return the (box, box, box) map of the state at (K,) coordinates, the chosen halves averaged."""
         return np.mean([self._render(half, self.positions(half, coordinates)) for half in self.numbers], 0)
+
+    def write(self, path: Path, volume: np.ndarray) -> None:
+        """Write a (box, box, box) map, placed as the consensus map is by its header."""
+        write_map(path, volume, self.run.particles.pixel_size, header_origin(self.run.config.inputs.map))
 
     @torch.no_grad()
     def volume_at_latent(self, half: int, latent: torch.Tensor) -> np.ndarray:
@@ -349,7 +354,7 @@ def write_states(
             volume = models.volume_at_latent(states.half, states.latents[i])
         else:
             volume = models.volume(states.coordinates[i])
-        write_map(out / f"{label}.mrc", volume, run.particles.pixel_size)
+        models.write(out / f"{label}.mrc", volume)
         projections.append(_projections(volume))
         if progress:
             progress("rendering states", i + 1, len(states))
@@ -380,7 +385,7 @@ def serve_states(run: "Run", requests: Iterable[str], answer: Callable[[str], No
         try:
             request = json.loads(line)
             volume = models.volume(_coordinates(run, request["at"]))
-            write_map(Path(request["out"]), volume, run.particles.pixel_size)
+            models.write(Path(request["out"]), volume)
             reply = {"out": request["out"]}
         except (InputError, OSError) as error:
             reply = {"error": str(error)}
