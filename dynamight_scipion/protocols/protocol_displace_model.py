@@ -15,7 +15,7 @@ from dynamight_scipion.objects import FLEX_PROGRAM
 
 from .protocol_from_model import StatesProtocol, readStates, setFlexInfo, writeStates
 
-ORIGINS = ("corner", "centre")
+ORIGINS = ("auto", "corner", "centre")
 # What the engine reads.
 EXTENSIONS = (".pdb", ".ent", ".cif", ".mmcif")
 
@@ -51,9 +51,10 @@ class DynamightProtDisplaceModel(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
         self._defineStatesParams(form, condition="not inputStates")
         form.addParam(
             "origin", params.EnumParam, default=0, expertLevel=LEVEL_ADVANCED, label="Coordinates are counted from",
-            choices=["the first voxel of the map", "the centre of the box"],
+            choices=["as they fit the map", "the first voxel of the map", "the centre of the box"],
             help="Structures that were built into a map without an origin in its header are counted from its first "
-            "voxel. Choose the centre of the box if the structure lies on the map when that is centred at zero.",
+            "voxel, those that were built in Scipion often from the centre of the box. *As they fit the map*: where "
+            "the atoms lie in more density of the consensus map; the log says which it was.",
         )  # fmt: skip
         self._defineThreadParams(form)
 
@@ -137,8 +138,8 @@ class DynamightProtDisplaceModel(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
         return self._validateInputStates(states)
 
     def _validateInputStates(self, states):
-        if not len(states):
-            return ["The set of states is empty."]
+        if states.isStreamOpen() or not len(states):
+            return ["The set of states is empty or still being produced: wait until its protocol is done."]
         info = states.getFlexInfo()
         if info.getProgName() != FLEX_PROGRAM:
             return [f"The states are of the program {info.getProgName()}: give states of this model."]

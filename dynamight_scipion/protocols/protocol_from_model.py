@@ -221,7 +221,7 @@ def stateVolume(model, row, folder):
     """Return a VolumeFlex of a row of `readStates` whose map is in a folder."""
     volume = VolumeFlex(progName=FLEX_PROGRAM)
     volume.setFileName(os.path.join(folder, row["file"]))
-    volume.setSamplingRate(model.getSamplingRate())
+    model.placeVolume(volume)
     volume.setZFlex(row["coordinates"])
     volume.setObjLabel(row["state"])
     if row["particles"] is not None:

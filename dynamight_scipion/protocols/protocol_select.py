@@ -250,7 +250,10 @@ class DynamightProtSelect(ModelProtocol, ProtAnalysis3D, ProtFlexBase):
         if model is None:
             return []
         errors = self._validateModel()
-        if self.inputParticles.get() is None and model.getParticles() is None:
+        others = self.inputParticles.get()
+        if others is not None and others.isStreamOpen():
+            errors.append("The other particles are still being produced (an open set): wait for their protocol.")
+        if others is None and model.getParticles() is None:
             errors.append(
                 "The particles of the model were deleted: estimate the deformations again, or give the particles to "
                 "select from."
