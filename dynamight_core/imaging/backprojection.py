@@ -175,21 +175,27 @@ class VoxelReader:
 
     def __init__(self, mask: torch.Tensor, origin, pixel_size: float, field: Field | None = None, scale=None):
         places = mask.nonzero()
-        points = (places - torch.tensor(origin, device=mask.device)).flip(1).float() * pixel_size
+        # One product with (2 b, 4) matrices rotates, scales and shifts the points for all particles, many times as
+        # fast as a batch of thin products; the fields of a modal deformation are further rows of it.
+        rows = torch.ones(4, len(places), device=mask.device)
+        for axis, start in enumerate(reversed(origin)):
+            rows[axis] = (places[:, 2 - axis] - start) * pixel_size
         factor = None
         if field is not None and scale is not None and scale.is_floating_point():
             factor = scale[mask][:, None]
-        self._set(mask.flatten().nonzero()[:, 0], points, field, factor)
+        self._set(mask.flatten().nonzero()[:, 0], rows, field, factor)
 
-    def _set(self, voxels, points, field, factor):
-        self.voxels, self.points, self.field, self.factor = voxels, points, field, factor
-        # One product with (2 b, 4) matrices rotates, scales and shifts the points for all particles, many times as
-        # fast as a batch of thin products; the fields of a modal deformation are further rows of it.
-        self._rows = torch.cat([points.T, points.new_ones(1, len(points))])
+    def _set(self, voxels, rows, field, factor):
+        self.voxels, self._rows, self.field, self.factor = voxels, rows, field, factor
         self._evaluate = None
 
     def __len__(self) -> int:
         return len(self.voxels)
+
+    @property
+    def points(self) -> torch.Tensor:
+        """(m, 3) x, y, z in A."""
+        return self._rows[:3].T.contiguous()
 
     def split(self, size: int) -> list["VoxelReader"]:
         """Return readers of at most `size` voxels each."""
@@ -197,7 +203,7 @@ class VoxelReader:
         for start in range(0, len(self), size):
             part, chosen = object.__new__(VoxelReader), slice(start, start + size)
             factor = None if self.factor is None else self.factor[chosen]
-            part._set(self.voxels[chosen], self.points[chosen], self.field, factor)
+            part._set(self.voxels[chosen], self._rows[:4, chosen], self.field, factor)
             parts.append(part)
         return parts
 
@@ -287,8 +293,10 @@ def accumulate(
 
     centre = (box // 2,) * 3
     chunk = chunk_size(batch_size, device)
-    everywhere = torch.ones_like(moving)
-    still = VoxelReader(everywhere, centre, data.pixel_size).split(chunk)
+    # Slabs of a few planes differ by a shift along z: one reader serves them all, and a large map takes no room.
+    depth = max(d for d in range(1, box + 1) if box % d == 0 and (d == 1 or d * box**2 <= chunk))
+    whole = VoxelReader(torch.ones(depth, box, box, dtype=torch.bool, device=device), (0, *centre[1:]), data.pixel_size)
+    slab = whole.split(chunk)
     ball = VoxelReader(_half_ball(box, device), (0, *centre[1:]), data.pixel_size).split(chunk) if kernel else []
     movers = VoxelReader(moving, centre, data.pixel_size, field, region).split(max(1, memory // _BYTES_PER_POINT))
     rigid, half_kernel = torch.zeros(box**3, device=device), torch.zeros(box**3 // 2, device=device)
@@ -306,8 +314,12 @@ def accumulate(
                 points = reader.image_points(poses, latents[batch].to(device))
                 deformed[reader.voxels] += _read(grid, points)
             if number == 0:
-                for reader in still:
-                    rigid[reader.voxels] += _read(grid, reader.image_points(poses))
+                for plane in range(0, box, depth):
+                    shifted = poses.clone()
+                    shifted[:, :, 3] += poses[:, :, 2] * ((plane - centre[0]) * data.pixel_size)
+                    for number_in_slab, reader in enumerate(slab):
+                        first = plane * box**2 + number_in_slab * chunk
+                        rigid[first : first + len(reader)] += _read(grid, reader.image_points(shifted))
                 if kernel:
                     spread = data.projector.reading_grid(data.power(transfer))[:, None]
                     # The first row and column have no mirror image; the kernel has one everywhere.
