@@ -16,6 +16,7 @@ from dynamight_core.particles.cache import ImageCache
 from dynamight_core.particles.halves import assign_halves, choose_validation
 from dynamight_core.particles.images import ImageReader
 from dynamight_core.particles.metadata import Particles, check_enough, read_particles
+from dynamight_core.particles.premultiplication import MULTIPLIED, NOT_MULTIPLIED, power_at_ctf_zeros
 from dynamight_core.particles.preprocess import Preprocessing
 from dynamight_core.training.data import TrainingImages
 
@@ -120,6 +121,7 @@ def prepare(inputs: InputOptions, options: TrainOptions) -> Prepared:
     except ValueError as error:
         raise InputError(f"map {inputs.map}: {error}; lower --threshold or give another map") from error
     warnings += region.warnings
+    warnings += _check_premultiplied(particles, inputs.premultiplied, options.seed)
     return Prepared(
         particles, halves, validation, volumes, region, mask,
         _working_box(inputs, options, particles, region), notes, warnings,
@@ -204,6 +206,28 @@ def _read_volume(name: str, path: str, particles: Particles) -> torch.Tensor:
             f"{particles.pixel_size:.4g} A; resample it or correct its header"
         )
     return torch.from_numpy(volume)
+
+
+def _check_premultiplied(particles: Particles, given: bool | None, seed: int) -> list[str]:
+    """Compare what images look like with what is said of them; a warning if the user said it, else a refusal."""
+    with ImageReader(particles) as reader:
+        share = power_at_ctf_zeros(reader, seed)
+    if share is None or (particles.premultiplied and share < NOT_MULTIPLIED):
+        return []
+    if not particles.premultiplied and share > MULTIPLIED:
+        return []
+    looks, option = (
+        ("do not look as if they had been multiplied by their CTF", "--no-premultiplied")
+        if particles.premultiplied
+        else ("look as if they had been multiplied by their CTF", "--premultiplied")
+    )
+    found = f"the images {looks} (where it is zero, {100 * max(share, 0):.0f} % of their power is left)"
+    if given is not None:
+        return [f"{found}, against {'--premultiplied' if given else '--no-premultiplied'}"]
+    raise InputError(
+        f"{found}, but {particles.star_path} says otherwise (rlnCtfDataAreCtfPremultiplied); give {option}, or "
+        f"{'--premultiplied' if particles.premultiplied else '--no-premultiplied'} if it is right"
+    )
 
 
 def _working_box(inputs: InputOptions, options: TrainOptions, particles: Particles, region: MolecularRegion) -> int:
