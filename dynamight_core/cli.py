@@ -50,7 +50,7 @@ HELP = {
     "decoder": "basis (learned deformation basis) or coordinate (the paper's coordinate network).",
     "epochs": "Epochs after the warm-up.",
     "warm_up_epochs": "Epochs in which the Gaussians are fitted to the images without deformation.",
-    "encoder_epochs": "Epochs that train encoder and decoder together; in those after, latents are inferred.",
+    "encoder_epochs": "First epochs that train encoder and decoder together. 0 starts from motions to first order.",
     "latent_refinement": "Infer each particle's latent with the decoder fixed; without, all epochs train the encoder.",
     "inference_interval": "Epochs between two rounds of latent inference.",
     "batch_size": "Particles per step.",

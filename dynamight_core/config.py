@@ -84,7 +84,8 @@ class TrainOptions:
         in which the Gaussians are fitted to the images without deformation.
     encoder_epochs
         of the epochs that train encoder and decoder together (the paper's way); in those after, each particle's
-        latent is inferred with the decoder as it is and refined as it changes.
+        latent is inferred with the decoder as it is and refined as it changes. Without any, decoder and latents start
+        from the motions that the images show to first order.
     latent_refinement
         False makes all epochs encoder epochs.
     inference_interval
@@ -127,9 +128,9 @@ class TrainOptions:
     initial_resolution: float = 12.0
     n_latents: int = 6
     decoder: str = "basis"
-    epochs: int = 28
+    epochs: int = 18
     warm_up_epochs: int = 3
-    encoder_epochs: int = 10
+    encoder_epochs: int = 0
     latent_refinement: bool = True
     inference_interval: int = 2
     batch_size: int = 128

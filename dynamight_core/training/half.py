@@ -182,6 +182,7 @@ class HalfTrainer:
             guess, _ = self.model.encoder(batch.images)
             follow = (guess - modes).square().mean()
             self._step(data + regularity + follow, "encoder", "decoder", "gaussians", "poses")
+        self._train_encoder_only(generator, weights)
         return sums
 
     def infer(self, steps: int = 2, restart: bool = False) -> float:

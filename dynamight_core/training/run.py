@@ -24,6 +24,7 @@ from dynamight_core.training.data import TrainingImages
 from dynamight_core.training.devices import choose_device, peak_memory, set_threads
 from dynamight_core.training.half import HalfTrainer
 from dynamight_core.training.inference import infer_latents
+from dynamight_core.training.linear import linear_motions, start_from
 from dynamight_core.training.prepare import Prepared, load_images, match_grey_scale, prepare, start_model
 from dynamight_core.training.reference import update_references
 from dynamight_core.training.refit import refit_gaussians
@@ -222,13 +223,16 @@ def _train_epochs(trainers, run: Path, epochs: list[Epoch], say, progress) -> No
 def _run_epoch(trainer: HalfTrainer, epoch: Epoch, number: int) -> dict:
     """Run one epoch on one half and return its line of metrics."""
     started = time.monotonic()
+    if epoch.infer == "linear":
+        trainer.estimate_noise(False)
+        start_from(trainer, linear_motions(trainer, trainer.options.n_latents))
     if epoch.infer != "no":
-        trainer.infer(steps=4 if epoch.infer == "first" else 1, restart=epoch.infer == "first")
+        trainer.infer(steps=1 if epoch.infer == "again" else 4, restart=epoch.infer == "encoder")
     if epoch.refit:
         refit_gaussians(trainer, trainer.options.refit_resolution, trainer.options.seed * 1000 + number)
     if epoch.prepare:
         deformed = epoch.kind != "encoder" or trainer.started
-        if number % 5 == 0 or not deformed or epoch.infer == "first":
+        if number % 5 == 0 or not deformed or epoch.infer in ("linear", "encoder"):
             trainer.estimate_noise(deformed)
         trainer.rebuild_graph()
         if trainer.options.regularisation == "dynamic" and deformed:

@@ -16,7 +16,8 @@ class Epoch:
     sparse
         weight of the sparse-motion prior, 1/A.
     infer
-        "no", "first" or "again": whether latents are inferred before it.
+        whether latents are inferred before it, and from what: "no", "linear" (motions to first order), "encoder" or
+        "again".
     update_reference
         whether the reference is moved before it.
     refit
@@ -36,10 +37,10 @@ class Epoch:
 def schedule(options: TrainOptions, continued: bool = False) -> list[Epoch]:
     """Return the epochs of a training.
 
-    Warm-up; then encoder epochs (the paper's way) and refinement epochs. After every `reference_interval` of
-    those come `reference_epochs` in which only the Gaussians move, and every third of the interval the
-    reference is moved (paper, Methods: 30, 5 and 10). The sparse-motion prior is ramped in over the second
-    third of the epochs: from the first step on, it would freeze everything.
+    Warm-up; then refinement epochs from linear motions, or from encoder epochs (the paper's way). After every
+    `reference_interval` of those come `reference_epochs` in which only the Gaussians move, and every third of the
+    interval the reference is moved (paper, Methods: 30, 5 and 10). The sparse-motion prior is ramped in over the
+    second third of the epochs: from the first step on, it would freeze everything.
 
     Parameters
     ----------
@@ -58,7 +59,7 @@ def schedule(options: TrainOptions, continued: bool = False) -> list[Epoch]:
         refined = number - first
         infer = "no"
         if refined >= 0 and refined % options.inference_interval == 0:
-            infer = "again" if refined or continued else "first"
+            infer = "again" if refined or continued else "encoder" if first else "linear"
         kind = "refinement" if refined >= 0 else "encoder"
         update = number > 0 and number % max(1, options.reference_interval // 3) == 0
         # Evenly over the refinement epochs; the last is followed by as many as two turns, to settle.

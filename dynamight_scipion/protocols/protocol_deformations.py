@@ -122,13 +122,13 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
             "negatively with the map.",
         )
         group.addParam(
-            "premultiplied", params.EnumParam, choices=PREMULTIPLIED, default=0, expertLevel=LEVEL_ADVANCED,
+            "premultiplied", params.EnumParam, choices=list(PREMULTIPLIED), default=0, expertLevel=LEVEL_ADVANCED,
             display=params.EnumParam.DISPLAY_HLIST, label="Multiplied by their CTF?",
             help="Whether the images were multiplied by their CTF when they were extracted. Their metadata say so in "
             "the optics table, if they come from RELION.",
         )
         group.addParam(
-            "normalise", params.EnumParam, choices=NORMALISATIONS, default=0, expertLevel=LEVEL_ADVANCED,
+            "normalise", params.EnumParam, choices=list(NORMALISATIONS), default=0, expertLevel=LEVEL_ADVANCED,
             display=params.EnumParam.DISPLAY_HLIST, label="Normalise the noise",
             help="*image*: each image by the noise outside its circle. *set*: all by the same factors. *none*: grey "
             "values are taken as they are.",
@@ -140,7 +140,7 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
             "follows from the distance between the Gaussians, which cannot explain finer detail.",
         )
         group.addParam(
-            "storage", params.EnumParam, choices=STORAGES, default=0, expertLevel=LEVEL_ADVANCED,
+            "storage", params.EnumParam, choices=list(STORAGES), default=0, expertLevel=LEVEL_ADVANCED,
             display=params.EnumParam.DISPLAY_HLIST, label="Keep images in",
             help="Prepared images are kept in memory, on the GPU (device) or in a file in the run's folder; auto "
             "chooses by their size.",
@@ -197,7 +197,7 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
             help="Motions kept that both halves have in common, the largest first. They become the particles' zFlex.",
         )
         form.addParam(
-            "regularisation", params.EnumParam, choices=REGULARISATIONS, default=0,
+            "regularisation", params.EnumParam, choices=list(REGULARISATIONS), default=0,
             display=params.EnumParam.DISPLAY_HLIST, label="Regularisation",
             help="Neighbouring Gaussians shall keep their distance. *fixed*: with a given weight. *dynamic*: the "
             "paper's way, a share of the gradient that changes as training goes.",
@@ -226,7 +226,7 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
             "most parts rest. 0 is off.",
         )
         form.addParam(
-            "decoder", params.EnumParam, choices=DECODERS, default=0, expertLevel=LEVEL_ADVANCED,
+            "decoder", params.EnumParam, choices=list(DECODERS), default=0, expertLevel=LEVEL_ADVANCED,
             display=params.EnumParam.DISPLAY_HLIST, label="Decoder",
             help="*basis*: learned fields, combined by each particle's latent. *coordinate*: the paper's coordinate "
             "network, slower.",
@@ -250,7 +250,7 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
             help="Model of the run to start from: same particles, map and numbers of Gaussians and latents.",
         )
         form.addParam(
-            "nEpochs", params.IntParam, default=28, validators=[POSITIVE], label="Epochs",
+            "nEpochs", params.IntParam, default=18, validators=[POSITIVE], label="Epochs",
             help="Rounds through all particles, after the warm-up.",
         )
         form.addParam(
@@ -287,9 +287,10 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
             "No, the encoder is trained to the end, as in the paper.",
         )
         group.addParam(
-            "encoderEpochs", params.IntParam, default=10, validators=[NOT_NEGATIVE], condition="latentRefinement",
+            "encoderEpochs", params.IntParam, default=0, validators=[NOT_NEGATIVE], condition="latentRefinement",
             expertLevel=LEVEL_ADVANCED, label="Encoder epochs",
-            help="Of the epochs, so many train encoder and decoder together; in those after, latents are inferred.",
+            help="Of the epochs, so many train encoder and decoder together (the paper's way); in those after, latents "
+            "are inferred. 0 starts instead from the motions that the images show to first order.",
         )
         group.addParam(
             "inferenceInterval", params.IntParam, default=2, validators=[POSITIVE],

@@ -22,11 +22,12 @@ from dynamight_core.simulate.truth import load_truth
 from dynamight_core.training.data import TrainingImages
 from dynamight_core.training.half import HalfTrainer, rotation_vectors
 from dynamight_core.training.inference import infer_latents
+from dynamight_core.training.linear import linear_motions, start_from
 from dynamight_core.training.reference import update_references
 from dynamight_core.training.run import train
 from dynamight_core.training.schedule import schedule
 
-QUICK = {"n_gaussians": 300, "n_latents": 3, "epochs": 8, "encoder_epochs": 4, "warm_up_epochs": 1, "refits": 1}
+QUICK = {"n_gaussians": 300, "n_latents": 3, "epochs": 5, "warm_up_epochs": 1, "refits": 1}
 
 
 def inputs(files):
@@ -46,8 +47,11 @@ class HeldImages:
         pass
 
 
-def known_motion(n=40, box=32, pixel_size=4.0, noise=0.05):
-    """Return a model with a known decoder, its images of n particles, and their latents."""
+def known_motion(n=40, box=32, pixel_size=4.0, noise=0.05, field=None):
+    """Return a model with a known decoder, its images of n particles, and their latents.
+
+    With `field`, which takes (g, 3) positions and gives (2, g, 3) displacements per latent, that moves the particles.
+    """
     generator = torch.Generator().manual_seed(5)
     torch.manual_seed(5)
     gaussians = GaussianModel(torch.randn(150, 3, generator=generator) * 15, 6.0, 1.0)
@@ -58,7 +62,10 @@ def known_motion(n=40, box=32, pixel_size=4.0, noise=0.05):
     ctf = CtfParameters.create(torch.full((n,), 15000.0))
     data = TrainingImages(HeldImages(None), ctf, matrices, box, pixel_size)
     with torch.no_grad():
-        positions = gaussians.positions + model.displacements(latents)
+        shifts = model.displacements(latents)
+        if field is not None:
+            shifts = torch.einsum("bk,kgc->bgc", latents, field(gaussians.positions))
+        positions = gaussians.positions + shifts
         image = fourier_to_image(model.project(matrices, data.transfer(torch.arange(n)), positions), box)
     sigma = noise * float(image.std())
     data._images = HeldImages(image + sigma * torch.randn(image.shape, generator=generator))
@@ -129,7 +136,8 @@ def test_schedule_counts_every_kind_of_epoch():
     assert kinds.count("refinement") == 20
     assert kinds.count("reference") == 3 * options.reference_epochs
     assert sum(epoch.refit for epoch in epochs) == 3
-    assert next(epoch.infer for epoch in epochs if epoch.infer != "no") == "first"
+    assert next(epoch.infer for epoch in epochs if epoch.infer != "no") == "encoder"
+    assert next(epoch.infer for epoch in schedule(TrainOptions()) if epoch.infer != "no") == "linear"
     weights = [epoch.sparse for epoch in epochs]
     assert weights[3] == 0 and max(weights) == 2.0 and weights[-1] == 2.0
 
@@ -137,6 +145,51 @@ def test_schedule_counts_every_kind_of_epoch():
 def test_without_latent_refinement_the_schedule_is_the_papers():
     kinds = {epoch.kind for epoch in schedule(TrainOptions(latent_refinement=False))}
     assert kinds == {"warm-up", "encoder", "reference"}
+
+
+def untrained(model, data, rows):
+    """Return a trainer of a model with the same Gaussians and noise that knows no motion."""
+    fresh = HalfModel(copy.deepcopy(model.gaussians), model.box, model.pixel_size, 2, "basis", 100.0)
+    fresh.noise_power.copy_(model.noise_power)
+    return HalfTrainer(fresh, data, rows, TrainOptions(n_latents=2), half=1)
+
+
+def two_parts_move(positions):
+    """Return fields that move one side of the molecule along z, and another along x, by 4 A."""
+    fields = torch.zeros(2, len(positions), 3)
+    fields[0, :, 2] = 4.0 * (positions[:, 0] > 8)
+    fields[1, :, 0] = 4.0 * (positions[:, 1] < -8)
+    return fields
+
+
+def test_linear_motions_are_where_the_particles_are_along_the_true_ones():
+    model, data, latents = known_motion(n=300, noise=0.5, field=two_parts_move)
+    trainer = untrained(model, data, torch.arange(300))
+    motions = linear_motions(trainer, most=2)
+    assert motions.fields.shape == (2, 150, 3)
+    explained = torch.cat([motions.latents, torch.ones(300, 1)], 1)
+    residual = latents - explained @ torch.linalg.lstsq(explained, latents).solution
+    assert (residual.var(0) < 0.5 * latents.var(0)).all()
+    start_from(trainer, motions)
+    wanted = torch.einsum("bk,knc->bnc", motions.latents, motions.fields)
+    with torch.no_grad():
+        given = trainer.model.displacements(trainer.latents)
+    assert (given - wanted).square().mean() < 0.2 * wanted.square().mean()
+
+
+def test_noise_has_no_linear_motion():
+    model, data, _ = known_motion(n=300, noise=0.5)
+    images = data._images.images(torch.arange(300))
+    sigma = float((model.noise_power[0] / model.box**2).sqrt())
+    noise = sigma * torch.randn(images.shape, generator=torch.Generator().manual_seed(9))
+    trainer = untrained(model, data, torch.arange(300))
+    with torch.no_grad():
+        clean = model.project(data._matrices, data.transfer(torch.arange(300)))
+    data._images = HeldImages(fourier_to_image(clean, model.box) + noise)
+    motions = linear_motions(trainer, most=2)
+    assert len(motions.fields) == 0
+    start_from(trainer, motions)
+    assert not trainer.model.displacements(trainer.latents).any()
 
 
 @torch.no_grad()
