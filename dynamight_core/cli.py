@@ -282,7 +282,10 @@ def states(
     with Reporter() as report:
         opened = _open(run, options)
         chosen = choose_states(opened, options)
-        write_states(opened, chosen, out, options.half, options.movie, options.maps, report.say, report.progress)
+        write_states(
+            opened, chosen, out, options.half, options.movie, options.maps, report.say, report.progress,
+            options.difference,
+        )  # fmt: skip
         record_stage(opened, "states", options)
 
 
@@ -312,7 +315,7 @@ def select(
     name: Annotated[str, typer.Option(help="Name of the file in RUN/analysis/selections.")] = "selection",
     out: Annotated[Path | None, typer.Option(help="Path of the STAR file instead.")] = None,
 ) -> None:
-    """Write a STAR file of particles by motion, error, conformation, cluster or half."""
+    """Write a STAR file of particles by motion, error, conformation, region, cluster or half."""
     from dynamight_core.analysis.select import write_selection
     from dynamight_core.reconstruction.stage import record_stage
 
@@ -320,6 +323,40 @@ def select(
         opened = _open(run)
         write_selection(opened, options, name, out, report.say)
         record_stage(opened, "select", options, name=name)
+
+
+@_command()
+def explore(
+    run: Run,
+    port: Annotated[int, typer.Option(help="Port of the page; 0 takes a free one.")] = 8050,
+    host: Annotated[
+        str, typer.Option(help="Address of this machine to listen at; others than the default let other machines in.")
+    ] = "127.0.0.1",
+    browser: Annotated[bool, typer.Option(help="Open the page in a browser, where there is a screen.")] = True,
+    model: Annotated[
+        Path | None, typer.Option(help="Atomic model in the frame of the consensus map (.pdb, .cif), moved along.")
+    ] = None,
+    origin: Annotated[
+        str, typer.Option(help="Where the model's coordinates are zero: as in dynamight displace.")
+    ] = "auto",
+    table: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="CSV of values to colour particles by, with a column rlnImageName or particle (row of particles.star, "
+            "from 1), or a line for each; may be given several times."
+        ),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads. All that the process may use if left out.")] = None,
+) -> None:
+    """Show a run in a page on this machine: landscape, conformations, subsets, movies; writes to RUN/analysis."""
+    from dynamight_core.analysis.explore import Explorer
+    from dynamight_core.analysis.serve import serve
+    from dynamight_core.training.devices import set_threads
+
+    set_threads(threads)
+    # No progress bars, which would break the address on a terminal.
+    say = functools.partial(print, flush=True)
+    serve(Explorer(_open(run), model, origin, table or (), say), host, port, browser, say)
 
 
 @_command(options="dynamight_core.options:DemoOptions")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 HALVES = ("1", "2", "both")
-METHODS = ("wbp", "cg")
+METHODS = ("auto", "wbp", "cg")
 
 
 @dataclass
@@ -117,7 +117,8 @@ class ReconstructOptions:
     Parameters
     ----------
     method
-        wbp (deformed weighted backprojection) or cg (least squares by conjugate gradients).
+        wbp (deformed weighted backprojection), cg (least squares by conjugate gradients), or auto: cg where directions
+        of view are missing.
     through_inverse
         Deform through the inverse network, as the paper does; needs dynamight invert before.
     shrink
@@ -153,7 +154,7 @@ class ReconstructOptions:
         CPU threads. All that the process may use if left out.
     """
 
-    method: str = "wbp"
+    method: str = "auto"
     through_inverse: bool = False
     shrink: bool = True
     error_weights: bool = False
@@ -203,6 +204,8 @@ class StatesOptions:
         Write a map of every state; without, the table of their coordinates alone.
     movie
         Write a movie where the states follow a path.
+    difference
+        Also write difference.mrc, the last map minus the first.
     listen
         Take states from standard input instead, for programs that show them: lines of JSON {"at": [coordinates], "out":
         path of the map}, each answered by a line with the path, or with an "error".
@@ -224,6 +227,7 @@ class StatesOptions:
     half: str = "both"
     maps: bool = True
     movie: bool = True
+    difference: bool = False
     listen: bool = False
     seed: int = 0
     threads: int | None = None
@@ -276,6 +280,8 @@ class SelectOptions:
         K:LOW:HIGH of the coordinate along motion K (A rms); may be given several times.
     near
         COORDINATES:DISTANCE: within a distance (A rms) of a conformation, its coordinates separated by commas.
+    polygon
+        K,L:X,Y:X,Y:X,Y: inside a polygon in the plane of motions K and L, its corners in A rms.
     clusters
         Number of k-means clusters of the coordinates, numbered by their centre on the first motion; written to
         dynCluster.
@@ -294,6 +300,7 @@ class SelectOptions:
     disagreement: str | None = None
     along: list[str] = field(default_factory=list)
     near: str | None = None
+    polygon: str | None = None
     clusters: int | None = None
     cluster: list[int] = field(default_factory=list)
     half: int | None = None

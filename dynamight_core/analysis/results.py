@@ -102,6 +102,16 @@ class Run:
         blocks = starfile.read(self._summarised("particles.star"), always_dict=True)
         return blocks.get("particles", list(blocks.values())[-1])
 
+    @property
+    def box(self) -> int:
+        """Of the particles' images, pixels; known without reading their STAR file."""
+        return self.summary["model"]["box"]
+
+    @property
+    def pixel_size(self) -> float:
+        """Of the particles' images, A; known without reading their STAR file."""
+        return self.summary["model"]["pixel_size"]
+
     def own_latents(self) -> torch.Tensor:
         """Return (n, d) each particle's latent under its own half."""
         return self.latents[self.halves - 1, torch.arange(len(self.halves))]

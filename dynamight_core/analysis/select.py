@@ -1,10 +1,11 @@
-"""Subsets of a run's particles by motion, error, conformation, cluster or half, as STAR files."""
+"""Subsets of a run's particles by motion, error, conformation, region, cluster or half, as STAR files."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.path import Path as Polygon
 
 from dynamight_core.analysis.states import check_motion, cluster_coordinates, parse_numbers
 from dynamight_core.errors import InputError
@@ -33,6 +34,36 @@ def parse_range(text: str, option: str) -> Range:
     if not values[0] <= values[1]:
         raise InputError(f"{option} is '{text}', which holds nothing; give LOW:HIGH with LOW below HIGH")
     return values
+
+
+def parse_polygon(text: str) -> tuple[tuple[int, int], np.ndarray]:
+    """Return the two motions (from 1) and the (m, 2) corners, A rms, that ``K,L:X,Y:X,Y:X,Y`` names.
+
+    Raises
+    ------
+    InputError
+        if it names no polygon.
+    """
+    plane, *corners = text.split(":")
+    motions = parse_numbers(plane, "--polygon", int)
+    corners = [parse_numbers(corner, "--polygon") for corner in corners]
+    if len(motions) != 2 or len(corners) < 3 or any(len(corner) != 2 for corner in corners):
+        raise InputError(f"--polygon is '{text}'; give K,L:X,Y:X,Y:X,Y with two motions and at least three corners")
+    return tuple(motions), np.array(corners)
+
+
+def inside_polygon(coordinates: np.ndarray, text: str) -> np.ndarray:
+    """Return which of (n, K) coordinates lie inside a polygon, see `parse_polygon`: (n,) mask.
+
+    Raises
+    ------
+    InputError
+        if it names no polygon, or motions that the run has not.
+    """
+    motions, corners = parse_polygon(text)
+    for motion in motions:
+        check_motion(motion, coordinates.shape[1])
+    return Polygon(corners).contains_points(coordinates[:, [motion - 1 for motion in motions]])
 
 
 def select_particles(run: "Run", options: SelectOptions) -> tuple[np.ndarray, np.ndarray | None]:
@@ -74,6 +105,8 @@ def select_particles(run: "Run", options: SelectOptions) -> tuple[np.ndarray, np
         check_motion(len(place), coordinates.shape[1])
         place += [0.0] * (coordinates.shape[1] - len(place))
         conditions.append(np.linalg.norm(coordinates - np.array(place), axis=1) <= distance)
+    if o.polygon is not None:
+        conditions.append(inside_polygon(coordinates, o.polygon))
     clusters = None
     if o.cluster and o.clusters is None:
         raise InputError("--cluster keeps one of the --clusters (how many to make); give both")
@@ -89,7 +122,8 @@ def select_particles(run: "Run", options: SelectOptions) -> tuple[np.ndarray, np
         conditions.append(np.asarray(run.halves) == o.half)
     if not conditions:
         raise InputError(
-            "nothing is selected by; give --motion, --error, --disagreement, --along, --near, --clusters or --half"
+            "nothing is selected by; give --motion, --error, --disagreement, --along, --near, --polygon, --clusters or "
+            "--half"
         )
     kept = np.logical_and.reduce(conditions)
     return ~kept if o.complement else kept, clusters

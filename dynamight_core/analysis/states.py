@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.cluster import KMeans
 
 from dynamight_core.analysis.exports import header_origin
 from dynamight_core.analysis.motions import motion_fields
@@ -61,29 +60,36 @@ class StateModels:
         finished and summarised.
     half
         "1", "2", or "both" for the average.
+    box
+        of the maps, pixels, over the same extent as the particles' images; theirs if None.
     """
 
-    def __init__(self, run: "Run", half: str = "both"):
+    def __init__(self, run: "Run", half: str = "both", box: int | None = None):
         if str(half) not in HALVES:
             raise InputError(f"--half is '{half}'; choose one of {', '.join(HALVES)}")
         self.run = run
         self.numbers = (1, 2) if str(half) == "both" else (int(half),)
+        self.box = run.box if box is None else box
+        self.pixel_size = run.box * run.pixel_size / self.box
         self._motions: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def positions(self, half: int, coordinates) -> torch.Tensor:
-        """Return the (n, 3) positions (A) of a half's Gaussians at (K,) coordinates (A rms)."""
+        """Return the (..., n, 3) positions (A) of a half's Gaussians at (..., K) coordinates (A rms)."""
         model = self.run.models[half - 1]
         mean, fields = self._fields(half)
         factors = torch.as_tensor(np.asarray(coordinates), dtype=mean.dtype, device=mean.device)
         return model.consensus_positions + mean + torch.tensordot(factors, fields, 1)
 
     def volume(self, coordinates) -> np.ndarray:
-        """Return the (box, box, box) map of the state at (K,) coordinates, the chosen halves averaged."""
+        """Return the (box, box, box) map of the state at (K,) coordinates, the chosen halves averaged.
+
+        At (b, K) coordinates, the mean of the maps of b states.
+        """
         return np.mean([self._render(half, self.positions(half, coordinates)) for half in self.numbers], 0)
 
     def write(self, path: Path, volume: np.ndarray) -> None:
         """Write a (box, box, box) map, placed as the consensus map is by its header."""
-        write_map(path, volume, self.run.particles.pixel_size, header_origin(self.run.config.inputs.map))
+        write_map(path, volume, self.pixel_size, header_origin(self.run.config.inputs.map))
 
     @torch.no_grad()
     def volume_at_latent(self, half: int, latent: torch.Tensor) -> np.ndarray:
@@ -94,12 +100,13 @@ class StateModels:
 
     @torch.no_grad()
     def _render(self, half: int, positions: torch.Tensor) -> np.ndarray:
-        particles, model = self.run.particles, self.run.models[half - 1]
-        volume = model.gaussians.render(particles.box, particles.pixel_size, positions)
+        model = self.run.models[half - 1]
+        volume = model.gaussians.render(self.box, self.pixel_size, positions)
         # Images are sums over voxels: over coarser ones, as in training, the same image needs more density.
-        return volume.cpu().numpy() * (particles.pixel_size / model.pixel_size)
+        return volume.cpu().numpy() * (self.run.pixel_size / model.pixel_size)
 
     def _fields(self, half: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return mean (n, 3) and motions (K, n, 3) at a half's Gaussians, A and A per A rms."""
         if half not in self._motions:
             run, model = self.run, self.run.models[half - 1]
             own = torch.as_tensor(run.halves) == half
@@ -298,6 +305,9 @@ def cluster_coordinates(coordinates: np.ndarray, n: int, seed: int = 0) -> tuple
     InputError
         if there are fewer than 1 or more clusters than particles.
     """
+    # Slow to import, and most states need it not.
+    from sklearn.cluster import KMeans
+
     if not 1 <= n <= len(coordinates):
         raise InputError(f"--clusters is {n}; give a number from 1 to that of particles, {len(coordinates)}")
     fitted = KMeans(n, n_init=10, random_state=seed).fit(coordinates)
@@ -316,6 +326,7 @@ def write_states(
     maps: bool = True,
     say: Callable[[str], None] = print,
     progress: Callable[[str, int, int], None] | None = None,
+    difference: bool = False,
 ) -> Path:
     """Write a map of every state, their coordinates and, along a path, a movie.
 
@@ -335,12 +346,21 @@ def write_states(
         False writes the coordinates alone.
     say, progress
         take lines for the user, and a stage's name with what is done and to do.
+    difference
+        whether to write also the last map minus the first.
 
     Returns
     -------
     Path
-        the folder, with one ``.mrc`` per state, ``states.csv`` and perhaps ``movie.gif``.
+        the folder, with one ``.mrc`` per state, ``states.csv`` and perhaps ``movie.gif`` and ``difference.mrc``.
+
+    Raises
+    ------
+    InputError
+        if a difference of maps is asked for where there are none, or one alone.
     """
+    if difference and (len(states) < 2 or not maps):
+        raise InputError("--difference is the last map minus the first; ask for at least two states, with maps")
     out = Path(run.path) / "analysis" / "states" / states.name if out is None else Path(out)
     models = StateModels(run, half)
     _remove_earlier(out)
@@ -348,21 +368,26 @@ def write_states(
         _write_table(out, states, maps)
         say(f"states.csv, with {len(states)} states, is in {out}.")
         return out
-    projections = []
+    projections, ends = [], []
     for i, label in enumerate(states.labels):
         if states.latents is not None:
             volume = models.volume_at_latent(states.half, states.latents[i])
         else:
             volume = models.volume(states.coordinates[i])
         models.write(out / f"{label}.mrc", volume)
+        if i in (0, len(states) - 1):
+            ends.append(volume)
         projections.append(_projections(volume))
         if progress:
             progress("rendering states", i + 1, len(states))
     _write_table(out, states, maps)
     say(f"{len(states)} maps and states.csv are in {out}.")
     if movie and states.ordered and len(states) > 1:
-        write_movie(out / "movie.gif", np.stack(projections), states.labels, run.particles.pixel_size)
+        write_movie(out / "movie.gif", np.stack(projections), states.labels, run.pixel_size)
         say(f"The movie is {out / 'movie.gif'}.")
+    if difference:
+        models.write(out / "difference.mrc", ends[1] - ends[0])
+        say(f"The last map minus the first is {out / 'difference.mrc'}.")
     return out
 
 
@@ -544,7 +569,7 @@ def _remove_earlier(out: Path) -> None:
     """Remove the files of states that were written to the same folder before."""
     table = out / "states.csv"
     if table.exists():
-        for name in [*pd.read_csv(table).get("file", []), "movie.gif", "states.csv"]:
+        for name in [*pd.read_csv(table).get("file", []), "movie.gif", "difference.mrc", "states.csv"]:
             (out / name).unlink(missing_ok=True)
 
 

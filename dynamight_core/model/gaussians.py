@@ -92,12 +92,18 @@ class GaussianModel(nn.Module):
         """Return the (box, box, box//2+1) transform of `render`, the origin of real space at index 0 of each axis."""
         positions = self.positions if positions is None else positions
         masses = self.masses(pixel_size)
+        if positions.ndim == 3:
+            masses = masses.repeat(1, len(positions)) / len(positions)
+            positions = positions.flatten(0, 1)
         (grids,) = spread_bilinear(masses[None], (positions / pixel_size + box // 2)[None], box)
         correction = self.filters(box, pixel_size, 3) / _trilinear_kernel(box, positions.device)
         return (real_transform(grids, 3) * correction).sum(0)
 
     def render(self, box: int, pixel_size: float, positions: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the (box, box, box) density of the model, or of displaced (n, 3) `positions`, map units."""
+        """Return the (box, box, box) density of the model, or of displaced (n, 3) `positions`, map units.
+
+        Of (b, n, 3) positions, the mean of the b densities.
+        """
         return torch.fft.irfftn(self.transform(box, pixel_size, positions), s=(box,) * 3, dim=(-3, -2, -1))
 
 

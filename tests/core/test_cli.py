@@ -34,7 +34,7 @@ from dynamight_core.training.devices import choose_device
 N, BOX, PIXEL = 220, 32, 6.0
 SMALL = ["--n-gaussians", "200", "--epochs", "8", "--encoder-epochs", "4", "--reference-interval", "3"]
 SMALL += ["--n-latents", "2", "--batch-size", "50", "--refits", "0", "--threads", "1"]
-COMMANDS = "simulate check train invert reconstruct analyse states displace select demo".split()
+COMMANDS = "simulate check train invert reconstruct analyse states displace select explore demo".split()
 DOCS = Path(__file__).parents[2] / "docs" / "command-line.md"
 
 
@@ -96,7 +96,7 @@ def test_reconstruct_writes_maps_on_the_grid_of_the_consensus_and_says_the_resol
         assert pixel_size == pytest.approx(PIXEL)
     curves = starfile.read(trained / "reconstruction" / "fsc.star")["fsc"]
     assert {"rlnFourierShellCorrelationCorrected", "dynModelConsensus", "dynModelMap"} <= set(curves)
-    assert Run.open(trained).config.stages["reconstruct"]["method"] == "wbp"
+    assert Run.open(trained).config.stages["reconstruct"]["method_used"] == "wbp"
     code, text = dynamight("reconstruct", trained)
     assert code == 2
     assert "--overwrite" in text
@@ -121,7 +121,7 @@ def test_reconstruct_by_least_squares_in_a_particles_frame_with_regions(trained,
     for wrong, sentence in (
         (("--mask", tmp_path / "empty.mrc"), "leaves no voxel"),
         (("--conformation", "particle:0"), "--conformation is 'particle:0'"),
-        (("--method", "sirt"), "choose one of wbp, cg"),
+        (("--method", "sirt"), "choose one of auto, wbp, cg"),
     ):
         code, text = dynamight("reconstruct", run, "--overwrite", *wrong)
         assert code == 2 and sentence in text, text

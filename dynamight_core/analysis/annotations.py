@@ -1,0 +1,147 @@
+"""What is known of every particle, to colour by: columns of the run, of its STAR file, and of a user's CSV."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dynamight_core.errors import InputError
+
+# Columns of a CSV that say which particle a line is about.
+ROW_COLUMNS = ("particle", "row")
+NAME_COLUMN = "rlnImageName"
+# More different values than this are no categories; so many are named, all others are one.
+_CATEGORIES = 12
+_LEVELS = 254
+MISSING = 255
+
+
+@dataclass
+class Colouring:
+    """A value of every particle as one of few levels.
+
+    Parameters
+    ----------
+    levels
+        (n,) uint8: the number of a category, or 0 to 254 from `low` to `high`; 255 where there is no value.
+    low, high
+        values at the lowest and highest level: the 1st and 99th percentile.
+    labels
+        of categories; None if the values are numbers.
+    """
+
+    levels: np.ndarray
+    low: float = 0.0
+    high: float = 1.0
+    labels: list[str] | None = None
+
+
+def colouring(values: pd.Series, name: str) -> Colouring:
+    """Return the levels of (n,) values, numbers or categories.
+
+    Raises
+    ------
+    InputError
+        if the values are all missing.
+    """
+    numbers = pd.to_numeric(values, errors="coerce")
+    if numbers.isna().all() and values.isna().all():
+        raise InputError(f"column {name} is empty; choose another one")
+    distinct = values.dropna().unique()
+    few_integers = len(distinct) <= _CATEGORIES and (numbers.isna() | (numbers % 1 == 0)).all()
+    if few_integers or numbers.notna().sum() < values.notna().sum():
+        return _categories(values)
+    data = numbers.to_numpy(dtype=float)
+    finite = np.isfinite(data)
+    if not finite.any():
+        raise InputError(f"column {name} holds no finite number; choose another one")
+    low, high = (float(v) for v in np.quantile(data[finite], [0.01, 0.99]))
+    high = max(high, low + max(1e-9, 1e-6 * abs(low)))
+    levels = np.full(len(data), MISSING, dtype=np.uint8)
+    levels[finite] = np.clip(np.rint((data[finite] - low) / (high - low) * _LEVELS), 0, _LEVELS)
+    return Colouring(levels, low, high)
+
+
+def _categories(values: pd.Series) -> Colouring:
+    counts = values.value_counts()
+    named = list(counts.index[: _CATEGORIES - 1 if len(counts) > _CATEGORIES else _CATEGORIES])
+    named.sort(key=lambda value: (isinstance(value, str), value))
+    codes = pd.Categorical(values, categories=named).codes.astype(np.int16)
+    labels = [f"{value:g}" if isinstance(value, float) else str(value) for value in named]
+    if len(counts) > len(named):
+        codes[(codes < 0) & values.notna().to_numpy()] = len(named)
+        labels.append(f"{len(counts) - len(named)} others")
+    return Colouring(np.where(codes < 0, MISSING, codes).astype(np.uint8), 0.0, len(labels) - 1.0, labels)
+
+
+def read_annotations(source: str | Path | io.StringIO, name: str, particles: pd.DataFrame) -> pd.DataFrame:
+    """Read a user's CSV of values for particles.
+
+    Lines belong to particles by their column rlnImageName, or by `particle` or `row` (of particles.star, from 1); a
+    table without any of these has one line for every particle, in the order of particles.star.
+
+    Parameters
+    ----------
+    source
+        path of the CSV, or its text as a file.
+    name
+        of the table, for messages and as a prefix of its columns.
+    particles
+        rows of RUN/particles.star.
+
+    Returns
+    -------
+    pandas.DataFrame
+        a row for every particle; missing values where the table has none.
+
+    Raises
+    ------
+    InputError
+        if it cannot be read, or its particles are not those of the run.
+    """
+    if isinstance(source, str | Path) and not Path(source).exists():
+        raise InputError(f"table {source} does not exist; give a CSV file")
+    try:
+        table = pd.read_csv(source, skipinitialspace=True)
+    except (ValueError, UnicodeDecodeError, OSError) as error:
+        reason = str(error).strip()
+        raise InputError(f"table {name} cannot be read ({reason}); give a CSV file with a header") from error
+    n = len(particles)
+    keys = [column for column in (NAME_COLUMN, *ROW_COLUMNS) if column in table]
+    if not keys:
+        if len(table) != n:
+            raise InputError(
+                f"table {name} has {len(table)} lines and the run {n} particles; give one for each, or a column "
+                f"{NAME_COLUMN} or {ROW_COLUMNS[0]} (row of particles.star, from 1)"
+            )
+        rows = np.arange(n)
+    elif keys[0] == NAME_COLUMN:
+        rows = pd.Index(particles[NAME_COLUMN]).get_indexer_for(table[NAME_COLUMN]) if _unique(particles) else None
+        if rows is None:
+            raise InputError(
+                f"table {name} names particles by {NAME_COLUMN}, but the run has several of one name; give the column "
+                f"{ROW_COLUMNS[0]} (row of particles.star, from 1) instead"
+            )
+    else:
+        numbers = pd.to_numeric(table[keys[0]], errors="coerce")
+        rows = np.where((numbers >= 1) & (numbers <= n) & (numbers % 1 == 0), numbers - 1, -1).astype(int)
+    unknown = rows < 0
+    if unknown.any():
+        first = int(np.argmax(unknown))
+        raise InputError(
+            f"table {name}: column {keys[0]} has '{table[keys[0]].iloc[first]}' in line {first + 2}, which is no "
+            f"particle of this run ({int(unknown.sum())} of {len(table)} lines are not); give those of particles.star"
+        )
+    if len(np.unique(rows)) < len(rows):
+        raise InputError(f"table {name} has several lines for one particle in column {keys[0]}; leave one of each")
+    values = table.drop(columns=keys)
+    if not len(values.columns):
+        raise InputError(f"table {name} has no column beside {', '.join(keys)}; add the values to colour by")
+    values.index = rows
+    return values.reindex(range(n)).add_prefix(f"{name}: ")
+
+
+def _unique(particles: pd.DataFrame) -> bool:
+    return NAME_COLUMN in particles and particles[NAME_COLUMN].is_unique
