@@ -56,7 +56,7 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
         form.addSection(label="Input")
         self._defineModelParam(form)
         form.addParam(
-            "method", params.EnumParam, choices=METHOD_LABELS, default=METHODS.index("wbp"),
+            "method", params.EnumParam, choices=list(METHOD_LABELS), default=METHODS.index("wbp"),
             display=params.EnumParam.DISPLAY_HLIST, label="Method",
             help="*Weighted backprojection* divides the sum of all images by what it does to a map without motion: "
             "fast. *Least squares* solves for the map that explains the images best, by conjugate gradients: some "

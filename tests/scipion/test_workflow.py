@@ -9,14 +9,32 @@ import mrcfile
 import numpy as np
 import pytest
 import starfile
-from pwem.objects import AtomStruct, SetOfParticlesFlex, Volume
-from pwem.protocols import ProtSubSet
+from pwem.objects import (
+    Acquisition,
+    AtomStruct,
+    Coordinate,
+    CTFModel,
+    Micrograph,
+    Particle,
+    SetOfParticlesFlex,
+    Transform,
+    Volume,
+)
+from pwem.protocols import ProtImportCTF, ProtImportMicrographs, ProtSubSet
+from pyworkflow.object import Integer
 from pyworkflow.protocol import MODE_RESUME
-from relion.protocols import ProtRelionLocalRes, ProtRelionPostprocess
+from relion.protocols import (
+    ProtRelionExportParticles,
+    ProtRelionExtractParticles,
+    ProtRelionLocalRes,
+    ProtRelionPostprocess,
+)
 
 from dynamight_core.config import InputOptions, TrainOptions
 from dynamight_core.options import METHODS as ENGINE_METHODS
 from dynamight_core.options import InvertOptions, ReconstructOptions
+from dynamight_core.simulate.truth import load_truth
+from dynamight_scipion.convert.poses import matricesOfPoses
 from dynamight_scipion.objects import DynamightModel
 from dynamight_scipion.protocols import DynamightProtDeformations, DynamightProtReconstruct
 from dynamight_scipion.protocols.protocol_deformations import CHOICES, FLAGS, SWITCHES, VALUES
@@ -57,6 +75,13 @@ def test_every_particle_comes_out_with_what_the_engine_found_for_it(chain):
         assert particle._rlnRandomSubset.get() == before._rlnRandomSubset.get()
         assert particle.getCTF().getPhaseShift() == before.getCTF().getPhaseShift() > 0
         np.testing.assert_array_equal(particle.getTransform().getMatrix(), before.getTransform().getMatrix())
+
+
+def test_motions_are_those_that_were_simulated_particle_by_particle(chain, simulated):
+    angles = load_truth(simulated.truth).angles[:, 0].numpy()
+    # The import numbers particles as they stand in the STAR file.
+    found = {particle.getObjId(): particle.getZFlex()[0] for particle in chain["deformations"].outputParticles}
+    assert abs(np.corrcoef(angles, [found[number] for number in range(1, PARTICLES + 1)])[0, 1]) > 0.6
 
 
 def test_the_set_keeps_what_it_was_and_says_which_model_its_latents_are_of(chain):
@@ -102,6 +127,7 @@ def test_motion_is_a_volume_and_the_gaussians_are_atoms_in_its_frame(chain):
         assert np.abs(positions.mean(0)).max() < 40, "they lie around the centre of the box"
         voxels = np.round(positions / PIXEL + BOX // 2).astype(int)
         assert (motion[tuple(voxels.T[::-1])] > 0).mean() > 0.95
+        assert max(atom.b_iso for atom in atoms) > 1, "the B-factor is the motion, A"
 
 
 def test_the_summary_states_the_verdict_and_the_methods_cite_the_paper(chain):
@@ -234,7 +260,7 @@ def test_local_resolution_takes_the_reconstruction_as_a_refinement_with_stub_rel
 def resumed(_workflow, _chain):
     """A run that was stopped while it trained, and continued; and whether it was really stopped."""
     with contextlib.chdir(_workflow.project.path):
-        epochs = {"nEpochs": 25, "encoderEpochs": 25}
+        epochs = {"nEpochs": 16, "encoderEpochs": 16}
         run = _workflow.new(DynamightProtDeformations, same_input(_chain), **small(_chain, **epochs))
         _workflow.launch(run, wait=False)
         checkpoints = Path(run._getExtraPath("run", "half2", "checkpoints"))
@@ -269,7 +295,7 @@ def test_an_unchanged_protocol_does_nothing_and_a_changed_parameter_runs_again(w
     assert run.outputModel.getNumberOfMotions() == 3
 
     run.nMotions.set(2)
-    run.nEpochs.set(3)
+    run.nEpochs.set(1)
     workflow.launch(run)
     assert run.isFinished(), workflow.log(run)
     assert trained.stat().st_mtime > before[0]
@@ -334,6 +360,92 @@ def test_an_engine_that_cannot_be_started_is_told_in_one_sentence(workflow, chai
     lost = workflow.launch(workflow.new(DynamightProtDeformations, same_input(chain), **small(chain)))
     assert lost.isFailed()
     assert "check DYNAMIGHT_ENV_ACTIVATION in Scipion's configuration" in lost.getErrorMessage()
+
+
+# ------------------------------------------------------------------ in a chain with other programs
+
+
+def as_if_run(workflow, protocol, **outputs):
+    """Register outputs of another plugin's protocol, as if its program had been run."""
+    protocol._defineOutputs(**outputs)
+    protocol.setFinished()
+    workflow.project._storeProtocol(protocol)
+    return protocol
+
+
+@pytest.fixture
+def extracted(workflow, simulated):
+    """Particles as RELION's extraction makes them: one a micrograph, each with the CTF that was estimated there."""
+    truth = starfile.read(simulated.particles)["particles"]
+    importing = workflow.new(ProtImportMicrographs)
+    estimating = workflow.new(ProtImportCTF)
+    extracting = workflow.new(ProtRelionExtractParticles)
+    for protocol in (importing, estimating, extracting):
+        workflow.project.saveProtocol(protocol)
+        protocol.makePathsAndClean()
+
+    acquisition = Acquisition(voltage=300.0, sphericalAberration=2.7, amplitudeContrast=0.1, magnification=50000.0)
+    micrographs = importing._createSetOfMicrographs()
+    micrographs.setSamplingRate(PIXEL)
+    micrographs.setAcquisition(acquisition)
+    ctfs = estimating._createSetOfCTF()
+    particles = extracting._createSetOfParticles()
+    particles.setSamplingRate(PIXEL)
+    particles.setAcquisition(acquisition)
+    particles.setAlignmentProj()
+    particles.setHasCTF(True)
+    matrices = matricesOfPoses(
+        *(truth[f"rlnAngle{name}"] for name in ("Rot", "Tilt", "Psi")),
+        *(truth[f"rlnOrigin{axis}Angst"] for axis in "XY"), PIXEL,
+    )  # fmt: skip
+    for number, row in truth.iterrows():
+        micrograph = Micrograph(str(simulated.consensus))
+        micrograph.setObjId(number + 1)
+        micrograph.setMicName(f"mic{number:03d}.mrc")
+        micrographs.append(micrograph)
+        ctf = CTFModel()
+        ctf.setStandardDefocus(row["rlnDefocusU"], row["rlnDefocusV"], row["rlnDefocusAngle"])
+        ctf.setPhaseShift(row["rlnPhaseShift"])
+        ctf.setMicrograph(micrograph)
+        ctfs.append(ctf)
+        particle = Particle(location=(number + 1, str(simulated.stack)))
+        # Ids as of coordinates that were picked, with gaps.
+        particle.setObjId(3 * number + 11)
+        particle.setMicId(number + 1)
+        particle.setCoordinate(Coordinate(x=100 + number, y=900 - number))
+        particle.getCoordinate().setMicrograph(micrograph)
+        particle.setCTF(ctf)
+        particle.setTransform(Transform(matrices[number]))
+        particle._rlnRandomSubset = Integer(int(row["rlnRandomSubset"]))
+        particles.append(particle)
+    as_if_run(workflow, importing, outputMicrographs=micrographs)
+    ctfs.setMicrographs(micrographs)
+    as_if_run(workflow, estimating, outputCTF=ctfs)
+    return as_if_run(workflow, extracting, outputParticles=particles)
+
+
+def test_particles_of_another_plugin_with_ctfs_from_a_set_of_ctfs_go_through_and_on_to_relion(
+    workflow, chain, simulated, extracted, stub_relion
+):
+    run = workflow.run(
+        DynamightProtDeformations,
+        {"inputParticles": (extracted, "outputParticles"), "inputVolume": (chain["volume"], "outputVolume")},
+        **small(chain, nEpochs=1, opticsStar=None),
+    )
+    export = workflow.run(ProtRelionExportParticles, {"inputParticles": (run, "outputParticles")}, stackType=0)
+    truth = starfile.read(simulated.particles)["particles"]
+    for star in (run._getExtraPath("particles.star"), export._getStarFile()):
+        rows = starfile.read(star)["particles"].sort_values("rlnImageId", ignore_index=True)
+        assert list(rows["rlnImageId"]) == [3 * number + 11 for number in range(PARTICLES)]
+        for column in ("rlnDefocusU", "rlnDefocusV", "rlnPhaseShift", "rlnOriginXAngst", "rlnOriginYAngst"):
+            np.testing.assert_allclose(rows[column], truth[column], rtol=1e-5, atol=1e-4, err_msg=column)
+        assert list(rows["rlnRandomSubset"]) == list(truth["rlnRandomSubset"])
+        assert list(rows["rlnCoordinateX"]) == [100 + number for number in range(PARTICLES)]
+        assert list(rows["rlnMicrographName"]) == [f"mic{number:03d}.mrc" for number in range(PARTICLES)]
+        assert [name.split("@")[0] for name in rows["rlnImageName"]] == [f"{i + 1:06d}" for i in range(PARTICLES)]
+
+
+# ------------------------------------------------------------------ the forms
 
 
 def test_every_option_of_the_engine_is_a_parameter_with_the_engines_default(workflow):
