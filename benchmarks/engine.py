@@ -30,7 +30,7 @@ from dynamight_core.model.half import ConsensusField
 from dynamight_core.options import SimulateOptions
 from dynamight_core.particles.images import ImageReader
 from dynamight_core.particles.preprocess import Preprocessing, read_prepared
-from dynamight_core.reconstruction.stage import FIRST_SHARE
+from dynamight_core.reconstruction.half_map import LEAST_SHARE
 from dynamight_core.simulate.dataset import simulate
 from dynamight_core.simulate.truth import load_truth
 from dynamight_core.training.run import train
@@ -165,7 +165,7 @@ def compare_maps(trained, truth, inputs):
                 data, rows, field=HingeField(truth), latents=truth.angles, region=region, kernel=False
             ).numerator
         for way, numerator in numerators.items():
-            volume = solve(numerator, denominator, FIRST_SHARE)
+            volume = solve(numerator, denominator, LEAST_SHARE)
             for domain, mask in masks.items():
                 key = f"fsc_{way}_{domain}"
                 figures[key] = figures.get(key, 0.0) + mean_fsc(volume, state, mask) / 2

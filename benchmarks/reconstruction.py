@@ -30,11 +30,11 @@ from dynamight_core.options import InvertOptions, ReconstructOptions, SimulateOp
 from dynamight_core.particles.images import ImageReader
 from dynamight_core.reconstruction.deformation import deforming_region, half_modes, inverse_path
 from dynamight_core.reconstruction.fsc import fourier_shell_correlation, half_map_fsc, resolution_at, soft_mask
-from dynamight_core.reconstruction.half_map import HalfReconstruction, shares_from_fsc
+from dynamight_core.reconstruction.half_map import LEAST_SHARE, HalfReconstruction, shares_from_fsc
 from dynamight_core.reconstruction.images import FullImages
 from dynamight_core.reconstruction.inverse import ForwardFromInverse, load_inverse
 from dynamight_core.reconstruction.modes import find_modes
-from dynamight_core.reconstruction.stage import FIRST_SHARE, HELD_OUT, invert_run
+from dynamight_core.reconstruction.stage import HELD_OUT, invert_run
 from dynamight_core.simulate.dataset import simulate
 from dynamight_core.simulate.truth import load_truth
 from dynamight_core.training.run import train
@@ -140,7 +140,7 @@ def benchmark(case, seed, ways, methods, options, particles=None, cone=180.0, sa
         if not weighted:
             denominators = [half.denominator for half in halves]
         if shares is None:
-            first = [half.backprojected(FIRST_SHARE) for half in halves]
+            first = [half.backprojected(LEAST_SHARE) for half in halves]
             fsc = half_map_fsc(*first, soft_mask((first[0] + first[1]) / 2, images.pixel_size)).corrected
             shares = shares_from_fsc(fsc)
         seconds[way] = time.process_time() - started

@@ -68,8 +68,8 @@ def check_halves(halves: torch.Tensor, say: Say) -> None:
         )
 
 
-def check_views(denominator: torch.Tensor, half: int, pixel_size: float, say: Say) -> None:
-    """Say where directions of view are missing: the share of a shell that the slices of hardly any particle cross."""
+def check_views(denominator: torch.Tensor, half: int, pixel_size: float, say: Say) -> bool:
+    """Return and say whether directions are missing: a share of a shell that hardly any particle's slice crosses."""
     box = denominator.shape[0]
     ring = shells(box, 3, denominator.device) == box // 4
     values = denominator[ring]
@@ -79,6 +79,7 @@ def check_views(denominator: torch.Tensor, half: int, pixel_size: float, say: Sa
             f"Note: {missing:.0f} % of the directions at {4 * pixel_size:.1f} A are seen by hardly any particle of "
             f"half {half}: the map is smeared out along them, and its FSC does not show it."
         )
+    return missing > _MISSING
 
 
 def check_memory(box: int, device: torch.device, options: ReconstructOptions) -> None:

@@ -18,6 +18,8 @@ from dynamight_core.reconstruction.modes import Modes
 
 # Most noise over signal that regularisation goes by.
 _MOST_SHARE = 3.0
+# Least that a weighted backprojection is regularised by, and without knowing better.
+LEAST_SHARE = 0.3
 
 Progress = Callable[[int, int], None]
 
@@ -67,7 +69,13 @@ class HalfReconstruction:
         return cls(data, indices, modes if moving else None, region, sums, denominator)
 
     def backprojected(self, regularisation, deformed: bool = True) -> torch.Tensor:
-        """Return the (box, box, box) weighted backprojection, with or without deformation."""
+        """Return the (box, box, box) weighted backprojection, with or without deformation.
+
+        A curve is raised to a least share: where views are missing, a filter by strong shells' signal-to-noise alone
+        amplifies what leaks there from elsewhere.
+        """
+        if torch.is_tensor(regularisation):
+            regularisation = regularisation.clamp(min=LEAST_SHARE)
         return solve(self.sums.numerator if deformed else self.sums.rigid, self.denominator, regularisation)
 
     def least_squares(

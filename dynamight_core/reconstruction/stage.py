@@ -4,7 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +31,7 @@ from dynamight_core.reconstruction.deformation import (
     model_map,
 )
 from dynamight_core.reconstruction.fsc import fourier_shell_correlation, half_map_fsc, resolution_at, soft_mask
-from dynamight_core.reconstruction.half_map import HalfReconstruction, shares_from_fsc
+from dynamight_core.reconstruction.half_map import LEAST_SHARE, HalfReconstruction, shares_from_fsc
 from dynamight_core.reconstruction.images import FullImages
 from dynamight_core.reconstruction.inverse import InverseReport, fit_inverse, save_inverse
 from dynamight_core.reconstruction.maps import ReconstructionFiles, write_reconstruction
@@ -40,8 +40,6 @@ from dynamight_core.training.devices import choose_device
 if TYPE_CHECKING:
     from dynamight_core.analysis.results import Run
 
-# Regularisation of the maps whose FSC gives the signal-to-noise.
-FIRST_SHARE = 0.3
 # Particles of the other half that say when least squares ends.
 HELD_OUT = 100
 
@@ -156,7 +154,7 @@ def reconstruct_run(
     rigid = options.rigid and in_frame
     folder = Path(run.path) / "reconstruction"
 
-    halves, weights = [], images.noise_weights(options.seed)
+    halves, missing, weights = [], [], images.noise_weights(options.seed)
     for half in (1, 2):
         modes, support = half_modes(run, half, images, options)
         if support is not None:
@@ -170,13 +168,19 @@ def reconstruct_run(
             available_memory() // 4,
         )  # fmt: skip
         halves.append(summed)
-        check_views(summed.denominator, half, images.pixel_size, say)
+        missing.append(check_views(summed.denominator, half, images.pixel_size, say))
+
+    method = options.method
+    if method == "auto":
+        # A diagonal filter cannot fill a cone; least squares can, from the molecule's extent.
+        method = "cg" if any(missing) else "wbp"
+        check_memory(images.box, images.device, replace(options, method=method))
 
     def grown(volume):
         return resample_volume(volume.cpu(), particles.box)
 
     shares = options.regularisation
-    first = [grown(half.backprojected(FIRST_SHARE if shares is None else shares)) for half in halves]
+    first = [grown(half.backprojected(LEAST_SHARE if shares is None else shares)) for half in halves]
     if mask is None:
         mask = soft_mask((first[0] + first[1]) / 2, particles.pixel_size)
     if shares is None:
@@ -184,7 +188,7 @@ def reconstruct_run(
         shares = shares_from_fsc(fsc)[: images.box // 2 + 1]
 
     def half_maps(deformed: bool) -> list[torch.Tensor]:
-        if options.method == "wbp":
+        if method == "wbp":
             return [grown(half.backprojected(shares, deformed)) for half in halves]
         maps = []
         for number, half in enumerate(halves, 1):
@@ -217,7 +221,7 @@ def reconstruct_run(
     plain = half_maps(False) if rigid else None
     written_rigid = write(folder / "rigid", plain) if rigid else None
     deformed = write(folder, maps)
-    record_stage(run, "reconstruct", options)
+    record_stage(run, "reconstruct", options, method_used=method)
     before = "" if not rigid else f", {written_rigid.resolution:.1f} A without deformation (same method and mask)"
     say(f"Resolution at FSC 0.143: {deformed.resolution:.1f} A with motion corrected{before}.")
     for name, volume in regions.items():

@@ -1,5 +1,7 @@
 """Deformed weighted backprojection, the inverse field, FSC and the maps of a reconstruction."""
 
+import re
+
 import mrcfile
 import numpy as np
 import pytest
@@ -32,6 +34,7 @@ from dynamight_core.imaging.poses import random_rotations, rotation_matrices
 from dynamight_core.imaging.projector import Projector
 from dynamight_core.model.decoders import BasisDecoder
 from dynamight_core.options import InvertOptions, SimulateOptions
+from dynamight_core.reconstruction.checks import check_views
 from dynamight_core.reconstruction.coarse import CoarseField
 from dynamight_core.reconstruction.frames import FrameField
 from dynamight_core.reconstruction.fsc import (
@@ -441,6 +444,23 @@ def test_least_squares_explains_held_out_images_better_and_agrees_with_backproje
         assert hinge.mean_fsc(volume, label) > hinge.mean_fsc(plain, label) - 0.01
     # Outside the region the solvent is that of the backprojection.
     assert torch.allclose(volume[region == 0], plain[region == 0], atol=1e-5 * float(plain.abs().max()))
+
+
+def test_a_missing_cone_is_noticed_and_filled_better_by_least_squares(hinge):
+    t = hinge.truth
+    near = torch.where((torch.rad2deg(t.euler[:, 1]) % 180 - 90).abs() > 45)[0]
+    said = []
+    every = HalfReconstruction.of(hinge.particles(), hinge.everything, None, inscribed_sphere(BOX))
+    assert not check_views(every.denominator, 1, PIXEL, said.append) and not said
+    region = inscribed_sphere(BOX, radius=13).float()
+    half = HalfReconstruction.of(hinge.particles(), near[20:], None, region)
+    assert check_views(half.denominator, 1, PIXEL, said.append)
+    assert re.search(r"Note: \d+ % of the directions", said[0])
+    # Noise over signal as half-maps have it: little in the first shells, as much as signal in the last.
+    shares = 0.02 + (torch.arange(BOX // 2 + 1) / (BOX // 2)).square()
+    solved = half.least_squares(shares, near[:20], most_steps=6)[0]
+    for label in (0, 1):
+        assert hinge.mean_fsc(solved, label) > hinge.mean_fsc(half.backprojected(shares), label) + 0.01
 
 
 def test_signal_to_noise_of_a_shell_sets_its_regularisation():
