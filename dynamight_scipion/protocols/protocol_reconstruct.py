@@ -16,9 +16,10 @@ from .protocol_base import NOT_NEGATIVE, POSITIVE, addOption
 from .protocol_from_model import ModelProtocol
 
 # The engine's methods, and what they are called here.
-METHODS = ("wbp", "cg")
-METHOD_LABELS = ("weighted backprojection", "least squares")
-LEAST_SQUARES = METHODS.index("cg")
+METHODS = ("auto", "wbp", "cg")
+METHOD_LABELS = ("automatic", "weighted backprojection", "least squares")
+METHOD_TEXTS = ("weighted backprojection (least squares where views are missing)", *METHOD_LABELS[1:])
+BACKPROJECTION = METHODS.index("wbp")
 CONSENSUS, OF_PARTICLE, AT_LATENT = range(3)
 RIGID = "rigid"
 # FSC columns of the engine's table, and their labels.
@@ -56,11 +57,12 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
         form.addSection(label="Input")
         self._defineModelParam(form)
         form.addParam(
-            "method", params.EnumParam, choices=list(METHOD_LABELS), default=METHODS.index("wbp"),
+            "method", params.EnumParam, choices=list(METHOD_LABELS), default=METHODS.index("auto"),
             display=params.EnumParam.DISPLAY_HLIST, label="Method",
             help="*Weighted backprojection* divides the sum of all images by what it does to a map without motion: "
             "fast. *Least squares* solves for the map that explains the images best, by conjugate gradients: some "
-            "times slower, and better where motions are large or views uneven.",
+            "times slower, and better where directions of view are missing. *Automatic* looks at the views and takes "
+            "least squares where directions are missing.",
         )
         form.addParam(
             "inputMask", params.PointerParam, pointerClass="VolumeMask", allowsNull=True,
@@ -144,7 +146,7 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
             "half-maps if left empty.",
         )
         form.addParam(
-            "steps", params.IntParam, default=8, validators=[NOT_NEGATIVE], condition=f"method=={LEAST_SQUARES}",
+            "steps", params.IntParam, default=8, validators=[NOT_NEGATIVE], condition=f"method!={BACKPROJECTION}",
             expertLevel=LEVEL_ADVANCED, label="Steps",
             help="Steps of least squares at most; it stops where held-out images are explained no better.",
         )
@@ -355,7 +357,7 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
         through = ", through an inverse field," if self.throughInverse else ""
         return [
             f"Both half-maps were reconstructed with the motion corrected{through} by "
-            f"{METHOD_LABELS[self.method.get()]} [Schwab2024]; their resolution is {found:.2f} Å."
+            f"{METHOD_TEXTS[self.method.get()]} [Schwab2024]; their resolution is {found:.2f} Å."
         ]
 
 
