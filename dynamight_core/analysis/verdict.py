@@ -67,8 +67,7 @@ def judge(
         generator = torch.Generator().manual_seed(seed * 100 + number)
         box = model.box
         share = torch.rand(len(rows), box, box // 2 + 1, generator=generator) < 0.5
-        starts = [model.latent_mean.expand(len(rows), -1)]
-        latents = infer_latents(model, data, rows, starts, steps=6, pixel_share=share).latents
+        latents = infer_latents(model, data, rows, model.latent_starts(len(rows)), steps=6, pixel_share=share).latents
         plain = _data_terms(model, data, rows, None, ~share)
         gains.append(plain - _data_terms(model, data, rows, latents, ~share))
         null = torch.zeros(len(rows))

@@ -6,6 +6,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 import torch.nn.functional as F
+from scipy.cluster.vq import kmeans2
 from scipy.spatial import cKDTree
 from torch import nn
 
@@ -20,6 +21,8 @@ from dynamight_core.model.gaussians import GaussianModel
 # Gaussians narrower than this many pixels are spread on a finer grid. At the limit, bilinear spreading errs by
 # some per cent of the image's norm, at frequencies where the noise is many times stronger.
 _LEAST_WIDTH = 0.6
+# Starting points of an inference beside the mean.
+_CENTRES = 8
 
 
 class HalfModel(nn.Module):
@@ -55,6 +58,8 @@ class HalfModel(nn.Module):
         self.projector = Projector(box, pixel_size, 1 if width > _LEAST_WIDTH * pixel_size else 2)
         self.register_buffer("latent_mean", torch.zeros(n_latents))
         self.register_buffer("latent_covariance", torch.eye(n_latents))
+        # Where the latents of the training particles cluster; known once training has ended.
+        self.register_buffer("latent_centres", torch.zeros(_CENTRES, n_latents))
         self.register_buffer("noise_power", torch.full((box // 2 + 1,), float(box**2)))
         # Displacement of each Gaussian from the consensus frame to the reference, A; known once training has ended.
         self.register_buffer("reference_shift", torch.zeros_like(gaussians.positions.detach()))
@@ -105,6 +110,21 @@ class HalfModel(nn.Module):
         weight = weight / weight.sum(1, keepdim=True)
         shift = self.reference_shift[torch.from_numpy(nearest).to(points.device)]
         return points + (shift * weight[..., None]).sum(1)
+
+    def set_latent_centres(self, latents: torch.Tensor) -> None:
+        """Keep the centres of clusters of this half's (n, d) latents."""
+        places = latents.cpu().unique(dim=0)
+        if len(places) > _CENTRES:
+            places = torch.from_numpy(kmeans2(places.numpy(), _CENTRES, minit="++", seed=0)[0])
+        self.latent_centres.copy_(self.latent_mean.expand_as(self.latent_centres))
+        self.latent_centres[: len(places)] = places.to(self.latent_centres)
+
+    def latent_starts(self, n: int) -> list[torch.Tensor]:
+        """Return (n, d) latents to start an inference from: the mean, and the centres of what was found before.
+
+        A large motion has several fits to one image: the nearest one to the mean need not be the best.
+        """
+        return [start.expand(n, -1) for start in (self.latent_mean, *self.latent_centres)]
 
     @torch.no_grad()
     def set_consensus_frame(self, latents: torch.Tensor) -> None:

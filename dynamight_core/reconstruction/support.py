@@ -72,8 +72,8 @@ def mode_support(
     generator = torch.Generator().manual_seed(seed)
     box = model.box
     share = torch.rand(len(rows), box, box // 2 + 1, generator=generator) < 0.5
-    start = model.latent_mean.expand(len(rows), -1)
-    latents = infer_latents(model, data, rows, [start], steps=_STEPS, pixel_share=share, integrate=True).latents
+    starts = model.latent_starts(len(rows))
+    latents = infer_latents(model, data, rows, starts, steps=_STEPS, pixel_share=share, integrate=True).latents
     points = model.consensus_positions
     fields = modes.field.fields(points)
     evaluate = field.evaluator(points)

@@ -110,14 +110,15 @@ class Trained:
     def infer_all(self, progress=None) -> None:
         """Infer every particle's latent under each half's decoder, which stays as it is.
 
-        Training particles keep going from their last inference under their own half; everything else starts
-        from the better of the encoder's guess and the mean.
+        Training particles keep going from their last inference under their own half, everything else from the
+        encoder's guess; or from a place where other particles are, if that explains the image better.
         """
         for index, (trainer, model) in enumerate(zip(self.trainers, self.models, strict=True)):
             own = trainer.rows
             if not self.options.latent_refinement:
                 # The paper's way ends with encoder epochs: their latents give the prior.
                 trainer.infer(steps=0, restart=True)
+            model.set_latent_centres(trainer.latents)
             others = torch.ones(len(self.data), dtype=torch.bool)
             others[own] = False
             rest = torch.where(others)[0]
@@ -127,8 +128,8 @@ class Trained:
                 tell = lambda done, total, name=name: progress(name, done, total)  # noqa: E731
             posed = trainer.posed_data()
             for rows, starts, steps in (
-                (own, [trainer.latents], 3),
-                (rest, [model.latent_mean.expand(len(rest), -1), trainer.encode(rest)], 6),
+                (own, [trainer.latents, *model.latent_starts(len(own))], 3),
+                (rest, [trainer.encode(rest), *model.latent_starts(len(rest))], 6),
             ):
                 source = posed if rows is own else self.data
                 posterior = infer_latents(model, source, rows, starts, steps, integrate=True, progress=tell)

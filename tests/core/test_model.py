@@ -243,3 +243,19 @@ def test_consensus_frame_lies_on_the_arc_of_a_rotation():
     assert arc[100] == pytest.approx([40 * (np.cos(0.2) - 1), 40 * np.sin(0.2), 0], abs=1e-3)
     assert (model.consensus_positions.norm() - 40).abs() < 0.1
     assert (model.consensus_positions[0] - torch.tensor([40.0, 0, 0]) - arc[100]).norm() < 2
+
+
+def test_latents_start_at_the_mean_and_where_particles_are(tmp_path):
+    model = HalfModel(GaussianModel(positions(60), 3.0, 1.0), 32, 4.0, 2, "basis", 100.0)
+    generator = torch.Generator().manual_seed(0)
+    clusters = torch.tensor([[-5.0, 0.0], [4.0, 3.0]]).repeat_interleave(50, 0)
+    model.set_latent_centres(clusters + 0.1 * torch.randn(100, 2, generator=generator))
+    model.save(tmp_path / "model.safetensors")
+    starts = HalfModel.load(tmp_path / "model.safetensors").latent_starts(3)
+    assert all(start.shape == (3, 2) for start in starts)
+    assert torch.equal(starts[0], torch.zeros(3, 2))
+    centres = torch.stack([start[0] for start in starts[1:]])
+    assert torch.cdist(clusters, centres).min(1).values.max() < 0.5
+    # Particles without motion are all in one place.
+    model.set_latent_centres(torch.zeros(100, 2))
+    assert not model.latent_centres.any()
