@@ -10,7 +10,7 @@ from pyworkflow.object import Pointer
 from pyworkflow.protocol.constants import LEVEL_ADVANCED
 from pyworkflow.utils import cleanPath, getListFromRangeString
 
-from dynamight_scipion.convert import readColumns
+from dynamight_scipion.convert import ConversionError, readColumns
 
 from .protocol_from_model import HALVES, ModelProtocol, coordinatesOfParticle, readStates, setFlexInfo, stateVolume
 
@@ -140,7 +140,7 @@ class DynamightProtSelect(ModelProtocol, ProtAnalysis3D, ProtFlexBase):
             itemSelectedCallback=lambda particle: particle.isEnabled() and particle.getObjId() in clusterOf,
         )  # fmt: skip
         if not len(output):
-            raise ValueError("None of the selected particles is in the set to select from: give one with the same ids.")
+            raise ConversionError("None of the selected particles is in the set to select from: give one with the same ids.")
         if len(output) < len(clusterOf):
             self.warning(
                 f"{len(clusterOf) - len(output)} of {len(clusterOf)} selected particles are disabled or not in the set "
