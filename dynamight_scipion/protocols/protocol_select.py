@@ -140,7 +140,7 @@ class DynamightProtSelect(ModelProtocol, ProtAnalysis3D, ProtFlexBase):
             itemSelectedCallback=lambda particle: particle.isEnabled() and particle.getObjId() in clusterOf,
         )  # fmt: skip
         if not len(output):
-            raise ConversionError("None of the selected particles is in the set to select from: give one with the same ids.")
+            raise ConversionError("No selected particle is in the set to select from: give a set with the same ids.")
         if len(output) < len(clusterOf):
             self.warning(
                 f"{len(clusterOf) - len(output)} of {len(clusterOf)} selected particles are disabled or not in the set "
