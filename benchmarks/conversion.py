@@ -42,7 +42,7 @@ _rlnEvenZernike
 """
 PER_STACK = 500
 FOUND = ["dynHalf", "dynValidation", *(f"dynLatent{i}" for i in range(1, 7)), *(f"dynMotion{i}" for i in range(1, 7))]
-FOUND += ["dynMotionRms", "dynMotionError"]
+FOUND += ["dynMotionRms", "dynMotionError", "dynMotionDisagreement"]
 
 
 def main():

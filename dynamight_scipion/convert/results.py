@@ -10,7 +10,10 @@ from dynamight_scipion.objects import FLEX_PROGRAM
 from .errors import ConversionError
 from .poses import matricesOfPoses
 
-_OWN_ATTRIBUTES = ("_flexInfo", "_zFlex", "_zRed", "_dynHalf", "_dynValidation", "_dynMotionRms", "_dynMotionError")
+_OWN_ATTRIBUTES = (
+    "_flexInfo", "_zFlex", "_zRed", "_dynHalf", "_dynValidation", "_dynMotionRms", "_dynMotionError",
+    "_dynMotionDisagreement",
+)  # fmt: skip
 
 
 def readColumns(starFile, wanted):
@@ -61,8 +64,8 @@ def fillParticles(output, particles, columns, embedding):
     """Fill a set with the particles that have results, each with its motion.
 
     A particle keeps everything that it had. It gets zFlex (coordinates along the principal motions, Å rms), zRed (two
-    numbers for drawing), and the attributes _dynHalf, _dynValidation, _dynMotionRms and _dynMotionError (Å). Refined
-    poses, if there are any, become its alignment.
+    numbers for drawing), and the attributes _dynHalf, _dynValidation, _dynMotionRms, _dynMotionError and
+    _dynMotionDisagreement (Å). Refined poses, if there are any, become its alignment.
 
     Parameters
     ----------
@@ -86,10 +89,12 @@ def fillParticles(output, particles, columns, embedding):
     halves = columns["dynHalf"].astype(int).tolist()
     validation = columns["dynValidation"].astype(int).tolist()
     motion, error = columns["dynMotionRms"].tolist(), columns["dynMotionError"].tolist()
+    disagreement = columns["dynMotionDisagreement"].tolist()
     matrices = _refinedMatrices(columns, particles.getSamplingRate())
     filled = ParticleFlex(progName=FLEX_PROGRAM)
     filled._dynHalf, filled._dynValidation = Integer(), Integer()
     filled._dynMotionRms, filled._dynMotionError = Float(), Float()
+    filled._dynMotionDisagreement = Float()
     halfSets = Integer()
     hadHalves = particles.getFirstItem().hasAttribute("_rlnRandomSubset")
     for particle in particles.iterItems():
@@ -114,6 +119,7 @@ def fillParticles(output, particles, columns, embedding):
         filled._dynValidation.set(validation[row])
         filled._dynMotionRms.set(motion[row])
         filled._dynMotionError.set(error[row])
+        filled._dynMotionDisagreement.set(disagreement[row])
         output.append(filled)
     if rowOf:
         raise ConversionError(

@@ -327,7 +327,7 @@ def results(ids, n_motions=2):
     ids = np.random.default_rng(3).permutation(ids)
     columns = {"rlnImageId": ids, "dynHalf": 1 + ids % 2, "dynValidation": ids % 5 == 0}
     columns |= {f"dynMotion{k + 1}": ids * 10.0**-k for k in range(n_motions)}
-    return columns | {"dynMotionRms": ids / 7, "dynMotionError": ids / 9}
+    return columns | {"dynMotionRms": ids / 7, "dynMotionError": ids / 9, "dynMotionDisagreement": ids / 11}
 
 
 def test_results_are_matched_by_id(imported, tmp_path):
@@ -345,6 +345,7 @@ def test_results_are_matched_by_id(imported, tmp_path):
         assert particle._dynHalf.get() == 1 + number % 2
         assert particle._dynMotionRms.get() == pytest.approx(number / 7)
         assert particle._dynMotionError.get() == pytest.approx(number / 9)
+        assert particle._dynMotionDisagreement.get() == pytest.approx(number / 11)
         assert particle.getIndex() == before.getIndex()
         assert particle._rlnOpticsGroup.get() == before._rlnOpticsGroup.get()
 
