@@ -1,0 +1,417 @@
+"""Figures of results. Every function draws on an empty matplotlib figure that it is given."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from scipy import ndimage
+
+INK, SOFT, FAINT = "#22282e", "#5d6873", "#c3ccd2"
+HALF_COLOURS = {1: "#1f6f8b", 2: "#c8643c"}
+# Epochs of these kinds, as the engine's metrics name them.
+KIND_COLOURS = {"warm-up": "#f1ead9", "encoder": "#e8f1f4", "refinement": "#eef4e8", "reference": "#f3e6ea"}
+CATEGORY_COLOURS = (
+    "#1f6f8b", "#c8643c", "#6a8f3f", "#8a6bb1", "#b08d2f", "#3b9c9c", "#a8456b", "#5d6873", "#7a5c3e", "#2f4b7c",
+)  # fmt: skip
+_AXES = "xyz"
+
+
+@dataclass(frozen=True)
+class Colouring:
+    """What the colour of a particle stands for.
+
+    Parameters
+    ----------
+    label
+        of the colour bar or legend.
+    values
+        (n,) numbers; of categories their index, negative where a particle is in none.
+    categories
+        names of the categories, or None where the values are a scale.
+    palette
+        colours of the categories, or name of the scale's colour map.
+    """
+
+    label: str
+    values: np.ndarray
+    categories: tuple = None
+    palette: object = "viridis"
+
+
+def describeShare(share):
+    """Return a share in percent, with a decimal where it is small."""
+    return f"{100 * share:.0f} %" if share >= 0.095 else f"{100 * share:.1f} %"
+
+
+# ---------------------------------------------------------------------- training
+
+
+def drawTraining(figure, metrics):
+    """Draw how the training went: loss, KL term, regularisation and motion of both halves by epoch.
+
+    Parameters
+    ----------
+    figure
+        to draw on.
+    metrics
+        one dict for each epoch and half, as the engine logs them.
+    """
+    kinds = {row["epoch"]: row["kind"] for row in metrics}
+
+    def moves(row):
+        return row["kind"] in ("encoder", "refinement")
+
+    first = {row["half"]: row["data"] for row in reversed(metrics)}
+    # Terms that an epoch's kind does not have are left out, not drawn as zero.
+    panels = (
+        ("Data loss against the first epoch (%)", lambda row: 100 * (row["data"] / first[row["half"]] - 1)),
+        ("KL term (encoder epochs)", lambda row: row["kl"] if row["kind"] == "encoder" else None),
+        ("Change of distances (Å²)", lambda row: row["regularity"] + row["repulsion"] if moves(row) else None),
+        ("Motion (Å rms)", lambda row: row["motion"] if moves(row) else None),
+    )
+    for axes, (title, value) in zip(figure.subplots(2, 2, sharex=True).flat, panels, strict=True):
+        for half, colour in HALF_COLOURS.items():
+            shown = [(row["epoch"], value(row)) for row in metrics if row["half"] == half]
+            shown = [(epoch, number) for epoch, number in shown if number is not None]
+            if shown:
+                axes.plot(*zip(*shown, strict=True), color=colour, marker="o", markersize=2.5, linewidth=1.4)
+        for epoch, kind in kinds.items():
+            axes.axvspan(epoch - 0.5, epoch + 0.5, color=KIND_COLOURS.get(kind, "#eeeeee"), zorder=-1, linewidth=0)
+        axes.set_title(title, fontsize=10, color=INK)
+        axes.margins(x=0)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    for axes in figure.axes[2:]:
+        axes.set_xlabel("epoch")
+    handles = [Line2D([], [], color=colour, label=f"half {half}") for half, colour in HALF_COLOURS.items()]
+    seen = set(kinds.values())
+    handles += [Patch(color=colour, label=f"{kind} epochs") for kind, colour in KIND_COLOURS.items() if kind in seen]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
+
+
+# ---------------------------------------------------------------------- particles
+
+
+def localDensity(places):
+    """Return how densely particles lie around each, as a share of the densest place.
+
+    Parameters
+    ----------
+    places
+        (n, 2) in a plane.
+    """
+    low, high = places.min(0), places.max(0)
+    bins = np.clip(np.sqrt(len(places)).astype(int), 20, 200)
+    indices = ((places - low) / np.maximum(high - low, 1e-12) * (bins - 1)).round().astype(int)
+    counts = np.zeros((bins, bins))
+    np.add.at(counts, tuple(indices.T), 1)
+    smooth = ndimage.gaussian_filter(counts, bins / 40)
+    return smooth[tuple(indices.T)] / smooth.max()
+
+
+def principalPlane(values):
+    """Return (n, 2) coordinates in the plane in which (n, d) values spread most, and its shares of the variance."""
+    centred = values - values.mean(0)
+    directions = np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :2]
+    plane = centred @ directions
+    # One dimension spans a line.
+    plane = np.pad(plane, ((0, 0), (0, 2 - plane.shape[1])))
+    return plane, plane.var(0) / max(centred.var(0).sum(), 1e-30)
+
+
+def drawParticles(figure, panels, colouring):
+    """Draw particles in one plane or several, side by side.
+
+    Parameters
+    ----------
+    figure
+        to draw on.
+    panels
+        of each a title, the names of its axes, (m, 2) places, and the (m,) indices of its particles.
+    colouring
+        `Colouring` of all particles; its values may be None for their density in each plane.
+    """
+    axesOf = figure.subplots(1, len(panels), squeeze=False)[0]
+    drawn = None
+    for axes, (title, names, places, indices) in zip(axesOf, panels, strict=True):
+        values = localDensity(places) if colouring.values is None else colouring.values[indices]
+        # Drawn in random order, no value lies on top of all others.
+        order = np.random.default_rng(0).permutation(len(places))
+        places, values = places[order], values[order]
+        size = float(np.clip(9000 / max(len(places), 1), 1.5, 22))
+        style = {"s": size, "linewidths": 0, "rasterized": len(places) > 5000}
+        if colouring.categories is None:
+            low, high = np.quantile(values, [0.01, 0.99]) if len(values) else (0, 1)
+            drawn = axes.scatter(*places.T, c=values, cmap=colouring.palette, vmin=low, vmax=high, alpha=0.8, **style)
+        else:
+            axes.scatter(*places[values < 0].T, c=FAINT, alpha=0.5, **style)
+            colours = np.array([colouring.palette[number] for number in values[values >= 0]])
+            if len(colours):
+                axes.scatter(*places[values >= 0].T, c=colours, alpha=0.8, **style)
+        axes.set_title(title, fontsize=10, color=INK)
+        axes.set_xlabel(names[0])
+        axes.set_ylabel(names[1])
+    if colouring.categories is None:
+        bar = figure.colorbar(drawn, ax=axesOf, shrink=0.85, aspect=30, pad=0.02)
+        bar.set_label(colouring.label)
+        bar.outline.set_visible(False)
+        return
+    handles = [
+        Line2D([], [], linestyle="", marker="o", color=colouring.palette[number], label=name)
+        for number, name in enumerate(colouring.categories)
+    ]
+    if (colouring.values < 0).any():
+        handles.append(Line2D([], [], linestyle="", marker="o", color=FAINT, label="others"))
+    columns = min(len(handles), 6)
+    figure.legend(
+        handles=handles, title=colouring.label, loc="outside lower center", ncols=columns, fontsize=8, frameon=False
+    )
+
+
+def drawDistributions(figure, particles):
+    """Draw histograms of the particles' motion and its error, and one against the other.
+
+    Parameters
+    ----------
+    figure
+        to draw on.
+    particles
+        `Particles`.
+    """
+    grid = figure.subplots(1, 3)
+    kinds = (("trained on", ~particles.heldOut, "#5d7f92"), ("held out", particles.heldOut, "#b3412c"))
+    # Few particles are held out: bins that suit them are not empty by chance.
+    bins = int(np.clip(np.sqrt(particles.heldOut.sum()) * 1.5, 10, 60))
+    for axes, values, title in ((grid[0], particles.motion, "Motion"), (grid[1], particles.error, "Its error")):
+        edges = np.linspace(0, max(np.quantile(values, 0.998), 1e-6), bins + 1)
+        for name, chosen, colour in kinds:
+            if chosen.any():
+                share = 100 * np.histogram(values[chosen], edges)[0] / chosen.sum()
+                axes.stairs(share, edges, color=colour, fill=True, alpha=0.2)
+                axes.stairs(share, edges, color=colour, label=f"{name} ({chosen.sum():,})")
+        axes.set_title(title, fontsize=10, color=INK)
+        axes.set_xlabel("Å rms over the molecule")
+        axes.margins(x=0)
+    grid[0].set_ylabel("% of the particles")
+    grid[0].legend(fontsize=8, frameon=False)
+    reach = max(np.quantile(values, 0.998) for values in (particles.motion, particles.error))
+    bins = int(np.clip(np.sqrt(len(particles.ids)), 20, 90))
+    counts, *edges = np.histogram2d(particles.motion, particles.error, bins, range=[[0, max(reach, 1e-6)]] * 2)
+    grid[2].pcolormesh(*edges, np.ma.masked_equal(counts.T, 0), cmap="cividis")
+    grid[2].plot([0, reach], [0, reach], color=SOFT, linestyle=":", linewidth=1)
+    above = 100 * (particles.motion > particles.error).mean()
+    grid[2].set_title(f"{above:.0f} % move by more than their error", fontsize=10, color=INK)
+    grid[2].set_xlabel("motion (Å rms)")
+    grid[2].set_ylabel("error (Å rms)")
+    grid[2].set_aspect("equal")
+
+
+def drawCoordinates(figure, particles, shares):
+    """Draw how the particles of each half are distributed along the principal motions."""
+    count = min(6, particles.coordinates.shape[1])
+    columns = min(3, count)
+    grid = figure.subplots(-(-count // columns), columns, squeeze=False).flat
+    for number, axes in enumerate(grid):
+        if number >= count:
+            axes.axis("off")
+            continue
+        drawCoordinate(axes, particles, number)
+        axes.set_title(f"Motion {number + 1}: {describeShare(shares[number])}", fontsize=10, color=INK)
+    figure.axes[0].legend(fontsize=8, frameon=False)
+
+
+def drawCoordinate(axes, particles, number):
+    """Draw how the particles of each half are distributed along one motion, counted from 0."""
+    values = particles.coordinates[:, number]
+    low, high = np.quantile(values, [0.001, 0.999])
+    edges = np.linspace(low, max(high, low + 1e-6), 41)
+    for half, colour in HALF_COLOURS.items():
+        counts, _ = np.histogram(values[particles.halves == half], edges)
+        axes.stairs(counts, edges, color=colour, fill=True, alpha=0.15)
+        axes.stairs(counts, edges, color=colour, label=f"half {half}")
+    axes.set_xlabel("place along it (Å rms)")
+    axes.margins(x=0)
+
+
+# ---------------------------------------------------------------------- molecule
+
+
+def drawMolecule(figure, points):
+    """Draw where the molecule moves, and how sure that is: its points seen along z, y and x.
+
+    Parameters
+    ----------
+    figure
+        to draw on.
+    points
+        dict of (m,) arrays x, y, z, rms_motion and error, Å.
+    """
+    places = np.stack([points[axis] for axis in _AXES], -1)
+    low, high = places.min(0) - 5, places.max(0) + 5
+    extent = high - low
+    # One scale for all views.
+    grid = figure.subplots(2, 3, width_ratios=[extent[0], extent[0], extent[1]])
+    size = float(np.clip(20000 / len(places), 4, 40))
+    # One scale: an error as large as the motion has its colour.
+    limit = max(points["rms_motion"].max(), points["error"].max())
+    for row, (name, label) in zip(grid, (("rms_motion", "motion"), ("error", "error")), strict=True):
+        for axes, depth in zip(row, (2, 1, 0), strict=True):
+            across, up = (axis for axis in range(3) if axis != depth)
+            order = np.argsort(places[:, depth])
+            drawn = axes.scatter(
+                places[order, across], places[order, up], c=points[name][order], s=size, linewidths=0, cmap="viridis",
+                vmin=0, vmax=limit, alpha=0.8,
+            )  # fmt: skip
+            axes.set_xlim(low[across], high[across])
+            axes.set_ylim(low[up], high[up])
+            axes.set_aspect("equal")
+            axes.set_xlabel(f"{_AXES[across]} (Å)", fontsize=8)
+            axes.set_ylabel(f"{_AXES[up]} (Å)", fontsize=8)
+            axes.tick_params(labelsize=7)
+            axes.set_title(f"{label}, along {_AXES[depth]}", fontsize=10, color=INK)
+    bar = figure.colorbar(drawn, ax=grid, shrink=0.7, aspect=35, pad=0.02)
+    bar.set_label("Å rms over the particles")
+    bar.outline.set_visible(False)
+
+
+# ---------------------------------------------------------------------- maps
+
+
+def drawFsc(figure, curves, threshold=0.143):
+    """Draw Fourier shell correlations.
+
+    Parameters
+    ----------
+    figure
+        to draw on.
+    curves
+        of each its name, frequencies (1/Å), correlations, and matplotlib's style as a dict.
+    threshold
+        a line is drawn at it.
+    """
+    axes = figure.subplots()
+    for name, frequency, correlation, style in curves:
+        axes.plot(frequency, correlation, label=name, **style)
+    axes.axhline(threshold, color=SOFT, linestyle="--", linewidth=0.8)
+    axes.axhline(0, color=FAINT, linewidth=0.8)
+    axes.text(0.002, threshold + 0.012, f"{threshold:g}", color=SOFT, fontsize=8, transform=axes.get_yaxis_transform())
+    axes.set_ylim(-0.08, 1.04)
+    axes.set_xlim(0, max(frequency[-1] for _, frequency, *_ in curves))
+    axes.set_xlabel("resolution (Å)")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{1 / value:.1f}" if value > 1e-9 else "∞")
+    axes.set_ylabel("Fourier shell correlation")
+    axes.legend(frameon=False, fontsize=9)
+
+
+def sliceOf(volume, axis, index):
+    """Return a slice [vertical, horizontal] of a [z, y, x] volume across "x", "y" or "z"."""
+    return np.take(volume, index, axis="zyx".index(axis))
+
+
+def greyLimits(volumes):
+    """Return the grey values of black and white that suit volumes shown beside each other."""
+    values = np.concatenate([volume.ravel()[:: max(1, volume.size // 200_000)] for volume in volumes])
+    return tuple(np.quantile(values, [0.02, 0.999]))
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A volume to be shown in slices.
+
+    Parameters
+    ----------
+    name
+        shown above it.
+    volume
+        [z, y, x].
+    palette
+        name of a colour map.
+    limits
+        values at its ends; what suits the volume if None.
+    unit
+        of the values, for a colour bar; there is none without.
+    """
+
+    name: str
+    volume: np.ndarray
+    palette: str = "gray"
+    limits: tuple = None
+    unit: str = None
+
+
+def greyLayers(volumes):
+    """Return `Layer` for a dict of names and volumes, all in the same grey scale."""
+    limits = greyLimits(list(volumes.values()))
+    return [Layer(name, volume, limits=limits) for name, volume in volumes.items()]
+
+
+def drawSlices(figure, layers, axis="z", index=None):
+    """Draw the same slice of several volumes side by side.
+
+    Parameters
+    ----------
+    figure
+        to draw on.
+    layers
+        list of `Layer`, of volumes of one shape.
+    axis
+        that the slice is across.
+    index
+        of the slice, the middle one if None.
+
+    Returns
+    -------
+    list
+        the images, in the order of the layers.
+    """
+    index = layers[0].volume.shape["zyx".index(axis)] // 2 if index is None else index
+    images = []
+    for axes, layer in zip(figure.subplots(1, len(layers), squeeze=False)[0], layers, strict=True):
+        low, high = layer.limits or greyLimits([layer.volume])
+        part = sliceOf(layer.volume, axis, index)
+        image = axes.imshow(part, cmap=layer.palette, vmin=low, vmax=high, origin="lower")
+        axes.set_title(layer.name, fontsize=10, color=INK)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        if layer.unit:
+            figure.colorbar(image, ax=axes, shrink=0.8, label=layer.unit).outline.set_visible(False)
+        images.append(image)
+    return images
+
+
+def paletteOf(names):
+    """Return a colour for each of so many categories."""
+    return tuple(CATEGORY_COLOURS[number % len(CATEGORY_COLOURS)] for number in range(len(names)))
+
+
+def projections(volume):
+    """Return the projections of a [z, y, x] volume along z, y and x."""
+    return [volume.sum(axis) for axis in range(3)]
+
+
+# ---------------------------------------------------------------------- atomic models
+
+
+def drawDisplacements(figure, distances, names):
+    """Draw how far the atoms of a model are moved in each state.
+
+    Parameters
+    ----------
+    figure
+        to draw on.
+    distances
+        (states, atoms) Å.
+    names
+        of the states.
+    """
+    axes = figure.subplots()
+    colours = colormaps["viridis"](np.linspace(0, 0.95, len(distances)))
+    for name, row, colour in zip(names, distances, colours, strict=True):
+        axes.plot(np.arange(1, len(row) + 1), row, color=colour, linewidth=0.9, label=name)
+    axes.set_xlabel("atom, in the order of the file")
+    axes.set_ylabel("displacement (Å)")
+    axes.margins(x=0)
+    axes.set_ylim(bottom=0)
+    if len(names) <= 12:
+        figure.legend(loc="outside right upper", fontsize=8, frameon=False)

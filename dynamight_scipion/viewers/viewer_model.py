@@ -1,0 +1,346 @@
+"""Viewer of a model: its verdict, training, particles and motion."""
+
+import os
+
+import numpy as np
+import pyworkflow.protocol.params as params
+from pwem.objects import SetOfClassesFlex, SetOfParticlesFlex
+from pwem.viewers import EmProtocolViewer
+from pyworkflow import Config
+from pyworkflow.protocol import Protocol
+from pyworkflow.viewer import DESKTOP_TKINTER
+
+from dynamight_scipion.objects import FLEX_PROGRAM, DynamightModel
+from dynamight_scipion.protocols import DynamightProtDeformations, DynamightProtSelect
+
+from .chimera import chimeraView, colouredByMotion
+from .figures import (
+    HALF_COLOURS,
+    Colouring,
+    Layer,
+    describeShare,
+    drawCoordinates,
+    drawDistributions,
+    drawMolecule,
+    drawParticles,
+    drawTraining,
+    paletteOf,
+    principalPlane,
+)
+from .pages import BrowserView, ExplorerView
+from .results import Results, readVolume
+from .windows import figureView, slicesView
+
+PRINCIPAL_MOTIONS, UMAP, LATENTS = range(3)
+_VERDICTS = {
+    "supported": "The images support the motion",
+    "not supported": "The images do not support the motion",
+    "undecided": "The images do not decide whether there is motion",
+}
+
+
+class DynamightModelViewer(EmProtocolViewer):
+    """What was learned of the motion: verdict, training, particles, and where the molecule moves.
+
+    Opens from the protocol that estimates deformations, also while it is running, from the model, and from particles
+    and classes that carry its motions.
+    """
+
+    _label = "motion of the particles"
+    _environments = [DESKTOP_TKINTER]
+    _targets = [
+        DynamightProtDeformations, DynamightProtSelect, DynamightModel, SetOfParticlesFlex, SetOfClassesFlex,
+    ]  # fmt: skip
+
+    def __init__(self, **kwargs):
+        EmProtocolViewer.__init__(self, **kwargs)
+        self._parentWindow = kwargs.get("parent")
+
+    @classmethod
+    def can_handle_this_instance(cls, instance):
+        """Whether an object is of this plugin: flexible sets can be of any."""
+        if isinstance(instance, SetOfClassesFlex):
+            instance = instance.getFirstItem()
+        if isinstance(instance, SetOfParticlesFlex):
+            return instance.getFlexInfo().getProgName() == FLEX_PROGRAM
+        return instance is not None
+
+    # ------------------------------------------------------------------ what is shown
+
+    def visualize(self, obj, **args):
+        """Open the window for a protocol, model, set of particles or classes."""
+        self._given = obj
+        protocol = obj if isinstance(obj, Protocol) else self._project.getProtocol(obj.getObjParentId())
+        self._results = Results(self._findModel(obj))
+        if not os.path.exists(self._results.metricsPath):
+            self.infoMessage(
+                f"There is nothing to show yet: {self._results.metricsPath} is written when training begins.",
+                "No results",
+            ).show()
+            return
+        args.setdefault("windows", self._parentWindow)
+        super().visualize(protocol, **args)
+
+    @staticmethod
+    def _findModel(obj):
+        """Return the model that an object belongs to; that of an unfinished run knows its folder only."""
+        if isinstance(obj, DynamightProtDeformations):
+            return getattr(obj, "outputModel", None) or DynamightModel(obj._getRunFolder())
+        if isinstance(obj, DynamightProtSelect):
+            return obj.inputModel.get()
+        if isinstance(obj, DynamightModel):
+            return obj
+        info = (obj.getFirstItem() if isinstance(obj, SetOfClassesFlex) else obj).getFlexInfo()
+        model = DynamightModel(info.getAttr("modelPath"))
+        model.setConsensusMap(info.getAttr("refMap"))
+        if not model.getMissingFiles():
+            model.readRun()
+        return model
+
+    def _isFinished(self):
+        return not self._results.model.getMissingFiles()
+
+    def _findClasses(self):
+        """Return the SetOfClassesFlex of the model's particles by a name: those given, or of all selections."""
+        if isinstance(self._given, SetOfClassesFlex):
+            return {"class": self._given}
+        if isinstance(self._given, DynamightProtSelect):
+            return {"class": self._given.outputClasses} if hasattr(self._given, "outputClasses") else {}
+        folder = self._results.model.getRunFolder()
+        found = {}
+        for run in self._project.getRuns():
+            if isinstance(run, DynamightProtSelect) and hasattr(run, "outputClasses"):
+                model = run.inputModel.get()
+                if model is not None and model.getRunFolder() == folder:
+                    found[f"class in '{run.getRunName()}'"] = run.outputClasses
+        return found
+
+    def _findChosen(self):
+        """Return the set of particles whose members are to be told from others, or None."""
+        chosen = self._given
+        if isinstance(chosen, DynamightProtSelect):
+            chosen = getattr(chosen, "outputParticles", None)
+        if isinstance(chosen, SetOfParticlesFlex) and len(chosen) < len(self._results.particles.ids):
+            return chosen
+        return None
+
+    # ------------------------------------------------------------------ form
+
+    def _defineParams(self, form):
+        form.addSection(label="Results")
+        if self._isFinished():
+            verdict = self._results.summary["verdict"]
+            form.addParam(
+                "verdict", params.LabelParam, important=True, label=_VERDICTS[verdict["verdict"]],
+                help=verdict["sentence"],
+            )
+            form.addParam(
+                "report", params.LabelParam, label="Report",
+                help="Opens the report of the run in the browser: all figures of this window and more, with words.",
+            )
+            form.addParam(
+                "explorer", params.LabelParam, label="Explorer",
+                help="Opens a page in the browser in which the molecule follows the pointer over the landscape of the "
+                "particles, and selections and movies are made. What is saved there lies in the run's folder "
+                "(extra/run/analysis). The page is there until Scipion is closed.",
+            )
+        form.addParam(
+            "training", params.LabelParam, label="Training curves",
+            help="Loss, KL term, regularisation and motion by epoch, both halves. While the protocol is running: as "
+            "far as it is.",
+        )
+        if self._isFinished():
+            self._defineParticleParams(form.addGroup("Particles"))
+            self._defineMoleculeParams(form.addGroup("Molecule"))
+
+    def _defineParticleParams(self, group):
+        self._classes = self._findClasses()
+        self._chosen = self._findChosen()
+        colours = ["motion", "error", "half", "density", "held out", "place along the first motion"]
+        of = [*self._classes, *(["in this set"] if self._chosen is not None else [])]
+        # What was chosen comes first where the window was opened from a choice.
+        own = isinstance(self._given, (DynamightProtDeformations, DynamightModel))
+        self._colours = colours + of if own else of + colours
+        count = len(self._results.shares)
+        group.addParam(
+            "plane", params.EnumParam, default=PRINCIPAL_MOTIONS, label="Plane",
+            choices=["principal motions (PCA)", "UMAP", "latents of each half (PCA)"],
+            help="*Principal motions*: coordinates that both halves have in common, Å rms.\n*UMAP*: neighbourhoods in "
+            "all of these coordinates; distances in it mean little.\n*Latents of each half*: the two latent spaces, "
+            "side by side. They have nothing in common but what the images say: colours that change in the same way "
+            "in both were learned twice.",
+        )  # fmt: skip
+        line = group.addLine("Motions", condition=f"plane=={PRINCIPAL_MOTIONS}", help=f"Numbers from 1 to {count}.")
+        for name, label, default in (("acrossMotion", "across", 1), ("upMotion", "up", min(2, count))):
+            line.addParam(
+                name, params.IntParam, default=default, label=label,
+                validators=[params.Range(1, count, f"must be from 1 to {count}")],
+            )  # fmt: skip
+        group.addParam(
+            "colour", params.EnumParam, choices=self._colours, default=0, label="Colour",
+            help="*motion*, *error*: of each particle, Å rms over the molecule.\n*density*: of particles around each."
+            "\n*held out*: particles that trained nothing.\n*class*: of the selections that were made of this model.",
+        )
+        group.addParam(
+            "drawing", params.LabelParam, label="Particles in the plane",
+            help="Draws every particle in the chosen plane and colour.",
+        )
+        group.addParam(
+            "distributions", params.LabelParam, label="Histograms of motion and error",
+            help="Of particles that were trained on and of those held out: they should look alike.",
+        )
+        group.addParam(
+            "coordinates", params.LabelParam, label="Distribution along each motion",
+            help="Each half by itself: halves that agree on a motion agree here.",
+        )
+        group.addParam(
+            "table", params.LabelParam, label="Table of the particles",
+            help="Lists the particles with their ids, motions and errors.",
+        )
+
+    def _defineMoleculeParams(self, group):
+        group.addParam(
+            "molecule", params.LabelParam, label="Motion and error in the molecule",
+            help="Points of the molecule, seen from three sides: how far they move over the particles, and the "
+            "estimated error of that.",
+        )
+        group.addParam(
+            "slices", params.LabelParam, label="Map of the motion in slices",
+            help="The consensus map and the motion of its voxels, Å rms.",
+        )
+        group.addParam(
+            "chimera", params.LabelParam, label="Map coloured by motion in ChimeraX",
+            help="Also the Gaussians of both halves, coloured by their motion. The script of the session stays in "
+            "the protocol's folder.",
+        )
+
+    def _getVisualizeDict(self):
+        return {
+            "verdict": self._showVerdict, "report": self._showReport, "explorer": self._showExplorer,
+            "training": self._showTraining, "drawing": self._showParticles, "distributions": self._showDistributions,
+            "coordinates": self._showCoordinates, "table": self._showTable, "molecule": self._showMolecule,
+            "slices": self._showSlices, "chimera": self._showChimera,
+        }  # fmt: skip
+
+    # ------------------------------------------------------------------ views
+
+    def _showVerdict(self, _):
+        summary = self._results.summary
+        warnings = [f"{warning[:1].upper()}{warning[1:]}." for warning in summary["warnings"]]
+        return [self.infoMessage("\n\n".join([summary["verdict"]["sentence"], *warnings]), "Verdict")]
+
+    def _showReport(self, _):
+        return [BrowserView(self._results.reportPath)]
+
+    def _showExplorer(self, _):
+        return [ExplorerView(self._results.model, self._tkRoot)]
+
+    def _showTraining(self, _):
+        metrics = self._results.readMetrics()
+        if not metrics:
+            return [self.infoMessage("No epoch is done yet.", "Training")]
+        return [figureView("Training", (10, 6.5), drawTraining, metrics)]
+
+    def _showParticles(self, _):
+        plane = self.plane.get()
+        if plane == UMAP and not self._results.embedding[1]:
+            return [
+                self.infoMessage(
+                    "The particles were not placed by UMAP, which the engine's environment lacks or the protocol did "
+                    "not ask for. Run it again with *Draw particles by* UMAP (expert level): training is kept.",
+                    "No UMAP",
+                )
+            ]
+        panels = self._panels(plane)
+        return [figureView("Particles", (11 if len(panels) > 1 else 7.5, 6), drawParticles, panels, self._colouring())]
+
+    def _panels(self, plane):
+        """Return what `drawParticles` takes for the chosen plane."""
+        particles = self._results.particles
+        everyone = np.arange(len(particles.ids))
+        if plane == UMAP:
+            return [("UMAP of the motions", ("", ""), self._results.embedding[0], everyone)]
+        if plane == PRINCIPAL_MOTIONS:
+            chosen = [self.acrossMotion.get() - 1, self.upMotion.get() - 1]
+            names = [f"motion {k + 1}, {describeShare(self._results.shares[k])} (Å rms)" for k in chosen]
+            return [("Principal motions", names, particles.coordinates[:, chosen], everyone)]
+        panels = []
+        for half in HALF_COLOURS:
+            mine = np.flatnonzero(particles.halves == half)
+            places, shares = principalPlane(particles.latents[mine])
+            names = [f"component {k + 1} ({describeShare(share)})" for k, share in enumerate(shares)]
+            panels.append((f"Latents of half {half}", names, places, mine))
+        return panels
+
+    def _colouring(self):
+        """Return the chosen `Colouring`."""
+        particles, name = self._results.particles, self._colours[self.colour.get()]
+        if name in self._classes:
+            return self._byClass(name)
+        if name == "in this set":
+            chosen = np.isin(particles.ids, list(self._chosen.getIdSet()))
+            return Colouring("", np.where(chosen, 0, -1), (f"in this set ({chosen.sum():,})",), paletteOf("1"))
+        if name == "half":
+            return Colouring("", particles.halves - 1, ("half 1", "half 2"), tuple(HALF_COLOURS.values()))
+        if name == "held out":
+            return Colouring("", np.where(particles.heldOut, 0, -1), ("held out",), ("#b3412c",))
+        if name == "density":
+            return Colouring("density of particles", None, palette="cividis")
+        if name == "error":
+            return Colouring("error (Å rms)", particles.error, palette="cividis")
+        if name == "motion":
+            return Colouring("motion (Å rms)", particles.motion)
+        return Colouring("place along motion 1 (Å rms)", particles.coordinates[:, 0], palette="coolwarm")
+
+    def _byClass(self, name):
+        """Return a `Colouring` by class of a selection."""
+        values, names = np.full(len(self._results.particles.ids), -1), []
+        for number, cluster in enumerate(self._classes[name].iterItems()):
+            members = cluster.getIdSet()
+            values[np.isin(self._results.particles.ids, list(members))] = number
+            names.append(f"{cluster.getObjId()} ({len(members):,})")
+        return Colouring(name, values, tuple(names), paletteOf(names))
+
+    def _showDistributions(self, _):
+        return [figureView("Motion and error of the particles", (12, 4.2), drawDistributions, self._results.particles)]
+
+    def _showCoordinates(self, _):
+        rows = 1 + (min(6, len(self._results.shares)) > 3)
+        return [
+            figureView(
+                "Distribution along the motions", (11, 0.6 + 2.7 * rows), drawCoordinates, self._results.particles,
+                self._results.shares,
+            )
+        ]  # fmt: skip
+
+    def _showTable(self, _):
+        particles = self._chosen if self._chosen is not None else self._given
+        if not isinstance(particles, SetOfParticlesFlex):
+            particles = getattr(self.protocol, "outputParticles", None) or self._results.model.getParticles()
+        if particles is None:
+            return [self.infoMessage("The particles of the model were deleted.", "Particles")]
+        for viewer in Config.getDomain().findViewers(particles, DESKTOP_TKINTER):
+            if viewer is not type(self):
+                return viewer(project=self._project, protocol=self.protocol)._visualize(particles)
+        return [self.infoMessage("Scipion has no viewer for tables of particles.", "Particles")]
+
+    def _showMolecule(self, _):
+        return [figureView("Motion in the molecule", (11, 5), drawMolecule, self._results.points)]
+
+    def _showSlices(self, _):
+        model = self._results.model
+        motion = readVolume(model.getRunPath("analysis", "motion.mrc"))
+        layers = [
+            Layer("consensus map", readVolume(model.getConsensusMap())),
+            Layer("motion", motion, "viridis", (0, float(motion.max())), "Å rms"),
+        ]
+        return [slicesView("Motion of the map", layers, model.getSamplingRate())]
+
+    def _showChimera(self, _):
+        model = self._results.model
+        gaussians = [model.getRunPath("analysis", f"gaussians_half{half}.cif") for half in (1, 2)]
+        commands = colouredByMotion(
+            model.getConsensusMap(), model.getRunPath("analysis", "motion.mrc"), gaussians,
+            float(self._results.points["rms_motion"].max()),
+        )  # fmt: skip
+        return [chimeraView(self.protocol._getExtraPath("motion.cxc"), commands, self._tkRoot)]

@@ -1,0 +1,129 @@
+"""Viewer of a reconstruction: FSC, and the map before and after."""
+
+import numpy as np
+import pyworkflow.protocol.params as params
+from pwem.viewers import EmProtocolViewer
+from pyworkflow.viewer import DESKTOP_TKINTER
+
+from dynamight_scipion.protocols import DynamightProtReconstruct
+
+from .chimera import beforeAndAfter, chimeraView
+from .figures import HALF_COLOURS, Layer, drawFsc, greyLayers
+from .results import readVolume
+from .windows import figureView, slicesView
+
+AFTER, BEFORE = HALF_COLOURS[1], HALF_COLOURS[2]
+# Ends of the names of the curves in the protocol's set, and how they are drawn.
+_STYLES = {
+    "corrected for the mask": {"linewidth": 1.8},
+    "in the mask": {"linewidth": 1.0, "linestyle": "--"},
+    "unmasked": {"linewidth": 1.0, "linestyle": ":"},
+    "phases randomised": {"linewidth": 1.0, "linestyle": "-.", "alpha": 0.6},
+}
+CORRECTED = "corrected for the mask"
+
+
+class DynamightReconstructViewer(EmProtocolViewer):
+    """The map with motion corrected, beside that of the same particles without deformation."""
+
+    _label = "map before and after"
+    _environments = [DESKTOP_TKINTER]
+    _targets = [DynamightProtReconstruct]
+
+    def visualize(self, obj, **args):
+        """Open the window for the protocol."""
+        if not hasattr(obj, "outputVolume"):
+            self.infoMessage("There is no map yet: wait until the protocol is done.", "No results").show()
+            return
+        super().visualize(obj, **args)
+
+    # ------------------------------------------------------------------ form
+
+    def _defineParams(self, form):
+        form.addSection(label="Results")
+        summary = self.protocol.summary()
+        form.addParam("resolution", params.LabelParam, important=True, label="Resolution", help="\n".join(summary))
+        group = form.addGroup("Fourier shell correlation")
+        group.addParam(
+            "allCurves", params.BooleanParam, default=False, label="All curves?",
+            help="No: only those corrected for the mask by random phases, which the resolution is read from. Yes: also "
+            "in the mask, unmasked, and with random phases.",
+        )
+        group.addParam(
+            "fsc", params.LabelParam, label="FSC of the half-maps",
+            help="With motion corrected and, if the protocol made these maps, without deformation.",
+        )
+        group = form.addGroup("Maps")
+        group.addParam(
+            "slices", params.LabelParam, label="Slices before and after",
+            help=f"{self._describeBefore()} beside the map with motion corrected, in the same grey scale, and their "
+            "difference: red is density gained, blue lost.",
+        )
+        if hasattr(self.protocol, "outputLocalResolution"):
+            group.addParam(
+                "localResolution", params.LabelParam, label="Local resolution in slices", help="In Å, inside the mask."
+            )
+        group.addParam(
+            "chimera", params.LabelParam, label="Both maps in ChimeraX",
+            help="One at a time: switch with the eyes in the model panel. The script of the session stays in the "
+            "protocol's folder.",
+        )
+
+    def _getVisualizeDict(self):
+        return {
+            "resolution": self._showResolution, "fsc": self._showFsc, "slices": self._showSlices,
+            "localResolution": self._showLocalResolution, "chimera": self._showChimera,
+        }  # fmt: skip
+
+    def _describeBefore(self):
+        return "The map without deformation" if hasattr(self.protocol, "outputRigid") else "The consensus map"
+
+    def _getBefore(self):
+        """Return the path of the map that the corrected one is compared with."""
+        if hasattr(self.protocol, "outputRigid"):
+            return self.protocol.outputRigid.getFileName()
+        return self.protocol.inputModel.get().getConsensusMap()
+
+    # ------------------------------------------------------------------ views
+
+    def _showResolution(self, _):
+        return [self.infoMessage("\n\n".join(self.protocol.summary()), "Resolution")]
+
+    def _showFsc(self, _):
+        curves = []
+        for item in self.protocol.outputFSCs.iterItems():
+            # Items of a set are one object, filled again and again.
+            curve = item.clone()
+            which, kind = curve.getObjLabel().split(", ", 1)
+            if kind == CORRECTED or self.allCurves:
+                colour = AFTER if which == "motion corrected" else BEFORE
+                curves.append((curve.getObjLabel(), *curve.getData(), {"color": colour, **_STYLES[kind]}))
+        return [figureView("Fourier shell correlation", (7.5, 5), drawFsc, curves)]
+
+    def _showSlices(self, _):
+        before, after = readVolume(self._getBefore()), readVolume(self.protocol.outputVolume.getFileName())
+        layers = greyLayers({self._describeBefore().removeprefix("The "): before, "map with motion corrected": after})
+        limit = max(abs(after - before).max() * 0.7, 1e-12)
+        layers.append(Layer("after minus before", after - before, "coolwarm", (-limit, limit)))
+        return [slicesView("Before and after", layers, self.protocol.outputVolume.getSamplingRate())]
+
+    def _readLocalResolution(self):
+        """Return the local resolution in Å, not a number outside the mask, and its range."""
+        volume = readVolume(self.protocol.outputLocalResolution.getFileName())
+        volume[readVolume(self.protocol.outputMask.getFileName()) < 0.5] = np.nan
+        return volume, tuple(np.nanquantile(volume, [0.01, 0.99]))
+
+    def _showLocalResolution(self, _):
+        layers = greyLayers({"map with motion corrected": readVolume(self.protocol.outputVolume.getFileName())})
+        volume, limits = self._readLocalResolution()
+        layers.append(Layer("local resolution", volume, "viridis_r", limits, "Å"))
+        return [slicesView("Local resolution", layers, self.protocol.outputVolume.getSamplingRate())]
+
+    def _showChimera(self, _):
+        maps = self._getBefore(), self.protocol.outputVolume.getFileName()
+        if hasattr(self.protocol, "outputLocalResolution"):
+            path, limits = self.protocol.outputLocalResolution.getFileName(), self._readLocalResolution()[1]
+            commands = beforeAndAfter(*maps, path, limits)
+        else:
+            commands = beforeAndAfter(*maps)
+        return [chimeraView(self.protocol._getExtraPath("before_and_after.cxc"), commands, self._tkRoot)]

@@ -1,0 +1,133 @@
+"""Viewers of states: as a movie of maps, and as moved atomic models."""
+
+import numpy as np
+import pyworkflow.protocol.params as params
+from pwem.objects import SetOfAtomStructFlex, SetOfVolumesFlex
+from pwem.viewers import EmProtocolViewer
+from pyworkflow.protocol import Protocol
+from pyworkflow.viewer import DESKTOP_TKINTER
+
+from dynamight_scipion.objects import FLEX_PROGRAM
+from dynamight_scipion.protocols import DynamightProtDisplaceModel, DynamightProtStates
+
+from .chimera import chimeraView, morphedModels, volumeSeries
+from .figures import drawDisplacements, greyLayers
+from .results import readVolume
+from .windows import figureView, movieView, slicesView
+
+
+class _StatesViewer(EmProtocolViewer):
+    """What opens from a protocol or from the set of states that it made."""
+
+    _environments = [DESKTOP_TKINTER]
+    # Name of the protocol's output
+    _output = None
+
+    def __init__(self, **kwargs):
+        EmProtocolViewer.__init__(self, **kwargs)
+        self._parentWindow = kwargs.get("parent")
+
+    @classmethod
+    def can_handle_this_instance(cls, instance):
+        """Whether an object is of this plugin: flexible sets can be of any."""
+        return isinstance(instance, Protocol) or instance.getFlexInfo().getProgName() == FLEX_PROGRAM
+
+    def visualize(self, obj, **args):
+        """Open the window for the protocol or its output."""
+        protocol = obj if isinstance(obj, Protocol) else self._project.getProtocol(obj.getObjParentId())
+        self._states = getattr(obj, self._output, None) if isinstance(obj, Protocol) else obj
+        if self._states is None:
+            self.infoMessage("There are no states yet: wait until the protocol is done.", "No results").show()
+            return
+        args.setdefault("windows", self._parentWindow)
+        super().visualize(protocol, **args)
+
+    def _getFiles(self):
+        return [state.getFileName() for state in self._states.iterItems()]
+
+    def _getNames(self):
+        """Return of each state its number and its place along the first motions."""
+        names = []
+        for number, state in enumerate(self._states.iterItems(), 1):
+            # No minus sign for what is rounded to nothing
+            place = ", ".join(f"{value:.2f}".replace("-0.00", "0.00") for value in state.getZFlex()[:3])
+            names.append(f"state {number} at {place} Å")
+        return names
+
+
+class DynamightStatesViewer(_StatesViewer):
+    """States of the molecule as maps: a movie, slices, and a series in ChimeraX."""
+
+    _label = "states as a movie"
+    _targets = [DynamightProtStates, SetOfVolumesFlex]
+    _output = "outputStates"
+
+    def _defineParams(self, form):
+        form.addSection(label="States")
+        form.addParam(
+            "movie", params.LabelParam, important=True, label="Movie",
+            help="The maps in projection along z, y and x, one after the other, with their places along the first "
+            "motions (Å rms). Pause it and move the slider to look at one.",
+        )
+        form.addParam(
+            "slices", params.LabelParam, label="Slices of the first and the last",
+            help="The ends of the path side by side, and the state in the middle.",
+        )
+        form.addParam(
+            "chimera", params.LabelParam, label="Series in ChimeraX",
+            help="Plays the maps as surfaces, there and back. The script of the session stays in the protocol's "
+            "folder.",
+        )
+
+    def _getVisualizeDict(self):
+        return {"movie": self._showMovie, "slices": self._showSlices, "chimera": self._showChimera}
+
+    def _showMovie(self, _):
+        return [movieView("States", self._getNames(), [readVolume(path) for path in self._getFiles()])]
+
+    def _showSlices(self, _):
+        names, files = self._getNames(), self._getFiles()
+        chosen = sorted({0, len(files) // 2, len(files) - 1})
+        layers = greyLayers({names[number]: readVolume(files[number]) for number in chosen})
+        return [slicesView("States", layers, self._states.getSamplingRate())]
+
+    def _showChimera(self, _):
+        return [
+            chimeraView(self.protocol._getExtraPath("states.cxc"), volumeSeries(self._getFiles()), self._tkRoot)
+        ]
+
+
+class DynamightDisplacedModelsViewer(_StatesViewer):
+    """An atomic model in several states: how far its atoms move, and a morph in ChimeraX."""
+
+    _label = "displaced atomic model"
+    _targets = [DynamightProtDisplaceModel, SetOfAtomStructFlex]
+    _output = "outputStructures"
+
+    def _defineParams(self, form):
+        form.addSection(label="Structures")
+        form.addParam(
+            "displacements", params.LabelParam, important=True, label="Displacement of the atoms",
+            help="How far every atom lies in each state from where it was, in the order of the file.",
+        )
+        form.addParam(
+            "chimera", params.LabelParam, label="Morph in ChimeraX",
+            help="The structure moves through the states, in the consensus map. The script of the session stays in "
+            "the protocol's folder.",
+        )
+
+    def _getVisualizeDict(self):
+        return {"displacements": self._showDisplacements, "chimera": self._showChimera}
+
+    def _showDisplacements(self, _):
+        with np.load(self.protocol._getPositionsPath()) as found:
+            distances = np.linalg.norm(found["positions"] - found["points"], axis=-1)
+        return [figureView("Displacement", (9, 5), drawDisplacements, distances, self._getNames())]
+
+    def _showChimera(self, _):
+        consensus = self.protocol.inputModel.get().getConsensusMap()
+        return [
+            chimeraView(
+                self.protocol._getExtraPath("structures.cxc"), morphedModels(self._getFiles(), consensus), self._tkRoot
+            )
+        ]
