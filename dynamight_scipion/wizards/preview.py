@@ -1,0 +1,99 @@
+"""What the engine will take for the molecule, worked out here so that a wizard can show it at once.
+
+The rule is the engine's; its tests and ours hold one to the other. Nothing of this goes into a run.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+# Scale at which the engine tells molecule from noise, Å.
+RESOLUTION = 15.0
+# Mass of a residue (kDa), and volume that protein takes (Å³ for each kDa, at 1.35 g/cm³).
+RESIDUE_MASS = 0.11
+VOLUME_OF_MASS = 1230.0
+
+
+@dataclass(frozen=True)
+class SmoothMap:
+    """A consensus map at the resolution at which the molecule is found in it.
+
+    Parameters
+    ----------
+    volume
+        [z, y, x], low-passed.
+    samplingRate
+        Å.
+    automatic
+        threshold that the engine takes if none is given.
+    strongest
+        density that nearly nothing exceeds.
+    """
+
+    volume: np.ndarray
+    samplingRate: float
+    automatic: float
+    strongest: float
+
+    @classmethod
+    def of(cls, volume, samplingRate):
+        """Return the smooth map of a consensus map [z, y, x]."""
+        smooth = _lowpass(volume, samplingRate, max(RESOLUTION, 3 * samplingRate))
+        box = len(smooth)
+        distance = _distances(box)
+        solvent = smooth[distance > 0.45 * box]
+        noise = 1.4826 * float(np.median(np.abs(solvent - np.median(solvent))))
+        strongest = float(np.quantile(smooth[distance <= 0.45 * box], 0.999))
+        return cls(smooth, samplingRate, max(4 * noise, 0.08 * strongest), strongest)
+
+    def findMolecule(self, threshold):
+        """Return where the Gaussians go, as a mask [z, y, x]; empty if nothing is above the threshold."""
+        box = len(self.volume)
+        labels, count = ndimage.label((self.volume > threshold) & (_distances(box) <= box / 2 - 1))
+        if not count:
+            return np.zeros(self.volume.shape, dtype=bool)
+        sizes = np.bincount(labels.ravel())
+        sizes[0] = 0
+        keep = sizes >= max(0.02 * sizes.max(), (12.0 / self.samplingRate) ** 3)
+        keep[sizes.argmax()] = True
+        return keep[labels]
+
+
+def _distances(box):
+    """Return the distance of every voxel from the centre, voxels."""
+    axis = (np.arange(box) - box // 2).astype(float)
+    return np.sqrt(axis[:, None, None] ** 2 + axis[None, :, None] ** 2 + axis[None, None, :] ** 2)
+
+
+def _lowpass(volume, samplingRate, resolution):
+    """Low-pass filter a volume at a resolution (Å), with a raised-cosine edge of three Fourier voxels."""
+    box = len(volume)
+    full, half = np.fft.fftfreq(box) * box, np.fft.rfftfreq(box) * box
+    radius = np.sqrt(full[:, None, None] ** 2 + full[None, :, None] ** 2 + half**2)
+    edge = ((radius - box * samplingRate / resolution + 1.5) / 3).clip(0, 1)
+    return np.fft.irfftn(np.fft.rfftn(volume) * (0.5 + 0.5 * np.cos(np.pi * edge)), s=volume.shape)
+
+
+def fill(mask, count):
+    """Return (count, 3) random places [z, y, x] in a mask, voxels: as the Gaussians start; none if it is empty."""
+    random = np.random.default_rng(0)
+    voxels = np.argwhere(mask)
+    if not len(voxels):
+        return voxels
+    return voxels[random.integers(len(voxels), size=count)] + random.random((count, 3)) - 0.5
+
+
+def spacing(volume, count):
+    """Return how far apart so many Gaussians lie in a volume (Å³), Å."""
+    return (volume / count) ** (1 / 3)
+
+
+def gaussiansOfMass(mass, perResidue):
+    """Return the number of Gaussians for a molecular mass (kDa), with so many for each residue."""
+    return max(50, round(mass / RESIDUE_MASS * perResidue))
+
+
+def massOfVolume(volume):
+    """Return the mass (kDa) of protein that fills a volume (Å³)."""
+    return volume / VOLUME_OF_MASS
