@@ -17,8 +17,8 @@ from dynamight_core.training.schedule import schedule
 
 # Measured on two cores of a server processor at box 64: seconds per particle, epoch and Gaussian, and per
 # particle, epoch and pixel, of both kinds of decoder. Latent inference is worth so many epochs each time.
-_SECONDS_PER_GAUSSIAN = {"basis": 1.2e-7, "coordinate": 2.5e-6}
-_SECONDS_PER_PIXEL = 4e-8
+_SECONDS_PER_GAUSSIAN = {"basis": 9e-8, "coordinate": 1.6e-6}
+_SECONDS_PER_PIXEL = 3.4e-8
 _INFERENCE_EPOCHS = 6.0
 _CORES = 2
 # Bytes for every Gaussian and particle of a batch while a step runs, gradients included.
