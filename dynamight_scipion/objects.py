@@ -58,10 +58,10 @@ class DynamightModel(EMObject):
     def __str__(self):
         if not self._nGaussians.hasValue():
             return f"{self.getClassName()} (empty)"
+        # Short enough for the project's window, which shows it beside the output's name.
         return (
             f"{self.getClassName()} ({self.getNumberOfParticles()} particles, {self._nGaussians} Gaussians, "
-            f"{self._nLatents} latents, {self._nMotions} motions, {self.getSamplingRate():.2f} Å/px; "
-            f"motion {self._verdict}, {self.getMotionRms():.1f} Å rms)"
+            f"motion {self._verdict})"
         )
 
     # ------------------------------------------------------------------ the run

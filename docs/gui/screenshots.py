@@ -300,7 +300,7 @@ def viewers(driver):
             "particles-latents": ("drawing", {"plane": 2, "colour": 5}),
             "particles-class": ("drawing", {"plane": 0, "colour": 6}), "distributions": ("distributions", {}),
             "coordinates": ("coordinates", {}), "molecule": ("molecule", {}), "motion": ("slices", {}),
-            "chimera": ("chimera", {}),
+            "chimera": ("chimera", {}), "table": ("table", {}),
         },
         "map with motion corrected": {
             "fsc": ("fsc", {"allCurves": True}), "maps": ("slices", {}), "resolution": ("localResolution", {}),

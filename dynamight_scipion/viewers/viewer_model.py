@@ -32,6 +32,7 @@ from .results import Results, readVolume
 from .windows import figureView, slicesView
 
 PRINCIPAL_MOTIONS, UMAP, LATENTS = range(3)
+IN_THIS_SET = "in this set"
 _VERDICTS = {
     "supported": "The images support the motion",
     "not supported": "The images do not support the motion",
@@ -157,10 +158,12 @@ class DynamightModelViewer(EmProtocolViewer):
         self._classes = self._findClasses()
         self._chosen = self._findChosen()
         colours = ["motion", "error", "half", "density", "held out", "place along the first motion"]
-        of = [*self._classes, *(["in this set"] if self._chosen is not None else [])]
-        # What was chosen comes first where the window was opened from a choice.
-        own = isinstance(self._given, (DynamightProtDeformations, DynamightModel))
-        self._colours = colours + of if own else of + colours
+        inSet = [IN_THIS_SET] if self._chosen is not None else []
+        # What the window was opened from comes first.
+        if isinstance(self._given, (DynamightProtSelect, SetOfClassesFlex)):
+            self._colours = [*self._classes, *inSet, *colours]
+        else:
+            self._colours = [*inSet, *colours, *self._classes]
         count = len(self._results.shares)
         group.addParam(
             "plane", params.EnumParam, default=PRINCIPAL_MOTIONS, label="Plane",
@@ -277,9 +280,9 @@ class DynamightModelViewer(EmProtocolViewer):
         particles, name = self._results.particles, self._colours[self.colour.get()]
         if name in self._classes:
             return self._byClass(name)
-        if name == "in this set":
+        if name == IN_THIS_SET:
             chosen = np.isin(particles.ids, list(self._chosen.getIdSet()))
-            return Colouring("", np.where(chosen, 0, -1), (f"in this set ({chosen.sum():,})",), paletteOf("1"))
+            return Colouring("", np.where(chosen, 0, -1), (f"{IN_THIS_SET} ({chosen.sum():,})",), paletteOf("1"))
         if name == "half":
             return Colouring("", particles.halves - 1, ("half 1", "half 2"), tuple(HALF_COLOURS.values()))
         if name == "held out":

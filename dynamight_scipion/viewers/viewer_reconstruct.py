@@ -6,6 +6,7 @@ from pwem.viewers import EmProtocolViewer
 from pyworkflow.viewer import DESKTOP_TKINTER
 
 from dynamight_scipion.protocols import DynamightProtReconstruct
+from dynamight_scipion.protocols.protocol_reconstruct import RIGID, readResolution
 
 from .chimera import beforeAndAfter, chimeraView
 from .figures import HALF_COLOURS, Layer, drawFsc, greyLayers
@@ -41,8 +42,10 @@ class DynamightReconstructViewer(EmProtocolViewer):
 
     def _defineParams(self, form):
         form.addSection(label="Results")
-        summary = self.protocol.summary()
-        form.addParam("resolution", params.LabelParam, important=True, label="Resolution", help="\n".join(summary))
+        form.addParam(
+            "resolution", params.LabelParam, important=True, label=self._describeResolution(),
+            help="Where the FSC of the half-maps, corrected for the mask, falls below 0.143.",
+        )
         group = form.addGroup("Fourier shell correlation")
         group.addParam(
             "allCurves", params.BooleanParam, default=False, label="All curves?",
@@ -74,6 +77,13 @@ class DynamightReconstructViewer(EmProtocolViewer):
             "resolution": self._showResolution, "fsc": self._showFsc, "slices": self._showSlices,
             "localResolution": self._showLocalResolution, "chimera": self._showChimera,
         }  # fmt: skip
+
+    def _describeResolution(self):
+        """Return the resolution in words, beside that without deformation if there are such maps."""
+        found = f"Resolution {readResolution(self.protocol._getMapPath('fsc.star')):.2f} Å"
+        if not hasattr(self.protocol, "outputRigid"):
+            return found
+        return f"{found}, without deformation {readResolution(self.protocol._getMapPath(RIGID, 'fsc.star')):.2f} Å"
 
     def _describeBefore(self):
         return "The map without deformation" if hasattr(self.protocol, "outputRigid") else "The consensus map"

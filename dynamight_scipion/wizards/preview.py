@@ -6,10 +6,12 @@ The rule is the engine's; its tests and ours hold one to the other. Nothing of t
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
+from scipy import fft, ndimage
 
 # Scale at which the engine tells molecule from noise, Å.
 RESOLUTION = 15.0
+# Voxels that show this resolution, Å: a slider shall move smoothly with large boxes, too.
+_COARSEST = 4.0
 # Mass of a residue (kDa), and volume that protein takes (Å³ for each kDa, at 1.35 g/cm³).
 RESIDUE_MASS = 0.11
 VOLUME_OF_MASS = 1230.0
@@ -39,7 +41,7 @@ class SmoothMap:
     @classmethod
     def of(cls, volume, samplingRate):
         """Return the smooth map of a consensus map [z, y, x]."""
-        smooth = _lowpass(volume, samplingRate, max(RESOLUTION, 3 * samplingRate))
+        smooth, samplingRate = _lowpass(volume, samplingRate, max(RESOLUTION, 3 * samplingRate))
         box = len(smooth)
         distance = _distances(box)
         solvent = smooth[distance > 0.45 * box]
@@ -67,12 +69,23 @@ def _distances(box):
 
 
 def _lowpass(volume, samplingRate, resolution):
-    """Low-pass filter a volume at a resolution (Å), with a raised-cosine edge of three Fourier voxels."""
+    """Low-pass filter a volume at a resolution (Å), on no finer a grid than that needs.
+
+    The filter has a raised-cosine edge of three Fourier voxels, as the engine's.
+
+    Returns
+    -------
+    tuple
+        the volume, and its sampling rate (Å).
+    """
     box = len(volume)
-    full, half = np.fft.fftfreq(box) * box, np.fft.rfftfreq(box) * box
-    radius = np.sqrt(full[:, None, None] ** 2 + full[None, :, None] ** 2 + half**2)
+    size = min(box, 2 * int(np.ceil(box * samplingRate / _COARSEST / 2)))
+    whole = (np.arange(size) + size // 2) % size - size // 2
+    half = np.arange(size // 2 + 1)
+    radius = np.sqrt(whole[:, None, None] ** 2 + whole[None, :, None] ** 2 + half**2)
     edge = ((radius - box * samplingRate / resolution + 1.5) / 3).clip(0, 1)
-    return np.fft.irfftn(np.fft.rfftn(volume) * (0.5 + 0.5 * np.cos(np.pi * edge)), s=volume.shape)
+    kept = fft.rfftn(volume)[np.ix_(whole, whole, half)] * (0.5 + 0.5 * np.cos(np.pi * edge))
+    return fft.irfftn(kept, s=(size,) * 3) * (size / box) ** 3, samplingRate * box / size
 
 
 def fill(mask, count):

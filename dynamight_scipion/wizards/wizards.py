@@ -117,7 +117,7 @@ class DynamightThresholdWizard(_FormWizard):
 
         def overlay(threshold):
             inside = smooth.findMolecule(threshold)
-            size = inside.sum() * samplingRate**3
+            size = inside.sum() * smooth.samplingRate**3
             if not size:
                 return Overlay("Nothing is above this threshold: lower it.")
             return Overlay(
@@ -151,7 +151,7 @@ class DynamightGaussiansWizard(_FormWizard):
         inside = smooth.findMolecule(smooth.automatic if threshold is None else threshold)
         if not inside.any():
             raise _Missing("Nothing of the map is above its threshold: lower this first.")
-        volumes = {"the map above its threshold": inside.sum() * samplingRate**3}
+        volumes = {"the map above its threshold": inside.sum() * smooth.samplingRate**3}
         if protocol.inputMask.get() is not None:
             mask, _ = _onGrid(protocol.inputMask.get(), len(volume), samplingRate, protocol, "mask", isMask=True)
             volumes["the mask of allowed motion"] = (mask > 0.5).sum() * samplingRate**3
@@ -177,8 +177,10 @@ class DynamightMaskWizard(_FormWizard):
             volume, samplingRate = readVolume(model.getConsensusMap()), model.getSamplingRate()
         mask, _ = _onGrid(given, len(volume), samplingRate, protocol, "mask", isMask=True)
         smooth = SmoothMap.of(volume, samplingRate)
-        molecule = smooth.findMolecule(smooth.automatic)
-        share = 100 * mask[molecule].mean() if molecule.any() else 0.0
+        # The smooth map may have larger voxels: those of the mask at their places.
+        places = np.argwhere(smooth.findMolecule(smooth.automatic)) * smooth.samplingRate / samplingRate
+        inside = mask[tuple(np.minimum(places.round().astype(int), len(mask) - 1).T)]
+        share = 100 * inside.mean() if len(inside) else 0.0
         sentence = f"{share:.0f} % of the molecule lies in the mask."
         # A soft edge holds at least a layer of voxels around what is inside.
         if ((mask > 0.01) & (mask < 0.99)).sum() < (mask >= 0.99).sum() ** (2 / 3):

@@ -1,0 +1,355 @@
+"""What the viewers show: the engine's tables, drawn right, opened from protocols and from objects."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import pytest
+import pyworkflow
+import pyworkflow.gui.project  # before the form, which it needs
+from matplotlib.figure import Figure
+from pwem.objects import ParticleFlex, SetOfParticlesFlex
+from pwem.viewers import Chimera, ChimeraView
+from pyworkflow.gui.plotter import Plotter
+from pyworkflow.viewer import DESKTOP_TKINTER, MessageView
+
+from dynamight_scipion.protocols import (
+    DynamightProtDeformations,
+    DynamightProtDisplaceModel,
+    DynamightProtSelect,
+    DynamightProtStates,
+)
+from dynamight_scipion.viewers import (
+    ADynamightDisplacedModelsViewer,
+    ADynamightModelViewer,
+    ADynamightStatesViewer,
+    DynamightReconstructViewer,
+    chimera,
+    figures,
+    pages,
+)
+from dynamight_scipion.viewers.results import Results
+
+
+@pytest.fixture(scope="module")
+def _made(_chain, _workflow):
+    """A selection and states of the chain's model, run once."""
+    here = os.getcwd()
+    os.chdir(_workflow.project.path)
+    try:
+        model = {"inputModel": (_chain["deformations"], "outputModel")}
+        places = Results(_chain["deformations"].outputModel).particles.coordinates[:, 0]
+        selection = _workflow.run(
+            DynamightProtSelect, model, nClusters=2, region=f"1: {np.median(places):.6f} :", numberOfThreads=1
+        )
+        states = _workflow.run(DynamightProtStates, model, nStates=3, numberOfThreads=1)
+    finally:
+        os.chdir(here)
+    return {"selection": selection, "states": states}
+
+
+@pytest.fixture
+def selection(workflow, _made):
+    return _made["selection"]
+
+
+@pytest.fixture
+def states(workflow, _made):
+    return _made["states"]
+
+
+class Form:
+    """Stands for the window in which a viewer's parameters are."""
+
+    def __init__(self, title, viewer, *args, **kwargs):
+        self.root = None
+
+    def showInfo(self, *args):
+        raise AssertionError(args)
+
+    showError = showInfo
+
+    def show(self, **kwargs):
+        pass
+
+
+@pytest.fixture
+def opened(workflow, monkeypatch):
+    """Return a function that opens the viewer which Scipion finds first for an object."""
+    monkeypatch.setattr("pyworkflow.gui.form.FormWindow", Form)
+
+    def open_viewer(obj):
+        viewer = viewersOf(obj)[0](project=workflow.project)
+        viewer.visualize(obj)
+        return viewer
+
+    return open_viewer
+
+
+def viewersOf(obj):
+    return pyworkflow.Config.getDomain().findViewers(obj, DESKTOP_TKINTER)
+
+
+def eye(viewer, name, **values):
+    """Return the views behind the eye of a parameter."""
+    for parameter, value in values.items():
+        getattr(viewer, parameter).set(value)
+    assert viewer.validate() == []
+    return viewer._getVisualizeDict()[name](name)
+
+
+def parameters(viewer):
+    """Return the names of a viewer's parameters, in their order, but for those of every protocol."""
+    return [name for name, _ in viewer.getDefinition().iterParams() if name not in ("runName", "runMode")]
+
+
+def drawnPlaces(plot):
+    """Return the places of all points that a plot shows, in any order."""
+    return [np.array(part.get_offsets()) for axes in plot.getFigure().axes for part in axes.collections]
+
+
+# ------------------------------------------------------------------ which viewer
+
+
+def test_protocols_and_outputs_open_their_viewer_first(chain, selection, states):
+    expected = {
+        ADynamightModelViewer: [
+            chain["deformations"], chain["deformations"].outputModel, chain["deformations"].outputParticles, selection,
+            selection.outputParticles, selection.outputClasses,
+        ],
+        DynamightReconstructViewer: [chain["reconstruction"]],
+        ADynamightStatesViewer: [states, states.outputStates],
+        ADynamightDisplacedModelsViewer: [DynamightProtDisplaceModel()],
+    }  # fmt: skip
+    for viewer, targets in expected.items():
+        for target in targets:
+            assert viewersOf(target)[0] is viewer, target
+
+
+def test_sets_of_other_programs_are_left_to_their_viewers(workflow, chain):
+    others = SetOfParticlesFlex.create(workflow.project.getTmpPath(), progName="Zernike3D")
+    others.append(ParticleFlex(progName="Zernike3D"))
+    ours = {ADynamightModelViewer, ADynamightStatesViewer, ADynamightDisplacedModelsViewer}
+    for target in (others, chain["particles"].outputParticles, chain["reconstruction"].outputVolume):
+        assert not ours & set(viewersOf(target))
+
+
+# ------------------------------------------------------------------ particles and training
+
+
+def test_the_form_begins_with_the_verdict(opened, chain):
+    viewer = opened(chain["deformations"])
+    first = viewer.getParam(parameters(viewer)[0])
+    summary = chain["deformations"].outputModel.loadSummary()
+    assert ("not support" in str(first.label)) == (summary["verdict"]["verdict"] == "not supported")
+    assert first.help.get() == summary["verdict"]["sentence"]
+    (message,) = eye(viewer, "verdict")
+    assert summary["verdict"]["sentence"] in message.getMessage()
+
+
+@pytest.mark.parametrize("output", ["outputModel", "outputParticles"])
+def test_every_particle_is_drawn_where_its_motions_are(opened, chain, output):
+    viewer = opened(getattr(chain["deformations"], output))
+    expected = np.array([p.getZFlex()[[2, 0]] for p in chain["deformations"].outputParticles])
+    (plot,) = eye(viewer, "drawing", acrossMotion=3, upMotion=1)
+    (places,) = [places for places in drawnPlaces(plot) if len(places) == len(expected)]
+    np.testing.assert_allclose(np.sort(places, 0), np.sort(expected, 0), atol=1e-4)
+
+
+def test_all_colours_and_planes_can_be_drawn(opened, chain, selection):
+    viewer = opened(chain["deformations"])
+    assert f"class in '{selection.getRunName()}'" in viewer._colours
+    count = len(chain["deformations"].outputParticles)
+    for plane in range(3):
+        for colour in range(len(viewer._colours)):
+            views = eye(viewer, "drawing", plane=plane, colour=colour)
+            # The small run asked for no UMAP.
+            assert [type(view) for view in views] == [MessageView if plane == 1 else Plotter]
+            if plane != 1:
+                # The colour bar is an axes too, with one collection or none of its own.
+                assert sum(len(places) for places in drawnPlaces(views[0]) if len(places) > 2) == count
+                views[0].close()
+
+
+def test_a_selection_and_its_classes_are_told_from_other_particles(opened, selection):
+    ids = selection.outputParticles.getIdSet()
+    viewer = opened(selection.outputParticles)
+    colouring = viewer._colouring()
+    assert set(viewer._results.particles.ids[colouring.values == 0]) == ids
+
+    viewer = opened(selection)
+    colouring = viewer._colouring()
+    for number, cluster in enumerate(selection.outputClasses.iterItems()):
+        assert set(viewer._results.particles.ids[colouring.values == number]) == cluster.getIdSet()
+    assert set(viewer._results.particles.ids[colouring.values < 0]).isdisjoint(ids)
+
+
+def test_curves_of_training_are_those_of_the_log(opened, chain):
+    (plot,) = eye(opened(chain["deformations"]), "training")
+    with open(chain["deformations"].outputModel.getRunPath("metrics.jsonl")) as file:
+        rows = [json.loads(line) for line in file]
+    motion = [row["motion"] for row in rows if row["half"] == 1 and row["kind"] in ("encoder", "refinement")]
+    (curve, _) = plot.getFigure().axes[3].lines
+    np.testing.assert_allclose(curve.get_ydata(), motion)
+    assert max(curve.get_xdata()) == max(row["epoch"] for row in rows)
+
+
+def test_a_running_protocol_shows_its_training_and_nothing_more(workflow, opened, chain, monkeypatch):
+    running = workflow.new(DynamightProtDeformations)
+    workflow.project.saveProtocol(running)
+    messages = []
+    monkeypatch.setattr(MessageView, "show", lambda self: messages.append(self.getMessage()))
+    opened(running)
+    assert "nothing to show yet" in messages[0]
+
+    folder = Path(running._getRunFolder())
+    folder.mkdir(parents=True)
+    shutil.copy(chain["deformations"].outputModel.getRunPath("metrics.jsonl"), folder)
+    viewer = opened(running)
+    assert parameters(viewer) == ["training"]
+    (plot,) = eye(viewer, "training")
+    assert plot.getFigure().axes[0].lines
+
+
+def test_histograms_and_maps_of_the_motion_can_be_drawn(opened, chain):
+    viewer = opened(chain["deformations"])
+    for name, axes in (("distributions", 3), ("coordinates", 3), ("molecule", 7), ("slices", 5)):
+        (plot,) = eye(viewer, name)
+        assert len(plot.getFigure().axes) == axes, name
+        plot.close()
+
+
+def test_density_is_highest_where_particles_are(request):
+    random = np.random.default_rng(0)
+    dense, sparse = random.normal(0, 0.1, (300, 2)), random.uniform(2, 8, (60, 2))
+    density = figures.localDensity(np.concatenate([dense, sparse]))
+    assert density.max() == 1
+    assert np.median(density[:300]) > 5 * np.median(density[300:])
+
+
+def test_one_latent_dimension_is_drawn_on_a_line():
+    plane, shares = figures.principalPlane(np.linspace(-1, 1, 20)[:, None])
+    assert np.ptp(plane[:, 0]) == pytest.approx(2)
+    assert not plane[:, 1].any()
+    np.testing.assert_allclose(shares, [1, 0], atol=1e-9)
+
+
+# ------------------------------------------------------------------ maps and states
+
+
+def test_fsc_curves_are_those_of_the_protocol(opened, chain):
+    viewer = opened(chain["reconstruction"])
+    curves = {item.getObjLabel(): item.clone().getData() for item in chain["reconstruction"].outputFSCs}
+    for everything, count in ((False, 2), (True, 8)):
+        (plot,) = eye(viewer, "fsc", allCurves=everything)
+        drawn = {line.get_label(): line for line in plot.getFigure().axes[0].lines if "," in line.get_label()}
+        assert len(drawn) == count
+        for label, line in drawn.items():
+            np.testing.assert_allclose(line.get_ydata(), curves[label][1])
+        plot.close()
+
+
+def test_slices_before_and_after_follow_the_slider(opened, chain):
+    (plot,) = eye(opened(chain["reconstruction"]), "slices")
+    figure = plot.getFigure()
+    across, slider = figure.widgets
+    across.set_active(2)
+    slider.set_val(11)
+    images = [axes.images[0].get_array() for axes in figure.axes if axes.images]
+    for name, image in zip(("outputRigid", "outputVolume"), images, strict=False):
+        with mrcfile.open(getattr(chain["reconstruction"], name).getFileName()) as mrc:
+            np.testing.assert_array_equal(image, mrc.data[:, :, 11])
+    np.testing.assert_allclose(images[2], images[1] - images[0])
+
+
+def test_the_movie_shows_every_state_and_can_be_paused(opened, states):
+    (plot,) = eye(opened(states.outputStates), "movie")
+    figure = plot.getFigure()
+    slider, button, _ = figure.widgets
+    assert button.label.get_text() == "Pause"
+    for number, state in enumerate(states.outputStates.iterItems(), 1):
+        slider.set_val(number)
+        with mrcfile.open(state.getFileName()) as mrc:
+            np.testing.assert_allclose(figure.axes[0].images[0].get_array(), mrc.data.sum(0), rtol=1e-5)
+        assert f"state {number} at {state.getZFlex()[0]:.2f}" in figure.subfigs[0].get_suptitle()
+
+
+def test_displacements_are_drawn_for_every_state():
+    figure = Figure()
+    figures.drawDisplacements(figure, np.arange(12.0).reshape(3, 4), ["a", "b", "c"])
+    np.testing.assert_array_equal([line.get_ydata() for line in figure.axes[0].lines], np.arange(12).reshape(3, 4))
+
+
+# ------------------------------------------------------------------ other programs
+
+
+def scripts(viewer, monkeypatch, program):
+    """Return the view and the lines of the session that a viewer makes for a ChimeraX."""
+    monkeypatch.setattr(Chimera, "_program", program)
+    (view,) = eye(viewer, "chimera")
+    (path,) = Path(viewer.protocol._getExtraPath()).glob("*.cxc")
+    return view, path.read_text()
+
+
+def test_sessions_of_chimerax_open_files_that_are_there_from_anywhere(opened, chain, states, monkeypatch, tmp_path):
+    program = tmp_path / "ChimeraX"
+    program.touch()
+    for target, files in ((chain["reconstruction"], 2), (chain["deformations"], 4), (states, 3)):
+        view, text = scripts(opened(target), monkeypatch, str(program))
+        assert isinstance(view, ChimeraView)
+        paths = re.findall(r'"([^"]+)"', text)
+        assert len(paths) == files
+        assert all(os.path.isabs(path) and os.path.exists(path) for path in paths)
+
+
+def test_without_chimerax_a_message_says_where_the_session_is(opened, states, monkeypatch):
+    view, _ = scripts(opened(states), monkeypatch, "/nowhere/ChimeraX")
+    assert isinstance(view, MessageView)
+    path = view.getMessage().splitlines()[-1]
+    assert path.endswith(".cxc")
+    assert os.path.exists(path)
+
+
+def test_one_model_is_shown_without_a_morph():
+    assert not any(line.startswith("morph") for line in chimera.morphedModels(["a.cif"], "map.mrc"))
+    assert any(line.startswith("morph #2-3 ") for line in chimera.morphedModels(["a.cif", "b.cif"], "map.mrc"))
+
+
+def test_report_opens_in_the_browser(opened, chain, monkeypatch):
+    addresses = []
+    monkeypatch.setattr(pages.webbrowser, "open", addresses.append)
+    (view,) = eye(opened(chain["deformations"]), "report")
+    view.show()
+    report = chain["deformations"].outputModel.getRunPath("analysis", "report.html")
+    assert addresses == [Path(report).resolve().as_uri()]
+
+
+def test_explorer_is_served_by_the_engine_and_ends_with_scipion(opened, chain, monkeypatch):
+    said, ends = [], []
+    monkeypatch.setattr(pages, "showInfo", lambda title, text, window: said.append(text))
+    monkeypatch.setattr(pages, "showError", lambda title, text, window: pytest.fail(text))
+    monkeypatch.setattr(pages.atexit, "register", lambda function, server: ends.append((function, server)))
+    (view,) = eye(opened(chain["deformations"]), "explorer")
+    view._window = Clock()
+    view.show()
+    assert "http://127.0.0.1:" in said[0]
+    ((end, server),) = ends
+    assert server.poll() is None
+    end(server)
+    assert server.wait(10) != 0
+
+
+class Clock:
+    """Stands for a Tk window, as far as time goes."""
+
+    @staticmethod
+    def after(milliseconds, function, *arguments):
+        """Wait and call."""
+        import time
+
+        time.sleep(milliseconds / 1000)
+        function(*arguments)
