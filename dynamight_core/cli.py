@@ -249,10 +249,16 @@ def analyse(
     embedding: Annotated[
         str, typer.Option(help="Particles in a plane: umap, pca (the first two motions), or auto: umap if installed.")
     ] = "auto",
+    domains: Annotated[
+        int | None,
+        typer.Option(help="Rigid domains that the motion is divided into. As many as are worth it if left out."),
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads. All that the process may use if left out.")] = None,
 ) -> None:
     """Write RUN/analysis/report.html, and for other programs the motion as a map, as atoms and as a table."""
-    from dynamight_core.analysis.exports import write_exports
+    from dynamight_core.analysis.agreement import write_agreement
+    from dynamight_core.analysis.domains import find_domains, write_domains
+    from dynamight_core.analysis.exports import write_arrows, write_exports
     from dynamight_core.analysis.report import write_report
     from dynamight_core.reconstruction.stage import record_stage
     from dynamight_core.training.devices import set_threads
@@ -261,8 +267,12 @@ def analyse(
     with Reporter() as report:
         opened = _open(run)
         write_exports(opened, embedding, report.say)
+        write_arrows(opened, say=report.say)
+        write_agreement(opened, report.say)
+        write_domains(opened, find_domains(opened.motions, domains), report.say)
         path = write_report(opened, out, say=report.say)
-        record_stage(opened, "analyse", {"out": None if out is None else str(out), "embedding": embedding})
+        options = {"out": None if out is None else str(out), "embedding": embedding, "domains": domains}
+        record_stage(opened, "analyse", options)
         report.say(f"Open {path} in a browser.")
 
 

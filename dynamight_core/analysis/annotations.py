@@ -68,7 +68,7 @@ def _categories(values: pd.Series) -> Colouring:
     counts = values.value_counts()
     named = list(counts.index[: _CATEGORIES - 1 if len(counts) > _CATEGORIES else _CATEGORIES])
     named.sort(key=lambda value: (isinstance(value, str), value))
-    codes = pd.Categorical(values, categories=named).codes.astype(np.int16)
+    codes = pd.Index(named).get_indexer_for(values).astype(np.int16)
     labels = [f"{value:g}" if isinstance(value, float) else str(value) for value in named]
     if len(counts) > len(named):
         codes[(codes < 0) & values.notna().to_numpy()] = len(named)

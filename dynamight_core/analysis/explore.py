@@ -471,6 +471,8 @@ def check_consistency(run: Run) -> None:
         naming the file.
     """
     motions, file = run.motions, run.path / "latents.safetensors"
+    # Read here so that a run without a summary is refused at the start.
+    _ = run.summary
     cure = "bring back the files as they were, or write them anew with dynamight train --resume"
     n = len(run.halves)
     if run.latents.shape[1] != n or len(motions.coordinates) != n:

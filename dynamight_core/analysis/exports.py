@@ -65,6 +65,66 @@ def write_exports(run: "Run", embedding: str = "auto", say: Callable[[str], None
     return [motion, *gaussians, table]
 
 
+def write_arrows(run: "Run", motion: int = 1, n: int = 150, say: Callable[[str], None] = print) -> list[Path]:
+    """Write one motion as arrows, with a sphere of the error's radius at each tip: ChimeraX BILD, and as a table.
+
+    Arrows go from the mean conformation to one standard deviation of the motion's coordinate; they are spread evenly
+    over the molecule and placed as the consensus map's header places it.
+
+    Parameters
+    ----------
+    run
+        finished and summarised.
+    motion
+        from 1.
+    n
+        arrows at most.
+    say
+        takes lines for the user.
+
+    Returns
+    -------
+    list
+        RUN/analysis/motionK_arrows.bild and .csv.
+    """
+    motions = run.motions
+    shift = (motions.components[motion - 1] * motions.coordinates[:, motion - 1].std()).numpy()
+    centre = header_origin(run.config.inputs.map) + run.box // 2 * run.pixel_size
+    start = (motions.points + motions.mean).numpy() + centre
+    error = np.asarray(run.summary["point_error"])
+    chosen = spread_out(start, n)
+    size = np.linalg.norm(shift, axis=1)
+    stem = run.path / "analysis" / f"motion{motion}_arrows"
+    table = pd.DataFrame({
+        **{f"{name}_A": start[chosen, i] for i, name in enumerate("xyz")},
+        **{f"shift_{name}_A": shift[chosen, i] for i, name in enumerate("xyz")},
+        "shift_A": size[chosen], "error_A": error[chosen],
+    })  # fmt: skip
+    lines = [f".comment motion {motion}, one standard deviation; spheres have the error as their radius"]
+    for row in chosen[size[chosen] > 0.05 * size.max()]:
+        tip = start[row] + shift[row]
+        ends = " ".join(f"{value:.2f}" for value in (*start[row], *tip))
+        lines += [".color 0.15 0.25 0.35", ".transparency 0", f".arrow {ends} 0.4 1.0 0.7"]
+        ball = " ".join(f"{value:.2f}" for value in (*tip, error[row]))
+        lines += [".color 0.80 0.40 0.20", ".transparency 0.6", f".sphere {ball}"]
+    with atomic_path(stem.with_suffix(".bild")) as path:
+        path.write_text("\n".join(lines) + "\n")
+    with atomic_path(stem.with_suffix(".csv")) as path:
+        table.to_csv(path, index=False, float_format="%.5g")
+    say(f"Arrows of motion {motion}, with their errors, are in {stem}.bild (ChimeraX) and .csv.")
+    return [stem.with_suffix(".bild"), stem.with_suffix(".csv")]
+
+
+def spread_out(points: np.ndarray, n: int) -> np.ndarray:
+    """Return n indices of points, each the one farthest from those before it."""
+    chosen = [int(np.argmax(np.linalg.norm(points - points.mean(0), axis=1)))]
+    distance = np.linalg.norm(points - points[chosen[0]], axis=1)
+    for _ in range(min(n, len(points)) - 1):
+        chosen.append(int(distance.argmax()))
+        distance = np.minimum(distance, np.linalg.norm(points - points[chosen[-1]], axis=1))
+    return np.array(chosen)
+
+
 def header_origin(path: str | Path) -> np.ndarray:
     """Return where a map's header puts its first voxel: (x, y, z), A.
 

@@ -25,6 +25,7 @@ from plotly.subplots import make_subplots
 from scipy.stats import binned_statistic_2d
 from sklearn.decomposition import PCA
 
+from dynamight_core.analysis.exports import spread_out
 from dynamight_core.files import atomic_path, read_map
 
 _ASSETS = Path(__file__).parent / "assets"
@@ -35,6 +36,7 @@ _BINS = 90
 _CLOUD_POINTS = 2500
 _MOVIE_POINTS = 1500
 _ARROWS = 120
+_DOMAIN_COLOURS = ["#7f8b94", "#1f6f8b", "#c8643c", "#6a8f3f", "#8a6bb1", "#b08d2f"]
 _HALF_COLOURS = {1: "#1f6f8b", 2: "#c8643c"}
 _SANS = "Inter, Source Sans 3, Segoe UI, Helvetica Neue, Liberation Sans, Arial, sans-serif"
 _TEMPLATE = go.layout.Template(
@@ -95,6 +97,14 @@ _FILES = {
     "half2/model.safetensors": "Gaussians and networks of half 2",
     "analysis/report.html": "this report",
     "analysis/motions.safetensors": "principal motions at the common points, and all particles' coordinates",
+    "analysis/motion.mrc": "motion at every voxel around the molecule, Å rms",
+    "analysis/motion1_arrows.bild": "arrows of the first motion, spheres of its error at their tips (ChimeraX)",
+    "analysis/motion1_arrows.csv": "the same as numbers",
+    "analysis/agreement.csv": "how the halves agree on validation particles",
+    "analysis/embedding.csv": "a place in a plane for each particle",
+    "analysis/gaussians_half1.cif": "Gaussians of half 1, their motion in the B-factor column",
+    "analysis/gaussians_half2.cif": "Gaussians of half 2, their motion in the B-factor column",
+    "analysis/explored.sh": "commands of what was saved in dynamight explore",
     "analysis/summary.json": "verdict, statistics and warnings",
     "reconstruction/half1_unfil.mrc": "half-map 1, motion corrected, unfiltered and unmasked",
     "reconstruction/half2_unfil.mrc": "half-map 2, motion corrected, unfiltered and unmasked",
@@ -132,6 +142,7 @@ def write_report(run, path: str | Path | None = None, say: Callable[[str], None]
         ("latents", "Latent spaces of the halves", _latents_section(page)),
         ("errors", "Motion and its error", _errors_section(page)),
         ("gaussians", "Motion in the molecule", _gaussians_section(page)),
+        ("domains", "Rigid domains", _domains_section(page)),
         ("movie", "Principal motions, animated", _movie_section(page)),
         ("maps", "Maps before and after", _maps_section(page)),
         ("fsc", "Fourier shell correlation", _fsc_section(page)),
@@ -171,6 +182,11 @@ class _Page:
         self.mean = np.asarray(self.run.motions.mean, dtype=np.float32)
         self.components = np.asarray(self.run.motions.components, dtype=np.float32)
         self.shares = np.asarray(self.run.motions.shares, dtype=float)
+        # The mean displacement of a particle's points about the mean conformation, linear in its coordinates, and where
+        # it points in the plane in which these spread most.
+        self.displacement = self.coordinates @ self.components.mean(1)
+        plane, _ = _principal_plane(self.displacement)
+        self.direction = np.degrees(np.arctan2(plane[:, 1], plane[:, 0])).astype(np.float32)
         n = len(self.halves)
         self.few = n <= _MOST_POINTS
         # Thinned the same way in every figure, so that they show the same particles.
@@ -386,6 +402,7 @@ def _landscape_section(page: _Page) -> str:
     c = page.coordinates
     second = c[:, 1] if c.shape[1] > 1 else np.zeros(len(c), dtype=np.float32)
     particles = {"motion_1": c[:, 0], "motion_2": second, "rms": page.rms, "error": page.error}
+    particles["direction_deg"] = page.direction
     particles |= {"half": page.halves, "validation": page.validation.astype(int)}
     # Above the limit the file would not hold all particles; particles.star does.
     page.table("landscape", pd.DataFrame(particles).iloc[page.shown])
@@ -403,7 +420,8 @@ def _landscape_section(page: _Page) -> str:
         + _caption(
             f"{how} Mind the scales: they differ. Coordinates are in Å of rms displacement over the molecule, about "
             "the mean conformation, and common to both halves. The menu chooses the colour. Clouds that separate by "
-            "half, or only among particles of large error, are not motion."
+            "half, or only among particles of large error, are not motion. The direction is that of the mean "
+            "displacement, in the plane in which these spread most."
         )
         + page.figure(_coordinate_histograms(page), 250 * -(-min(6, c.shape[1]) // 3) + 60, "figure-coordinates")
         + _caption(
@@ -417,6 +435,7 @@ def _colourings(page: _Page) -> list[tuple[str, np.ndarray, object]]:
     return [
         ("rms motion, Å", page.rms, "Viridis"),
         ("error, Å", page.error, "Cividis"),
+        ("direction of motion, °", page.direction, "HSV"),
         ("half", page.halves.astype(np.float32), [[0, _HALF_COLOURS[1]], [1, _HALF_COLOURS[2]]]),
         ("validation", page.validation.astype(np.float32), [[0, "#c3ccd2"], [1, "#b3412c"]]),
     ]
@@ -427,6 +446,8 @@ def _limits(name: str, values: np.ndarray) -> tuple[float, float]:
         return 1.0, 2.0
     if name == "validation":
         return 0.0, 1.0
+    if name.startswith("direction"):
+        return -180.0, 180.0
     low, high = np.quantile(values, [0.01, 0.99])
     return float(low), float(max(high, low + 1e-6))
 
@@ -464,7 +485,11 @@ def _density(page: _Page, x: np.ndarray, y: np.ndarray) -> go.Figure:
     counts, x_edges, y_edges, _ = binned_statistic_2d(x, y, None, "count", bins=_BINS, range=span)
     layers = [("particles", counts, "Blues", (0.0, float(counts.max())))]
     for name, values, scale in _colourings(page):
-        means = binned_statistic_2d(x, y, values, "mean", bins=_BINS, range=span)[0]
+        # The mean of directions is that of their unit vectors: -179 and 179 degrees are neighbours.
+        turned = np.stack([np.cos(np.radians(values)), np.sin(np.radians(values))])
+        parts = turned if name.startswith("direction") else [values]
+        means = [binned_statistic_2d(x, y, part, "mean", bins=_BINS, range=span)[0] for part in parts]
+        means = np.degrees(np.arctan2(means[1], means[0])) if len(means) == 2 else means[0]
         layers.append((name, means, scale, _limits(name, values)))
     centres = [((edges[1:] + edges[:-1]) / 2).astype(np.float32) for edges in (x_edges, y_edges)]
     grid = {"motion_1": np.repeat(centres[0], _BINS), "motion_2": np.tile(centres[1], _BINS)}
@@ -518,8 +543,7 @@ def _faint(colour: str) -> str:
 def _latents_section(page: _Page) -> str:
     shown = page.shown
     latents = np.asarray(page.run.latents, dtype=np.float32)
-    # The mean displacement of a particle's points, about the mean conformation: linear in its coordinates.
-    direction = page.coordinates @ page.components.mean(1)
+    direction = page.displacement
     colours, spread = _direction_colours(direction)
     figure = make_subplots(1, 2, subplot_titles=["decoder of half 1", "decoder of half 2"], horizontal_spacing=0.08)
     table = {"particle": shown + 1}
@@ -614,11 +638,28 @@ def _errors_section(page: _Page) -> str:
     )
     figure.update_layout(legend={"orientation": "h", "y": 1.14, "x": 0, "yanchor": "bottom"}, margin={"t": 84})
     above = 100 * float((page.rms > page.error).mean())
-    return page.figure(figure, 440, "figure-errors") + _caption(
+    page.table("above_error", pd.DataFrame({"particles_that_move_by_more_than_their_error_percent": [above]}))
+    return _agreement(page) + page.figure(figure, 440, "figure-errors") + _caption(
         "Root mean squares over the molecule. The error has two parts: what the two halves' decoders disagree on, and "
         "how far the noise of the particle's own image leaves its latent open. Training and validation particles "
         "should look alike; a validation curve with less motion or more error means that the decoders have learned "
         f"noise. {above:.0f} % of the particles move by more than their error."
+    )
+
+
+def _agreement(page: _Page) -> str:
+    path = page.folder / "analysis" / "agreement.csv"
+    if not path.is_file():
+        return ""
+    table = pd.read_csv(path)
+    page.table("agreement", table)
+    shown = table.rename(columns={
+        "share": "share of the motion", "particles": "validation particles",
+        "deviation_A": "standard deviation, Å rms", "difference_A": "halves differ by, Å rms",
+    })  # fmt: skip
+    return "<h3>Do the halves agree on particles that trained neither?</h3>" + _tabulate(shown) + _caption(
+        "Coordinates of validation particles under the decoder of either half: their correlation over particles. What "
+        "the halves do not share has no correlation, however large it is."
     )
 
 
@@ -657,7 +698,7 @@ def _gaussians_section(page: _Page) -> str:
 
 def _add_arrows(figure: go.Figure, page: _Page, rest, moved, errors) -> None:
     """Add arrows of the first motion, evenly spread over the molecule, with spheres of the error's radius."""
-    chosen = _spread_out(rest, _ARROWS)
+    chosen = spread_out(rest, _ARROWS)
     vector = page.components[0][chosen] * float(page.coordinates[:, 0].std())
     start, tip = rest[chosen], rest[chosen] + vector
     figure.add_scatter3d(
@@ -682,16 +723,6 @@ def _add_arrows(figure: go.Figure, page: _Page, rest, moved, errors) -> None:
 def _xyz(points: np.ndarray) -> dict:
     points = np.asarray(points, dtype=np.float32)
     return {"x": points[:, 0], "y": points[:, 1], "z": points[:, 2]}
-
-
-def _spread_out(points: np.ndarray, n: int) -> np.ndarray:
-    """Return n indices of points, each the one farthest from those before it."""
-    chosen = [int(np.argmax(np.linalg.norm(points - points.mean(0), axis=1)))]
-    distance = np.linalg.norm(points - points[chosen[0]], axis=1)
-    for _ in range(min(n, len(points)) - 1):
-        chosen.append(int(distance.argmax()))
-        distance = np.minimum(distance, np.linalg.norm(points - points[chosen[-1]], axis=1))
-    return np.array(chosen)
 
 
 def _icosphere() -> tuple[np.ndarray, np.ndarray]:
@@ -740,6 +771,73 @@ def _frame_scenes(figure: go.Figure, points: np.ndarray, motion: np.ndarray, roo
     scale = {"x": 1.9, "y": 1.9, "z": 1.9}
     figure.update_scenes(**axes, aspectmode="manual", aspectratio=scale, camera=camera, dragmode="orbit")
     figure.update_layout(margin={"l": 4, "r": 4, "t": 56, "b": 4})
+
+
+# ---------------------------------------------------------------- rigid domains
+
+
+def _domains_section(page: _Page) -> str:
+    folder = page.folder / "analysis" / "domains"
+    if not (folder / "domains.csv").is_file():
+        return _absent(f"The motion is not divided into rigid domains yet. {page.command('analyse')} does it.")
+    domains, particles, points, residuals = (
+        pd.read_csv(folder / f"{name}.csv") for name in ("domains", "particles", "points", "residuals")
+    )
+    for name, table in (("domains", domains), ("domain_residuals", residuals)):
+        page.table(name, table)
+    n = len(domains)
+    figure = make_subplots(
+        1, 2, specs=[[{"type": "scene"}, {"type": "xy"}]], horizontal_spacing=0.1, column_widths=[0.55, 0.45],
+        subplot_titles=["points by domain", "turn of each domain"],
+    )  # fmt: skip
+    cloud = np.random.default_rng(1).permutation(len(points))[:_CLOUD_POINTS]
+    rows = []
+    for domain in range(1, n + 1):
+        colour = _DOMAIN_COLOURS[(domain - 1) % len(_DOMAIN_COLOURS)]
+        mine = points.iloc[cloud].query("domain == @domain")
+        figure.add_scatter3d(
+            **_xyz(mine[["x_A", "y_A", "z_A"]].to_numpy()), mode="markers", name=f"domain {domain}", hoverinfo="name",
+            legendgroup=str(domain), marker={"size": 4, "color": colour, "line": {"width": 0}}, row=1, col=1,
+        )  # fmt: skip
+        values = particles[f"domain{domain}_angle_deg"].to_numpy()
+        edges = np.linspace(*np.quantile(values, [0.001, 0.999]) + [-1e-3, 1e-3], 51)
+        counts = np.histogram(values, edges)[0]
+        rows += [(domain, a, b, int(c)) for a, b, c in zip(edges[:-1], edges[1:], counts, strict=True)]
+        figure.add_scatter(
+            x=(edges[1:] + edges[:-1]) / 2, y=100 * counts / len(values) / (edges[1] - edges[0]), mode="lines",
+            line={"color": colour, "shape": "hvh"}, fill="tozeroy", fillcolor=_faint(colour), showlegend=False,
+            name=f"domain {domain}", legendgroup=str(domain), row=1, col=2,
+        )  # fmt: skip
+    page.table("domain_angles", pd.DataFrame(rows, columns=["domain", "from_deg", "to_deg", "particles"]))
+    _frame_scenes(figure, points[["x_A", "y_A", "z_A"]].to_numpy(), page.components[0])
+    figure.update_xaxes(title="angle, °")
+    figure.update_yaxes(title="% of the particles per degree")
+    figure.update_layout(margin={"b": 52}, legend={"x": 0, "y": 1})
+    shown = domains[["domain", "against", "share_of_points", "motion_A", "error_A", "motion_beyond_error_A"]].rename(
+        columns={"share_of_points": "share of the points", "motion_A": "motion, Å rms", "error_A": "its error, Å rms",
+                 "motion_beyond_error_A": "beyond the error, Å rms"}
+    ).assign(**{
+        "turns by, ° (standard deviation)": domains["angle_std_deg"],
+        "95 % of the particles, °": [f"{row.angle_low_deg:.1f} to {row.angle_high_deg:.1f}" for row in
+                                     domains.itertuples()],
+        "shifts by, Å rms": domains["shift_rms_A"],
+    })  # fmt: skip
+    left = ", ".join(f"{row.residual_rms_A:.2f} Å" for row in residuals.itertuples())
+    return (
+        _tabulate(shown)
+        + page.figure(figure, 480, "figure-domains")
+        + _caption(
+            f"The parts of the molecule that move as rigid bodies. With {_counted(len(residuals))}, what they leave of "
+            f"the motion about the mean is {left} rms. Domain 1 is the largest; the others turn and shift against it, "
+            "about their main axis. Spreads of angles hold the error of each particle's motion, too. Masks for focused "
+            "or multi-body refinement are <code>analysis/domains/domain*_mask.mrc</code>, every particle's angles and "
+            "shifts <code>analysis/domains/particles.csv</code>."
+        )
+    )
+
+
+def _counted(n: int) -> str:
+    return "one body" if n == 1 else "1 to " + f"{n} bodies"
 
 
 def _movie_section(page: _Page) -> str:
@@ -957,7 +1055,10 @@ def _files_section(page: _Page) -> str:
         elif "checkpoints" not in name:
             rows.append((f"<code>{escape(name)}</code>", _FILES.get(name, ""), _size(size)))
     for name, sizes in together.items():
-        what = "the numbers behind these figures" if name == "analysis/tables" else ""
+        what = {
+            "analysis/tables": "the numbers behind these figures",
+            "analysis/domains": "masks and motions of the rigid domains",
+        }.get(name, "")
         rows.append((f"<code>{escape(name)}/</code> {len(sizes)} files", what, _size(sum(sizes))))
     frame = pd.DataFrame(rows, columns=["file", "what it holds", "size"])
     checkpoints = [p for p in page.folder.glob("half*/checkpoints/**/*") if p.is_file()]

@@ -1,5 +1,6 @@
 """Tiny particle sets in every dialect of RELION, written without the code under test."""
 
+import sys
 import warnings
 from pathlib import Path
 
@@ -104,3 +105,12 @@ def hinge_set(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("hinge")
     return simulate(SimulateOptions(particles=600, box=32, pixel_size=6.0, snr=8.0, seed=1), folder)
+
+
+@pytest.fixture(scope="session")
+def drawn_run(tmp_path_factory):
+    """A finished run of the hinge, 400 particles: latents drawn, not learned. Tests copy it or change nothing."""
+    sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+    from explorer import make_run
+
+    return make_run(tmp_path_factory.mktemp("drawn"), 400, n_gaussians=300)

@@ -17,7 +17,7 @@ from dynamight_core.analysis.report import write_report
 from dynamight_core.config import InputOptions, RunConfig, TrainOptions
 from dynamight_core.files import write_map
 
-SECTIONS = "verdict training landscape latents errors gaussians movie maps fsc files".split()
+SECTIONS = "verdict training landscape latents errors gaussians domains movie maps fsc files".split()
 
 
 def make_run(folder, n=400, n_points=300, n_motions=4, answer="supported", reconstructed=False, rigid=True):

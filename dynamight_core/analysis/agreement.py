@@ -1,0 +1,69 @@
+"""What both halves' decoders say of the same particles, which trained neither."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+
+from dynamight_core.files import atomic_path
+
+if TYPE_CHECKING:
+    from dynamight_core.analysis.results import Run
+
+# Validation particles that are looked at; of more, so many evenly.
+_MOST = 4000
+
+
+@torch.no_grad()
+def halves_agreement(run: "Run") -> pd.DataFrame:
+    """Return, for each principal motion, how the halves agree on validation particles.
+
+    Each of them has a latent under either decoder; both displacements are projected on the motion.
+
+    Returns
+    -------
+    pandas.DataFrame
+        a row for each motion: `motion`, `share` of the variance, `particles`, `correlation` of the coordinates under
+        the two decoders (empty where one does not vary), `deviation_A` (their standard deviation) and `difference_A`
+        (the rms of their difference), A rms.
+    """
+    motions = run.motions
+    rows = torch.where(run.validation)[0]
+    rows = rows[torch.linspace(0, len(rows) - 1, min(len(rows), _MOST)).long().unique()] if len(rows) else rows
+    found = []
+    for half, model in enumerate(run.models):
+        evaluate = model.consensus_evaluator(motions.points)
+        parts = [torch.zeros(0, len(motions.components))]
+        for part in rows.split(256):
+            shift = evaluate(run.latents[half][part].to(model.latent_mean)).cpu() - motions.mean
+            parts.append(torch.einsum("bmi,kmi->bk", shift, motions.components) / len(motions.points))
+        found.append(torch.cat(parts).double().numpy())
+    table = []
+    for k in range(len(motions.components)):
+        first, second = found[0][:, k], found[1][:, k]
+        varies = len(rows) > 2 and first.std() > 1e-6 and second.std() > 1e-6
+        table.append({
+            "motion": k + 1, "share": float(motions.shares[k]), "particles": len(rows),
+            "correlation": float(np.corrcoef(first, second)[0, 1]) if varies else np.nan,
+            "deviation_A": float(np.sqrt((first.var() + second.var()) / 2)) if len(rows) else np.nan,
+            "difference_A": float(np.sqrt(((first - second) ** 2).mean())) if len(rows) else np.nan,
+        })  # fmt: skip
+    return pd.DataFrame(table)
+
+
+def write_agreement(run: "Run", say: Callable[[str], None] = print) -> Path:
+    """Write `halves_agreement` to RUN/analysis/agreement.csv and say what it is for the first motion."""
+    table = halves_agreement(run)
+    path = run.path / "analysis" / "agreement.csv"
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.5g")
+    first = table.iloc[0]
+    if np.isfinite(first["correlation"]):
+        say(
+            f"On {int(first['particles'])} validation particles the halves' coordinates along the first motion "
+            f"correlate by {first['correlation']:.2f}."
+        )
+    return path

@@ -1,0 +1,358 @@
+"""Rigid bodies: the parts of a molecule that move as one, and how each turns and shifts in every particle.
+
+Points belong to one domain if a single rotation and translation explains how they move. Domains and their rigid
+motions are found in turns, as in k-means with rigid motions in the place of means: each point joins the domain whose
+motion it follows best, each domain's motion is that of its points (Kabsch, Acta Cryst. A 1976). Displacements are
+linear in the particles' coordinates, and with them the matrices that Kabsch's method needs: a particle costs little.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from scipy import ndimage
+from scipy.cluster.vq import kmeans2
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
+
+from dynamight_core.analysis.exports import header_origin
+from dynamight_core.errors import InputError
+from dynamight_core.files import atomic_path, write_map
+
+if TYPE_CHECKING:
+    from dynamight_core.analysis.motions import PrincipalMotions
+    from dynamight_core.analysis.results import Run
+
+# Conformations that domains are found on, neighbours that a point's rigid motion and membership are smoothed over.
+_CONFORMATIONS, _NEIGHBOURS = 24, 24
+_ITERATIONS, _STARTS = 40, 6
+# Domains are added until they leave less than this share of the motion that one body leaves, or less than this, A; and
+# while each takes away at least this share of what was left.
+_ENOUGH, _LEAST_RESIDUAL, _WORTH = 0.3, 0.25, 0.15
+_MOST_DOMAINS = 6
+# A domain has at least this share of the points.
+_SMALLEST = 0.02
+# Reach of a mask around the points of its domain, and the width of its soft edge, A.
+_REACH, _EDGE = 7.0, 6.0
+
+
+@dataclass
+class Domains:
+    """Rigid domains of a molecule and their motion in every particle.
+
+    Parameters
+    ----------
+    labels
+        (m,) domain of each common point, from 0, the largest first.
+    residuals
+        rms over points and particles of what rigid bodies leave of the motion about the mean, A, for 1, 2, ... domains
+        until no more were worth it.
+    angles
+        (n, d) degrees by which each domain is turned from its mean conformation, against domain 0: positive about
+        `axes`, which for domain 0 is its own turn in the consensus frame.
+    shifts
+        (n, d, 3) A; of each domain's centre, against domain 0 in the same way.
+    axes
+        (d, 3) unit vectors, the main axis of each domain's turns.
+    centres
+        (d, 3) A, centres of the domains in the mean conformation, consensus frame.
+    """
+
+    labels: np.ndarray
+    residuals: list[float]
+    angles: np.ndarray
+    shifts: np.ndarray
+    axes: np.ndarray
+    centres: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.centres)
+
+
+def find_domains(motions: "PrincipalMotions", n_domains: int | None = None, seed: int = 0) -> Domains:
+    """Divide the common points of a run into rigid domains.
+
+    Parameters
+    ----------
+    motions
+        of the run.
+    n_domains
+        how many; as many as are worth it if None.
+    seed
+        of the starts.
+
+    Raises
+    ------
+    InputError
+        if there are fewer points than a domain needs.
+    """
+    points = (motions.points + motions.mean).numpy().astype(float)
+    if n_domains is not None and not 1 <= n_domains <= len(points) // 20:
+        raise InputError(f"--domains is {n_domains}; give a number from 1 to {len(points) // 20}")
+    coordinates = motions.coordinates.numpy().astype(float)
+    components = motions.components.numpy().astype(float)
+    conformations = points + np.tensordot(_typical(coordinates), components, 1)
+    neighbours = cKDTree(points).query(points, k=min(_NEIGHBOURS, len(points)))[1]
+    features = _local_motions(points, conformations, neighbours)
+    rng = np.random.default_rng(seed)
+    found, residuals = [], []
+    for count in range(1, (n_domains or _MOST_DOMAINS) + 1):
+        labels, residual = _divide(points, conformations, features, neighbours, count, rng)
+        if n_domains is None and residuals and residual > (1 - _WORTH) * residuals[-1]:
+            break
+        found.append(labels)
+        residuals.append(residual)
+        if n_domains is None and residual < max(_LEAST_RESIDUAL, _ENOUGH * residuals[0]):
+            break
+    order = np.argsort(-np.bincount(found[-1]))
+    labels = np.argsort(order)[found[-1]]
+    return _rigid_motions(points, components, coordinates, labels, residuals)
+
+
+def _typical(coordinates: np.ndarray) -> np.ndarray:
+    """Return the (s, K) coordinates of particles that stand for all: k-means centres, and their standard deviations."""
+    sample = coordinates[np.linspace(0, len(coordinates) - 1, min(len(coordinates), 5000)).astype(int)]
+    sample = sample - coordinates.mean(0)
+    chosen = kmeans2(sample, min(_CONFORMATIONS, len(sample)), minit="++", seed=0)[0]
+    return np.concatenate([chosen, 2 * np.diag(coordinates.std(0))])
+
+
+def _local_motions(points: np.ndarray, conformations: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
+    """Return (m, features) of how the surroundings of each point move: displacements and turns in all conformations.
+
+    Turns are brought to A by the molecule's radius, so that either is worth what it moves.
+    """
+    radius = np.sqrt(((points - points.mean(0)) ** 2).sum(1).mean())
+    parts = []
+    around = points[neighbours] - points[neighbours].mean(1, keepdims=True)
+    second = np.einsum("mki,mkj->mij", around, around)
+    inertia = np.linalg.pinv(np.trace(second, axis1=1, axis2=2)[:, None, None] * np.eye(3) - second)
+    for conformation in conformations:
+        shift = conformation - points
+        local = shift[neighbours]
+        moment = np.cross(around, local - local.mean(1, keepdims=True)).sum(1)
+        turn = np.einsum("mij,mj->mi", inertia, moment)
+        # The motion that the surroundings would give the molecule's centre: the same for all of one body.
+        central = local.mean(1) + np.cross(turn, points.mean(0) - points[neighbours].mean(1))
+        parts += [central, turn * radius]
+    return np.concatenate(parts, 1)
+
+
+def _divide(points, conformations, features, neighbours, count, rng) -> tuple[np.ndarray, float]:
+    """Return the (m,) labels of `count` domains and the rms that they leave over, the best of several starts."""
+    best = None
+    for _ in range(1 if count == 1 else _STARTS):
+        labels = kmeans2(features, count, minit="++", seed=rng)[1]
+        for _ in range(_ITERATIONS):
+            errors = _errors(points, conformations, labels, count)
+            # A point's neighbours are likely in its domain: their errors count with its own.
+            smooth = 0.5 * errors + 0.5 * errors[neighbours[:, :9]].mean(1)
+            new = smooth.argmin(1)
+            if (new == labels).all():
+                break
+            labels = new
+        labels = _without_crumbs(points, smooth, labels, count)
+        residual = np.sqrt(_errors(points, conformations, labels, count)[np.arange(len(points)), labels].mean())
+        if best is None or residual < best[1]:
+            best = labels, float(residual)
+    return best
+
+
+def _errors(points, conformations, labels, count) -> np.ndarray:
+    """Return (m, count) mean squared distances (A^2) of points from where each domain's rigid motion takes them."""
+    errors = np.full((len(points), count), np.inf)
+    for domain in range(count):
+        mine = labels == domain
+        if mine.sum() < max(4, _SMALLEST * len(points)):
+            continue
+        centre = points[mine].mean(0)
+        total = np.zeros(len(points))
+        for conformation in conformations:
+            moved_centre = conformation[mine].mean(0)
+            rotation = kabsch(((points[mine] - centre).T @ (conformation[mine] - moved_centre))[None])[0]
+            total += ((moved_centre + (points - centre) @ rotation.T - conformation) ** 2).sum(1)
+        errors[:, domain] = total / len(conformations)
+    return errors
+
+
+def _without_crumbs(points, errors, labels, count) -> np.ndarray:
+    """Return labels of which each domain is one piece: smaller pieces join the domain that fits them next best."""
+    spacing = np.median(cKDTree(points).query(points, k=7)[0][:, -1])
+    pairs = cKDTree(points).query_pairs(1.5 * spacing, output_type="ndarray")
+    labels = labels.copy()
+    for _ in range(3):
+        same = pairs[labels[pairs[:, 0]] == labels[pairs[:, 1]]]
+        graph = csr_matrix((np.ones(len(same)), (same[:, 0], same[:, 1])), shape=(len(points),) * 2)
+        pieces = connected_components(graph, directed=False)[1]
+        sizes = np.bincount(pieces)
+        crumbs = sizes[pieces] < max(4, _SMALLEST * len(points))
+        if not crumbs.any() or count == 1:
+            break
+        for piece in np.unique(pieces[crumbs]):
+            mine = pieces == piece
+            others = errors[mine].mean(0)
+            others[labels[mine][0]] = np.inf
+            # Where no other domain fits at all, it stays.
+            if np.isfinite(others).any():
+                labels[mine] = others.argmin()
+    return labels
+
+
+def kabsch(products: np.ndarray) -> np.ndarray:
+    """Return the (b, 3, 3) rotations R that minimise sum |R x - y|^2 for the (b, 3, 3) products sum x y^T."""
+    u, _, v = np.linalg.svd(products)
+    sign = np.sign(np.linalg.det(u) * np.linalg.det(v))
+    u[:, :, 2] *= sign[:, None]
+    return np.swapaxes(u @ v, 1, 2)
+
+
+def _rigid_motions(points, components, coordinates, labels, residuals) -> Domains:
+    """Return the domains with their rotation and shift in all particles, against the largest."""
+    n_domains = labels.max() + 1
+    centred = coordinates - coordinates.mean(0)
+    offset = np.tensordot(coordinates.mean(0), components, 1)
+    points = points + offset
+    rotations, shifts, centres = [], [], []
+    for domain in range(n_domains):
+        mine = labels == domain
+        x = points[mine] - points[mine].mean(0)
+        fields = components[:, mine]
+        # sum x (x + sum_k c_k field_k)^T is linear in c, and so is the centre.
+        product = x.T @ x + np.tensordot(centred, np.einsum("mi,kmj->kij", x, fields), 1)
+        rotations.append(kabsch(product))
+        shifts.append(centred @ fields.mean(1))
+        centres.append(points[mine].mean(0))
+    base, base_shift, base_centre = rotations[0], shifts[0], centres[0]
+    angles, relative, axes = [], [], []
+    for domain in range(n_domains):
+        rotation, shift = rotations[domain], shifts[domain]
+        if domain:
+            # Seen from domain 0: undo its motion.
+            place = centres[domain] + shift - base_centre - base_shift
+            shift = np.einsum("nji,nj->ni", base, place) + base_centre - centres[domain]
+            rotation = np.swapaxes(base, 1, 2) @ rotation
+        vectors = rotation_vectors(rotation)
+        axis = np.linalg.svd(vectors, full_matrices=False)[2][0]
+        axis = axis * np.sign(axis[np.abs(axis).argmax()])
+        size = np.linalg.norm(vectors, axis=1)
+        angles.append(np.degrees(size * np.where(vectors @ axis < 0, -1.0, 1.0)))
+        relative.append(shift)
+        axes.append(axis)
+    return Domains(
+        labels, residuals, np.stack(angles, 1), np.stack(relative, 1), np.stack(axes), np.stack(centres)
+    )  # fmt: skip
+
+
+def rotation_vectors(rotations: np.ndarray) -> np.ndarray:
+    """Return the (n, 3) axis times angle (radians) of (n, 3, 3) rotations, angles below 180 degrees."""
+    twist = np.stack([
+        rotations[:, 2, 1] - rotations[:, 1, 2],
+        rotations[:, 0, 2] - rotations[:, 2, 0],
+        rotations[:, 1, 0] - rotations[:, 0, 1],
+    ], 1) / 2  # fmt: skip
+    sine = np.linalg.norm(twist, axis=1)
+    cosine = (np.trace(rotations, axis1=1, axis2=2) - 1) / 2
+    angle = np.arctan2(sine, cosine)
+    return twist * np.where(sine > 1e-9, angle / np.maximum(sine, 1e-9), 1.0)[:, None]
+
+
+def summary_table(domains: Domains, run: "Run") -> pd.DataFrame:
+    """Return a row for each domain: its size, motion, error and the spread of its angles and shifts."""
+    motion, error = (np.asarray(run.summary[name]) for name in ("point_motion", "point_error"))
+    rows = []
+    for domain in range(len(domains)):
+        mine = domains.labels == domain
+        angle, shift = domains.angles[:, domain], domains.shifts[:, domain]
+        moved, wrong = (float(np.sqrt((values[mine] ** 2).mean())) for values in (motion, error))
+        rows.append({
+            "domain": domain + 1, "against": "consensus" if domain == 0 else "domain 1",
+            "share_of_points": mine.mean(), "motion_A": moved, "error_A": wrong,
+            "motion_beyond_error_A": float(np.sqrt(max(0.0, moved**2 - wrong**2))),
+            "angle_std_deg": angle.std(), "angle_low_deg": np.quantile(angle, 0.025),
+            "angle_high_deg": np.quantile(angle, 0.975),
+            "shift_rms_A": np.sqrt(((shift - shift.mean(0)) ** 2).sum(1).mean()),
+            **{f"axis_{name}": domains.axes[domain, i] for i, name in enumerate("xyz")},
+            **{f"centre_{name}_A": domains.centres[domain, i] for i, name in enumerate("xyz")},
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def write_domains(run: "Run", domains: Domains, say: Callable[[str], None] = print) -> list[Path]:
+    """Write masks, motions and points of the domains to RUN/analysis/domains.
+
+    ``domainN_mask.mrc`` is 1 within 7 A of the domain's Gaussians (both halves'), nearer to them than to those of
+    others, with a soft edge of 6 A: for focused refinement, or as the bodies of multi-body refinement. ``domains.csv``
+    has a row for each domain, ``particles.csv`` the angle (degrees) and shift (A) of each in every particle, in the
+    order of particles.star, ``points.csv`` the domain of the common points, ``residuals.csv`` what domains leave over.
+
+    Parameters
+    ----------
+    run
+        finished and summarised.
+    domains
+        of its motions.
+    say
+        takes lines for the user.
+    """
+    out = run.path / "analysis" / "domains"
+    for mask in out.glob("domain*_mask.mrc"):
+        mask.unlink()
+    places = (run.motions.points + run.motions.mean).numpy()
+    gaussians = np.concatenate([model.consensus_positions.cpu().numpy() for model in run.models])
+    labels = domains.labels[cKDTree(run.motions.points.numpy()).query(gaussians)[1]]
+    corner = header_origin(run.config.inputs.map)
+    written = []
+    for domain, mask in enumerate(masks(gaussians, labels, len(domains), run.box, run.pixel_size), 1):
+        written.append(out / f"domain{domain}_mask.mrc")
+        write_map(written[-1], mask, run.pixel_size, corner)
+    columns = {}
+    for domain in range(len(domains)):
+        columns[f"domain{domain + 1}_angle_deg"] = domains.angles[:, domain]
+        for i, name in enumerate("xyz"):
+            columns[f"domain{domain + 1}_shift_{name}_A"] = domains.shifts[:, domain, i]
+    points = pd.DataFrame(places, columns=["x_A", "y_A", "z_A"]).assign(domain=domains.labels + 1)
+    residuals = pd.DataFrame({
+        "domains": range(1, len(domains.residuals) + 1), "residual_rms_A": domains.residuals
+    })  # fmt: skip
+    tables = {"domains": summary_table(domains, run), "particles": pd.DataFrame(columns), "points": points,
+              "residuals": residuals}  # fmt: skip
+    for name, table in tables.items():
+        written.append(out / f"{name}.csv")
+        with atomic_path(written[-1]) as path:
+            table.to_csv(path, index=False, float_format="%.5g")
+    many = f"{len(domains)} rigid domains" if len(domains) > 1 else "one rigid domain"
+    say(f"The motion is that of {many}; masks, angles and shifts are in {out}.")
+    return written
+
+
+def masks(gaussians: np.ndarray, labels: np.ndarray, n_domains: int, box: int, pixel_size: float) -> list[np.ndarray]:
+    """Return (box, box, box) masks, 0 to 1, around the points of each domain.
+
+    Parameters
+    ----------
+    gaussians
+        (p, 3) A, the origin at the box's centre.
+    labels
+        (p,) domains, from 0.
+    n_domains, box, pixel_size
+        how many; pixels and A.
+    """
+    voxels = np.clip(np.rint(gaussians / pixel_size).astype(int)[:, ::-1] + box // 2, 0, box - 1)
+    distances = []
+    for domain in range(n_domains):
+        empty = np.ones((box,) * 3, dtype=bool)
+        empty[tuple(voxels[labels == domain].T)] = False
+        distances.append(ndimage.distance_transform_edt(empty, sampling=pixel_size).astype(np.float32))
+    distances = np.stack(distances)
+    nearest = distances.argmin(0)
+    out = []
+    for domain in range(n_domains):
+        core = (nearest == domain) & (distances[domain] <= _REACH)
+        outside = ndimage.distance_transform_edt(~core, sampling=pixel_size)
+        edge = 0.5 + 0.5 * np.cos(np.pi * np.clip(outside / _EDGE, 0, 1))
+        out.append(edge.astype(np.float32))
+    return out

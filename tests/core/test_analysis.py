@@ -1,0 +1,120 @@
+"""What analyse says of a motion whose truth is known: rigid domains, agreement of halves, arrows."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+from sklearn.metrics import rand_score
+
+from dynamight_core.analysis.agreement import halves_agreement
+from dynamight_core.analysis.domains import find_domains, kabsch, rotation_vectors, write_domains
+from dynamight_core.analysis.exports import write_arrows
+from dynamight_core.analysis.motions import PrincipalMotions, principal_motions
+from dynamight_core.analysis.results import Run
+from dynamight_core.errors import InputError
+from dynamight_core.files import read_map
+from dynamight_core.simulate.molecules import hinge_molecule, two_hinge_molecule
+
+
+def motions_of(molecule, angles, n_points=500):
+    """Return the principal motions of particles whose domains turn by known (n, d) angles, and the points' domains."""
+    chosen = torch.randperm(len(molecule), generator=torch.Generator().manual_seed(0))[:n_points]
+    points, domains = molecule.positions[chosen], molecule.moving[chosen]
+
+    def displacements(rows):
+        return molecule.move(points, domains, angles[rows]) - points
+
+    return principal_motions(displacements, len(angles), points, 6), domains
+
+
+@pytest.mark.parametrize(("molecule", "n"), [(hinge_molecule, 2), (two_hinge_molecule, 3)])
+def test_domains_and_their_angles_are_those_of_the_truth(molecule, n):
+    molecule = molecule(0)
+    angles = 0.2 * torch.randn(600, molecule.n_domains, generator=torch.Generator().manual_seed(1))
+    motions, true = motions_of(molecule, angles)
+    found = find_domains(motions)
+    assert len(found) == n
+    assert rand_score(true, found.labels) >= 0.95
+    for domain in range(1, n):
+        label = np.bincount(true[found.labels == domain]).argmax()
+        expected = torch.rad2deg(angles[:, label - 1] - angles[:, label - 1].mean()).numpy()
+        axis = molecule.axis_directions[label - 1].numpy()
+        sign = np.sign(found.axes[domain] @ axis)
+        assert abs(found.axes[domain] @ axis) > 0.98
+        measured = sign * (found.angles[:, domain] - found.angles[:, domain].mean())
+        assert np.corrcoef(measured, expected)[0, 1] > 0.99
+        assert measured.std() == pytest.approx(expected.std(), rel=0.1)
+
+
+def test_a_body_that_moves_as_a_whole_is_one_domain():
+    points = 30 * torch.randn(300, 3, generator=torch.Generator().manual_seed(2))
+    angles = np.random.default_rng(3).normal(0, 0.1, 200)
+    turned = torch.stack([points @ torch.tensor(Rotation.from_rotvec([0, 0, a]).as_matrix()).float().T for a in angles])
+    motions = principal_motions(lambda rows: turned[rows] - points, 200, points, 4)
+    found = find_domains(motions)
+    assert len(found) == 1
+    measured, expected = found.angles[:, 0] - found.angles[:, 0].mean(), np.degrees(angles - angles.mean())
+    np.testing.assert_allclose(measured * np.sign(measured @ expected), expected, atol=0.3)
+
+
+def test_rotations_are_found_and_named():
+    rng = np.random.default_rng(4)
+    true = Rotation.random(50, random_state=5)
+    x = rng.normal(size=(20, 3))
+    y = np.einsum("nij,mj->nmi", true.as_matrix(), x)
+    rotations = kabsch(np.einsum("mi,nmj->nij", x, y))
+    np.testing.assert_allclose(rotations, true.as_matrix(), atol=1e-9)
+    np.testing.assert_allclose(rotation_vectors(rotations), true.as_rotvec(), atol=1e-6)
+
+
+def test_more_domains_than_points_allow_are_refused():
+    points = torch.randn(100, 3)
+    motions = PrincipalMotions(points, torch.zeros(100, 3), torch.randn(1, 100, 3), torch.randn(50, 1), torch.ones(1))
+    with pytest.raises(InputError, match="--domains is 6; give a number from 1 to 5"):
+        find_domains(motions, 6)
+
+
+def test_masks_cover_the_molecule_and_tables_have_a_row_for_every_particle(drawn_run, tmp_path):
+    run = Run.open(shutil.copytree(drawn_run, tmp_path / "run"))
+    found = find_domains(run.motions, 2)
+    write_domains(run, found, say=lambda line: None)
+    out = run.path / "analysis" / "domains"
+    masks = [read_map(out / f"domain{k}_mask.mrc")[0] for k in (1, 2)]
+    voxels = np.rint(run.motions.points.numpy() / run.pixel_size).astype(int)[:, ::-1] + run.box // 2
+    for k, mask in enumerate(masks):
+        assert mask.min() >= 0 and mask.max() == 1
+        inside = mask[tuple(voxels.T)]
+        assert (inside[found.labels == k] > 0.5).mean() > 0.97
+    # Their cores do not overlap.
+    assert not ((masks[0] > 0.999) & (masks[1] > 0.999)).any()
+    assert len(pd.read_csv(out / "particles.csv")) == len(run.halves)
+    summary = pd.read_csv(out / "domains.csv")
+    assert summary["share_of_points"].sum() == pytest.approx(1)
+    # The hinge's angle is drawn with a standard deviation of 0.2 radians, with an error of a quarter of it.
+    assert summary["angle_std_deg"][1] == pytest.approx(np.degrees(0.2 * np.hypot(1, 0.25)), rel=0.15)
+
+
+def test_halves_agree_as_their_errors_allow(drawn_run):
+    table = halves_agreement(Run.open(drawn_run))
+    # Each half's latent has an error of a quarter of its spread: a correlation of 1 / (1 + 1/16).
+    assert table["correlation"][0] == pytest.approx(16 / 17, abs=0.06)
+    assert (table["particles"] == 40).all()
+
+
+def test_arrows_are_the_motion_and_spheres_its_error(drawn_run, tmp_path):
+    run = Run.open(shutil.copytree(drawn_run, tmp_path / "run"))
+    bild, csv = write_arrows(run, n=30, say=lambda line: None)
+    table = pd.read_csv(csv)
+    lines = bild.read_text().splitlines()
+    arrows = np.array([line.split()[1:7] for line in lines if line.startswith(".arrow")], dtype=float)
+    spheres = np.array([line.split()[1:] for line in lines if line.startswith(".sphere")], dtype=float)
+    assert len(table) == 30 and len(arrows) == len(spheres) > 3
+    np.testing.assert_allclose(arrows[:, 3:], spheres[:, :3])
+    sizes = np.linalg.norm(arrows[:, 3:] - arrows[:, :3], axis=1)
+    shown = table[table["shift_A"] > 0.05 * table["shift_A"].max()]
+    assert set(np.round(sizes, 1)) <= set(np.round(table["shift_A"], 1)) and len(sizes) >= len(shown) - 2
+    std = float(run.motions.coordinates[:, 0].std())
+    assert table["shift_A"].max() <= std * float(run.motions.components[0].norm(dim=1).max()) + 1e-3
