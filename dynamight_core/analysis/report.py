@@ -814,13 +814,11 @@ def _domains_section(page: _Page) -> str:
     figure.update_yaxes(title="% of the particles per degree")
     figure.update_layout(margin={"b": 52}, legend={"x": 0, "y": 1})
     shown = domains[["domain", "against", "share_of_points", "motion_A", "error_A", "motion_beyond_error_A"]].rename(
-        columns={"share_of_points": "share of the points", "motion_A": "motion, Å rms", "error_A": "its error, Å rms",
-                 "motion_beyond_error_A": "beyond the error, Å rms"}
+        columns={"share_of_points": "share", "motion_A": "motion, Å", "error_A": "error, Å",
+                 "motion_beyond_error_A": "beyond error, Å"}
     ).assign(**{
-        "turns by, ° (standard deviation)": domains["angle_std_deg"],
-        "95 % of the particles, °": [f"{row.angle_low_deg:.1f} to {row.angle_high_deg:.1f}" for row in
-                                     domains.itertuples()],
-        "shifts by, Å rms": domains["shift_rms_A"],
+        "turn, °": domains["angle_std_deg"], "from, °": domains["angle_low_deg"], "to, °": domains["angle_high_deg"],
+        "shift, Å": domains["shift_rms_A"],
     })  # fmt: skip
     left = ", ".join(f"{row.residual_rms_A:.2f} Å" for row in residuals.itertuples())
     return (
@@ -829,8 +827,10 @@ def _domains_section(page: _Page) -> str:
         + _caption(
             f"The parts of the molecule that move as rigid bodies. With {_counted(len(residuals))}, what they leave of "
             f"the motion about the mean is {left} rms. Domain 1 is the largest; the others turn and shift against it, "
-            "about their main axis. Spreads of angles hold the error of each particle's motion, too. Masks for focused "
-            "or multi-body refinement are <code>analysis/domains/domain*_mask.mrc</code>, every particle's angles and "
+            "about their main axis: the table has the standard deviation of the turn, where 95 % of the particles lie, "
+            "and the rms of motion, error and shift. Spreads of angles hold the error of each particle's motion, too. "
+            "Masks for focused or multi-body refinement are <code>analysis/domains/domain*_mask.mrc</code>, every "
+            "particle's angles and "
             "shifts <code>analysis/domains/particles.csv</code>."
         )
     )
