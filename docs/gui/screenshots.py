@@ -18,8 +18,8 @@ from project import project_folder, scipion_environment
 
 SIZE = "1500x950"
 PICTURES = Path(__file__).resolve().parent.parent / "pictures"
-# Pictures that the documents show, and how many colours they need.
-KEPT = {"project": 64, "form-deformations": 48, "viewer-particles": 96, "wizard-threshold": 96, "viewer-maps": 64}
+# Pictures that the documents show
+KEPT = ("project", "form-deformations", "viewer-particles", "wizard-threshold", "viewer-maps")
 # Where the wizards' figures are clicked, as fractions of the first axes
 CLICKS = {"path": ((0.1, 0.9), (0.45, 0.5), (0.85, 0.75)), "particle": ((0.2, 0.25),), "motion": ((0.5, 0.5),)}
 # Milliseconds that a window gets to draw itself.
@@ -82,7 +82,7 @@ class Driver:
         subprocess.run(["import", "-window", target, str(self.out / f"{name}.png")], check=True)
         print(name, flush=True)
         if name in KEPT:
-            reduce_colours(self.out / f"{name}.png", PICTURES / f"{name}.png", KEPT[name])
+            reduce_colours(self.out / f"{name}.png", PICTURES / f"{name}.png")
 
     def children(self):
         """Return the windows that are open, but for the main one, the newest last."""
@@ -242,12 +242,12 @@ class Driver:
         return sorted(found, key=lambda form: -int(form.root.winfo_id()))
 
 
-def reduce_colours(source, target, colours):
-    """Write a picture with few colours."""
+def reduce_colours(source, target):
+    """Write a picture with at most 256 colours, those that are rare and far from others among them."""
     from PIL import Image
 
     picture = Image.open(source).convert("RGB")
-    picture.quantize(colours, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(target, optimize=True)
+    picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(target, optimize=True)
 
 
 def pictures(driver):
