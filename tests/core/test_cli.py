@@ -169,7 +169,9 @@ def test_analyse_writes_the_motion_as_a_map_and_as_atoms_where_the_header_places
     assert motion.shape == (BOX,) * 3
     assert motion[0, 0, 0] == 0, "there is no molecule in the corner"
     for half in (1, 2):
-        atoms = [cra.atom for cra in gemmi.read_structure(str(run / "analysis" / f"gaussians_half{half}.cif"))[0].all()]
+        # Kept: its atoms do not outlive it.
+        structure = gemmi.read_structure(str(run / "analysis" / f"gaussians_half{half}.cif"))
+        atoms = [cra.atom for cra in structure[0].all()]
         found = np.array([atom.pos.tolist() for atom in atoms]) - origin
         expected = opened.models[half - 1].consensus_positions.numpy() + BOX // 2 * PIXEL
         np.testing.assert_allclose(found, expected, atol=2e-3)
