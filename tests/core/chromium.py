@@ -85,10 +85,18 @@ class Chromium:
 
     def drag(self, places: list[tuple[float, float]]) -> None:
         """Press at the first place, move over the others and let go at the last."""
+        self.press(places)
+        self.release(*places[-1])
+
+    def press(self, places: list[tuple[float, float]]) -> None:
+        """Press at the first place and move over the others."""
         self._mouse("mousePressed", *places[0])
         for x, y in places[1:]:
             self._mouse("mouseMoved", x, y)
-        self._mouse("mouseReleased", *places[-1])
+
+    def release(self, x: float, y: float) -> None:
+        """Let go at a place."""
+        self._mouse("mouseReleased", x, y)
 
     def picture(self, path: Path) -> Path:
         """Write what the page shows as PNG."""

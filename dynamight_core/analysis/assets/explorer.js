@@ -99,7 +99,9 @@ function paintRaster(found, quantity) {
   for (let i = 0; i < nx; i++) for (let j = 0; j < ny; j++) {
     const value = grid[i * ny + j];
     if (!Number.isFinite(value)) continue;
-    pixels.data.set([...blend(colours, (value - low) / (high - low)), 255], 4 * (i + nx * (ny - 1 - j)));
+    const t = (value - low) / (high - low);
+    // A density fades into nothing, a free energy does not.
+    pixels.data.set([...blend(colours, t), energy ? 255 : Math.min(255, 3000 * t)], 4 * (i + nx * (ny - 1 - j)));
   }
   context.putImageData(pixels, 0, 0);
   return { x, y, image, key: { quantity, low, high, colours, unit: energy ? " kT" : quantity === "density" ? " per Å²" : "" }, found };
@@ -192,7 +194,7 @@ async function look(place) {
   const own = element("button", { type: "button", textContent: "its own conformation" });
   own.addEventListener("click", () => attempt(async () => {
     landscape.mark = state.plane.map((k) => near.coordinates[k - 1]);
-    landscape.redraw();
+    landscape.redrawFront();
     await goTo(near.coordinates);
   }));
   card("Conformation", "state", [], [
@@ -278,7 +280,7 @@ function play(frames) {
     molecule.surfaces = frame.surface ? [frame.surface] : [];
     molecule.setCoordinates(frame.at);
     landscape.mark = state.plane.map((k) => frame.at[k - 1]);
-    landscape.redraw();
+    landscape.redrawFront();
     if (i + step < 0 || i + step >= frames.length) step = -step;
     i += step;
   };
@@ -432,7 +434,7 @@ function makeSliders() {
       slider.nextElementSibling.textContent = signed(state.at[k]) + " Å";
       molecule.setCoordinates(state.at);
       landscape.mark = state.plane.map((m) => state.at[m - 1]);
-      landscape.redraw();
+      landscape.redrawFront();
     });
     slider.addEventListener("change", () => attempt(() => look(state.plane.map((m) => state.at[m - 1]))));
     return element("label", {}, `motion ${k + 1}`, slider, element("output"));

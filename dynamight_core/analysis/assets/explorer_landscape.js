@@ -21,6 +21,8 @@ void main() {
 const MARGIN = { left: 58, right: 14, top: 12, bottom: 40 };
 // Without WebGL so many points are drawn, and not more.
 const FEW_POINTS = 20000;
+// While the plane moves so many points are drawn, the first ones of a random order, and all when it rests.
+const MOVING_POINTS = 40000, REST = 200;
 
 class Landscape {
   constructor(container, on) {
@@ -34,6 +36,8 @@ class Landscape {
     this.titles = ["", ""];
     this.view = { x: [-1, 1], y: [-1, 1] };
     this.redraw = oncePerFrame(() => this.draw());
+    // What is drawn by hand follows the mouse; hundreds of thousands of points need not be drawn anew for it.
+    this.redrawFront = oncePerFrame(() => this.points && this.drawFront(this.frame(), window.devicePixelRatio || 1));
     this.gl = openGl(this.middle);
     if (this.gl) this.prepare();
     this.listen();
@@ -163,7 +167,7 @@ class Landscape {
     gl.uniform1f(at.size, size * ratio);
     gl.uniform1f(at.opacity, opacity);
     gl.bindTexture(gl.TEXTURE_2D, this.texture);
-    gl.drawArrays(gl.POINTS, 0, n);
+    gl.drawArrays(gl.POINTS, 0, this.moving ? Math.min(n, MOVING_POINTS) : n);
   }
 
   drawFewPoints(f, ratio, size) {
@@ -238,11 +242,18 @@ class Landscape {
 
   // ------------------------------------------------------------ the mouse
 
+  // Draw the plane as it moves.
+  move() {
+    clearTimeout(this.moving);
+    this.moving = setTimeout(() => { this.moving = null; this.redraw(); }, REST);
+    this.redraw();
+  }
+
   setMode(mode) {
     this.mode = mode;
     this.drawn = [];
     this.open = false;
-    this.redraw();
+    this.redrawFront();
   }
 
   listen() {
@@ -273,8 +284,10 @@ class Landscape {
         const shift = [((now[0] - start[0]) / f.width) * (view.x[1] - view.x[0]),
           -((now[1] - start[1]) / f.height) * (view.y[1] - view.y[0])];
         this.view = { x: view.x.map((v) => v - shift[0]), y: view.y.map((v) => v - shift[1]) };
+        this.move();
+        return;
       }
-      this.redraw();
+      this.redrawFront();
     });
     canvas.addEventListener("pointerup", (event) => {
       if (!start) return;
@@ -286,7 +299,7 @@ class Landscape {
         if (this.drawn.length > 2) this.on.lasso(this.drawn);
         else this.drawn = [];
       } else if (!moved) this.click(place);
-      this.redraw();
+      this.redrawFront();
     });
     canvas.addEventListener("dblclick", () => {
       if (this.mode !== "path" || !this.open) return;
@@ -294,14 +307,14 @@ class Landscape {
       this.drawn.pop();
       this.open = false;
       if (this.drawn.length > 1) this.on.path(this.drawn);
-      this.redraw();
+      this.redrawFront();
     });
     canvas.addEventListener("wheel", (event) => {
       event.preventDefault();
       const factor = Math.exp(0.0015 * event.deltaY);
       const [x, y] = this.toPlane(at(event));
       this.view = { x: this.view.x.map((v) => x + (v - x) * factor), y: this.view.y.map((v) => y + (v - y) * factor) };
-      this.redraw();
+      this.move();
     }, { passive: false });
     canvas.addEventListener("keydown", (event) => {
       if (event.key === "Escape") this.setMode(this.mode);

@@ -1,0 +1,80 @@
+"""Take the pictures of docs/guide.md from the run of `make demo`, in a headless Chromium.
+
+python docs/make_guide.py [RUN]        RUN is demo/run if left out
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+HERE = Path(__file__).resolve().parent
+sys.path += [str(HERE.parent / "benchmarks"), str(HERE.parent / "tests" / "core")]
+from chromium import Chromium  # noqa: E402
+from explorer import IDLE, Served, choose, place  # noqa: E402
+
+
+def take(browser, name, width=1280, height=800):
+    """Write what the page shows, once it rests, with few colours."""
+    browser.resize(width, height)
+    browser.wait(IDLE)
+    browser.evaluate("new Promise((done) => setTimeout(done, 600))")
+    path = HERE / "pictures" / f"{name}.png"
+    browser.picture(path)
+    Image.open(path).convert("RGB").quantize(256, kmeans=4, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+def mode(browser, name):
+    browser.evaluate(f"document.querySelector('[data-mode={name}]').click()")
+
+
+def save(browser, name):
+    browser.evaluate(f"document.getElementById('save-name').value = '{name}'")
+    browser.evaluate("document.getElementById('save-button').click()")
+    browser.wait(f"document.getElementById('saved-list').textContent.includes('{name}')")
+
+
+def tour(browser):
+    """Do what the guide says, and take its pictures."""
+    browser.wait("document.getElementById('colour').length > 1")
+    end = 1.5 * browser.evaluate("run.deviations[0]")
+    choose(browser, "colour", "dynHalf")
+    take(browser, "explorer-halves")
+    browser.evaluate("document.getElementById('show-errors').click()")
+    browser.click(*place(browser, end, 0.0))
+    take(browser, "explorer-click")
+    browser.evaluate("document.getElementById('show-errors').click()")
+    choose(browser, "y-motion", "3")
+    browser.wait(IDLE)
+    mode(browser, "two")
+    browser.click(*place(browser, -end, 0.0))
+    browser.click(*place(browser, end, 0.0))
+    browser.evaluate("setTheme('dark')")
+    take(browser, "explorer-compare", 1920, 1080)
+    browser.evaluate("setTheme('light')")
+    browser.resize(1280, 800)
+    choose(browser, "y-motion", "2")
+    browser.wait(IDLE)
+    mode(browser, "lasso")
+    top = 0.9 * browser.evaluate("landscape.view.y[1]")
+    far = 1.02 * browser.evaluate("landscape.points.high[0]")
+    browser.drag([place(browser, x, y) for x, y in [(end, top), (far, top), (far, -top), (end, -top), (end, top)]])
+    browser.wait(IDLE)
+    save(browser, "down")
+    take(browser, "explorer-lasso")
+
+
+if __name__ == "__main__":
+    given = Path(sys.argv[1] if len(sys.argv) > 1 else "demo/run")
+    with tempfile.TemporaryDirectory() as folder:
+        # What the tour saves is not left in the run.
+        shutil.copytree(given, Path(folder) / "demo" / "run")
+        # The commands on the page shall name the run as its user does.
+        os.chdir(folder)
+        with Served(Path("demo/run")) as served, Chromium(Path(folder) / "profile") as browser:
+            browser.open(served.address)
+            browser.wait(IDLE)
+            tour(browser)
