@@ -2,6 +2,7 @@
 
 import os
 
+from pwem.emlib.image import ImageHandler
 from pyworkflow.utils import cleanPath, createLink, makePath
 
 from .errors import ConversionError
@@ -35,8 +36,6 @@ def stackPaths(files, folder):
         if extension in MRC:
             createLink(plain, target)
         else:
-            from pwem.emlib.image import ImageHandler
-
             ImageHandler().convertStack(path, target)
             converted.append(plain)
         paths[path] = target

@@ -4,7 +4,9 @@ import os
 
 import mrcfile
 import numpy as np
+from pwem.emlib.image import ImageHandler
 from pyworkflow.utils import cleanPath, makePath
+from scipy import ndimage
 
 from .errors import ConversionError
 from .stacks import MRC, plainPath
@@ -130,8 +132,6 @@ def _readVolume(path, target, name):
     converted = None
     if os.path.splitext(path)[1].lower() not in MRC:
         converted = os.path.splitext(target)[0] + "_converted.mrc"
-        from pwem.emlib.image import ImageHandler
-
         ImageHandler().convert(path, converted)
     with mrcfile.open(converted or path, permissive=True) as mrc:
         if mrc.data is None:
@@ -164,9 +164,6 @@ def resample(data, samplingRate, box, newSamplingRate, offset=(0, 0, 0), order=3
     array
         (box, box, box) float32.
     """
-    # Not above: every start of Scipion would wait for it.
-    from scipy import ndimage
-
     ratio = newSamplingRate / samplingRate
     if ratio > 1 + _SAME_SAMPLING and order > 1:
         data = _lowpass(data, 1 / ratio)

@@ -21,7 +21,7 @@ from pwem.objects import (
     Volume,
 )
 from pwem.protocols import ProtImportCTF, ProtImportMicrographs, ProtSubSet
-from pyworkflow.object import Integer
+from pyworkflow.object import Integer, Pointer
 from pyworkflow.protocol import MODE_RESUME
 from relion.protocols import (
     ProtRelionExportParticles,
@@ -121,7 +121,8 @@ def test_motion_is_a_volume_and_the_gaussians_are_atoms_in_its_frame(chain):
     for gaussians in (deformations.outputGaussians1, deformations.outputGaussians2):
         assert isinstance(gaussians, AtomStruct)
         assert gaussians.getPseudoAtoms()
-        atoms = [cra.atom for cra in gemmi.read_structure(gaussians.getFileName())[0].all()]
+        structure = gemmi.read_structure(gaussians.getFileName())
+        atoms = [cra.atom for cra in structure[0].all()]
         assert len(atoms) == 200
         positions = np.array([atom.pos.tolist() for atom in atoms])
         assert np.abs(positions.mean(0)).max() < 40, "they lie around the centre of the box"
@@ -194,11 +195,18 @@ def test_the_map_has_half_maps_sampling_fsc_and_mask(chain):
     assert not Path(model.getRunPath("reconstruction")).exists(), "the model's own run is left as it was"
 
 
-def test_an_inverse_field_is_an_option_whose_error_is_told(workflow, chain):
-    inverse = workflow.run(
-        DynamightProtReconstruct, {"inputModel": (chain["deformations"], "outputModel")}, throughInverse=True,
-        inverseEpochs=2, rigid=False, numberOfThreads=1,
+def test_masks_are_handed_on_and_an_inverse_field_is_an_option_whose_error_is_told(workflow, chain):
+    inverse = workflow.new(
+        DynamightProtReconstruct,
+        {"inputModel": (chain["deformations"], "outputModel"), "inputMask": (chain["reconstruction"], "outputMask")},
+        throughInverse=True, inverseEpochs=2, rigid=False, numberOfThreads=1,
     )  # fmt: skip
+    inverse.inputRegions.append(Pointer(chain["reconstruction"], extended="outputMask"))
+    workflow.launch(inverse)
+    assert inverse.isFinished(), workflow.log(inverse)
+    assert "In region1: " in workflow.log(inverse)
+    given, used = (protocol.outputMask.getFileName() for protocol in (chain["reconstruction"], inverse))
+    np.testing.assert_array_equal(mrcfile.read(used), mrcfile.read(given))
     assert [f"Inverse field of half {half}" in "\n".join(inverse.summary()) for half in (1, 2)] == [True, True]
     assert not hasattr(inverse, "outputRigid")
 
@@ -329,16 +337,21 @@ def test_a_copy_has_the_parameters_and_nothing_that_was_found(workflow, chain):
     assert any("at least 50" in error for error in copied.validate())
 
 
-def test_a_subset_runs_through_again_and_keeps_its_ids(workflow, chain):
+def test_a_subset_runs_through_again_within_a_mask_of_allowed_motion_and_keeps_its_ids(workflow, chain):
     subset = workflow.run(
         ProtSubSet, {"inputFullSet": (chain["deformations"], "outputParticles")}, chooseAtRandom=True, nElements=240
     )
     ((name, chosen),) = subset.iterOutputAttributes()
     again = workflow.run(
         DynamightProtDeformations,
-        {"inputParticles": (subset, name), "inputVolume": (chain["reconstruction"], "outputVolume")},
+        {
+            "inputParticles": (subset, name), "inputVolume": (chain["reconstruction"], "outputVolume"),
+            "inputMask": (chain["reconstruction"], "outputMask"),
+        },
         **small(chain, nEpochs=1),
-    )
+    )  # fmt: skip
+    assert Path(again.outputModel.getMask()).exists()
+    assert "--mask" in workflow.log(again)
     assert again.outputParticles.getIdSet() == chosen.getIdSet()
     assert len(again.outputParticles) == 240
 
@@ -472,6 +485,29 @@ def test_reconstruction_offers_the_engines_methods_and_defaults(workflow):
     ):  # fmt: skip
         assert getattr(protocol, name).get() == getattr(engine, option)
     assert protocol.inverseEpochs.get() == InvertOptions().epochs
+
+
+def test_volumes_that_differ_are_warned_of_before_a_run(workflow, chain, monkeypatch):
+    run = workflow.new(
+        DynamightProtDeformations, same_input(chain) | {"inputMask": (chain["reconstruction"], "outputMask")},
+        **small(chain, particleDiameter=500.0),
+    )  # fmt: skip
+    assert run.validate() == ["The particle diameter (500 Å) is larger than the box (192 Å)."]
+    run.particleDiameter.set(150.0)
+    assert (run.validate(), run.warnings()) == ([], [])
+    volume, mask = run.inputVolume.get(), run.inputMask.get()
+    monkeypatch.setattr(volume, "getSamplingRate", lambda: 4.0)
+    monkeypatch.setattr(volume, "getHalfMaps", lambda asList: [])
+    monkeypatch.setattr(mask, "getDim", lambda: (40, 40, 40))
+    assert run.validate() == []
+    map_resampled, mask_resampled, one_start = run.warnings()
+    assert "The consensus map has 4 Å a voxel where they have 6 Å" in map_resampled
+    assert "40 x 40 x 40 voxels where the particles have 32 pixels" in mask_resampled
+    assert "has no half-maps" in one_start
+    monkeypatch.setattr(mask, "getFileName", lambda: "gone.mrc")
+    assert run.validate() == [
+        "The file of the mask of allowed motion is not there (gone.mrc): bring it back, or import it again."
+    ]
 
 
 def test_nothing_is_started_with_bad_input(workflow, chain):
