@@ -2,9 +2,9 @@
 
 python benchmarks/analysis.py RUN TRUTH [RUN TRUTH ...]        TRUTH is the truth.npz of the data set
 
-Prints a JSON object for each run: the overlap of the first motions (as many as domains move) with the true field, from 0
-to 1; the Rand index of the rigid domains over the common points; and for each moving domain the correlation of the angle
-with the truth and both standard deviations, degrees.
+Prints a JSON object for each run: the overlap of the first motions (as many as domains move) with the true field, from
+0 to 1; the Rand index of the rigid domains over the common points; and for each moving domain the correlation of the
+angle with the truth and both standard deviations, degrees.
 """
 
 import json
