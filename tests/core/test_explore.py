@@ -9,6 +9,7 @@ import sys
 import threading
 from pathlib import Path
 
+import gemmi
 import numpy as np
 import pandas as pd
 import pytest
@@ -176,6 +177,30 @@ def test_what_is_saved_is_what_the_command_line_writes(explorer, folder):
         assert code == 0, text
     pd.testing.assert_frame_equal(starfile.read(path)["particles"], rows)
     np.testing.assert_array_equal(read_map(out / "path_state02.mrc")[0], read_map(folder / "before.mrc")[0])
+
+
+def test_an_atomic_model_moves_along_and_is_saved_at_every_state(folder, tmp_path):
+    run = Run.open(folder)
+    structure, chain = gemmi.Structure(), gemmi.Chain("A")
+    corner = run.box // 2 * run.pixel_size
+    for number, point in enumerate(run.motions.points[::40].double().numpy() + corner, 1):
+        atom, residue = gemmi.Atom(), gemmi.Residue()
+        atom.name, atom.element, atom.pos = "CA", gemmi.Element("C"), gemmi.Position(*point)
+        residue.name, residue.seqid = "ALA", gemmi.SeqId(str(number))
+        residue.add_atom(atom)
+        chain.add_residue(residue)
+    structure.add_model(gemmi.Model(1))
+    structure[0].add_chain(chain)
+    structure.write_pdb(str(tmp_path / "model.pdb"))
+    explorer = Explorer(run, tmp_path / "model.pdb", say=lambda line: None)
+    parts = explorer.molecule().arrays
+    assert len(parts["trace"]) == len(parts["trace_starts"]) == len(chain)
+    explorer.save_states({"at": ["2"]}, "bent")
+    saved = gemmi.read_structure(str(folder / "analysis" / "states" / "bent" / "model_state01.cif"))
+    found = np.array([residue[0].pos.tolist() for residue in saved[0][0]])
+    # The page's trace is in the frame of its densities, the file in its own.
+    expected = parts["trace"] + 2 * parts["trace_motions"][0] + corner
+    np.testing.assert_allclose(found, expected, atol=0.01)
 
 
 def test_nothing_is_overwritten_and_nothing_leaves_the_folder(explorer):
