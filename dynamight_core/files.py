@@ -88,3 +88,21 @@ def read_map(path: str | Path) -> tuple[np.ndarray, float]:
     if volume.std() == 0:
         raise InputError(f"map {path} is constant; give the consensus map of the particles")
     return volume, pixel_size
+
+
+def header_origin(path: str | Path) -> np.ndarray:
+    """Return where a map's header puts its first voxel: (x, y, z), A.
+
+    Raises
+    ------
+    InputError
+        if there is no such file.
+    """
+    if not Path(path).exists():
+        raise InputError(f"map {path} does not exist; bring back the consensus map that the run was trained with")
+    with mrcfile.open(path, permissive=True, header_only=True) as mrc:
+        header, voxel = mrc.header, float(mrc.voxel_size.x)
+        origin = np.array([float(header.origin[axis]) for axis in "xyz"])
+        start = np.array([float(header[f"n{axis}start"]) for axis in "xyz"]) * voxel
+    # Programs write one or the other.
+    return origin if origin.any() else start

@@ -12,11 +12,10 @@ import gemmi
 import numpy as np
 import torch
 
-from dynamight_core.analysis.exports import header_origin
 from dynamight_core.analysis.motions import motion_fields
 from dynamight_core.analysis.states import check_row, parse_numbers, read_states
 from dynamight_core.errors import InputError
-from dynamight_core.files import atomic_path, read_map
+from dynamight_core.files import atomic_path, header_origin, read_map
 from dynamight_core.options import DisplaceOptions
 
 if TYPE_CHECKING:

@@ -19,9 +19,8 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-from dynamight_core.analysis.exports import header_origin
 from dynamight_core.errors import InputError
-from dynamight_core.files import atomic_path, write_map
+from dynamight_core.files import atomic_path, header_origin, write_map
 
 if TYPE_CHECKING:
     from dynamight_core.analysis.motions import PrincipalMotions

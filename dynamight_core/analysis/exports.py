@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gemmi
-import mrcfile
 import numpy as np
 import pandas as pd
 import torch
@@ -14,7 +13,7 @@ from scipy.spatial import cKDTree
 
 from dynamight_core.analysis.motions import motion_fields
 from dynamight_core.errors import InputError
-from dynamight_core.files import atomic_path, write_map
+from dynamight_core.files import atomic_path, header_origin, write_map
 
 if TYPE_CHECKING:
     from dynamight_core.analysis.results import Run
@@ -123,24 +122,6 @@ def spread_out(points: np.ndarray, n: int) -> np.ndarray:
         chosen.append(int(distance.argmax()))
         distance = np.minimum(distance, np.linalg.norm(points - points[chosen[-1]], axis=1))
     return np.array(chosen)
-
-
-def header_origin(path: str | Path) -> np.ndarray:
-    """Return where a map's header puts its first voxel: (x, y, z), A.
-
-    Raises
-    ------
-    InputError
-        if there is no such file.
-    """
-    if not Path(path).exists():
-        raise InputError(f"map {path} does not exist; bring back the consensus map that the run was trained with")
-    with mrcfile.open(path, permissive=True, header_only=True) as mrc:
-        header, voxel = mrc.header, float(mrc.voxel_size.x)
-        origin = np.array([float(header.origin[axis]) for axis in "xyz"])
-        start = np.array([float(header[f"n{axis}start"]) for axis in "xyz"]) * voxel
-    # Programs write one or the other.
-    return origin if origin.any() else start
 
 
 @torch.no_grad()

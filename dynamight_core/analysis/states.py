@@ -10,10 +10,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from dynamight_core.analysis.exports import header_origin
 from dynamight_core.analysis.motions import motion_fields
 from dynamight_core.errors import InputError
-from dynamight_core.files import atomic_path, write_map
+from dynamight_core.files import atomic_path, header_origin, write_map
 from dynamight_core.options import HALVES, StatesOptions
 
 if TYPE_CHECKING:

@@ -123,6 +123,7 @@ def write_reconstruction(
     seed: int = 0,
     b_factor: float | None = None,
     with_local_resolution: bool = False,
+    origin=(0.0, 0.0, 0.0),
 ) -> ReconstructionFiles:
     """Write half-maps, final map, sharpened map, mask and FSC, each whole or not at all.
 
@@ -147,6 +148,8 @@ def write_reconstruction(
         of the sharpened map, A^2; estimated if None.
     with_local_resolution
         whether to write it.
+    origin
+        (x, y, z) of the maps' headers, A.
     """
     folder = Path(folder)
     half1, half2 = half1.float().cpu(), half2.float().cpu()
@@ -179,6 +182,6 @@ def write_reconstruction(
         # That of an earlier map would be taken for this one's.
         local.unlink(missing_ok=True)
     for path, volume in volumes.items():
-        write_map(path, volume.numpy(), pixel_size)
+        write_map(path, volume.numpy(), pixel_size, origin)
     write_fsc_star(files.fsc, curves, pixel_size, extra)
     return files

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dynamight_core.files import atomic_path, read_map
+from dynamight_core.files import atomic_path, header_origin, read_map
 from dynamight_core.imaging.fourier import resample_volume
 from dynamight_core.options import InvertOptions, ReconstructOptions
 from dynamight_core.particles.memory import available_memory
@@ -210,10 +210,13 @@ def reconstruct_run(
         named = {f"dynRegion_{name}": fourier_shell_correlation(*pair, volume) for name, volume in regions.items()}
         return extra | {"dynModelMap": fourier_shell_correlation(model, (pair[0] + pair[1]) / 2, mask)} | named
 
+    # Maps lie where the consensus does, for programs that go by headers.
+    origin = header_origin(run.config.inputs.map)
+
     def write(to: Path, pair: list[torch.Tensor]) -> ReconstructionFiles:
         return write_reconstruction(
             to, *pair, particles.pixel_size, mask, curves(pair), options.seed, options.b_factor,
-            options.local_resolution,
+            options.local_resolution, origin,
         )  # fmt: skip
 
     # Rigid maps of an earlier reconstruction would be compared in another mask.

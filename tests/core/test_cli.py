@@ -161,8 +161,12 @@ def test_analyse_writes_the_motion_as_a_map_and_as_atoms_where_the_header_places
     config.write(run)
     code, text = dynamight("analyse", run, "--embedding", "pca")
     assert code == 0, text
+    code, text = dynamight("reconstruct", run, "--overwrite", "--no-rigid")
+    assert code == 0, text
 
     opened = Run(run)
+    with mrcfile.open(run / "reconstruction" / "map.mrc", header_only=True) as mrc:
+        assert [float(mrc.header.origin[axis]) for axis in "xyz"] == [-96.0, 12.0, 0.0]
     with mrcfile.open(run / "analysis" / "motion.mrc") as mrc:
         motion, origin = mrc.data.copy(), [float(mrc.header.origin[axis]) for axis in "xyz"]
     assert origin == [-96.0, 12.0, 0.0]
