@@ -170,7 +170,7 @@ class HalfModel(nn.Module):
         Raises
         ------
         InputError
-            if the file is missing or cannot be read.
+            if the file is missing, cannot be read, or is of another version.
         """
         try:
             with safetensors.safe_open(path, "pt", device="cpu") as file:
@@ -184,7 +184,10 @@ class HalfModel(nn.Module):
             gaussians, int(metadata["box"]), float(metadata["pixel_size"]), int(metadata["n_latents"]),
             metadata["decoder"], float(metadata["particle_diameter"]), state.get("motion_mask"),
         )  # fmt: skip
-        model.load_state_dict(state)
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            raise InputError(f"{path} was written by another version of dynamight; train the run again") from error
         model.projector = Projector(model.box, model.pixel_size, int(metadata["oversampling"]))
         return model.to(device).eval()
 

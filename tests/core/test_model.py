@@ -259,3 +259,11 @@ def test_latents_start_at_the_mean_and_where_particles_are(tmp_path):
     # Particles without motion are all in one place.
     model.set_latent_centres(torch.zeros(100, 2))
     assert not model.latent_centres.any()
+
+
+def test_a_model_of_another_version_is_refused_in_a_sentence(tmp_path):
+    model = HalfModel(GaussianModel(positions(60), 3.0, 1.0), 32, 4.0, 2, "basis", 100.0)
+    del model.latent_centres
+    model.save(tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="another version"):
+        HalfModel.load(tmp_path / "model.safetensors")
