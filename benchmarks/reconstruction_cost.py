@@ -13,9 +13,10 @@ import time
 import numpy as np
 import torch
 
-from dynamight_core.imaging.backprojection import ModalField, ParticleData, inscribed_sphere
+from dynamight_core.imaging.backprojection import ParticleData, inscribed_sphere
 from dynamight_core.imaging.ctf import CtfParameters, evaluate_ctf
 from dynamight_core.imaging.poses import random_rotations, rotation_matrices
+from dynamight_core.imaging.voxels import ModalField
 from dynamight_core.reconstruction.half_map import HalfReconstruction
 from dynamight_core.reconstruction.modes import Modes
 

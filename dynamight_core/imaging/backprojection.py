@@ -10,10 +10,8 @@ images does not know their power spectrum any finer.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 
 from dynamight_core.errors import InputError
 from dynamight_core.imaging.fourier import (
@@ -26,26 +24,13 @@ from dynamight_core.imaging.fourier import (
     volume_to_fourier,
 )
 from dynamight_core.imaging.projector import Projector, kernel_correction
+from dynamight_core.imaging.voxels import Field, Voxels, bordered, moving_voxels, passes_within
 
 OVERSAMPLING = 2
 # Power of a shell that counts as none, as a fraction of what the strongest shell's slices would leave in it
 _EMPTY = 1e-3
 # Share of half the box from which on the kernel fades out.
 _FADE = 0.75
-# Bytes that one read of one particle takes on its way: displacement, image point, value and their copies.
-_BYTES_PER_READ = 64
-# Bytes that a decoder keeps for a fixed point: 32 basis fields of three numbers, and some room.
-_BYTES_PER_POINT = 512
-
-Evaluator = Callable[[torch.Tensor], torch.Tensor]
-
-
-class Field(Protocol):
-    """What knows a deformation: a decoder, an inverse field, the truth of a simulation."""
-
-    def evaluator(self, points: torch.Tensor) -> Evaluator:
-        """Return the map from (b, d) latents to (b, m, 3) displacements (A) of fixed (m, 3) points (A)."""
-
 
 @dataclass
 class BackprojectionSums:
@@ -138,107 +123,6 @@ class ParticleData:
         return squared * self.weights
 
 
-class ModalField:
-    """A deformation as a sum of a few fields: delta_i(x) = sum_k c_ik phi_k(x); its latents are coordinates (n, K).
-
-    Parameters
-    ----------
-    fields
-        gives phi, (K, m, 3), at (m, 3) points (A). With c in A, phi has no unit.
-    """
-
-    def __init__(self, fields: Callable[[torch.Tensor], torch.Tensor]):
-        self.fields = fields
-
-    def evaluator(self, points: torch.Tensor) -> Evaluator:
-        """Return the map from (b, K) coordinates to (b, m, 3) displacements (A) of fixed (m, 3) points (A)."""
-        fields = self.fields(points)
-        return lambda coordinates: torch.tensordot(coordinates, fields, dims=1)
-
-
-class VoxelReader:
-    """Voxels of a grid, read in particle images or spread into them, moved by a field or at rest.
-
-    Parameters
-    ----------
-    mask
-        (z, y, x) bool, the voxels.
-    origin
-        (z, y, x) index of the grid's origin.
-    pixel_size
-        A.
-    field
-        deformation, or None.
-    scale
-        (z, y, x) factor on displacements, None for 1.
-    """
-
-    def __init__(self, mask: torch.Tensor, origin, pixel_size: float, field: Field | None = None, scale=None):
-        places = mask.nonzero()
-        # One product with (2 b, 4) matrices rotates, scales and shifts the points for all particles, many times as
-        # fast as a batch of thin products; the fields of a modal deformation are further rows of it.
-        rows = torch.ones(4, len(places), device=mask.device)
-        for axis, start in enumerate(reversed(origin)):
-            rows[axis] = (places[:, 2 - axis] - start) * pixel_size
-        factor = None
-        if field is not None and scale is not None and scale.is_floating_point():
-            factor = scale[mask][:, None]
-        self._set(mask.flatten().nonzero()[:, 0], rows, field, factor)
-
-    def _set(self, voxels, rows, field, factor):
-        self.voxels, self._rows, self.field, self.factor = voxels, rows, field, factor
-        self._evaluate = None
-
-    def __len__(self) -> int:
-        return len(self.voxels)
-
-    @property
-    def points(self) -> torch.Tensor:
-        """(m, 3) x, y, z in A."""
-        return self._rows[:3].T.contiguous()
-
-    def split(self, size: int) -> list["VoxelReader"]:
-        """Return readers of at most `size` voxels each."""
-        parts = []
-        for start in range(0, len(self), size):
-            part, chosen = object.__new__(VoxelReader), slice(start, start + size)
-            factor = None if self.factor is None else self.factor[chosen]
-            part._set(self.voxels[chosen], self._rows[:4, chosen], self.field, factor)
-            parts.append(part)
-        return parts
-
-    def prepare(self) -> None:
-        """Evaluate what of the field does not depend on the particle."""
-        if self.field is None or self._evaluate is not None:
-            return
-        if isinstance(self.field, ModalField):
-            fields = self.field.fields(self.points)
-            if self.factor is not None:
-                fields = fields * self.factor
-            self._rows = torch.cat([self._rows, fields.transpose(1, 2).flatten(0, 1)])
-            self._evaluate = True
-        else:
-            self._evaluate = self.field.evaluator(self.points)
-
-    def release(self) -> None:
-        """Let go of what `prepare` made."""
-        self._rows, self._evaluate = self._rows[:4], None
-
-    def image_points(self, poses: torch.Tensor, latents: torch.Tensor | None = None) -> torch.Tensor:
-        """Return (b, m, 2) where the voxels lie in b images, pixels of the grid that `poses` (b, 2, 4) lead to."""
-        rows, b = poses, len(poses)
-        if isinstance(self.field, ModalField):
-            moved = latents[:, None, :, None] * poses[:, :, None, :3]  # (b, 2, K, 3)
-            rows = torch.cat([poses, moved.flatten(2)], 2)
-        places = (rows.reshape(2 * b, -1) @ self._rows).view(b, 2, -1)
-        if self.field is not None and not isinstance(self.field, ModalField):
-            displacements = self._evaluate(latents)
-            if self.factor is not None:
-                displacements = displacements * self.factor
-            places += torch.bmm(poses[:, :, :3], displacements.transpose(1, 2))
-        return places.transpose(1, 2)
-
-
 @torch.no_grad()
 def accumulate(
     data: ParticleData,
@@ -292,61 +176,33 @@ def accumulate(
     moving = region > 0 if field is not None else torch.zeros_like(region, dtype=torch.bool)
 
     centre = (box // 2,) * 3
-    chunk = chunk_size(batch_size, device)
-    # Slabs of a few planes differ by a shift along z: one reader serves them all, and a large map takes no room.
-    depth = max(d for d in range(1, box + 1) if box % d == 0 and (d == 1 or d * box**2 <= chunk))
-    whole = VoxelReader(torch.ones(depth, box, box, dtype=torch.bool, device=device), (0, *centre[1:]), data.pixel_size)
-    slab = whole.split(chunk)
-    ball = VoxelReader(_half_ball(box, device), (0, *centre[1:]), data.pixel_size).split(chunk) if kernel else []
-    movers = VoxelReader(moving, centre, data.pixel_size, field, region).split(max(1, memory // _BYTES_PER_POINT))
-    rigid, half_kernel = torch.zeros(box**3, device=device), torch.zeros(box**3 // 2, device=device)
-    deformed = torch.zeros(box**3, device=device)
-    n_passes = max(1, len(movers))
-    for number in range(n_passes):
-        readers = movers[number].split(chunk) if movers else []
-        for reader in readers:
-            reader.prepare()
+    # Beyond the sphere inside the box some views are missing, and with them what a filter could make of it.
+    still = Voxels(inscribed_sphere(box, device) | moving, centre, data.pixel_size)
+    ball = Voxels(_half_ball(box, device), (0, *centre[1:]), data.pixel_size)
+    parts = moving_voxels(moving, centre, data.pixel_size, field, region, latents, batch_size) if moving.any() else []
+    passes = passes_within(memory, parts)
+    rigid, deformed = torch.zeros((box,) * 3, device=device), torch.zeros((box,) * 3, device=device)
+    half_kernel = torch.zeros(box // 2, box, box, device=device)
+    for number, movers in enumerate(passes):
         for start in range(0, len(indices), batch_size):
             batch = indices[start : start + batch_size]
-            poses, transfer = _unit_poses(data.poses(batch), data.projector.grid_size), data.transfer(batch)
-            grid = data.projector.reading_grid(data.transforms(batch) * transfer.conj() * data.weights)[:, None]
-            for reader in readers:
-                points = reader.image_points(poses, latents[batch].to(device))
-                deformed[reader.voxels] += _read(grid, points)
+            poses, transfer = data.poses(batch), data.transfer(batch)
+            images = bordered(data.projector.reading_grid(data.transforms(batch) * transfer.conj() * data.weights))
+            for part in movers:
+                part.read(images, part.place(poses, latents[batch].to(device)), deformed)
             if number == 0:
-                for plane in range(0, box, depth):
-                    shifted = poses.clone()
-                    shifted[:, :, 3] += poses[:, :, 2] * ((plane - centre[0]) * data.pixel_size)
-                    for number_in_slab, reader in enumerate(slab):
-                        first = plane * box**2 + number_in_slab * chunk
-                        rigid[first : first + len(reader)] += _read(grid, reader.image_points(shifted))
+                still.read(images, still.place(poses), rigid)
                 if kernel:
-                    spread = data.projector.reading_grid(data.power(transfer))[:, None]
+                    spread = data.projector.reading_grid(data.power(transfer))
                     # The first row and column have no mirror image; the kernel has one everywhere.
                     spread[..., 0, :] = spread[..., 0] = 0
-                    for reader in ball:
-                        half_kernel[reader.voxels] += _read(spread, reader.image_points(poses))
+                    ball.read(bordered(spread), ball.place(poses), half_kernel)
             if progress is not None:
-                progress(number * len(indices) + start + len(batch), n_passes * len(indices))
-    rigid, deformed = rigid.view((box,) * 3), deformed.view((box,) * 3)
+                progress(number * len(indices) + start + len(batch), len(passes) * len(indices))
+        for part in movers:
+            part.release()
     deformed = torch.where(moving, deformed, rigid)
-    full_kernel = _whole_kernel(half_kernel.view(box // 2, box, box)) if kernel else None
-    return BackprojectionSums(deformed, rigid, full_kernel, len(indices))
-
-
-def _unit_poses(poses: torch.Tensor, size: int) -> torch.Tensor:
-    """Return poses that lead to -1 ... 1 across a grid, as `grid_sample` wants it, in the place of its pixels.
-
-    Spares a pass over all points of all particles.
-    """
-    poses = poses * (2 / (size - 1))
-    poses[:, :, 3] -= 1
-    return poses
-
-
-def _read(grid: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """Return the (m,) sums over images of what (b, 1, size, size) grids hold at (b, m, 2) points, -1 ... 1."""
-    return F.grid_sample(grid, points[:, None], align_corners=True).sum((0, 1, 2))
+    return BackprojectionSums(deformed, rigid, _whole_kernel(half_kernel) if kernel else None, len(indices))
 
 
 def fourier_denominator(kernel: torch.Tensor) -> torch.Tensor:
@@ -420,15 +276,6 @@ def inscribed_sphere(box: int, device: torch.device | str = "cpu", radius: float
     axis = torch.arange(box, device=device) - box // 2
     squared = axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2
     return squared <= (box // 2 - 1 if radius is None else radius) ** 2
-
-
-def chunk_size(batch_size: int, device: torch.device | str) -> int:
-    """Return how many points to read at once for a batch of particles.
-
-    On a CPU what is at hand then fits its cache; on a GPU a step outlasts its launch.
-    """
-    size = 2**24 if torch.device(device).type == "cpu" else 2**29
-    return max(1024, size // (batch_size * _BYTES_PER_READ))
 
 
 def _half_ball(box: int, device) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 import torch
 
-from dynamight_core.imaging.backprojection import Evaluator, Field
+from dynamight_core.imaging.voxels import Evaluator, Field
 
 # The motion between neighbouring voxels is small against their distance: some steps are plenty.
 _STEPS = 12

@@ -93,7 +93,7 @@ class HalfReconstruction:
         """
         modes = self.modes if deformed else None
         field, coordinates = (None, None) if modes is None else (modes.field, modes.coordinates)
-        operator = DeformedProjection(self.data, self.region, field, coordinates)
+        operator = DeformedProjection(self.data, self.region, field, coordinates, batch_size)
         numerator = self.sums.numerator if deformed else self.sums.rigid
         solution = least_squares(
             operator, numerator, self.denominator, regularisation, self.indices,

@@ -12,15 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
-from dynamight_core.imaging.backprojection import (
-    Field,
-    ParticleData,
-    VoxelReader,
-    denominator_floor,
-    filter_volume,
-)
+from dynamight_core.imaging.backprojection import ParticleData, denominator_floor, filter_volume
 from dynamight_core.imaging.fourier import expand_shells, plane_multiplicity
-from dynamight_core.imaging.projector import read_bilinear, spread_bilinear
+from dynamight_core.imaging.voxels import Field, bordered, moving_voxels
 
 
 class DeformedProjection:
@@ -34,36 +28,53 @@ class DeformedProjection:
         (box, box, box) bool or weights in [0, 1]: voxels above zero belong to the map, displacements are multiplied.
     field, latents
         deformation and its (n, d) latents; None for a rigid map.
+    batch_size
+        particles at a time.
     """
 
-    def __init__(self, data: ParticleData, region, field: Field | None = None, latents=None):
+    def __init__(self, data: ParticleData, region, field: Field | None = None, latents=None, batch_size=32):
         self.data, self.latents = data, latents
         self.region = region.to(data.device)
-        self.reader = VoxelReader(self.region > 0, (data.box // 2,) * 3, data.pixel_size, field, self.region)
-        self.reader.prepare()
+        self.shape = self.region > 0
+        self.parts = moving_voxels(
+            self.shape, (data.box // 2,) * 3, data.pixel_size, field, self.region, latents, batch_size
+        )
 
-    def points(self, batch: torch.Tensor) -> torch.Tensor:
-        """Return (b, m, 2) where the voxels lie in the images of (b,) particles, pixels of the projector's grid."""
+    def __len__(self) -> int:
+        return int(self.shape.sum())
+
+    def _placed(self, batch):
         latents = None if self.latents is None else self.latents[batch].to(self.data.device)
-        return self.reader.image_points(self.data.poses(batch), latents)
+        poses = self.data.poses(batch)
+        return ((part, part.place(poses, latents)) for part in self.parts)
 
-    def project(self, values: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-        """Return (b, box, box//2+1) images, without the CTF, of (m,) voxels."""
-        spread = values.expand(len(points), 1, -1)
-        return self.data.images_of(spread_bilinear(spread, points, self.data.projector.grid_size)[:, 0])
+    def project(self, values: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+        """Return (b, box, box//2+1) images, without the CTF, of (m,) voxels for (b,) particles."""
+        size = self.data.projector.grid_size
+        volume = self.volume(values)
+        return self.data.images_of(sum(part.spread(volume, placed, size) for part, placed in self._placed(batch)))
 
-    def backproject(self, transforms: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-        """Return (m,) sums over b images at the voxels; the adjoint of `project`."""
-        return read_bilinear(self.data.projector.reading_grid(transforms)[:, None], points).sum((0, 1))
+    def backproject(self, transforms: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+        """Return (m,) sums over the images of (b,) particles at the voxels; the adjoint of `project`."""
+        images = bordered(self.data.projector.reading_grid(transforms))
+        total = torch.zeros(self.shape.shape, device=images.device)
+        for part, placed in self._placed(batch):
+            part.read(images, placed, total)
+        return total[self.shape]
+
+    def volume(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the (box, box, box) map of (m,) voxels."""
+        volume = torch.zeros(self.shape.shape, device=values.device)
+        volume[self.shape] = values
+        return volume
 
     @torch.no_grad()
     def normal(self, values: torch.Tensor, indices: torch.Tensor, batch_size: int) -> torch.Tensor:
         """Return (m,) sum_i P_i* C_i^2 P_i / Sigma of (m,) voxels."""
         total = torch.zeros_like(values)
         for batch in indices.split(batch_size):
-            points = self.points(batch)
-            images = self.project(values, points) * self.data.power(self.data.transfer(batch))
-            total += self.backproject(images, points)
+            images = self.project(values, batch) * self.data.power(self.data.transfer(batch))
+            total += self.backproject(images, batch)
         return total
 
     @torch.no_grad()
@@ -72,7 +83,7 @@ class DeformedProjection:
         box, rows = self.data.box, []
         weights = self.data.weights * plane_multiplicity(box, self.data.device) / box**2
         for batch in indices.split(batch_size):
-            predicted = self.project(values, self.points(batch)) * self.data.transfer(batch)
+            predicted = self.project(values, batch) * self.data.transfer(batch)
             rows.append(((self.data.transforms(batch) - predicted).abs().square() * weights).sum((1, 2)))
         return torch.cat(rows)
 
@@ -126,15 +137,13 @@ def least_squares(
         their mean by more than its standard error is not taken, and none after it. `most_steps` are taken if None.
     """
     box = len(numerator)
-    shape = operator.region > 0
+    shape = operator.shape
     shares = torch.as_tensor(regularisation, dtype=torch.float32, device=denominator.device).expand(box // 2 + 1)
     penalty = expand_shells(denominator_floor(denominator, shares), box, 3)
     inverse = 1 / (denominator + penalty)
 
     def filtered(values, transfer):
-        volume = torch.zeros_like(numerator)
-        volume[shape] = values
-        return filter_volume(volume, transfer)[shape]
+        return filter_volume(operator.volume(values), transfer)[shape]
 
     def apply(values):
         return operator.normal(values, indices, batch_size) + filtered(values, penalty)
@@ -163,6 +172,4 @@ def least_squares(
         values, residual, taken = candidate, residual - length * image, step + 1
         if progress is not None:
             progress(taken, most_steps)
-    volume = torch.zeros_like(numerator)
-    volume[shape] = values
-    return LeastSquares(volume, taken, tuple(residuals))
+    return LeastSquares(operator.volume(values), taken, tuple(residuals))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from dynamight_core.imaging.backprojection import Field, ModalField
+from dynamight_core.imaging.voxels import Field, ModalField
 
 # Points and particles that the modes are found on; fields are fitted to the same particles.
 _POINTS, _PARTICLES = 600, 400

@@ -32,10 +32,10 @@ from dynamight_core.imaging.fourier import (
 )
 from dynamight_core.imaging.poses import random_rotations, rotation_matrices
 from dynamight_core.imaging.projector import Projector
+from dynamight_core.imaging.voxels import ModalField, Voxels, bordered, lattice_spacing
 from dynamight_core.model.decoders import BasisDecoder
 from dynamight_core.options import InvertOptions, SimulateOptions
 from dynamight_core.reconstruction.checks import check_views
-from dynamight_core.reconstruction.coarse import CoarseField
 from dynamight_core.reconstruction.frames import FrameField
 from dynamight_core.reconstruction.fsc import (
     HalfMapFsc,
@@ -147,7 +147,7 @@ def test_numerator_is_the_adjoint_of_the_deformed_projection_with_a_complex_ctf(
     data = ParticleData(images.__getitem__, transfer.__getitem__, matrices, box, pixel)
     sums = accumulate(data, torch.arange(5), field=decoder, latents=latents, region=region, batch_size=2)
 
-    volume = torch.randn(box, box, box, generator=generator)
+    volume = torch.randn(box, box, box, generator=generator) * region
     with torch.no_grad():
         delta = decoder.displacements(latents, points) * region.reshape(-1, 1)
     projected = Projector(box, pixel, 2).project(points + delta, volume.reshape(-1), matrices)
@@ -263,24 +263,51 @@ def test_the_map_does_not_depend_on_how_many_particles_there_are(hinge, rigid_su
     assert torch.allclose(wbp(doubled), wbp(rigid_sums), atol=1e-4 * float(wbp(rigid_sums).abs().max()))
 
 
-def test_a_coarse_field_is_exact_for_linear_displacements_and_close_for_smooth_ones():
+class Waves(ModalField):
+    """Three smooth fields."""
+
+    def __init__(self, wavelength):
+        factors = 2 * torch.pi / wavelength * torch.tensor([0.3, 0.6, 1.0])
+        super().__init__(lambda points: torch.sin(points.roll(1, 1) * factors[:, None, None]))
+
+
+@pytest.mark.parametrize("spacing", [None, 1, 4])
+def test_compiled_loops_and_torch_read_and_spread_alike(spacing):
+    # As far as the border of the images and beyond it.
     generator = torch.Generator().manual_seed(0)
-    points = 40 * torch.randn(300, 3, generator=generator)
-    matrix = torch.randn(3, 3, generator=generator) / 10
+    mask = inscribed_sphere(24, radius=13)
+    mask[:, 3] = False
+    field, scale = (None, None) if spacing is None else (Waves(60.0), torch.rand(24, 24, 24, generator=generator))
+    voxels = Voxels(mask, (12, 12, 12), 3.0, field, scale, spacing or 1)
+    matrices = rotation_matrices(random_rotations(4, generator))[:, :2] * (2 / 3.0)
+    placed = voxels.place(
+        torch.cat([matrices, torch.full((4, 2, 1), 24.0)], 2), 4 * torch.randn(4, 3, generator=generator)
+    )
+    images, values = torch.randn(4, 48, 48, generator=generator), torch.randn(24, 24, 24, generator=generator)
+    found, expected = torch.zeros(24, 24, 24), torch.zeros(24, 24, 24)
+    voxels.read(bordered(images), placed, found)
+    voxels._read_torch(bordered(images), placed, expected)
+    assert float(expected[mask].abs().min()) > 0 and not found[~mask].any()
+    assert (found - expected).norm() < 1e-5 * expected.norm()
+    spread, expected = voxels.spread(values, placed, 48), torch.zeros(4, 51, 51)
+    voxels._spread_torch(values, placed, expected)
+    assert (spread - expected[:, 1:-2, 1:-2]).norm() < 1e-5 * spread.norm()
+    forward, adjoint = float((spread * images).double().sum()), float((values * found).double().sum())
+    assert abs(forward - adjoint) < 1e-5 * float(spread.norm() * images.norm())
 
-    class Linear:
-        def evaluator(self, points):
-            return lambda latents: latents[:, :1, None] * (points @ matrix) + latents[:, 1:, None]
 
-    latents = torch.randn(4, 2, generator=generator)
-    exact = Linear().evaluator(points)(latents)
-    assert torch.allclose(CoarseField(Linear(), 7.0).evaluator(points)(latents), exact, atol=1e-3)
-
-    smooth = BasisDecoder(2, 256.0, shortest=60.0).requires_grad_(False)
-    torch.nn.init.normal_(smooth.fields[-1].weight, std=0.5, generator=generator)
-    exact = smooth.evaluator(points)(latents)
-    coarse = CoarseField(smooth, 8.0).evaluator(points)(latents)
-    assert (coarse - exact).norm() < 0.05 * exact.norm()
+def test_a_field_is_evaluated_as_coarsely_as_its_smoothness_allows():
+    mask, coordinates = inscribed_sphere(32, radius=12), torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+    arguments = (mask, (16, 16, 16), 1.0)
+    spacings = [lattice_spacing(*arguments, Waves(length), None, coordinates) for length in (400.0, 80.0, 4.0)]
+    assert spacings[0] > spacings[1] > spacings[2] == 1
+    exact, coarse = torch.zeros(32, 32, 32), torch.zeros(32, 32, 32)
+    poses = torch.cat([rotation_matrices(torch.zeros(50, 3))[:, :2], torch.full((50, 2, 1), 16.0)], 2)
+    images = torch.randn(50, 32, 32, generator=torch.Generator().manual_seed(1))
+    for out, spacing in ((exact, 1), (coarse, spacings[1])):
+        voxels = Voxels(*arguments, Waves(80.0), None, spacing)
+        voxels.read(bordered(images), voxels.place(poses, coordinates), out)
+    assert (coarse - exact).norm() < 0.03 * exact.norm()
 
 
 @pytest.mark.parametrize(
@@ -401,15 +428,14 @@ def test_deformed_projection_and_backprojection_are_adjoint(hinge):
     batch = hinge.everything[:7]
     operator = DeformedProjection(hinge.particles(), inscribed_sphere(BOX, radius=12), Hinged(t), t.angles)
     generator = torch.Generator().manual_seed(0)
-    values = torch.randn(len(operator.reader), generator=generator)
+    values = torch.randn(len(operator), generator=generator)
     images = torch.randn(7, BOX, BOX, generator=generator)
-    points = operator.points(batch)
-    projected = fourier_to_image(operator.project(values, points), BOX).double()
-    read = operator.backproject(image_to_fourier(images), points).double()
+    projected = fourier_to_image(operator.project(values, batch), BOX).double()
+    read = operator.backproject(image_to_fourier(images), batch).double()
     forward, adjoint = float((projected * images).sum()), float((values * read).sum())
     scale = float(projected.norm() * images.norm())
     assert abs(forward - adjoint) < 1e-5 * scale
-    other = torch.randn(len(operator.reader), generator=generator)
+    other = torch.randn(len(operator), generator=generator)
     left = float(other.double() @ operator.normal(values, batch, 3).double())
     right = float(values.double() @ operator.normal(other, batch, 7).double())
     assert abs(left - right) < 1e-4 * abs(float(values @ operator.normal(values, batch, 7)))
@@ -419,10 +445,11 @@ def test_bilinear_spreading_on_the_finer_grid_errs_by_a_few_per_cent_up_to_nyqui
     # Against the sum over voxels, exact at every frequency, for a white map.
     generator = torch.Generator().manual_seed(1)
     operator = DeformedProjection(hinge.particles(), inscribed_sphere(BOX, radius=9), None, None)
-    values = torch.randn(len(operator.reader), generator=generator)
+    values = torch.randn(len(operator), generator=generator)
     batch = hinge.everything[:3]
-    got = operator.project(values, operator.points(batch))
-    places = Projector(BOX, PIXEL).image_points(operator.reader.points, hinge.matrices[batch]) - BOX // 2
+    got = operator.project(values, batch)
+    voxels = (operator.shape.nonzero().flip(1) - BOX // 2) * PIXEL
+    places = Projector(BOX, PIXEL).image_points(voxels, hinge.matrices[batch]) - BOX // 2
     phase = -2 * torch.pi * torch.einsum("hwc,bnc->bhwn", frequencies_2d(BOX), places)
     exact = (torch.polar(torch.ones_like(phase), phase) * values).sum(-1)
     for low, high, limit in ((1, 8, 0.02), (8, 12, 0.05), (12, 16, 0.1)):
@@ -507,7 +534,8 @@ def test_forward_field_from_the_inverse_is_two_x_minus_the_inverse(inverse):
 
 def test_map_through_the_inverse_lies_between_rigid_and_exact(inverse, hinge, rigid_sums):
     field, _, _ = inverse
-    through = wbp(hinge.sums(field=CoarseField(ForwardFromInverse(field), 2 * PIXEL), latents=hinge.truth.angles))
+    near = inscribed_sphere(BOX, radius=11)
+    through = wbp(hinge.sums(field=ForwardFromInverse(field), latents=hinge.truth.angles, region=near))
     exact = wbp(hinge.sums(field=Hinged(hinge.truth), latents=hinge.truth.angles))
     assert hinge.mean_fsc(wbp(rigid_sums), 1) < hinge.mean_fsc(through, 1) < hinge.mean_fsc(exact, 1) + 0.01
 
