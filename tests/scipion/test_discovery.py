@@ -53,6 +53,15 @@ def test_discovery_imports_neither_torch_nor_the_engine(flags):
     assert run.stdout.splitlines()[-1] == ""
 
 
+def test_the_plugin_adds_next_to_nothing_to_the_start_of_scipion():
+    measure = (
+        "import pwem; from time import process_time; start = process_time();"
+        "import dynamight_scipion; print(process_time() - start)"
+    )
+    seconds = min(float(subprocess.check_output([sys.executable, "-c", measure])) for _ in range(2))
+    assert seconds < 0.1
+
+
 # ------------------------------------------------------------------ what it shows
 
 

@@ -69,6 +69,62 @@ def test_environment_is_made_by_conda_where_there_is_one(monkeypatch, version, a
     assert Plugin._getEnvironmentCommand() == (command, needs)
 
 
+# In the place of the real ones. Environments of this conda find the packages of the tests' Python, so that nothing is
+# downloaded; what Scipion downloads for a package without an archive is an empty file.
+CONDA = """#!/bin/bash
+echo "$@" >> {calls}
+case "$1" in
+shell.bash) echo 'export CONDA_IS_ACTIVE=yes' ;;
+create)
+    test "$CONDA_IS_ACTIVE" || exit 1
+    {python} -m venv --without-pip "$4"
+    echo {packages} > "$(echo "$4"/lib/python3*/site-packages)/packages.pth" ;;
+esac
+"""
+WGET = """#!/bin/bash
+while [ "$1" != -O ]; do shift; done
+touch "$2"
+"""
+
+
+def test_scipion_installs_the_engine_with_a_stub_conda(tmp_path):
+    programs, home = tmp_path / "bin", tmp_path / "home"
+    programs.mkdir()
+    home.mkdir()
+    packages = Path(pytest.__file__).parent.parent
+    python = f"{sys.base_prefix}/bin/python{sys.version_info[0]}.{sys.version_info[1]}"
+    conda = CONDA.format(calls=tmp_path / "calls", python=python, packages=packages)
+    for name, text in (("conda", conda), ("wget", WGET)):
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("SCIPION_", "DYNAMIGHT_"))}
+    environ |= {
+        "SCIPION_DOMAIN": "pwem", "SCIPION_HOME": str(home), "SCIPION_USER_DATA": str(home / "data"),
+        "SCIPION_NOTIFY": "False", "SCIPION_PYTHON": sys.executable, "PATH": f"{programs}:{os.environ['PATH']}",
+        "CONDA_ACTIVATION_CMD": f'eval "$({programs}/conda shell.bash hook)"', "PIP_NO_INDEX": "1",
+        "PIP_NO_BUILD_ISOLATION": "0",  # pip's way to say yes
+    }  # fmt: skip
+
+    def scipion(*words):
+        run = subprocess.run([sys.executable, *words], env=environ, capture_output=True, text=True, cwd=tmp_path)
+        assert run.returncode == 0, run.stdout + run.stderr
+        return run.stdout
+
+    scipion("-m", "scipion", "config", "--unattended")
+    output = scipion("-m", "scipion", "installb", "dynamight")
+    environment = home / "software" / "em" / f"dynamight-{ENGINE_VERSION}" / "env"
+    assert (environment / "bin" / "dynamight").exists(), output
+    assert (tmp_path / "calls").read_text().splitlines() == ["shell.bash hook", "create -y -p ./env python=3.11"]
+    ask = "Plugin._defineVariables(); print(Plugin.validateInstallation()); print(Plugin.getProgram('train'))"
+    errors, program = scipion("-c", f"from dynamight_scipion import Plugin; {ask}").splitlines()[-2:]
+    assert errors == "[]"
+    assert program.startswith(f'export PATH="{environment}/bin:$PATH" && dynamight ')
+    shown = subprocess.run(
+        [f"{environment}/bin/dynamight", "--version"], env=Plugin.getEnviron(), capture_output=True, text=True
+    )
+    assert shown.stdout.split() == ["dynamight", ENGINE_VERSION], shown.stderr
+
+
 def fake_environment(folder, version):
     packages = folder / "lib" / "python3.11" / "site-packages"
     (packages / f"dynamight_core-{version}.dist-info").mkdir(parents=True)
