@@ -335,6 +335,27 @@ def select(
         record_stage(opened, "select", options, name=name)
 
 
+@_command(options="dynamight_core.options:ControlOptions")
+def control(
+    run: Run,
+    options,
+    kind: Annotated[
+        str,
+        typer.Option(
+            help="shuffled-latents (deformations permuted among particles: does motion improve the map), "
+            "noise-particles (does the model make a map of noise), or held-out (does deformation improve the map of "
+            "particles that trained nothing).",
+            show_default=False,
+        ),
+    ],
+) -> None:
+    """Make a control experiment that tells bias from truth; write its verdict to RUN/analysis/controls."""
+    from dynamight_core.analysis.controls.stage import control_run
+
+    with Reporter() as report:
+        control_run(_open(run, options), options, report.say, report.progress)
+
+
 @_command()
 def explore(
     run: Run,

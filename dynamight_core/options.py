@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 HALVES = ("1", "2", "both")
 METHODS = ("auto", "wbp", "cg")
+CONTROLS = ("shuffled-latents", "noise-particles", "held-out", "wrong-model")
 
 
 @dataclass
@@ -306,6 +307,38 @@ class SelectOptions:
     half: int | None = None
     complement: bool = False
     seed: int = 0
+
+
+@dataclass
+class ControlOptions:
+    """How a control experiment is made.
+
+    Parameters
+    ----------
+    kind
+        shuffled-latents, noise-particles, held-out or wrong-model.
+    particles
+        At most so many particles of each half, drawn at random.
+    permutations
+        How often the deformations are permuted among particles.
+    shrink
+        Shrink each mode of motion to what held-out particles support of it, as a reconstruction does; without, judge
+        the motion as it was learned.
+    seed
+        Of everything drawn at random.
+    device
+        auto (a GPU if there is one), cpu, cuda, or the number of a GPU.
+    threads
+        CPU threads. All that the process may use if left out.
+    """
+
+    kind: str
+    particles: int = 10000
+    permutations: int = 4
+    shrink: bool = True
+    seed: int = 0
+    device: str = "auto"
+    threads: int | None = None
 
 
 @dataclass

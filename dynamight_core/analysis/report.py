@@ -25,6 +25,7 @@ from plotly.subplots import make_subplots
 from scipy.stats import binned_statistic_2d
 from sklearn.decomposition import PCA
 
+from dynamight_core.analysis.controls.result import read_controls
 from dynamight_core.analysis.exports import spread_out
 from dynamight_core.files import atomic_path, read_map
 
@@ -146,6 +147,7 @@ def write_report(run, path: str | Path | None = None, say: Callable[[str], None]
         ("movie", "Principal motions, animated", _movie_section(page)),
         ("maps", "Maps before and after", _maps_section(page)),
         ("fsc", "Fourier shell correlation", _fsc_section(page)),
+        ("controls", "Controls", _controls_section(page)),
         ("files", "Files and commands", _files_section(page)),
     ]
     with atomic_path(path) as temporary:
@@ -1041,6 +1043,94 @@ def _resolution_ticks(highest: float) -> list[float]:
     return ticks
 
 
+# ---------------------------------------------------------------- controls
+
+
+# For every kind: what it asks, verdicts that are good news, what its curves are, and names of curves and gains.
+_CONTROLS = {
+    "shuffled-latents": (
+        "Deformations permuted among particles", ("from the motion",), "FSC of the half-maps in the moving part",
+        {"own": "own deformations", "rigid": "none"},
+        [("own deformations", "gain"), ("map permuted", "permuted_map_gain"), ("all permuted", "permuted_gain")],
+        "gain over the rigid map, nats an image",
+    ),
+    "held-out": (
+        "The map of particles that trained nothing", ("improves the map",),
+        "FSC with the other half's map in the moving part",
+        {"deformed": "both with deformations", "rigid": "both without",
+         "deformed_to_rigid": "only this with deformations"},
+        [("own deformations", "gain"), ("permuted", "permuted_gain")],
+        "gain in the moving part's density, share",
+    ),
+    "noise-particles": (
+        "Noise in the place of particles", ("nothing appears from noise", "a trace appears from noise"),
+        "FSC of the half-maps of noise",
+        {"deformed": "deformed by the model", "rigid": "not deformed"}, [], "",
+    ),
+}  # fmt: skip
+
+
+def _controls_section(page: _Page) -> str:
+    found = read_controls(page.folder)
+    missing = [kind for kind in _CONTROLS if kind not in found]
+    parts = [_control_section(page, found[kind]) for kind in _CONTROLS if kind in found]
+    if missing:
+        commands = "; ".join(f"{page.command('control')} <code>--kind {kind}</code>" for kind in missing)
+        parts.append(_absent(f"Not made: {commands}."))
+    return "".join(parts)
+
+
+def _control_section(page: _Page, control: dict) -> str:
+    title, good, quantity, names, gains, unit = _CONTROLS[control["kind"]]
+    figures, colour = control["figures"], "supported" if control["verdict"] in good else "not-supported"
+    if control["verdict"] in ("undecided", "no motion", "partly from the motion"):
+        colour = "undecided"
+    words = escape(control["sentence"].replace("+-", "±"))
+    head = f"<h3>{title}</h3><div class=\"verdict {colour}\"><h3>{escape(control['verdict'].capitalize())}</h3>"
+    head += f"<p>{words}</p></div>"
+    if "curves" not in figures:
+        return head
+    figure = make_subplots(1, 2 if gains else 1, column_widths=[0.62, 0.38] if gains else [1.0])
+    frequency, colours = np.array(figures["resolution"]), ["#1f6f8b", "#c8643c", "#6a8f3f"]
+    if "three_deviations" in figures:
+        band = np.array(figures["three_deviations"])[1:]
+        for values, name in ((band, "three deviations"), (-band, None)):
+            figure.add_scatter(
+                x=frequency[1:], y=values, mode="lines", line={"color": "#9aa5ad", "dash": "dot"}, name=name or "",
+                showlegend=name is not None, row=1, col=1,
+            )  # fmt: skip
+    others = [name for name in figures["curves"] if name not in names]
+    for name in others:
+        figure.add_scatter(
+            x=frequency[1:], y=figures["curves"][name][1:], mode="lines", line={"color": "#c9a0b4", "width": 1.2},
+            name="permuted", legendgroup="permuted", showlegend=name == others[0], row=1, col=1,
+        )  # fmt: skip
+    for (name, label), line in zip(names.items(), colours, strict=False):
+        figure.add_scatter(
+            x=frequency[1:], y=figures["curves"][name][1:], mode="lines", line={"color": line, "width": 2.4},
+            name=label, row=1, col=1,
+        )  # fmt: skip
+    ticks = _resolution_ticks(float(frequency[-1]))
+    figure.update_xaxes(
+        title="resolution, Å", tickvals=[1 / value for value in ticks], ticktext=[f"{v:g}" for v in ticks],
+        row=1, col=1,
+    )  # fmt: skip
+    figure.update_yaxes(title=quantity, row=1, col=1)
+    if gains:
+        figure.add_bar(
+            x=[label for label, _ in gains], y=[figures[name] for _, name in gains], showlegend=False,
+            error_y={"array": [3 * figures[f"{name}_error"] for _, name in gains], "color": "#22282e"},
+            marker={"color": ["#1f6f8b", *["#c9a0b4"] * 2][: len(gains)]}, width=0.5, row=1, col=2,
+        )  # fmt: skip
+        figure.update_yaxes(title=unit, row=1, col=2)
+    figure.update_layout(legend={"orientation": "h", "y": 1.04, "x": 0, "yanchor": "bottom", "entrywidth": 150})
+    name = f"figure-{control['kind']}"
+    bars = " Right: means over particles, bars of three standard errors." if gains else ""
+    return head + page.figure(figure, 420, name) + _caption(
+        f"{quantity}.{bars} The numbers are in <code>analysis/controls/{control['kind']}.csv</code>."
+    )
+
+
 # ---------------------------------------------------------------- files
 
 
@@ -1058,6 +1148,8 @@ def _files_section(page: _Page) -> str:
         what = {
             "analysis/tables": "the numbers behind these figures",
             "analysis/domains": "masks and motions of the rigid domains",
+            "analysis/controls": "verdicts and numbers of the control experiments",
+            "analysis/controls/held-out": "maps of the particles that trained nothing, on the grid of the particles",
         }.get(name, "")
         rows.append((f"<code>{escape(name)}/</code> {len(sizes)} files", what, _size(sum(sizes))))
     frame = pd.DataFrame(rows, columns=["file", "what it holds", "size"])

@@ -34,7 +34,7 @@ from dynamight_core.training.devices import choose_device
 N, BOX, PIXEL = 220, 32, 6.0
 SMALL = ["--n-gaussians", "200", "--epochs", "8", "--encoder-epochs", "4", "--reference-interval", "3"]
 SMALL += ["--n-latents", "2", "--batch-size", "50", "--refits", "0", "--threads", "1"]
-COMMANDS = "simulate check train invert reconstruct analyse states displace select explore demo".split()
+COMMANDS = "simulate check train invert reconstruct analyse states displace select control explore demo".split()
 DOCS = Path(__file__).parents[2] / "docs" / "command-line.md"
 
 

@@ -12,12 +12,13 @@ import pytest
 import starfile
 import torch
 
+from dynamight_core.analysis.controls.result import Control, write_control
 from dynamight_core.analysis.motions import PrincipalMotions
 from dynamight_core.analysis.report import write_report
 from dynamight_core.config import InputOptions, RunConfig, TrainOptions
 from dynamight_core.files import write_map
 
-SECTIONS = "verdict training landscape latents errors gaussians domains movie maps fsc files".split()
+SECTIONS = "verdict training landscape latents errors gaussians domains movie maps fsc controls files".split()
 
 
 def make_run(folder, n=400, n_points=300, n_motions=4, answer="supported", reconstructed=False, rigid=True):
@@ -257,3 +258,29 @@ def test_report_of_100000_particles_is_below_20_mb(tmp_path):
     counts = pd.read_csv(run.path / "analysis" / "tables" / "landscape_density.csv")["particles"]
     # All but the thin tails beyond the drawn range
     assert counts.sum() > 0.99 * 100_000
+
+
+def test_controls_are_shown_with_their_verdicts_curves_and_errors(tmp_path):
+    run = make_run(tmp_path / "run")
+    shells = [0.0, 0.01, 0.02, 0.03]
+    figures = {
+        "gain": 2.5, "gain_error": 0.25, "permuted_map_gain": 1.0, "permuted_map_gain_error": 0.2,
+        "permuted_gain": -1.5, "permuted_gain_error": 0.1, "resolution": shells,
+        "curves": {"own": [1, 0.9, 0.8, 0.7], "rigid": [1, 0.8, 0.6, 0.4], "permuted 1": [1, 0.5, 0.3, 0.2]},
+    }  # fmt: skip
+    table = pd.DataFrame({"particle": [1]})
+    write_control(run, Control("shuffled-latents", "from the motion", "It is 2.5 +- 0.25 nats.", figures, table))
+    write_control(run, Control("held-out", "no motion", "Nothing moves.", {}, pd.DataFrame()))
+    path = write_report(run, say=lambda line: None)
+    text = path.read_text()
+    for words in ("From the motion", "It is 2.5 ± 0.25 nats.", "No motion", "Nothing moves."):
+        assert words in text
+    assert "--kind noise-particles" in text
+    assert "--kind held-out" not in text
+    traces = figure_data(path, "figure-shuffled-latents")
+    curves = {trace["name"]: list(trace["y"]) for trace in traces if trace["type"] == "scatter"}
+    assert curves["own deformations"] == [0.9, 0.8, 0.7]
+    assert curves["permuted"] == [0.5, 0.3, 0.2]
+    (bars,) = (trace for trace in traces if trace["type"] == "bar")
+    assert list(bars["y"]) == [2.5, 1.0, -1.5]
+    assert list(bars["error_y"]["array"]) == pytest.approx([0.75, 0.6, 0.3])

@@ -1,0 +1,126 @@
+"""From a finished run to the verdict of a control experiment."""
+
+import shutil
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import torch
+
+from dynamight_core.analysis.controls.held_out import held_out
+from dynamight_core.analysis.controls.maps import ControlImages
+from dynamight_core.analysis.controls.noise import noise_particles
+from dynamight_core.analysis.controls.result import Control, controls_folder, write_control
+from dynamight_core.analysis.controls.shuffled import shuffled_latents
+from dynamight_core.errors import InputError
+from dynamight_core.files import header_origin, write_map
+from dynamight_core.imaging.fourier import resample_volume
+from dynamight_core.options import CONTROLS, ControlOptions
+from dynamight_core.reconstruction.checks import check_run
+from dynamight_core.reconstruction.stage import record_stage
+from dynamight_core.training.devices import choose_device
+
+if TYPE_CHECKING:
+    from dynamight_core.analysis.results import Run
+
+# Fewer particles of a half make no map, fewer validation particles no statistics.
+_LEAST_PARTICLES, _LEAST_VALIDATION = 100, 40
+
+Say = Callable[[str], None]
+Progress = Callable[[str, int, int], None]
+
+
+def control_run(
+    run: "Run", options: ControlOptions, say: Say = print, progress: Progress | None = None
+) -> Control:
+    """Make a control experiment of a run and write it to RUN/analysis/controls.
+
+    Parameters
+    ----------
+    run
+        finished and summarised.
+    options
+        of the control.
+    say, progress
+        take lines for the user, and a stage's name with what is done and to do.
+
+    Raises
+    ------
+    InputError
+        if an option cannot be used, or the run has too few particles for the control.
+    """
+    _check(run, options)
+    tell = progress or (lambda *_: None)
+    images = ControlImages(
+        run, _rows(run, options), choose_device(options.device), lambda d, n: tell("reading images", d, n)
+    )
+    volumes = {}
+    if options.kind == "shuffled-latents":
+        control = shuffled_latents(images, options, tell)
+    elif options.kind == "noise-particles":
+        control = noise_particles(images, options, tell)
+    else:
+        control, volumes = held_out(images, options, tell) or (None, {})
+    if control is None:
+        control = _nothing_moves(options)
+    control.options = vars(options).copy()
+    path = write_control(run, control)
+    _write_maps(run, images, control.kind, volumes)
+    record_stage(run, f"control {options.kind}", options)
+    say(control.sentence)
+    say(f"The numbers are in {path} and {path.with_suffix('.csv')}; dynamight analyse {run.path} shows them.")
+    return control
+
+
+def _check(run: "Run", options: ControlOptions) -> None:
+    if options.kind not in CONTROLS:
+        raise InputError(f"--kind is '{options.kind}'; choose one of {', '.join(CONTROLS)}")
+    if options.particles < _LEAST_PARTICLES:
+        raise InputError(f"--particles is {options.particles}; give at least {_LEAST_PARTICLES} of each half")
+    if options.permutations < 2:
+        raise InputError(f"--permutations is {options.permutations}; give at least 2, to see how far they differ")
+    check_run(run)
+    smallest = min(int((run.halves == half).sum()) for half in (1, 2))
+    if smallest < _LEAST_PARTICLES:
+        raise InputError(
+            f"{run.path} has {smallest} particles in a half; a control needs at least {_LEAST_PARTICLES} for a map"
+        )
+    kept = int(run.validation.sum())
+    if options.kind == "held-out" and kept < _LEAST_VALIDATION:
+        raise InputError(
+            f"{run.path} kept {kept} particles from training, too few to make a map of; train with a larger "
+            f"--validation-fraction, to keep at least {_LEAST_VALIDATION}"
+        )
+    if options.kind == "held-out" and run.config.train.validation_trains_encoders:
+        raise InputError(
+            f"the validation particles of {run.path} trained its encoders; train without --validation-trains-encoders"
+        )
+
+
+def _rows(run: "Run", options: ControlOptions) -> torch.Tensor:
+    """Return the rows of a control: at most so many of each half, and of validation particles as many beside."""
+    generator = torch.Generator().manual_seed(options.seed)
+    chosen = []
+    for half in (1, 2):
+        for kept in (False, True):
+            rows = torch.where((run.halves == half) & (run.validation == kept))[0]
+            chosen.append(rows[torch.randperm(len(rows), generator=generator)[: options.particles]])
+    return torch.cat(chosen).sort().values
+
+
+def _nothing_moves(options: ControlOptions) -> Control:
+    text = (
+        "Held-out images support none of the motion, and the map is the rigid one: there is no improvement to explain. "
+        "--no-shrink judges the motion as it was learned."
+    )
+    return Control(options.kind, "no motion", text, {}, pd.DataFrame())
+
+
+def _write_maps(run: "Run", images: ControlImages, kind: str, volumes: dict[str, torch.Tensor]) -> None:
+    """Write the maps of a control on the grid of the particles to RUN/analysis/controls/KIND."""
+    folder = controls_folder(run) / kind
+    shutil.rmtree(folder, ignore_errors=True)
+    origin = header_origin(run.config.inputs.map)
+    for name, volume in volumes.items():
+        grown = resample_volume(volume.cpu(), run.particles.box)
+        write_map(folder / f"{name}.mrc", grown.numpy(), run.particles.pixel_size, origin)

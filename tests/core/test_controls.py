@@ -1,0 +1,142 @@
+"""Controls: a motion that is there is found, one that is not is not, and noise stays noise."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import safetensors.torch
+import torch
+from typer.testing import CliRunner
+
+from dynamight_core import cli
+from dynamight_core.analysis.controls.noise import NoiseImages
+from dynamight_core.analysis.results import Run, summarise
+from dynamight_core.config import InputOptions, TrainOptions
+from dynamight_core.files import read_map
+from dynamight_core.imaging.fourier import image_to_fourier, shell_means
+from dynamight_core.training.run import train
+
+SMALL = {"n_gaussians": 300, "n_latents": 2, "epochs": 6, "refits": 1, "warm_up_epochs": 2, "validation_fraction": 0.25}
+
+
+@pytest.fixture(scope="module")
+def hinge_run(hinge_set, tmp_path_factory):
+    """A short training on the hinge; tests add controls to it but change nothing."""
+    run = tmp_path_factory.mktemp("control") / "run"
+    inputs = InputOptions(star=str(hinge_set.particles), map=str(hinge_set.consensus))
+    summarise(train(inputs, TrainOptions(**SMALL, threads=1), run, say=lambda _: None), say=lambda _: None)
+    return run
+
+
+@pytest.fixture
+def copied(hinge_run, tmp_path):
+    """A copy of the run to change."""
+    return shutil.copytree(hinge_run, tmp_path / "run")
+
+
+def dynamight(*words):
+    result = CliRunner().invoke(cli.make_app(), [str(word) for word in words])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+def control(run, kind, *words):
+    """Make a control; returns its JSON and what was printed."""
+    code, text = dynamight("control", run, "--kind", kind, "--threads", "1", *words)
+    assert code == 0, text
+    return json.loads((run / "analysis" / "controls" / f"{kind}.json").read_text()), text
+
+
+@pytest.mark.parametrize(
+    ("kind", "verdict"),
+    [
+        ("shuffled-latents", "from the motion"),
+        ("held-out", "improves the map"),
+        ("noise-particles", "a trace appears from noise"),
+    ],
+)
+def test_a_motion_that_is_there_passes_every_control(hinge_run, kind, verdict):
+    found, text = control(hinge_run, kind)
+    assert found["verdict"] == verdict, found["sentence"]
+    assert found["sentence"] in text
+    assert found["options"]["kind"] == kind
+    table = pd.read_csv(hinge_run / "analysis" / "controls" / f"{kind}.csv")
+    assert np.isfinite(table.to_numpy()).all()
+    assert f"control {kind}" in Run.open(hinge_run).config.stages
+
+
+def test_maps_of_held_out_particles_are_on_the_grid_of_the_particles(hinge_set, hinge_run):
+    control(hinge_run, "held-out", "--particles", "200")
+    consensus, pixel_size = read_map(hinge_set.consensus)
+    for name in ("deformed", "rigid"):
+        volume, size = read_map(hinge_run / "analysis" / "controls" / "held-out" / f"{name}.mrc")
+        assert size == pytest.approx(pixel_size)
+        assert np.corrcoef(volume.ravel(), consensus.ravel())[0, 1] > 0.7
+
+
+def test_a_map_of_other_particles_motion_is_not_improved_by_motion(copied):
+    # As large as before, and judged by the same particles, whose own motion is still right.
+    path = copied / "latents.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    for half in (1, 2):
+        mine = torch.where(tensors["halves"] == half)[0]
+        order = mine[torch.randperm(len(mine), generator=torch.Generator().manual_seed(half))]
+        tensors["latents"][half - 1, mine] = tensors["latents"][half - 1, order]
+    safetensors.torch.save_file(tensors, path)
+    found, _ = control(copied, "shuffled-latents")
+    assert found["verdict"] in ("not from the motion", "no improvement"), found["sentence"]
+    lost = found["figures"]["gain"] - found["figures"]["permuted_map_gain"]
+    assert abs(lost) < 3 * found["figures"]["permuted_map_gain_error"]
+
+
+@pytest.mark.parametrize("kind", ["shuffled-latents", "held-out"])
+def test_where_nothing_moves_there_is_nothing_to_explain(copied, kind):
+    for half in (1, 2):
+        path = copied / f"half{half}" / "model.safetensors"
+        with safetensors.safe_open(path, "pt") as file:
+            metadata, state = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+        state["reference_shift"].zero_()
+        state["motion_mask"] = torch.zeros(8, 8, 8)
+        safetensors.torch.save_file(state, path, metadata)
+    found, _ = control(copied, kind)
+    assert found["verdict"] == "no motion"
+    assert "no improvement to explain" in found["sentence"]
+
+
+def test_noise_has_the_spectrum_of_the_model_and_no_two_images_are_alike():
+    power = torch.linspace(3.0, 1.0, 17) * 32**2
+    noise = NoiseImages(power, 400, 32, seed=1).images(torch.arange(400))
+    measured = shell_means(image_to_fourier(noise).abs().square(), 32).mean(0)
+    assert torch.allclose(measured[1:16], power[1:16], rtol=0.15)
+    assert abs(float((noise[:200] * noise[200:]).mean())) < 3 * float(noise.square().mean()) / (200 * 32**2) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--kind", "magic"], "choose one of shuffled-latents"),
+        (["--kind", "shuffled-latents", "--permutations", "1"], "at least 2"),
+        (["--kind", "held-out", "--particles", "10"], "at least 100"),
+    ],
+)
+def test_controls_that_cannot_be_made_are_refused(hinge_run, words, reason):
+    code, text = dynamight("control", hinge_run, *words)
+    assert code == 2
+    assert reason in text
+
+
+def test_validation_particles_that_are_few_or_trained_something_are_refused(copied):
+    path = copied / "config.yaml"
+    path.write_text(path.read_text().replace("validation_trains_encoders: false", "validation_trains_encoders: true"))
+    code, text = dynamight("control", copied, "--kind", "held-out")
+    assert code == 2
+    assert "without --validation-trains-encoders" in text
+    tensors = safetensors.torch.load_file(copied / "latents.safetensors")
+    tensors["validation"][torch.where(tensors["validation"])[0][30:]] = False
+    safetensors.torch.save_file(tensors, copied / "latents.safetensors")
+    code, text = dynamight("control", copied, "--kind", "held-out")
+    assert code == 2
+    assert "kept 30 particles" in text
