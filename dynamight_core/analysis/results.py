@@ -163,7 +163,8 @@ def summarise(
     motions = principal_motions(displacements, n, points, options.n_motions)
     motions.save(path / "analysis" / "motions.safetensors")
     warnings = [*trained.prepared.warnings, COMPOSITION_WARNING]
-    verdict, _ = judge(models, trained.data, run.halves, run.validation, options.seed)
+    groups = trained.prepared.particles.image_groups
+    verdict = judge(models, trained.data, run.halves, run.validation, groups, options.seed)
     unseen = unseen_motion(models, trained.data, [trainer.rows for trainer in trained.trainers], options.seed)
     found = verdict.verdict == "supported"
     if not found:

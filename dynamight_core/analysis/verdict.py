@@ -6,7 +6,7 @@ import torch
 
 from dynamight_core.model.half import HalfModel
 from dynamight_core.training.data import TrainingImages
-from dynamight_core.training.inference import infer_latents
+from dynamight_core.training.inference import infer_latents, random_pixels
 
 # Standard errors that a verdict asks for.
 _SIGMAS = 3.0
@@ -28,7 +28,7 @@ class Verdict:
     null, null_error
         the same with deformations permuted among particles.
     particles
-        number of validation particles.
+        number of validation particles; rows that show one image count once.
     sentence
         in plain words.
     """
@@ -48,25 +48,30 @@ class Verdict:
 
 @torch.no_grad()
 def judge(
-    models: tuple[HalfModel, HalfModel], data: TrainingImages, halves, validation, seed: int
-) -> tuple[Verdict, torch.Tensor]:
+    models: tuple[HalfModel, HalfModel], data: TrainingImages, halves, validation, image_groups, seed: int
+) -> Verdict:
     """Judge the deformations on validation particles.
 
     Each validation particle's latent is inferred, under its own half's frozen decoder, from a random half of
     the Fourier pixels; the data term on the other half is compared with and without its deformation. The null
     gives each particle the latent of another one.
 
-    Returns
-    -------
-    tuple
-        the verdict, and the (n_validation,) gains in nats in the order of the rows.
+    Parameters
+    ----------
+    models
+        of both halves.
+    data
+        images by row.
+    halves, validation, image_groups
+        (n,) half-set, whether held out, and which image: rows that show the same one share its noise, and count once.
+    seed
+        of the choice of Fourier pixels.
     """
     gains, nulls = [], []
     for number, model in enumerate(models, 1):
         rows = torch.where(validation & (halves == number))[0]
         generator = torch.Generator().manual_seed(seed * 100 + number)
-        box = model.box
-        share = torch.rand(len(rows), box, box // 2 + 1, generator=generator) < 0.5
+        share = random_pixels(len(rows), model.box, generator)
         latents = infer_latents(model, data, rows, model.latent_starts(len(rows)), steps=6, pixel_share=share).latents
         plain = _data_terms(model, data, rows, None, ~share)
         gains.append(plain - _data_terms(model, data, rows, latents, ~share))
@@ -76,7 +81,8 @@ def judge(
             other = torch.roll(torch.arange(len(rows)), turn * max(1, len(rows) // (_PERMUTATIONS + 1)))
             null += plain - _data_terms(model, data, rows, latents[other.to(latents.device)], ~share)
         nulls.append(null / _PERMUTATIONS)
-    gains, nulls = torch.cat(gains), torch.cat(nulls)
+    groups = torch.cat([image_groups[validation & (halves == half)] for half in (1, 2)])
+    gains, nulls = _per_image(torch.cat(gains), groups), _per_image(torch.cat(nulls), groups)
     gain, gain_error = float(gains.mean()), float(gains.std() / len(gains) ** 0.5)
     null, null_error = float(nulls.mean()), float(nulls.std() / len(gains) ** 0.5)
     # Pair by pair: both are of the same image with the same noise.
@@ -94,7 +100,13 @@ def judge(
     else:
         name = "undecided"
         text = f"These particles do not decide whether the motions are real: {numbers}. More particles would."
-    return Verdict(name, gain, gain_error, null, null_error, len(gains), text), gains.cpu()
+    return Verdict(name, gain, gain_error, null, null_error, len(gains), text)
+
+
+def _per_image(values: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+    """Return the (images,) means of (n,) values over rows of the same image."""
+    _, index, counts = groups.unique(return_inverse=True, return_counts=True)
+    return torch.zeros(len(counts)).index_add_(0, index, values) / counts
 
 
 def _data_terms(model, data, rows, latents, share) -> torch.Tensor:

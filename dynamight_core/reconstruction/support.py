@@ -15,7 +15,7 @@ from dynamight_core.imaging.voxels import Field
 from dynamight_core.model.half import HalfModel
 from dynamight_core.reconstruction.modes import Modes
 from dynamight_core.training.data import TrainingImages
-from dynamight_core.training.inference import infer_latents
+from dynamight_core.training.inference import infer_latents, random_pixels
 
 _STEPS = 4
 _BATCH = 32
@@ -70,8 +70,7 @@ def mode_support(
     """
     n_modes = len(modes)
     generator = torch.Generator().manual_seed(seed)
-    box = model.box
-    share = torch.rand(len(rows), box, box // 2 + 1, generator=generator) < 0.5
+    share = random_pixels(len(rows), model.box, generator)
     starts = model.latent_starts(len(rows))
     latents = infer_latents(model, data, rows, starts, steps=_STEPS, pixel_share=share, integrate=True).latents
     points = model.consensus_positions

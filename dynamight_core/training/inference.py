@@ -88,6 +88,18 @@ def infer_latents(
     return LatentPosterior(found, covariances, energies)
 
 
+def random_pixels(n: int, box: int, generator: torch.Generator) -> torch.Tensor:
+    """Return (n, box, box//2+1) masks of a random half of the Fourier pixels of real images.
+
+    The first column holds every frequency k beside -k, which is the same number: both are in or both out, or what is
+    held out would have been seen.
+    """
+    share = torch.rand(n, box, box // 2 + 1, generator=generator) < 0.5
+    negative = torch.arange(box // 2 + 1, box)
+    share[:, negative, 0] = share[:, box - negative, 0]
+    return share
+
+
 class _Fit:
     """How well latents explain the images of b particles.
 

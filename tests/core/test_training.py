@@ -11,17 +11,18 @@ from dynamight_core.analysis.detection import unseen_motion
 from dynamight_core.analysis.errors import _pushed_through
 from dynamight_core.analysis.motions import motion_fields, principal_motions
 from dynamight_core.analysis.results import summarise
+from dynamight_core.analysis.verdict import judge
 from dynamight_core.config import InputOptions, TrainOptions
 from dynamight_core.errors import InputError
 from dynamight_core.imaging.ctf import CtfParameters
-from dynamight_core.imaging.fourier import fourier_to_image
+from dynamight_core.imaging.fourier import fourier_to_image, image_to_fourier
 from dynamight_core.imaging.poses import random_rotations, rotation_matrices
 from dynamight_core.model.gaussians import GaussianModel
 from dynamight_core.model.half import HalfModel
 from dynamight_core.simulate.truth import load_truth
 from dynamight_core.training.data import TrainingImages
 from dynamight_core.training.half import HalfTrainer, rotation_vectors
-from dynamight_core.training.inference import infer_latents
+from dynamight_core.training.inference import infer_latents, random_pixels
 from dynamight_core.training.linear import linear_motions, start_from
 from dynamight_core.training.reference import update_references
 from dynamight_core.training.run import train
@@ -116,6 +117,27 @@ def test_inference_takes_the_better_of_two_starts():
     alone = infer_latents(model, data, rows, [latents], steps=0).energies
     both = infer_latents(model, data, rows, [far, latents], steps=0).energies
     assert torch.allclose(alone, both, rtol=1e-4)
+
+
+@pytest.mark.parametrize("box", [16, 17])
+def test_what_is_held_out_cannot_be_known_from_the_rest(box):
+    """A real image of the chosen frequencies alone has nothing at the others, within Nyquist."""
+    generator = torch.Generator().manual_seed(0)
+    share = random_pixels(50, box, generator)
+    image = fourier_to_image(image_to_fourier(torch.randn(50, box, box, generator=generator)) * share, box)
+    within = torch.arange(box // 2 + 1) < box / 2
+    assert (image_to_fourier(image).abs() * ~share * within).max() < 1e-4
+    assert 0.45 < share.float().mean() < 0.55
+
+
+def test_rows_of_one_image_count_once_in_the_verdict():
+    model, data, latents = known_motion(40)
+    model.latent_centres.copy_(latents[:8])
+    halves, everyone = torch.arange(40) // 20 + 1, torch.ones(40, dtype=torch.bool)
+    alone = judge((model, model), data, halves, everyone, torch.arange(40), 0)
+    paired = judge((model, model), data, halves, everyone, torch.arange(40) // 2, 0)
+    assert (alone.particles, paired.particles) == (40, 20)
+    assert paired.gain == pytest.approx(alone.gain, rel=1e-4)
 
 
 def test_inference_does_not_see_pixels_outside_its_share():
@@ -216,7 +238,11 @@ def test_reference_update_moves_the_reference_to_what_particles_have():
 
 
 def test_a_run_stopped_at_any_epoch_resumes_to_the_same_numbers(hinge_set, tmp_path, monkeypatch):
-    options = TrainOptions(**QUICK)
+    """With all that a checkpoint has to hold."""
+    options = TrainOptions(
+        **QUICK, encoder_epochs=2, width_classes=2, regularisation="dynamic", refine_poses=True,
+        validation_trains_encoders=True,
+    )  # fmt: skip
     quiet = {"say": lambda line: None}
     train(inputs(hinge_set), options, tmp_path / "whole", **quiet)
     # A checkpoint after every epoch, and a stop in the middle of one.
@@ -271,7 +297,7 @@ def test_refined_poses_come_nearer_to_the_truth():
 def test_resuming_with_other_options_is_refused(hinge_set, tmp_path):
     quiet = {"say": lambda line: None}
     train(inputs(hinge_set), TrainOptions(**QUICK), tmp_path / "run", **quiet)
-    with pytest.raises(InputError, match="n_gaussians"):
+    with pytest.raises(InputError, match="--n-gaussians"):
         train(inputs(hinge_set), TrainOptions(**QUICK | {"n_gaussians": 400}), tmp_path / "run", resume=True, **quiet)
     with pytest.raises(InputError, match="--resume"):
         train(inputs(hinge_set), TrainOptions(**QUICK), tmp_path / "run", **quiet)
