@@ -4,16 +4,20 @@ They are saved with each run in ``config.yaml`` and read back from there.
 """
 
 import os
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import yaml
 
-from dynamight_core.errors import InputError
+from dynamight_core.errors import InputError, option_name
 from dynamight_core.files import atomic_path
 
 DECODERS = ("basis", "coordinate")
 REGULARISATIONS = ("fixed", "dynamic")
+NORMALISATIONS = ("image", "set", "none")
+STORAGES = ("auto", "device", "memory", "file")
+# Smaller images have no frequencies left that the encoder or a Gaussian could see.
+_LEAST_BOX = 16
 
 
 @dataclass
@@ -61,6 +65,25 @@ class InputOptions:
     normalise: str = "image"
     storage: str = "auto"
 
+    def __post_init__(self):
+        _choice("normalise", self.normalise, NORMALISATIONS)
+        _choice("storage", self.storage, STORAGES)
+        if self.particle_diameter is not None and not self.particle_diameter > 0:
+            raise InputError(f"--particle-diameter is {self.particle_diameter}; give a positive number of A")
+        if self.working_box is not None and (self.working_box < _LEAST_BOX or self.working_box % 2):
+            raise InputError(f"--working-box is {self.working_box}; give an even number from {_LEAST_BOX} up")
+
+    def absolute(self) -> "InputOptions":
+        """Return the options with absolute paths: later stages read the files again, from whatever folder."""
+
+        def path(value: str | None) -> str | None:
+            return value and os.path.abspath(value)
+
+        return replace(
+            self, star=path(self.star), map=path(self.map), mask=path(self.mask), project=path(self.project),
+            start_from=path(self.start_from), half_maps=self.half_maps and [path(value) for value in self.half_maps],
+        )  # fmt: skip
+
 
 @dataclass
 class TrainOptions:
@@ -73,7 +96,7 @@ class TrainOptions:
     threshold
         of the consensus map, low-passed at 15 A, map units; automatic if None.
     initial_resolution
-        A; filter of a start map that holds both halves' data.
+        A; low-pass filter of the start maps, and so what both halves share where they start from one.
     n_latents
         dimensions of the latent space.
     decoder
@@ -165,14 +188,14 @@ class TrainOptions:
         )
         for name in positive.split():
             if not getattr(self, name) > 0:
-                raise InputError(f"--{_dashed(name)} is {getattr(self, name)}; give a positive number")
+                raise InputError(f"{option_name(name)} is {getattr(self, name)}; give a positive number")
         not_negative = (
             "warm_up_epochs encoder_epochs reference_epochs kl_weight stiffness rigidity sparse_motion "
             "regularisation_ratio"
         )
         for name in not_negative.split():
             if not getattr(self, name) >= 0:
-                raise InputError(f"--{_dashed(name)} is {getattr(self, name)}; give zero or a positive number")
+                raise InputError(f"{option_name(name)} is {getattr(self, name)}; give zero or a positive number")
         _choice("decoder", self.decoder, DECODERS)
         _choice("regularisation", self.regularisation, REGULARISATIONS)
         if not 0 < self.validation_fraction < 0.5:
@@ -264,8 +287,4 @@ def changed_options(old, new) -> list[str]:
 
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise InputError(f"--{_dashed(name)} is '{value}'; choose one of {', '.join(choices)}")
-
-
-def _dashed(name: str) -> str:
-    return name.replace("_", "-")
+        raise InputError(f"{option_name(name)} is '{value}'; choose one of {', '.join(choices)}")

@@ -2,19 +2,18 @@
 
 import os
 import tempfile
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from dynamight_core.config import STORAGES
 from dynamight_core.errors import InputError
 from dynamight_core.particles.images import ImageReader
 from dynamight_core.particles.memory import available_memory
 from dynamight_core.particles.preprocess import Preprocessing, batch_size, read_prepared
 
-STORAGES = ("auto", "device", "memory", "file")
 _SHARE = 0.5  # of what is free, so that the rest of the run has room
 # Half precision has 11 bits down to 6e-5; weaker images would lose them.
 _LEAST_RMS = 1e-3
@@ -37,7 +36,8 @@ class ImageCache:
         "device", "memory" or "file"; "auto" takes the first of these where the images fill at most half of
         what is free.
     folder
-        for the file of storage "file", which is removed when the cache is closed.
+        for the file of storage "file". It has no name there: its room is free again when the cache is closed or the
+        program ends, however it ends.
     progress
         called with the number of images done and in all.
 
@@ -63,7 +63,6 @@ class ImageCache:
         self._slots = torch.from_numpy(slots)
         shape = (len(rows), preprocessing.working_box, preprocessing.working_box)
         self.storage = self._choose_storage(2 * shape[0] * shape[1] ** 2) if storage == "auto" else storage
-        self._remove = None
         self._images = self._allocate(shape, folder)
         try:
             self._fill(reader, rows, preprocessing, progress)
@@ -82,10 +81,8 @@ class ImageCache:
         return self._images[slots].to(self.device).float()
 
     def close(self) -> None:
-        """Let go of the images and remove the file, if there is one."""
+        """Let go of the images and of the file, if there is one."""
         self._images = None
-        if self._remove is not None:
-            self._remove()
 
     def __enter__(self) -> "ImageCache":
         return self
@@ -112,20 +109,18 @@ class ImageCache:
             raise InputError(
                 f"cannot write {folder}: {error.strerror.lower()}; choose another folder"
             ) from error
-        # Also when the cache is dropped or the program ends without closing it.
-        self._remove = weakref.finalize(self, Path(name).unlink, missing_ok=True)
         try:
             # A hole that the disk cannot fill would end the program at some later write, without a word.
             os.posix_fallocate(descriptor, 0, 2 * int(np.prod(shape)))
+            return torch.from_numpy(np.memmap(name, dtype=np.float16, mode="r+", shape=shape))
         except OSError as error:
-            self._remove()
             raise InputError(
                 f"folder {folder} has no room for {2 * np.prod(shape) / 1e9:.1f} GB of images "
                 f"({error.strerror.lower()}); choose another folder"
             ) from error
         finally:
             os.close(descriptor)
-        return torch.from_numpy(np.memmap(name, dtype=np.float16, mode="r+", shape=shape))
+            os.unlink(name)
 
     def _fill(self, reader: ImageReader, rows: np.ndarray, preprocessing: Preprocessing, progress) -> None:
         step = batch_size(reader.particles.box)

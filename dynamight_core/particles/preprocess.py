@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from dynamight_core.config import NORMALISATIONS
 from dynamight_core.errors import InputError
 from dynamight_core.imaging.ctf import CtfParameters, evaluate_ctf
 from dynamight_core.imaging.fourier import (
@@ -15,7 +16,6 @@ from dynamight_core.imaging.fourier import (
 )
 from dynamight_core.particles.images import ImageReader
 
-NORMALISATIONS = ("image", "set", "none")
 _DEFAULT_DIAMETER = 0.9  # of the box
 _LEAST_OUTSIDE = 0.05  # of the pixels
 _EDGE, _EDGE_PIXELS = 5.0, 3.0  # A, and at least so many pixels
