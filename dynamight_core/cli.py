@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dynamight_core import __version__
-from dynamight_core.errors import InputError
+from dynamight_core.errors import InputError, option_name
 
 # Words for people where the dataclass's own line is written for programmers.
 HELP = {
@@ -45,7 +45,7 @@ HELP = {
     "n_gaussians": "Gaussians of each half's model; 1 or 2 per residue.",
     "width_classes": "Classes of Gaussian width.",
     "threshold": "Threshold of the consensus map, low-passed at 15 A (map units). Automatic if left out.",
-    "initial_resolution": "Low-pass filter of a start map that holds both halves' data (A).",
+    "initial_resolution": "Low-pass filter of the start maps (A): what both halves share where they start from one.",
     "n_latents": "Dimensions of the latent space.",
     "decoder": "basis (learned deformation basis) or coordinate (the paper's coordinate network).",
     "epochs": "Epochs after the warm-up.",
@@ -173,7 +173,9 @@ def simulate(
 ) -> None:
     """Simulate particle images with known motion: particles.star, stack, consensus and half-maps, truth.npz."""
     from dynamight_core.simulate.dataset import simulate as run_simulation
+    from dynamight_core.training.devices import set_threads
 
+    set_threads(options.threads)
     if (out / "particles.star").exists() and not overwrite:
         raise InputError(f"{out} holds a data set already; give --overwrite to replace it")
     with Reporter() as report:
@@ -211,11 +213,6 @@ def train(
     from dynamight_core.analysis.results import summarise
     from dynamight_core.training.run import train as run_training
 
-    # Later stages read these files again, from whatever folder they are started in.
-    for field in ("star", "map", "mask", "project", "start_from"):
-        if getattr(inputs, field):
-            setattr(inputs, field, str(Path(getattr(inputs, field)).absolute()))
-    inputs.half_maps = inputs.half_maps and [str(Path(path).absolute()) for path in inputs.half_maps]
     with Reporter() as report:
         trained = run_training(inputs, options, run, resume, overwrite, report.say, report.progress)
         summarise(trained, say=report.say, progress=report.progress)
@@ -311,9 +308,12 @@ def displace(
     """Write the positions of points or atoms under each particle's deformation, or at states."""
     from dynamight_core.analysis.displace import displace as run_displace
     from dynamight_core.reconstruction.stage import record_stage
+    from dynamight_core.training.devices import choose_device
 
     with Reporter() as report:
         opened = _open(run, options)
+        for model in opened.models:
+            model.to(choose_device(options.device))
         run_displace(opened, points, out, options, report.say, report.progress)
         record_stage(opened, "displace", options, points=str(points), out=str(out))
 
@@ -457,7 +457,7 @@ def _field_parameter(option_class: type, field) -> inspect.Parameter:
     if option_class.__name__ not in ("InputOptions", "TrainOptions"):
         text = _docstring_of(option_class).get(field.name) or text
     panel = {"InputOptions": "Input", "TrainOptions": "Training"}.get(option_class.__name__, "Options")
-    names = [f"--{field.name.replace('_', '-')}"]
+    names = [option_name(field.name)]
     if kind in (bool, bool | None) and default is not True and default is not None:
         # A flag that is off needs no opposite.
         option = typer.Option(*names, help=text, rich_help_panel=panel)

@@ -6,3 +6,8 @@ class InputError(ValueError):
 
     The command line prints the message alone and exits with code 2.
     """
+
+
+def option_name(field: str) -> str:
+    """Return the field of an options dataclass as users know it: ``--n-gaussians``."""
+    return f"--{field.replace('_', '-')}"

@@ -56,8 +56,15 @@ def write_map(path: str | Path, volume: np.ndarray, pixel_size: float, origin=(0
         mrc.header.label[0] = "dynamight-core"
 
 
-def read_map(path: str | Path) -> tuple[np.ndarray, float]:
+def read_map(path: str | Path, what: str = "map") -> tuple[np.ndarray, float]:
     """Read a cubic map.
+
+    Parameters
+    ----------
+    path
+        of the file.
+    what
+        it is called in messages.
 
     Returns
     -------
@@ -71,22 +78,22 @@ def read_map(path: str | Path) -> tuple[np.ndarray, float]:
     """
     path = Path(path)
     if not path.exists():
-        raise InputError(f"map {path} does not exist; give the path of the consensus map (.mrc)")
+        raise InputError(f"{what} {path} does not exist; give the path of an MRC volume")
     try:
         with mrcfile.open(path, permissive=True) as mrc:
             volume = None if mrc.data is None else np.array(mrc.data, dtype=np.float32)
             pixel_size = float(mrc.voxel_size.x)
     except (ValueError, OSError) as error:
-        raise InputError(f"map {path} cannot be read as MRC ({error}); give an MRC volume") from error
+        raise InputError(f"{what} {path} cannot be read as MRC ({error}); give an MRC volume") from error
     if volume is None:
-        raise InputError(f"map {path} cannot be read as MRC (its data are truncated); give an intact MRC volume")
+        raise InputError(f"{what} {path} cannot be read as MRC (its data are truncated); give an intact MRC volume")
     if volume.ndim != 3 or len(set(volume.shape)) != 1:
         shape = " x ".join(map(str, volume.shape))
-        raise InputError(f"map {path} is {shape}, not a cube; give a cubic map of the particles' box")
+        raise InputError(f"{what} {path} is {shape}, not a cube; give a cubic {what} of the particles' box")
     if not np.isfinite(volume).all():
-        raise InputError(f"map {path} holds NaN or infinite values; give a map with finite values")
+        raise InputError(f"{what} {path} holds NaN or infinite values; give a {what} with finite values")
     if volume.std() == 0:
-        raise InputError(f"map {path} is constant; give the consensus map of the particles")
+        raise InputError(f"{what} {path} is constant; give a {what} with something in it")
     return volume, pixel_size
 
 

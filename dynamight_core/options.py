@@ -49,6 +49,8 @@ class SimulateOptions:
         for a file: the atoms that move, and the two atoms of the axis (see `atomic_molecule`).
     seed
         the same seed gives the same files.
+    threads
+        CPU threads. All that the process may use if left out.
     """
 
     molecule: str = "hinge"
@@ -72,6 +74,7 @@ class SimulateOptions:
     selection: str | None = None
     axis: tuple[str, str] | None = None
     seed: int = 0
+    threads: int | None = None
 
 
 @dataclass
@@ -253,6 +256,8 @@ class DisplaceOptions:
     states
         Table of states (states.csv of dynamight states): write points and atomic model at these instead of in
         particles.
+    device
+        What computes: cpu, cuda, auto (a GPU if there is one), or the number of a GPU.
     threads
         CPU threads. All that the process may use if left out.
     """
@@ -262,6 +267,7 @@ class DisplaceOptions:
     state: str | None = None
     models: bool = False
     states: str | None = None
+    device: str = "cpu"
     threads: int | None = None
 
 

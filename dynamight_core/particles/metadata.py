@@ -569,4 +569,9 @@ def _find_images(
             f"{star} names in row {row + 1} of column rlnImageName the stack {missing}, which does not exist "
             "there or in the folders above; restore it, or give the project folder that names are relative to"
         )
-    return stacks, stack_index.astype(np.int64), number.astype(np.int64) - 1
+    # A file may go by several names; its images must not stand in both halves for that.
+    files = [(status.st_dev, status.st_ino) for status in map(os.stat, stacks)]
+    distinct = list(dict.fromkeys(files))
+    place = {file: index for index, file in enumerate(distinct)}
+    stack_index = np.array([place[file] for file in files], dtype=np.int64)[stack_index]
+    return [stacks[files.index(file)] for file in distinct], stack_index, number.astype(np.int64) - 1

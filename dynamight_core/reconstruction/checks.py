@@ -100,7 +100,7 @@ def check_memory(box: int, device: torch.device, options: ReconstructOptions) ->
 def read_mask(option: str, path: str, run: "Run", say: Say | None = None) -> torch.Tensor:
     """Return a mask on the grid of the maps; with `say`, say how much of the molecule it leaves out."""
     particles = run.particles
-    volume, pixel_size = read_map(path)
+    volume, pixel_size = read_map(path, "mask")
     if volume.shape[0] != particles.box or abs(pixel_size / particles.pixel_size - 1) > _SAME_SIZE:
         raise InputError(
             f"{option} {path} has {volume.shape[0]} voxels of {pixel_size:.4g} A but the particles have "

@@ -10,7 +10,7 @@ import pandas as pd
 import starfile
 import torch
 
-from dynamight_core.errors import InputError
+from dynamight_core.errors import InputError, option_name
 from dynamight_core.files import atomic_path, write_map
 from dynamight_core.imaging.ctf import CtfParameters
 from dynamight_core.imaging.fourier import (
@@ -130,7 +130,7 @@ def check_options(options: SimulateOptions) -> None:
     }  # fmt: skip
     for name, allowed in choices.items():
         if getattr(options, name) not in allowed:
-            raise InputError(f"{name} {getattr(options, name)!r} is unknown; choose one of {', '.join(allowed)}")
+            raise InputError(f"{option_name(name)} is '{getattr(options, name)}'; choose one of {', '.join(allowed)}")
     limits = {
         "particles": (2, 10**7), "box": (16, 1024), "pixel_size": (0.1, 100.0), "snr": (1e-6, 1e6),
         "shifts": (0.0, options.box * options.pixel_size / 4), "optics_groups": (1, len(OPTICS)),
@@ -139,12 +139,13 @@ def check_options(options: SimulateOptions) -> None:
     if options.motion_range is not None:
         limits["motion_range"] = (0.0, 180.0)
     for name, (low, high) in limits.items():
-        if not low <= getattr(options, name) <= high:
-            raise InputError(f"{name} is {getattr(options, name):g}; give a value from {low:g} to {high:g}")
+        value = getattr(options, name)
+        if not low <= value <= high:
+            raise InputError(f"{option_name(name)} is {value:g}; give a value from {low:g} to {high:g}")
     if options.box % 2:
-        raise InputError(f"box is {options.box}; give an even number of pixels")
+        raise InputError(f"--box is {options.box}; give an even number of pixels")
     if options.defocus_min > options.defocus_max:
-        raise InputError("defocus_min is above defocus_max; exchange them")
+        raise InputError("--defocus-min is above --defocus-max; exchange them")
 
 
 def make_molecule(options: SimulateOptions) -> Molecule:
@@ -159,8 +160,8 @@ def make_molecule(options: SimulateOptions) -> Molecule:
         return igg_molecule(atom_sigma=sigma)
     if options.selection is None or options.axis is None:
         raise InputError(
-            f"molecule {options.molecule}: give selection (the atoms that move) and axis (two atoms), or choose "
-            "hinge, two-hinges or igg"
+            f"--molecule is {options.molecule}; give --selection (the atoms that move) and --axis (two atoms), or "
+            "choose hinge, two-hinges or igg"
         )
     return atomic_molecule(options.molecule, options.selection, options.axis, atom_sigma=sigma)
 
@@ -175,8 +176,8 @@ def draw_truth(options: SimulateOptions, generator: torch.Generator) -> tuple[Tr
     diameter = options.particle_diameter or 2 * (molecule.radius(motion_range) + molecule.atom_sigma)
     if diameter > options.box * options.pixel_size:
         raise InputError(
-            f"the molecule needs a box of {diameter:.0f} A, but box {options.box} at pixel_size "
-            f"{options.pixel_size:g} A is {options.box * options.pixel_size:.0f} A; enlarge box or pixel_size"
+            f"the molecule needs a box of {diameter:.0f} A, but --box {options.box} at --pixel-size "
+            f"{options.pixel_size:g} is {options.box * options.pixel_size:.0f} A; enlarge one of them"
         )
 
     with np.load(MEASURED) as data:

@@ -6,13 +6,12 @@ import numpy as np
 import torch
 
 from dynamight_core.config import InputOptions, TrainOptions
-from dynamight_core.particles.halves import choose_validation
 from dynamight_core.particles.images import ImageReader
 from dynamight_core.particles.memory import available_memory
 from dynamight_core.particles.metadata import describe
 from dynamight_core.particles.preprocess import batch_size, read_prepared
 from dynamight_core.training.devices import choose_device
-from dynamight_core.training.prepare import Prepared, open_particles, prepare
+from dynamight_core.training.prepare import Prepared, hold_out, open_particles, prepare
 from dynamight_core.training.schedule import schedule
 
 # Measured on two cores of a server processor at box 64: seconds per particle, epoch and Gaussian, and per
@@ -58,7 +57,7 @@ def check_inputs(
         particles, halves, _ = open_particles(inputs, options.seed)
     for line in describe(particles):
         say(line)
-    validation = choose_validation(halves, particles.image_groups, options.validation_fraction, options.seed)
+    validation = hold_out(particles, halves, options) if prepared is None else prepared.validation
     with ImageReader(particles) as reader:
         if images:
             _read_all(reader, prepared, inputs, device, progress)

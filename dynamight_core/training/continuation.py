@@ -7,7 +7,7 @@ import safetensors.torch
 import torch
 
 from dynamight_core.config import InputOptions, RunConfig, TrainOptions
-from dynamight_core.errors import InputError
+from dynamight_core.errors import InputError, option_name
 from dynamight_core.model.half import HalfModel
 from dynamight_core.training.half import HalfTrainer
 from dynamight_core.training.prepare import Prepared
@@ -60,7 +60,7 @@ class PreviousRun:
         before = RunConfig.read(folder)
         changed = [name for name in _SAME if getattr(before.train, name) != getattr(options, name)]
         if changed:
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
+            names = ", ".join(map(option_name, changed))
             raise InputError(f"{folder} was trained with other values of {names}; give the same to start from it")
         path = folder / "latents.safetensors"
         if not path.exists():

@@ -22,6 +22,10 @@ from dynamight_core.training.data import TrainingImages
 
 # Working pixels per mean distance between Gaussians: finer frequencies they cannot explain.
 _PIXELS_PER_SPACING = 0.6
+# The start map has at least so many voxels a side at a quarter of the initial resolution.
+_LEAST_START_BOX = 16
+# Images of a half-set, and of those the held-out ones: with fewer, nothing can be learned, or judged.
+_LEAST_IN_HALF, _LEAST_HELD_OUT = 50, 5
 
 
 @dataclass
@@ -84,7 +88,36 @@ def open_particles(inputs: InputOptions, seed: int) -> tuple[Particles, torch.Te
     if inputs.premultiplied is not None:
         particles.premultiplied = inputs.premultiplied
     halves, drawn = assign_halves(particles, seed)
+    for half, n in enumerate(_images(particles, halves > 0, halves), 1):
+        if n < _LEAST_IN_HALF:
+            raise InputError(
+                f"{particles.star_path} has {n} images with rlnRandomSubset {half}, too few to learn motion from; give "
+                f"at least {_LEAST_IN_HALF} in each half-set, or remove the column for a random split"
+            )
     return particles, halves, drawn
+
+
+def hold_out(particles: Particles, halves: torch.Tensor, options: TrainOptions) -> torch.Tensor:
+    """Return the (n,) mask of the validation particles.
+
+    Raises
+    ------
+    InputError
+        if a half has too few of them for a verdict.
+    """
+    validation = choose_validation(halves, particles.image_groups, options.validation_fraction, options.seed)
+    least = min(_images(particles, validation, halves))
+    if least < _LEAST_HELD_OUT:
+        raise InputError(
+            f"--validation-fraction {options.validation_fraction:g} holds out {least} images of a half-set, too few "
+            f"for a verdict; give a fraction that holds out at least {_LEAST_HELD_OUT}"
+        )
+    return validation
+
+
+def _images(particles: Particles, chosen: torch.Tensor, halves: torch.Tensor) -> list[int]:
+    """Return how many images the chosen rows of each half show."""
+    return [len(particles.image_groups[chosen & (halves == half)].unique()) for half in (1, 2)]
 
 
 def prepare(inputs: InputOptions, options: TrainOptions) -> Prepared:
@@ -99,7 +132,7 @@ def prepare(inputs: InputOptions, options: TrainOptions) -> Prepared:
     notes, warnings = [], []
     if drawn:
         notes.append("the STAR file has no rlnRandomSubset: half-sets were drawn at random (dynHalf in particles.star)")
-    validation = choose_validation(halves, particles.image_groups, options.validation_fraction, options.seed)
+    validation = hold_out(particles, halves, options)
     consensus = _read_volume("map", inputs.map, particles)
     if inputs.half_maps:
         volumes = tuple(_read_volume("half-map", path, particles) for path in inputs.half_maps)
@@ -110,6 +143,12 @@ def prepare(inputs: InputOptions, options: TrainOptions) -> Prepared:
         notes.append(
             f"both halves start from one map, filtered at {options.initial_resolution:g} A; give --half-maps to "
             "keep them apart from the start"
+        )
+    coarsest = particles.box * particles.pixel_size * 4 / _LEAST_START_BOX
+    if options.initial_resolution > coarsest:
+        raise InputError(
+            f"--initial-resolution is {options.initial_resolution:g} A, which leaves nothing of a box of "
+            f"{particles.box * particles.pixel_size:g} A; give at most {coarsest:g}"
         )
     mask = None
     if inputs.mask:
@@ -194,7 +233,7 @@ def match_grey_scale(model: HalfModel, data: TrainingImages, rows: torch.Tensor)
 
 
 def _read_volume(name: str, path: str, particles: Particles) -> torch.Tensor:
-    volume, pixel_size = read_map(path)
+    volume, pixel_size = read_map(path, name)
     if volume.shape[0] != particles.box:
         raise InputError(
             f"{name} {path} has a box of {volume.shape[0]} voxels but the particles have {particles.box} pixels; "

@@ -16,7 +16,7 @@ import torch
 
 from dynamight_core import __version__
 from dynamight_core.config import InputOptions, RunConfig, TrainOptions, changed_options
-from dynamight_core.errors import InputError
+from dynamight_core.errors import InputError, option_name
 from dynamight_core.files import atomic_path
 from dynamight_core.training.checkpoint import checkpoint_epochs, load_checkpoint, save_checkpoint
 from dynamight_core.training.continuation import PreviousRun
@@ -32,7 +32,7 @@ from dynamight_core.training.schedule import Epoch, schedule
 
 # A run loses at most about this much when it is killed, seconds.
 _CHECKPOINT_SECONDS = 60.0
-# Options that may differ when a run is resumed: they change no number, or only how long it goes on.
+# Options that may differ when a run is resumed: they change no number but in the last digits.
 _FREE_TO_CHANGE = {"device", "threads", "storage"}
 
 
@@ -66,9 +66,11 @@ def train(
     run = Path(run)
     device = choose_device(options.device)
     set_threads(options.threads)
+    inputs = inputs.absolute()
     prepared = prepare(inputs, options)
     previous = PreviousRun.open(inputs, options, prepared, run)
-    _open_run(run, inputs, options, resume, overwrite)
+    checksum = hashlib.sha256(Path(inputs.star).read_bytes()).hexdigest()
+    goes_on = _check_folder(run, inputs, options, checksum, resume, overwrite)
     for line in prepared.notes:
         say(f"Note: {line}.")
     for line in prepared.warnings:
@@ -78,6 +80,9 @@ def train(
     data = load_images(prepared, inputs, options.seed, device, run, tell)
     try:
         trainers = _make_trainers(prepared, inputs, options, data, previous, say)
+        # Only now: images that cannot be used leave no run behind, and what was there as it was.
+        if not goes_on:
+            _begin_run(run, inputs, options, checksum)
         _train_epochs(trainers, run, schedule(options, continued=previous is not None), say, progress)
         trained = Trained(run, prepared, data, trainers, options)
         trained.infer_all(progress)
@@ -263,30 +268,44 @@ def _run_epoch(trainer: HalfTrainer, epoch: Epoch, number: int) -> dict:
     }
 
 
-def _open_run(run: Path, inputs: InputOptions, options: TrainOptions, resume: bool, overwrite: bool) -> None:
-    """Make the run folder or check that it can be resumed; write config.yaml."""
-    checksum = hashlib.sha256(Path(inputs.star).read_bytes()).hexdigest()
-    exists = (run / "config.yaml").exists()
+def _check_folder(
+    run: Path, inputs: InputOptions, options: TrainOptions, checksum: str, resume: bool, overwrite: bool
+) -> bool:
+    """Refuse a folder that no run can be written to; return whether it holds one to go on with."""
+    exists = _holds_run(run)
     if exists and resume and not overwrite:
         old = RunConfig.read(run)
         changed = changed_options(old.inputs, inputs) + changed_options(old.train, options)
         changed = [name for name in changed if name not in _FREE_TO_CHANGE]
         if changed:
             raise InputError(
-                f"{run} was trained with other options ({', '.join(changed)}); resume with the same ones, or train "
-                "into a new folder"
+                f"{run} was trained with other values of {', '.join(map(option_name, changed))}; resume with the "
+                "same, or train into a new folder"
             )
         if old.provenance.get("star_sha256") != checksum:
             raise InputError(f"{inputs.star} has changed since {run} was started; train into a new folder")
-        return
+        return True
     if exists and not overwrite:
         raise InputError(f"{run} holds a run already; give --resume to go on with it or --overwrite to replace it")
     if run.is_file():
         raise InputError(f"{run} is a file; give a folder for the run")
-    if exists:
+    # Reading images may take long: a folder that cannot be written is found before.
+    with atomic_path(run / ".writable") as path:
+        path.touch()
+    (run / ".writable").unlink()
+    return False
+
+
+def _holds_run(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("config.yaml", "half1/checkpoints", "half2/checkpoints"))
+
+
+def _begin_run(run: Path, inputs: InputOptions, options: TrainOptions, checksum: str) -> None:
+    """Write config.yaml; remove the run that is there, if there is one."""
+    if _holds_run(run):
         for name in ("half1", "half2", "reconstruction", "analysis"):
             shutil.rmtree(run / name, ignore_errors=True)
-        for name in ("config.yaml", "metrics.jsonl", "particles.star", "latents.safetensors"):
+        for name in ("config.yaml", "metrics.jsonl", "particles.star", "latents.safetensors", "error.log"):
             (run / name).unlink(missing_ok=True)
     config = RunConfig(inputs, options)
     config.provenance = {

@@ -254,6 +254,16 @@ def test_rows_of_one_image_share_a_group(particle_files):
     assert particles.image_groups.tolist() == [i // 3 for i in range(12)]
 
 
+def test_a_stack_by_two_names_is_one(particle_files):
+    files = particle_files
+    stack = files.stack()
+    (files.folder / "link.mrcs").symlink_to(stack)
+    names = [f"1@{name}" for name in ("particles.mrcs", stack, "link.mrcs", "./particles.mrcs")] * 3
+    particles = read_particles(files.star(files.rows(rlnImageName=names)))
+    assert len(particles.stacks) == 1
+    assert not particles.image_groups.any()
+
+
 def test_a_subset_is_what_was_chosen(particle_files):
     files = particle_files
     files.stack()

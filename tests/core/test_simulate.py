@@ -368,15 +368,15 @@ def test_own_structure_is_read_from_pdb_and_mmcif(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"snr": 0.0}, "snr is 0"),
-        ({"box": 33}, "box is 33; give an even"),
-        ({"noise": "pink"}, "noise 'pink' is unknown; choose one of white, coloured"),
+        ({"snr": 0.0}, "--snr is 0"),
+        ({"box": 33}, "--box is 33; give an even"),
+        ({"noise": "pink"}, "--noise is 'pink'; choose one of white, coloured"),
         ({"pixel_size": 2.0}, "needs a box of 1"),
-        ({"motion_range": 200.0}, "motion_range is 200"),
-        ({"optics_groups": 9}, "optics_groups is 9"),
-        ({"defocus_min": 30000.0}, "defocus_min is above defocus_max"),
+        ({"motion_range": 200.0}, "--motion-range is 200"),
+        ({"optics_groups": 9}, "--optics-groups is 9"),
+        ({"defocus_min": 30000.0}, "--defocus-min is above --defocus-max"),
         ({"molecule": "missing.pdb", "selection": "L", "axis": FAB_AXIS}, "missing.pdb does not exist"),
-        ({"molecule": "missing.pdb"}, "give selection"),
+        ({"molecule": "missing.pdb"}, "give --selection"),
     ],
 )
 def test_bad_options_are_refused_with_a_sentence(change, words, tmp_path):
