@@ -462,7 +462,9 @@ def _field_parameter(option_class: type, field) -> inspect.Parameter:
         # A flag that is off needs no opposite.
         option = typer.Option(*names, help=text, rich_help_panel=panel)
     else:
-        option = typer.Option(help=text, rich_help_panel=panel)
+        # Random generators take no others.
+        limits = {"min": 0, "max": 2**32 - 1} if field.name == "seed" else {}
+        option = typer.Option(help=text, rich_help_panel=panel, **limits)
     annotation = Annotated[kind, option]
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation

@@ -184,13 +184,13 @@ class TrainOptions:
         positive = (
             "n_gaussians width_classes n_latents batch_size epochs inference_interval reference_interval "
             "stop_after_rises n_motions initial_resolution learning_rate encoder_learning_rate "
-            "gaussian_learning_rate"
+            "gaussian_learning_rate refit_resolution"
         )
         for name in positive.split():
             if not getattr(self, name) > 0:
                 raise InputError(f"{option_name(name)} is {getattr(self, name)}; give a positive number")
         not_negative = (
-            "warm_up_epochs encoder_epochs reference_epochs kl_weight stiffness rigidity sparse_motion "
+            "warm_up_epochs encoder_epochs refits reference_epochs kl_weight stiffness rigidity sparse_motion "
             "regularisation_ratio"
         )
         for name in not_negative.split():

@@ -119,16 +119,7 @@ def hinge_molecule(seed: int, n_atoms: int = 3000, atom_sigma: float = 2.0) -> M
     junction = large_axes[0] - scale
     large = _packed_ellipsoid(large_axes, n_atoms - n_small, rng)
     small = _packed_ellipsoid(small_axes, n_small, rng) + [junction - scale + small_axes[0], 0, 0]
-    positions = np.concatenate([large, small])
-    centre = (positions.min(0) + positions.max(0)) / 2
-    return Molecule(
-        positions=torch.tensor(positions - centre, dtype=torch.float32),
-        weights=torch.ones(n_atoms),
-        moving=torch.tensor([0] * len(large) + [1] * len(small)),
-        axis_points=torch.tensor(np.array([[junction, 0, 0]]) - centre, dtype=torch.float32),
-        axis_directions=torch.tensor([[0.0, 1.0, 0.0]]),
-        atom_sigma=atom_sigma,
-    )
+    return _hinged([large, small], [[junction, 0, 0]], [[0.0, 1.0, 0.0]], atom_sigma)
 
 
 def two_hinge_molecule(seed: int, n_atoms: int = 3000, atom_sigma: float = 2.0) -> Molecule:
@@ -155,14 +146,21 @@ def two_hinge_molecule(seed: int, n_atoms: int = 3000, atom_sigma: float = 2.0) 
     for side in (1, -1):
         offset = [side * (junction - scale + small_axes[0]), 0, 0]
         parts.append(_packed_ellipsoid(small_axes, n_small, rng) + offset)
+    return _hinged(
+        parts, [[junction, 0, 0], [-junction, 0, 0]], [[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], atom_sigma
+    )
+
+
+def _hinged(parts: list[np.ndarray], junctions, directions, atom_sigma: float) -> Molecule:
+    """Return a molecule of (n, 3) parts, the first at rest and each other on a hinge, in the middle of the box."""
     positions = np.concatenate(parts)
     centre = (positions.min(0) + positions.max(0)) / 2
     return Molecule(
         positions=torch.tensor(positions - centre, dtype=torch.float32),
-        weights=torch.ones(n_atoms),
+        weights=torch.ones(len(positions)),
         moving=torch.cat([torch.full((len(part),), label) for label, part in enumerate(parts)]),
-        axis_points=torch.tensor(np.array([[junction, 0, 0], [-junction, 0, 0]]) - centre, dtype=torch.float32),
-        axis_directions=torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]),
+        axis_points=torch.tensor(np.array(junctions) - centre, dtype=torch.float32),
+        axis_directions=torch.tensor(directions),
         atom_sigma=atom_sigma,
     )
 

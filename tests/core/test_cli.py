@@ -891,15 +891,23 @@ def test_the_version_is_the_package_s():
     assert dynamight("--version") == (0, f"dynamight {__version__}\n")
 
 
+def test_a_seed_that_random_generators_do_not_take_is_bad_input(data, tmp_path):
+    for words in (["simulate", tmp_path / "data"], train_words(data, tmp_path / "run")):
+        for seed in (-1, 10**20):
+            code, text = dynamight(*words, "--seed", seed)
+            assert code == 2
+            assert "--seed" in text
+
+
 def test_an_unknown_command_or_option_is_bad_input():
     assert dynamight("explode")[0] == 2
     assert dynamight("train", "--frobnicate")[0] == 2
 
 
-def test_the_documentation_names_every_command_and_option_and_no_other():
+def test_the_documentation_says_of_every_command_and_option_what_help_says():
     sections = re.split(r"^## dynamight (\w+).*$", DOCS.read_text(), flags=re.MULTILINE)
     documented = {
-        name: set(re.findall(r"^\| `(--[\w-]+)", text, re.MULTILINE))
+        name: dict(re.findall(r"^\| `(--[\w-]+)[^|]*\|[^|]*\| (.*) \|$", text, re.MULTILINE))
         for name, text in zip(sections[1::2], sections[2::2], strict=True)
     }
-    assert documented == {name: {p.opts[0] for p in options_of(name).values()} for name in COMMANDS}
+    assert documented == {name: {p.opts[0]: p.help for p in options_of(name).values()} for name in COMMANDS}
