@@ -197,7 +197,7 @@ def misfits(
     """
     field, coordinates = (None, None) if modes is None else (modes.field, modes.coordinates)
     operator = DeformedProjection(data, region, field, coordinates)
-    return 0.5 * operator.residuals(volume[operator.region > 0], places, _BATCH).cpu()
+    return 0.5 * operator.residuals(volume[operator.shape], places, _BATCH).cpu()
 
 
 @torch.no_grad()
@@ -207,11 +207,11 @@ def overlaps(
     """Return (b,) each image's share of the product of a volume and the sum of backprojections, <y, C P f> / Sigma."""
     field, coordinates = (None, None) if modes is None else (modes.field, modes.coordinates)
     operator = DeformedProjection(data, region, field, coordinates)
-    values = volume[operator.region > 0]
+    values = volume[operator.shape]
     weights = data.weights * plane_multiplicity(data.box, data.device) / data.box**2
     found = []
     for part in places.split(_BATCH):
-        predicted = operator.project(values, operator.points(part)) * data.transfer(part)
+        predicted = operator.project(values, part) * data.transfer(part)
         found.append(((data.transforms(part) * predicted.conj()).real * weights).sum((1, 2)))
     return torch.cat(found).cpu()
 
