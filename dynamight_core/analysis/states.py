@@ -18,6 +18,10 @@ from dynamight_core.options import HALVES, StatesOptions
 if TYPE_CHECKING:
     from dynamight_core.analysis.results import Run
 
+# Frames a second, and how often an MP4 goes along the states and back.
+_FRAME_RATE, _MP4_TURNS = 8, 3
+
+
 @dataclass
 class States:
     """s states of a molecule.
@@ -340,7 +344,7 @@ def write_states(
     half
         "1", "2" or "both"; states at latents are of their own half.
     movie
-        whether states along a path become ``movie.gif``.
+        whether states along a path become ``movie.gif`` and ``movie.mp4``.
     maps
         False writes the coordinates alone.
     say, progress
@@ -351,7 +355,7 @@ def write_states(
     Returns
     -------
     Path
-        the folder, with one ``.mrc`` per state, ``states.csv`` and perhaps ``movie.gif`` and ``difference.mrc``.
+        the folder, with one ``.mrc`` per state, ``states.csv`` and perhaps the movie and ``difference.mrc``.
 
     Raises
     ------
@@ -382,8 +386,8 @@ def write_states(
     _write_table(out, states, maps)
     say(f"{len(states)} maps and states.csv are in {out}.")
     if movie and states.ordered and len(states) > 1:
-        write_movie(out / "movie.gif", np.stack(projections), states.labels, run.pixel_size)
-        say(f"The movie is {out / 'movie.gif'}.")
+        movies = write_movie(out / "movie", np.stack(projections), states.labels, run.pixel_size, say)
+        say(f"The movie is {' and '.join(map(str, movies))}.")
     if difference:
         models.write(out / "difference.mrc", ends[1] - ends[0])
         say(f"The last map minus the first is {out / 'difference.mrc'}.")
@@ -418,24 +422,62 @@ def serve_states(run: "Run", requests: Iterable[str], answer: Callable[[str], No
         answer(json.dumps(reply))
 
 
-def write_movie(path: Path, projections: np.ndarray, labels: list[str], pixel_size: float) -> None:
-    """Write a GIF that runs along the states and back.
+def write_movie(
+    stem: Path, projections: np.ndarray, labels: list[str], pixel_size: float, say: Callable[[str], None] = print
+) -> list[Path]:
+    """Write a movie that runs along the states and back, as GIF and, where the package imageio-ffmpeg is, as MP4.
 
     Parameters
     ----------
-    path
-        of the GIF.
+    stem
+        path of the files, without suffix.
     projections
         (s, 3, box, box) sums of each state along z, y and x.
     labels
         s titles.
     pixel_size
         A.
+    say
+        takes a line for the user.
+
+    Returns
+    -------
+    list
+        the files.
     """
+    from PIL import Image
+
+    frames = _frames(projections, labels, pixel_size)
+    frames += frames[-2:0:-1]
+    movies = [stem.with_suffix(".gif")]
+    pictures = [Image.fromarray(frame) for frame in frames]
+    with atomic_path(movies[0]) as path:
+        pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=1000 / _FRAME_RATE, loop=0)
+    try:
+        import imageio_ffmpeg
+
+        # Raises RuntimeError where the package came without its program, and there is none on the machine.
+        imageio_ffmpeg.get_ffmpeg_exe()
+    except (ImportError, RuntimeError):
+        say("Note: without the package imageio-ffmpeg the movie is written as GIF alone.")
+        return movies
+    movies.append(stem.with_suffix(".mp4"))
+    height, width = frames[0].shape[:2]
+    with atomic_path(movies[1]) as path:
+        # Players that do not repeat by themselves show a motion once only: a few turns of it.
+        writer = imageio_ffmpeg.write_frames(str(path), (width, height), fps=_FRAME_RATE, macro_block_size=2)
+        writer.send(None)
+        for frame in frames * _MP4_TURNS + frames[:1]:
+            writer.send(np.ascontiguousarray(frame))
+        writer.close()
+    return movies
+
+
+def _frames(projections: np.ndarray, labels: list[str], pixel_size: float) -> list[np.ndarray]:
+    """Return the (height, width, 3) uint8 pictures of a movie, both sides even."""
     # A figure without pyplot: nothing is left in a caller's session, and no window system is asked for.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from PIL import Image
 
     box = projections.shape[-1]
     # Pixel box // 2 lies at 0, the others to both sides.
@@ -458,10 +500,8 @@ def write_movie(path: Path, projections: np.ndarray, labels: list[str], pixel_si
             axis.set(xlabel=f"{across} (Å)", ylabel=f"{up} (Å)")
         figure.suptitle(f"{labels[number].replace('_', ' ')}   (red; blue: the middle state)", fontsize=10)
         canvas.draw()
-        frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy()))
-    frames += frames[-2:0:-1]
-    with atomic_path(path) as temporary:
-        frames[0].save(temporary, save_all=True, append_images=frames[1:], duration=150, loop=0)
+        frames.append(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+    return frames
 
 
 def read_states(path: str | Path, run: "Run") -> States:
@@ -568,7 +608,7 @@ def _remove_earlier(out: Path) -> None:
     """Remove the files of states that were written to the same folder before."""
     table = out / "states.csv"
     if table.exists():
-        for name in [*pd.read_csv(table).get("file", []), "movie.gif", "difference.mrc", "states.csv"]:
+        for name in [*pd.read_csv(table).get("file", []), "movie.gif", "movie.mp4", "difference.mrc", "states.csv"]:
             (out / name).unlink(missing_ok=True)
 
 

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import gemmi
+import imageio_ffmpeg
 import mrcfile
 import numpy as np
 import pandas as pd
@@ -22,7 +23,7 @@ from typer.testing import CliRunner
 
 from dynamight_core import cli
 from dynamight_core.analysis.results import Run
-from dynamight_core.analysis.states import states_through
+from dynamight_core.analysis.states import states_through, write_movie
 from dynamight_core.config import RunConfig
 from dynamight_core.errors import InputError
 from dynamight_core.files import read_map, write_map
@@ -199,10 +200,21 @@ def test_states_along_a_motion_are_maps_a_table_and_a_movie(trained):
     volumes = [read_map(folder / name) for name in table["file"]]
     assert all(volume.shape == (BOX,) * 3 and size == pytest.approx(PIXEL) for volume, size in volumes)
     assert (folder / "movie.gif").read_bytes()[:3] == b"GIF"
+    frames, seconds = imageio_ffmpeg.count_frames_and_secs(str(folder / "movie.mp4"))
+    assert (frames, seconds) == (3 * 4 + 1, pytest.approx(13 / 8, abs=0.2))
     # A second call replaces the first's files.
     assert dynamight("states", trained, "--n", "2", "--no-movie")[0] == 0
     assert len(list(folder.glob("*.mrc"))) == 2
-    assert not (folder / "movie.gif").exists()
+    assert not list(folder.glob("movie.*"))
+
+
+def test_without_the_package_for_mp4_the_movie_is_a_gif_and_a_word(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    said = []
+    projections = np.random.default_rng(0).random((2, 3, 16, 16)).astype(np.float32)
+    assert write_movie(tmp_path / "movie", projections, ["a", "b"], 3.0, said.append) == [tmp_path / "movie.gif"]
+    assert [path.name for path in tmp_path.iterdir()] == ["movie.gif"]
+    assert "imageio-ffmpeg" in said[0]
 
 
 def test_a_state_is_the_molecule_in_place_and_on_the_grey_scale_of_the_images(data, trained):
