@@ -377,17 +377,27 @@ def explore(
             "from 1), or a line for each; may be given several times."
         ),
     ] = None,
+    viewer: Annotated[
+        str, typer.Option(help="browser, or napari: a window with volume, Gaussians, field and particles as layers.")
+    ] = "browser",
     threads: Annotated[int | None, typer.Option(help="CPU threads. All that the process may use if left out.")] = None,
 ) -> None:
     """Show a run in a page on this machine: landscape, conformations, subsets, movies; writes to RUN/analysis."""
     from dynamight_core.analysis.explore import Explorer
+    from dynamight_core.analysis.napari_view import view_in_napari
     from dynamight_core.analysis.serve import serve
     from dynamight_core.training.devices import set_threads
 
     set_threads(threads)
     # No progress bars, which would break the address on a terminal.
     say = functools.partial(print, flush=True)
-    serve(Explorer(_open(run), model, origin, table or (), say), host, port, browser, say)
+    if viewer not in ("browser", "napari"):
+        raise InputError(f"--viewer is '{viewer}'; choose browser or napari")
+    explorer = Explorer(_open(run), model, origin, table or (), say)
+    if viewer == "napari":
+        view_in_napari(explorer)
+    else:
+        serve(explorer, host, port, browser, say)
 
 
 @_command(options="dynamight_core.options:DemoOptions")

@@ -108,7 +108,7 @@ class Explorer:
 
     def prepare(self) -> None:
         """Compute what the first click and the first colour would have to wait for."""
-        self._models("both").volume(self.coordinates.mean(0))
+        self.models("both").volume(self.coordinates.mean(0))
         _ = self.table
 
     @cached_property
@@ -129,6 +129,19 @@ class Explorer:
                     "says; it was edited: write it anew with dynamight train --resume"
                 )
             return table
+
+    def models(self, half: str) -> StateModels:
+        """Return what renders states of one half, or of both, at the size of a preview."""
+        with self._computing:
+            if half not in self._states:
+                self._states[half] = StateModels(self.run, half, min(self.run.box, _PREVIEW_BOX))
+                # What all states share is computed by the first one; others wait for it here.
+                self._states[half].volume(self.coordinates.mean(0))
+            return self._states[half]
+
+    def annotations(self) -> dict[str, pd.Series]:
+        """Return the columns of the user's tables, a value for every particle."""
+        return {name: table[name] for table in self._annotations for name in table}
 
     # ------------------------------------------------------------------------------------------ what is there
 
@@ -189,8 +202,7 @@ class Explorer:
         """Return the names of what particles can be coloured by, in groups."""
         own = [name for name in self.table if name.startswith("dyn")]
         given = [name for name in self.table if not name.startswith("dyn")]
-        users = [name for table in self._annotations for name in table]
-        return Answer({"This run": own, "Input STAR file": given, "Your tables": users})
+        return Answer({"This run": own, "Input STAR file": given, "Your tables": list(self.annotations())})
 
     def add_table(self, name: str, text: str) -> Answer:
         """Add a user's CSV to colour by, given as text."""
@@ -265,7 +277,7 @@ class Explorer:
         every second voxel, 255 at `displacement_top` A.
         """
         at = self._complete(at)
-        volume = self._models(half).volume(at)
+        volume = self.models(half).volume(at)
         return self._shown(volume, at)
 
     def difference(self, first: list[float], last: list[float], half: str = "both") -> Answer:
@@ -274,7 +286,7 @@ class Explorer:
         Arrays: density, gain, loss (d, h, w) uint8, 255 at `top`.
         """
         first, last = self._complete(first), self._complete(last)
-        models = self._models(half)
+        models = self.models(half)
         before, after = models.volume(first), models.volume(last)
         crop = _crop(np.maximum(before, after))
         parts = {"density": before, "gain": after - before, "loss": before - after}
@@ -296,7 +308,7 @@ class Explorer:
             raise InputError("the region holds no particles; draw it around some")
         mean = self.coordinates[rows].mean(0)
         chosen = rows[np.linspace(0, len(rows) - 1, min(_AVERAGED, len(rows))).astype(int)]
-        answer = self._shown(self._models(half).volume(self.coordinates[chosen]), mean)
+        answer = self._shown(self.models(half).volume(self.coordinates[chosen]), mean)
         errors = self.table["dynMotionError"].to_numpy()[rows]
         answer.values |= {
             "particles": len(rows),
@@ -391,18 +403,10 @@ class Explorer:
                 return table[column]
         raise InputError(f"there is no column {column}; choose one of particles.star or of your tables")
 
-    def _models(self, half: str) -> StateModels:
-        with self._computing:
-            if half not in self._states:
-                self._states[half] = StateModels(self.run, half, min(self.run.box, _PREVIEW_BOX))
-                # What all states share is computed by the first one; others wait for it here.
-                self._states[half].volume(self.coordinates.mean(0))
-            return self._states[half]
-
     @cached_property
     def _top(self) -> float:
         """The density that is the largest to be told apart: that of the mean conformation."""
-        return float(self._models("both").volume(self.coordinates.mean(0)).max())
+        return float(self.models("both").volume(self.coordinates.mean(0)).max())
 
     def _quantised(self, part: np.ndarray) -> np.ndarray:
         return np.clip(np.rint(part / self._top * 255), 0, 255).astype(np.uint8)

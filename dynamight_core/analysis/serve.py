@@ -113,7 +113,7 @@ def serve(
             "then open this address. Who has it can read the run and write to its folder analysis. Ctrl-C ends."
         )
         threading.Thread(target=_prepare, args=(explorer, say), daemon=True).start()
-        if browser and _has_screen():
+        if browser and has_screen():
             webbrowser.open(server.address)
         try:
             server.serve_forever()
@@ -129,7 +129,8 @@ def _prepare(explorer: Explorer, say: Callable[[str], None]) -> None:
         say(f"Error: {error}")
 
 
-def _has_screen() -> bool:
+def has_screen() -> bool:
+    """Return whether a window can be opened."""
     return sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 

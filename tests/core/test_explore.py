@@ -8,8 +8,10 @@ import socket
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import gemmi
+import napari
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,6 +24,7 @@ from dynamight_core import cli
 from dynamight_core.analysis.annotations import colouring, read_annotations
 from dynamight_core.analysis.explore import Explorer
 from dynamight_core.analysis.landscape import plane_landscape
+from dynamight_core.analysis.napari_view import NapariView
 from dynamight_core.analysis.results import Run
 from dynamight_core.analysis.select import inside_polygon
 from dynamight_core.analysis.serve import ACTIONS, ExplorerServer
@@ -46,7 +49,7 @@ def folder(drawn_run, tmp_path):
 
 @pytest.fixture
 def explorer(folder):
-    return Explorer(Run.open(folder), say=lambda line: None)
+    return Explorer(Run(folder), say=lambda line: None)
 
 
 @pytest.fixture
@@ -180,7 +183,7 @@ def test_what_is_saved_is_what_the_command_line_writes(explorer, folder):
 
 
 def test_an_atomic_model_moves_along_and_is_saved_at_every_state(folder, tmp_path):
-    run = Run.open(folder)
+    run = Run(folder)
     structure, chain = gemmi.Structure(), gemmi.Chain("A")
     corner = run.box // 2 * run.pixel_size
     for number, point in enumerate(run.motions.points[::40].double().numpy() + corner, 1):
@@ -452,3 +455,67 @@ def test_a_browser_without_webgl_is_told_so_and_still_works(browsed):
     for canvas in ("landscape.middle", "molecule.canvas"):
         drawn = f"{canvas}.getContext('2d').getImageData(0, 0, {canvas}.width, {canvas}.height).data.some((v) => v)"
         browser.wait(drawn)
+
+
+# ------------------------------------------------------------------------------------------- napari
+
+
+def test_napari_shows_volume_gaussians_field_and_particles_of_the_run(explorer):
+    from napari.components import ViewerModel
+
+    explorer.add_table("mine.csv", pd.DataFrame({"score": range(N)}).to_csv(index=False))
+    view = NapariView(explorer)
+    viewer = ViewerModel(ndisplay=3)
+    for layer in view.layers:
+        viewer.add_layer(layer)
+    kinds = {layer.name: type(layer).__name__ for layer in viewer.layers}
+    assert list(kinds.values()) == ["Image", "Points", "Vectors", "Points"]
+    coordinates = explorer.coordinates
+    np.testing.assert_allclose(view.particles.data[:, 2:0:-1], coordinates[:, :2])
+    np.testing.assert_array_equal(view.particles.features["mine.csv: score"], range(N))
+    # The density lies where the Gaussians do, in the viewer's coordinates.
+    weights = np.clip(view.volume.data - 0.1, 0, None)
+    centre = [np.average(np.arange(len(weights)), weights=weights.sum(tuple({0, 1, 2} - {i}))) for i in range(3)]
+    np.testing.assert_allclose(view.volume.data_to_world(centre), view.gaussians.data.mean(0), atol=3.0)
+    # The particles lie to the right of the molecule and do not touch it.
+    right = view.particles.extent.world[0][2]
+    assert right > view.gaussians.data[:, 2].max()
+
+
+def test_a_click_on_a_particle_in_napari_shows_its_conformation(explorer):
+    view = NapariView(explorer)
+    before = view.volume.data.copy()
+    far = int(explorer.coordinates[:, 0].argmax())
+    place = view.particles.data_to_world(view.particles.data[far])
+    event = SimpleNamespace(position=np.array(place), view_direction=None, dims_displayed=[1, 2])
+    view.particles.mouse_drag_callbacks[0](view.particles, event)
+    shift = np.tensordot(explorer.coordinates[far], explorer.run.motions.components.numpy(), 1)
+    expected = (explorer.run.motions.points + explorer.run.motions.mean).numpy() + shift
+    np.testing.assert_allclose(view.gaussians.data[:, ::-1], expected, atol=1e-4)
+    np.testing.assert_allclose(view.field.data[:, 0, ::-1], expected[view.chosen], atol=1e-4)
+    assert np.abs(view.volume.data - before).max() > 0.2
+
+
+def test_napari_opens_its_window(drawn_run, monkeypatch):
+    opened = []
+    monkeypatch.setenv("QT_QPA_PLATFORM", "offscreen")
+    monkeypatch.setattr("napari.run", lambda: opened.append(napari.current_viewer()))
+    code, text = dynamight("explore", drawn_run, "--viewer", "napari")
+    assert code == 0, text
+    assert [type(layer).__name__ for layer in opened[0].layers] == ["Image", "Points", "Vectors", "Points"]
+    opened[0].close()
+
+
+def test_without_napari_or_a_screen_the_page_is_named(drawn_run, monkeypatch):
+    for name in ("QT_QPA_PLATFORM", "DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    code, text = dynamight("explore", drawn_run, "--viewer", "napari")
+    assert code == 2
+    assert "needs a screen" in text
+    monkeypatch.setitem(sys.modules, "napari", None)
+    code, text = dynamight("explore", drawn_run, "--viewer", "napari")
+    assert code == 2
+    assert "dynamight-core[napari]" in text
+    code, text = dynamight("explore", drawn_run, "--viewer", "chimera")
+    assert code == 2
+    assert "choose browser or napari" in text

@@ -1,0 +1,150 @@
+"""The same run in napari: volume, Gaussians, field and particles as layers, for those who like it.
+
+The molecule lies at the origin, in A; to its right, in the plane z = 0, are the particles along two principal motions.
+A click on a particle shows its conformation in all layers.
+"""
+
+import os
+
+import numpy as np
+
+from dynamight_core.analysis.explore import Explorer
+from dynamight_core.analysis.exports import spread_out
+from dynamight_core.analysis.serve import has_screen
+from dynamight_core.errors import InputError
+
+# More particles than this are drawn at random, and so many arrows of the field.
+_MOST_POINTS, _ARROWS = 100_000, 300
+# Share of the extent that lies between molecule and particles.
+_GAP = 0.1
+
+
+class NapariView:
+    """Layers of a run, and how they change with the conformation that is shown.
+
+    Parameters
+    ----------
+    explorer
+        of the run; its atomic model and tables are shown, too.
+
+    Raises
+    ------
+    InputError
+        if napari is not installed.
+    """
+
+    def __init__(self, explorer: Explorer):
+        try:
+            from napari import layers
+        except ImportError as error:
+            raise InputError(
+                "--viewer napari needs the package napari; install dynamight-core[napari], or leave --viewer out for "
+                "the page in a browser"
+            ) from error
+        self._explorer = explorer
+        self._molecule = explorer.molecule().arrays
+        mean = explorer.coordinates.mean(0)
+        volume, spacing = self._volume(mean)
+        motion = np.linalg.norm(self._molecule["motions"][0], axis=1)
+        self._error = np.asarray(explorer.run.summary["point_error"])
+        self.volume = layers.Image(
+            volume, name="density", scale=[spacing] * 3, translate=[-(len(volume) // 2) * spacing] * 3,
+            rendering="iso", iso_threshold=0.2, colormap="gray", blending="translucent",
+        )  # fmt: skip
+        self.gaussians = layers.Points(
+            self._places(mean), name="Gaussians", size=2.0, opacity=0.6, face_color="motion", border_width=0,
+            features={"motion": motion, "error": self._error}, face_colormap="viridis",
+        )  # fmt: skip
+        self.chosen = spread_out(self._molecule["rest"], _ARROWS)
+        self.field = layers.Vectors(
+            self._arrows(mean), name="motion 1, one standard deviation", edge_width=0.8, vector_style="arrow",
+            features={"motion": motion[self.chosen], "error": self._error[self.chosen]}, edge_color="orange",
+        )  # fmt: skip
+        self.layers = [self.volume, self.gaussians, self.field]
+        self.trace = None
+        if "trace" in self._molecule:
+            self.trace = layers.Points(
+                self._places(mean, "trace", "trace_motions"), name="atomic model", size=2.5, face_color="cyan",
+                border_width=0,
+            )  # fmt: skip
+            self.layers.append(self.trace)
+        self.rows, places, features = self._particles()
+        low, high = places.min(0), places.max(0)
+        # Both axes in the same A rms, as large as the molecule's box.
+        extent = explorer.run.box * explorer.run.pixel_size
+        scale = extent / max(float((high - low).max()), 1e-6)
+        offset = [0.0, -scale * (low[1] + high[1]) / 2, (0.5 + _GAP) * extent - scale * low[2]]
+        self.particles = layers.Points(
+            places, name="particles along motions 1 and 2", size=extent / 150 / scale, face_color="error",
+            features=features, face_colormap="magma", border_width=0, scale=[1, scale, scale], translate=offset,
+        )  # fmt: skip
+        self.particles.mouse_drag_callbacks.append(self._clicked)
+        self.layers.append(self.particles)
+
+    def show(self, coordinates: np.ndarray) -> None:
+        """Show the conformation at (K,) coordinates, A rms, in all layers."""
+        self.volume.data = self._volume(coordinates)[0]
+        self.gaussians.data = self._places(coordinates)
+        self.field.data = self._arrows(coordinates)
+        if self.trace is not None:
+            self.trace.data = self._places(coordinates, "trace", "trace_motions")
+
+    def _clicked(self, layer, event) -> None:
+        index = layer.get_value(
+            event.position, view_direction=event.view_direction, dims_displayed=event.dims_displayed, world=True
+        )
+        if index is not None:
+            self.show(self._explorer.coordinates[self.rows[index]])
+
+    def _volume(self, coordinates: np.ndarray) -> tuple[np.ndarray, float]:
+        """Return the (b, b, b) density at coordinates, as a share of its largest, and its voxel size (A)."""
+        models = self._explorer.models("both")
+        volume = models.volume(coordinates)
+        return volume / volume.max(), models.pixel_size
+
+    def _places(self, coordinates: np.ndarray, rest: str = "rest", motions: str = "motions") -> np.ndarray:
+        """Return (m, 3) positions at coordinates, A, in napari's order z, y, x."""
+        return (self._molecule[rest] + np.tensordot(coordinates, self._molecule[motions], 1))[:, ::-1]
+
+    def _arrows(self, coordinates: np.ndarray) -> np.ndarray:
+        """Return the (a, 2, 3) starts and shifts of arrows by one standard deviation of the first motion, z, y, x."""
+        shift = self._molecule["motions"][0] * self._explorer.coordinates[:, 0].std()
+        return np.stack([self._places(coordinates), shift[:, ::-1]], 1)[self.chosen]
+
+    def _particles(self):
+        """Return (s,) rows of the particles that are drawn, their places (s, 3) in A rms, and their features."""
+        explorer = self._explorer
+        n = len(explorer.coordinates)
+        rows = np.sort(np.random.default_rng(0).permutation(n)[:_MOST_POINTS])
+        places = np.zeros((len(rows), 3))
+        places[:, 2] = explorer.coordinates[rows, 0]
+        if explorer.coordinates.shape[1] > 1:
+            places[:, 1] = explorer.coordinates[rows, 1]
+        table = explorer.table
+        features = {
+            "particle": rows + 1, "half": explorer.halves[rows], "validation": explorer.validation[rows],
+            "motion": table["dynMotionRms"].to_numpy()[rows], "error": table["dynMotionError"].to_numpy()[rows],
+        }  # fmt: skip
+        features |= {name: values.to_numpy()[rows] for name, values in explorer.annotations().items()}
+        return rows, places, features
+
+
+def view_in_napari(explorer: Explorer) -> None:
+    """Show a run in napari until its window is closed.
+
+    Raises
+    ------
+    InputError
+        if napari is not installed, or there is no screen.
+    """
+    view = NapariView(explorer)
+    # Qt ends the program, without a word that helps, where it finds no screen.
+    if not has_screen() and "QT_QPA_PLATFORM" not in os.environ:
+        raise InputError("napari needs a screen, and there is none; leave --viewer out for the page in a browser")
+    import napari
+
+    viewer = napari.Viewer(title=f"DynaMight: {explorer.run.path.resolve().name}", ndisplay=3)
+    for layer in view.layers:
+        viewer.add_layer(layer)
+    viewer.reset_view()
+    napari.run()
