@@ -1,10 +1,13 @@
-"""Principal motions and rigid domains of finished runs of simulated data, held against the truth.
+"""Finished runs of simulated data held against the truth: motions, rigid domains, distributions, error estimates.
 
 python benchmarks/analysis.py RUN TRUTH [RUN TRUTH ...]        TRUTH is the truth.npz of the data set
 
 Prints a JSON object for each run: the overlap of the first motions (as many as domains move) with the true field, from
-0 to 1; the Rand index of the rigid domains over the common points; and for each moving domain the correlation of the
-angle with the truth and both standard deviations, degrees.
+0 to 1; the Rand index of the rigid domains over the common points; for each moving domain the correlation of the
+angle with the truth and both standard deviations, degrees; for one moving domain the Kolmogorov-Smirnov distance to
+the true distribution of its angle (about the mean) of the distribution along motion 1, errors taken out, and of the
+coordinates as they are; then, pooled over the runs, predicted and true error (A rms) of each fifth of the particles
+by predicted error.
 """
 
 import json
@@ -12,9 +15,12 @@ import sys
 
 import numpy as np
 import torch
+from measures import hinge_angle
 from sklearn.metrics import rand_score
 
+from dynamight_core.analysis.distribution import without_errors
 from dynamight_core.analysis.domains import find_domains
+from dynamight_core.analysis.errors import coordinate_variances, motion_errors
 from dynamight_core.analysis.results import Run
 from dynamight_core.simulate.truth import Truth, load_truth
 
@@ -42,12 +48,65 @@ def compare(run: Run, truth: Truth) -> dict:
         angle, expected = found.angles[:, domain], torch.rad2deg(truth.angles[:, moving - 1]).numpy()
         out[f"domain_{moving}_angle_correlation"] = abs(float(np.corrcoef(angle, expected)[0, 1]))
         out[f"domain_{moving}_angle_std"] = [float(angle.std()), float(expected.std())]
+    if truth.molecule.n_domains == 1:
+        out |= angle_distribution(run, truth)
     return out
+
+
+def angle_distribution(run: Run, truth: Truth) -> dict:
+    """Return the distances of the distribution along motion 1, as an angle, to the true one."""
+    motions, molecule = run.motions, truth.molecule
+    moving = truth.domains(motions.points) == 1
+    rest = motions.points + motions.mean
+    # The angle of the motion's own field about the hinge.
+    ends = torch.tensor([-2.0, 2.0])[:, None, None] * motions.components[0] + rest
+    angles = hinge_angle(ends[:, moving], rest[moving], molecule.axis_points[0], molecule.axis_directions[0])
+    slope = float(torch.rad2deg(angles[1] - angles[0])) / 4
+    rows = torch.arange(len(run.halves))
+    coordinates = motions.coordinates[:, 0].double().numpy()
+    found = without_errors(coordinates, coordinate_variances(run, rows)[:, 0].double().numpy())
+    true = np.degrees(truth.angles[:, 0].double().numpy())
+    true = np.sort((true - true.mean()) / slope)
+    ranks = (np.arange(len(true)) + 0.5) / len(true)
+    mean = np.average(found.values, weights=found.density)
+    plain = np.sort(coordinates - coordinates.mean())
+    return {
+        "ks_errors_taken_out": float(np.abs(found.cumulative(true + mean) - ranks).max()),
+        "ks_as_estimated": float(np.abs(np.interp(true, plain, ranks) - ranks).max()),
+        "angle_std_errors_taken_out": found.spread * abs(slope),
+    }
+
+
+def errors(run: Run, truth: Truth) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the (n,) predicted and true errors of the particles, A rms."""
+    points, n = run.motions.points, len(run.halves)
+    with torch.no_grad():
+        evaluators = [model.consensus_evaluator(points) for model in run.models]
+        predicted = motion_errors(evaluators, run.models, run.latents, run.covariances, run.halves).particle
+        true = torch.zeros(n)
+        for rows in torch.arange(n).split(128):
+            shifts = [evaluate(run.latents[h][rows]) for h, evaluate in enumerate(evaluators)]
+            own = torch.where((run.halves[rows] == 1)[:, None, None], *shifts)
+            true[rows] = (own - truth.displacements(points, rows)).square().sum(-1).mean(1).sqrt()
+    return predicted, true
+
+
+def rms(values: torch.Tensor) -> float:
+    """Return the root mean square."""
+    return float(values.square().mean().sqrt())
 
 
 if __name__ == "__main__":
     words = sys.argv[1:]
     if not words or len(words) % 2:
         sys.exit(__doc__)
-    for path, truth in zip(words[::2], words[1::2], strict=True):
-        print(json.dumps(compare(Run.open(path), load_truth(truth))))
+    pooled = []
+    for path, name in zip(words[::2], words[1::2], strict=True):
+        run, truth = Run(path), load_truth(name)
+        print(json.dumps(compare(run, truth)), flush=True)
+        pooled.append(errors(run, truth))
+    predicted, true = (torch.cat(parts) for parts in zip(*pooled, strict=True))
+    print(f"all: predicted {rms(predicted):.2f}, true {rms(true):.2f}")
+    for fifth in predicted.argsort().tensor_split(5):
+        ratio = rms(predicted[fifth]) / rms(true[fifth])
+        print(f"fifth: predicted {rms(predicted[fifth]):.2f}, true {rms(true[fifth]):.2f}, ratio {ratio:.2f}")

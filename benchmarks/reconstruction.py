@@ -42,6 +42,7 @@ from dynamight_core.training.run import train
 FOLDER = Path(tempfile.gettempdir()) / "dynamight-benchmarks"
 CASES = {
     "hinge": {},
+    "peaks": {"angle_distribution": "two-peaks"},
     "rigid": {"motion_range": 0.0},
     "hinge40": {"motion_range": 40.0},
     "hinge60": {"motion_range": 60.0},

@@ -254,6 +254,7 @@ def analyse(
 ) -> None:
     """Write RUN/analysis/report.html, and for other programs the motion as a map, as atoms and as a table."""
     from dynamight_core.analysis.agreement import write_agreement
+    from dynamight_core.analysis.distribution import write_distributions
     from dynamight_core.analysis.domains import find_domains, write_domains
     from dynamight_core.analysis.exports import write_arrows, write_exports
     from dynamight_core.analysis.report import write_report
@@ -266,7 +267,9 @@ def analyse(
         write_exports(opened, embedding, report.say)
         write_arrows(opened, say=report.say)
         write_agreement(opened, report.say)
-        write_domains(opened, find_domains(opened.motions, domains), report.say)
+        found = find_domains(opened.motions, domains)
+        write_domains(opened, found, report.say)
+        write_distributions(opened, found, report.say)
         path = write_report(opened, out, say=report.say)
         options = {"out": None if out is None else str(out), "embedding": embedding, "domains": domains}
         record_stage(opened, "analyse", options)

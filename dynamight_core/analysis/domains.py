@@ -4,6 +4,10 @@ Points belong to one domain if a single rotation and translation explains how th
 motions are found in turns, as in k-means with rigid motions in the place of means: each point joins the domain whose
 motion it follows best, each domain's motion is that of its points (Kabsch, Acta Cryst. A 1976). Displacements are
 linear in the particles' coordinates, and with them the matrices that Kabsch's method needs: a particle costs little.
+
+A learned field turns a small domain less than it moves it: near the hinge it is too large, at the tip too small. A
+turn about a domain's own middle sees only that difference; about the joint, where the domain meets the largest one and
+its chain keeps it, the displacement of the whole domain counts. That is how hinged domains are measured.
 """
 
 from collections.abc import Callable
@@ -33,6 +37,8 @@ _ITERATIONS, _STARTS = 40, 6
 # while each takes away at least this share of what was left.
 _ENOUGH, _LEAST_RESIDUAL, _WORTH = 0.3, 0.25, 0.15
 _MOST_DOMAINS = 6
+# A domain is hinged where it meets the largest if turns about there leave less than this share of its motion.
+_HINGED = 0.15
 # A domain has at least this share of the points.
 _SMALLEST = 0.02
 # Reach of a mask around the points of its domain, and the width of its soft edge, A.
@@ -59,6 +65,9 @@ class Domains:
         (d, 3) unit vectors, the main axis of each domain's turns.
     centres
         (d, 3) A, centres of the domains in the mean conformation, consensus frame.
+    joints
+        (3,) A, where a domain is hinged to domain 0, which its turns keep in place and `shifts` are what its centre
+        moves beyond; None for domain 0 and where a domain turns and shifts freely.
     """
 
     labels: np.ndarray
@@ -67,6 +76,7 @@ class Domains:
     shifts: np.ndarray
     axes: np.ndarray
     centres: np.ndarray
+    joints: list[np.ndarray | None]
 
     def __len__(self) -> int:
         return len(self.centres)
@@ -211,39 +221,76 @@ def kabsch(products: np.ndarray) -> np.ndarray:
 
 def _rigid_motions(points, components, coordinates, labels, residuals) -> Domains:
     """Return the domains with their rotation and shift in all particles, against the largest."""
-    n_domains = labels.max() + 1
     centred = coordinates - coordinates.mean(0)
-    offset = np.tensordot(coordinates.mean(0), components, 1)
-    points = points + offset
-    rotations, shifts, centres = [], [], []
-    for domain in range(n_domains):
+    points = points + np.tensordot(coordinates.mean(0), components, 1)
+    base, base_centre = points[labels == 0], points[labels == 0].mean(0)
+    base_fields = components[:, labels == 0]
+    rotation = kabsch(_products(base - base_centre, base_fields, centred))
+    undone, base_shift = np.swapaxes(rotation, 1, 2), centred @ base_fields.mean(1)
+    vectors = rotation_vectors(rotation)
+    angles, shifts, axes, centres, joints = [], [base_shift], [], [base_centre], [None]
+    turns = [vectors]
+    for domain in range(1, labels.max() + 1):
         mine = labels == domain
-        x = points[mine] - points[mine].mean(0)
-        fields = components[:, mine]
-        # sum x (x + sum_k c_k field_k)^T is linear in c, and so is the centre.
-        product = x.T @ x + np.tensordot(centred, np.einsum("mi,kmj->kij", x, fields), 1)
-        rotations.append(kabsch(product))
-        shifts.append(centred @ fields.mean(1))
-        centres.append(points[mine].mean(0))
-    base, base_shift, base_centre = rotations[0], shifts[0], centres[0]
-    angles, relative, axes = [], [], []
-    for domain in range(n_domains):
-        rotation, shift = rotations[domain], shifts[domain]
-        if domain:
-            # Seen from domain 0: undo its motion.
-            place = centres[domain] + shift - base_centre - base_shift
-            shift = np.einsum("nji,nj->ni", base, place) + base_centre - centres[domain]
-            rotation = np.swapaxes(base, 1, 2) @ rotation
-        vectors = rotation_vectors(rotation)
+        own, fields = points[mine], components[:, mine]
+        centre = own.mean(0)
+        free = undone @ kabsch(_products(own - centre, fields, centred))
+        # Seen from domain 0: its motion is undone.
+        place = centre + centred @ fields.mean(1) - base_centre - base_shift
+        shift = np.einsum("nij,nj->ni", undone, place) + base_centre - centre
+        joint = _joint(own, base)
+        if joint is not None:
+            # Points as seen from domain 0, and the turn that fits them best with the joint at rest.
+            offset = base_centre - joint - np.einsum("nij,nj->ni", undone, base_centre - joint + base_shift)
+            product = np.einsum("nij,nkj->nki", undone, _products(own - joint, fields, centred))
+            product += len(own) * np.einsum("i,nj->nij", centre - joint, offset)
+            hinged = kabsch(product)
+            beyond = shift - np.einsum("nij,j->ni", hinged - np.eye(3), centre - joint)
+            if _left(own, centre, free, shift, hinged, beyond) > _HINGED:
+                joint = None
+            else:
+                free, shift = hinged, beyond
+        turns.append(rotation_vectors(free))
+        shifts.append(shift)
+        centres.append(centre)
+        joints.append(joint)
+    for vectors in turns:
         axis = np.linalg.svd(vectors, full_matrices=False)[2][0]
         axis = axis * np.sign(axis[np.abs(axis).argmax()])
-        size = np.linalg.norm(vectors, axis=1)
-        angles.append(np.degrees(size * np.where(vectors @ axis < 0, -1.0, 1.0)))
-        relative.append(shift)
+        angles.append(np.degrees(np.linalg.norm(vectors, axis=1) * np.where(vectors @ axis < 0, -1.0, 1.0)))
         axes.append(axis)
     return Domains(
-        labels, residuals, np.stack(angles, 1), np.stack(relative, 1), np.stack(axes), np.stack(centres)
+        labels, residuals, np.stack(angles, 1), np.stack(shifts, 1), np.stack(axes), np.stack(centres), joints
     )  # fmt: skip
+
+
+def _products(x: np.ndarray, fields: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
+    """Return the (n, 3, 3) sums x (x + sum_k c_k field_k)^T of n particles: linear in c."""
+    return x.T @ x + np.tensordot(coordinates, np.einsum("mi,kmj->kij", x, fields), 1)
+
+
+def _joint(own: np.ndarray, base: np.ndarray) -> np.ndarray | None:
+    """Return the middle (3,) of where a domain's (m, 3) points meet those of domain 0; None where they do not."""
+    spacing = np.median(cKDTree(own).query(own, k=min(7, len(own)))[0][:, -1])
+    distance, partner = cKDTree(base).query(own)
+    close = distance.argsort()[: max(4, len(own) // 20)]
+    if distance[close].mean() > 2 * spacing:
+        return None
+    return (own[close].mean(0) + base[partner[close]].mean(0)) / 2
+
+
+def _left(own, centre, free, shift, hinged, beyond) -> float:
+    """Return what a turn about the joint leaves of a domain's motion that a free one explains, as a share.
+
+    `beyond` is the shift of the domain's centre beyond the turn. The second moment of the points stands for them.
+    """
+    arms = own - centre
+    second = arms.T @ arms / len(own)
+
+    def power(difference, shifts):
+        return (np.einsum("nij,jk,nik->n", difference, second, difference) + (shifts**2).sum(1)).mean()
+
+    return power(free - hinged, beyond) / max(power(free - np.eye(3), shift), 1e-12)
 
 
 def rotation_vectors(rotations: np.ndarray) -> np.ndarray:
@@ -265,7 +312,7 @@ def summary_table(domains: Domains, run: "Run") -> pd.DataFrame:
     rows = []
     for domain in range(len(domains)):
         mine = domains.labels == domain
-        angle, shift = domains.angles[:, domain], domains.shifts[:, domain]
+        angle, shift, joint = domains.angles[:, domain], domains.shifts[:, domain], domains.joints[domain]
         moved, wrong = (float(np.sqrt((values[mine] ** 2).mean())) for values in (motion, error))
         rows.append({
             "domain": domain + 1, "against": "consensus" if domain == 0 else "domain 1",
@@ -276,6 +323,7 @@ def summary_table(domains: Domains, run: "Run") -> pd.DataFrame:
             "shift_rms_A": np.sqrt(((shift - shift.mean(0)) ** 2).sum(1).mean()),
             **{f"axis_{name}": domains.axes[domain, i] for i, name in enumerate("xyz")},
             **{f"centre_{name}_A": domains.centres[domain, i] for i, name in enumerate("xyz")},
+            **{f"joint_{name}_A": np.nan if joint is None else joint[i] for i, name in enumerate("xyz")},
         })  # fmt: skip
     return pd.DataFrame(rows)
 

@@ -10,7 +10,9 @@ from scipy.spatial.transform import Rotation
 from sklearn.metrics import rand_score
 
 from dynamight_core.analysis.agreement import halves_agreement
+from dynamight_core.analysis.distribution import without_errors
 from dynamight_core.analysis.domains import find_domains, kabsch, rotation_vectors, write_domains
+from dynamight_core.analysis.errors import coordinate_variances
 from dynamight_core.analysis.exports import write_arrows
 from dynamight_core.analysis.motions import PrincipalMotions, principal_motions
 from dynamight_core.analysis.results import Run
@@ -58,6 +60,81 @@ def test_a_body_that_moves_as_a_whole_is_one_domain():
     assert len(found) == 1
     measured, expected = found.angles[:, 0] - found.angles[:, 0].mean(), np.degrees(angles - angles.mean())
     np.testing.assert_allclose(measured * np.sign(measured @ expected), expected, atol=0.3)
+
+
+def test_a_domain_whose_field_is_flat_is_turned_about_its_joint():
+    molecule = hinge_molecule(0)
+    angles = 0.2 * torch.randn(400, 1, generator=torch.Generator().manual_seed(1))
+    chosen = torch.randperm(len(molecule), generator=torch.Generator().manual_seed(0))[:500]
+    points, domains = molecule.positions[chosen], molecule.moving[chosen]
+    moving = domains == 1
+
+    def displacements(rows):
+        shift = molecule.move(points, domains, angles[rows]) - points
+        # Half of the turn within the domain is lost, as a smooth field loses it; its displacement stays.
+        shift[:, moving] = 0.5 * shift[:, moving] + 0.5 * shift[:, moving].mean(1, keepdim=True)
+        return shift
+
+    found = find_domains(principal_motions(displacements, len(angles), points, 4), 2)
+    assert rand_score(domains, found.labels) >= 0.95
+    assert found.joints[0] is None
+    axis, away = molecule.axis_directions[0], torch.tensor(found.joints[1]).float() - molecule.axis_points[0]
+    assert (away - (away @ axis) * axis).norm() < 8.0
+    measured, true = found.angles[:, 1], torch.rad2deg(angles[:, 0]).numpy()
+    assert abs(np.corrcoef(measured, true)[0, 1]) > 0.99
+    assert 0.75 < measured.std() / true.std() < 1.05
+
+
+def test_a_domain_that_slides_has_no_joint():
+    points = 20 * torch.randn(400, 3, generator=torch.Generator().manual_seed(2))
+    upper = points[:, 2] > 0
+    slide = 4 * torch.randn(300, generator=torch.Generator().manual_seed(3))
+
+    def displacements(rows):
+        return slide[rows, None, None] * torch.tensor([0.0, 0.0, 1.0]) * upper[:, None]
+
+    found = find_domains(principal_motions(displacements, 300, points, 2), 2)
+    assert found.joints == [None, None]
+    assert found.angles[:, 1].std() < 0.5
+    assert abs(np.corrcoef(found.shifts[:, 1, 2], slide)[0, 1]) > 0.99
+
+
+@pytest.mark.parametrize("peaks", [False, True])
+def test_the_distribution_behind_uncertain_coordinates_is_recovered(peaks):
+    # Coordinates as inference gives them: means of posteriors under a normal prior of the right width.
+    rng = np.random.default_rng(6)
+    n = 2000
+    true = rng.choice([-3.0, 3.0], n) + rng.normal(0, 0.6, n) if peaks else rng.uniform(-5, 5, n)
+    noise = 1.5 * rng.uniform(0.7, 1.3, n)
+    prior = true.var()
+    means = (true + noise * rng.normal(size=n)) * prior / (prior + noise**2)
+    found = without_errors(means, prior * noise**2 / (prior + noise**2))
+    ranks = (np.arange(n) + 0.5) / n
+    assert np.abs(found.cumulative(np.sort(true)) - ranks).max() < 0.05
+    assert found.spread == pytest.approx(true.std(), rel=0.05)
+    middle = np.abs(found.values).argmin()
+    if peaks:
+        # Between the peaks there is less than the coordinates show, and it is known how little.
+        assert found.density[middle] < 0.4 * found.density.max()
+    assert 0 < found.error[middle] < 0.2 * found.density.max()
+
+
+def test_the_error_of_a_coordinate_is_its_posterior_and_what_halves_disagree_on(drawn_run):
+    run = Run(drawn_run)
+    rows = torch.arange(40)
+    found = coordinate_variances(run, rows)[:, 0]
+    motions = run.motions
+    evaluators = [model.consensus_evaluator(motions.points) for model in run.models]
+    with torch.no_grad():
+        along = [
+            torch.stack([((evaluators[h](run.latents[half, rows] + step) * motions.components[0]).sum((1, 2)))
+                         for step in (torch.zeros(2), torch.tensor([0.25, 0.0]), torch.tensor([0.0, 0.075]))])
+            / len(motions.points)
+            for h, half in ((0, 0), (1, 1))
+        ]  # fmt: skip
+    own = torch.where(run.halves[rows] == 1, *along)
+    expected = (own[1:] - own[0]).square().sum(0) + (along[0][0] - along[1][0]).square() / 2
+    np.testing.assert_allclose(found, 1.3**2 * expected, rtol=0.05)
 
 
 def test_rotations_are_found_and_named():

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import gemmi
-import napari
 import numpy as np
 import pandas as pd
 import pytest
@@ -497,6 +496,8 @@ def test_a_click_on_a_particle_in_napari_shows_its_conformation(explorer):
 
 
 def test_napari_opens_its_window(drawn_run, monkeypatch):
+    import napari
+
     opened = []
     monkeypatch.setenv("QT_QPA_PLATFORM", "offscreen")
     monkeypatch.setattr("napari.run", lambda: opened.append(napari.current_viewer()))
