@@ -83,6 +83,10 @@ def open_particles(inputs: InputOptions, seed: int) -> tuple[Particles, torch.Te
     tuple
         particles, (n,) halves, and whether the half-sets were drawn here.
     """
+    if inputs.project is not None and not Path(inputs.project).is_dir():
+        raise InputError(
+            f"--project is {inputs.project}, which is no folder; give the one that image paths are relative to"
+        )
     particles = read_particles(inputs.star, inputs.project)
     check_enough(particles)
     if inputs.premultiplied is not None:
@@ -225,7 +229,8 @@ def match_grey_scale(model: HalfModel, data: TrainingImages, rows: torch.Tensor)
     chance = 1 / np.sqrt(min(len(rows), 512) * float((weights > 0).sum()))
     if correlation < -5 * chance:
         raise InputError(
-            "the particles correlate negatively with the map: they are dark; give --invert-contrast, or check the map"
+            "the particles correlate negatively with the map; give --invert-contrast if they are dark, leave it out if "
+            "they are white, or check the map"
         )
     if correlation > 5 * chance:
         model.gaussians.log_amplitudes += np.log(cross / model_power)

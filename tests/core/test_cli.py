@@ -791,6 +791,7 @@ BAD = {
     "initial resolution": (options("--initial-resolution", "100"), r"--initial-resolution is 100 A.*at most 48"),
     "not a number": (options("--stiffness", "nan"), r"--stiffness is nan"),
     "dark particles": (options("--invert-contrast"), r"negatively"),
+    "project": (options("--project", "nowhere"), r"--project is .*nowhere, which is no folder"),
     "device": (unknown_device, r"--device is '77'"),
 }
 
