@@ -15,15 +15,13 @@ import torch
 from dynamight_core.analysis.motions import motion_fields
 from dynamight_core.analysis.states import check_row, parse_numbers, read_states
 from dynamight_core.errors import InputError
-from dynamight_core.files import atomic_path, header_origin, read_map
+from dynamight_core.files import atomic_path
 from dynamight_core.options import DisplaceOptions
+from dynamight_core.structures import ATOMIC, ORIGIN_NAMES, read_structure, zero_of_coordinates
 
 if TYPE_CHECKING:
     from dynamight_core.analysis.results import Run
 
-ORIGINS = ("auto", "centre", "corner", "map")
-_ORIGIN_NAMES = {"centre": "centre of the box", "corner": "first voxel", "map": "origin in the consensus map's header"}
-ATOMIC = (".pdb", ".cif", ".mmcif", ".ent")
 # Points that a decoder is evaluated at together, and displacements (particles times points) held at a time.
 _POINTS = 2**15
 _PAIRS = 2**20
@@ -74,15 +72,13 @@ def read_points(path: str | Path, run: "Run", origin: str = "auto") -> PointSet:
         if the file cannot be read, holds no points, or its points are not finite or outside the box.
     """
     path = Path(path)
-    if origin not in ORIGINS:
-        raise InputError(f"--origin is '{origin}'; choose one of {', '.join(ORIGINS)}")
     if not path.exists():
         raise InputError(f"points {path} do not exist; give a .npy, .pdb or .cif file")
     structure = None
     if path.suffix.lower() == ".npy":
         positions = _read_array(path)
     elif path.suffix.lower() in ATOMIC:
-        structure = _read_structure(path)
+        structure = read_structure(path)
         positions = np.array([atom.pos.tolist() for atom in _atoms(structure[0])])
     else:
         raise InputError(f"points {path} are of an unknown kind; give a .npy, .pdb or .cif file")
@@ -91,13 +87,7 @@ def read_points(path: str | Path, run: "Run", origin: str = "auto") -> PointSet:
     box, pixel_size = run.particles.box, run.particles.pixel_size
     if origin == "auto" and structure is None:
         origin = "centre"
-    offsets = {"corner": np.full(3, box // 2 * pixel_size), "centre": np.zeros(3)}
-    if origin in ("auto", "map"):
-        offsets["map"] = offsets["corner"] + header_origin(run.config.inputs.map)
-    if origin == "auto":
-        consensus, _ = read_map(run.config.inputs.map)
-        origin = max(offsets, key=lambda name: _density_at(consensus, positions - offsets[name], pixel_size))
-    offset = offsets[origin]
+    origin, offset = zero_of_coordinates(positions, origin, run.config.inputs.map, box, pixel_size)
     positions = positions - offset
     if (np.abs(positions) > box * pixel_size / 2).any(1).mean() > 0.1:
         raise InputError(
@@ -105,15 +95,6 @@ def read_points(path: str | Path, run: "Run", origin: str = "auto") -> PointSet:
             "the frame of the consensus map, or give --origin"
         )
     return PointSet(torch.from_numpy(positions.astype(np.float32)), offset, origin, structure)
-
-
-def _density_at(volume: np.ndarray, positions: np.ndarray, pixel_size: float) -> float:
-    """Return the mean of a [z, y, x] map at the voxels nearest to (m, 3) positions (A), its own mean outside."""
-    voxels = np.rint(positions / pixel_size).astype(int)[:, ::-1] + volume.shape[0] // 2
-    inside = ((voxels >= 0) & (voxels < volume.shape[0])).all(1)
-    values = np.full(len(voxels), volume.mean())
-    values[inside] = volume[tuple(voxels[inside].T)]
-    return float(values.mean())
 
 
 class Displacer:
@@ -222,7 +203,7 @@ def displace(
         raise InputError(f"--out is {out}; give a name that ends in .npz")
     point_set = read_points(points, run, options.origin)
     if point_set.structure is not None:
-        say(f"The coordinates of {points} count from the {_ORIGIN_NAMES[point_set.origin]} (--origin).")
+        say(f"The coordinates of {points} count from the {ORIGIN_NAMES[point_set.origin]} (--origin).")
     if options.states is not None:
         return _displace_to_states(run, point_set, out, options, say, progress)
     n = len(run.halves)
@@ -321,16 +302,6 @@ def _read_array(path: Path) -> np.ndarray:
     if not numbers or positions.ndim != 2 or positions.shape[1] != 3 or not len(positions):
         raise InputError(f"points {path} have shape {positions.shape}; give numbers of shape (points, 3)")
     return positions.astype(float)
-
-
-def _read_structure(path: Path) -> gemmi.Structure:
-    try:
-        structure = gemmi.read_structure(str(path))
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"model {path} cannot be read ({error}); give a PDB or mmCIF file") from error
-    if not len(structure) or not structure[0].count_atom_sites():
-        raise InputError(f"model {path} holds no atoms; give a PDB or mmCIF file with coordinates")
-    return structure
 
 
 def _atoms(model: gemmi.Model) -> list[gemmi.Atom]:

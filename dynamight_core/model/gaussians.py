@@ -28,9 +28,12 @@ class GaussianModel(nn.Module):
         number of width classes.
     generator
         of the random composition weights.
+    edges
+        (e, 2) of an atomic model, whose distances are kept; positions and relative amplitudes are then fixed, and only
+        scale and width are learned. None for Gaussians that are free.
     """
 
-    def __init__(self, positions, width, amplitude, n_classes=1, generator=None):
+    def __init__(self, positions, width, amplitude, n_classes=1, generator=None, edges=None):
         super().__init__()
         n = len(positions)
         self.positions = nn.Parameter(positions.clone().float())
@@ -39,9 +42,18 @@ class GaussianModel(nn.Module):
         self.log_amplitudes = nn.Parameter(torch.log(torch.as_tensor(amplitude)).expand(n_classes).clone())
         self.composition = nn.Parameter(torch.randn(n, n_classes, generator=generator))
         self.relative_amplitudes = nn.Parameter(torch.ones(n))
+        self.register_buffer("edges", edges)
+        if self.fixed:
+            self.positions.requires_grad_(False)
+            self.relative_amplitudes.requires_grad_(False)
 
     def __len__(self) -> int:
         return len(self.positions)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether positions and relative amplitudes are those of an atomic model and stay."""
+        return self.edges is not None
 
     @property
     def widths(self) -> torch.Tensor:

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from scipy.spatial import cKDTree
 
+from dynamight_core.model.gaussians import GaussianModel
+
 # Long edges: so many a Gaussian, up to this long, to a Gaussian so near the place that was drawn, A.
 _LONG_EDGES, _REACH, _NEARBY = 4, 25.0, 5.0
 # A long edge has half its weight when its mean-square change is this times the median one.
@@ -33,13 +35,28 @@ class NeighbourGraph:
     @classmethod
     def build(cls, positions: torch.Tensor, factor: float = 1.5) -> "NeighbourGraph":
         """Build the graph of (n, 3) positions (A); edges are shorter than `factor` times c_mean."""
-        points = positions.detach().cpu().numpy()
-        tree = cKDTree(points)
-        spacing = float(tree.query(points, k=3)[0][:, 1:].mean())
+        tree, spacing = _spacing(positions)
         pairs = tree.query_pairs(factor * spacing, output_type="ndarray").astype(np.int64)
-        edges = torch.from_numpy(pairs).to(positions.device)
+        return cls._between(positions, torch.from_numpy(pairs).to(positions.device), spacing)
+
+    @classmethod
+    def of(cls, gaussians: GaussianModel) -> "NeighbourGraph":
+        """Return the graph of a model: its own edges if it is an atomic one, those between neighbours otherwise."""
+        if not gaussians.fixed:
+            return cls.build(gaussians.positions)
+        return cls._between(gaussians.positions, gaussians.edges, _spacing(gaussians.positions)[1])
+
+    @classmethod
+    def _between(cls, positions: torch.Tensor, edges: torch.Tensor, spacing: float) -> "NeighbourGraph":
         lengths = (positions.detach()[edges[:, 0]] - positions.detach()[edges[:, 1]]).norm(dim=-1)
         return cls(edges, lengths, spacing)
+
+
+def _spacing(positions: torch.Tensor) -> tuple[cKDTree, float]:
+    """Return the tree of (n, 3) positions and the mean distance to the two nearest neighbours, A."""
+    points = positions.detach().cpu().numpy()
+    tree = cKDTree(points)
+    return tree, float(tree.query(points, k=3)[0][:, 1:].mean())
 
 
 @dataclass(frozen=True)

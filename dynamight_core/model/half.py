@@ -179,7 +179,7 @@ class HalfModel(nn.Module):
         except (OSError, safetensors.SafetensorError) as error:
             raise InputError(f"{path} is missing or damaged ({error}); train the run again") from error
         n, n_classes = state["gaussians.composition"].shape
-        gaussians = GaussianModel(torch.zeros(n, 3), 1.0, 1.0, n_classes)
+        gaussians = GaussianModel(torch.zeros(n, 3), 1.0, 1.0, n_classes, edges=state.get("gaussians.edges"))
         model = cls(
             gaussians, int(metadata["box"]), float(metadata["pixel_size"]), int(metadata["n_latents"]),
             metadata["decoder"], float(metadata["particle_diameter"]), state.get("motion_mask"),

@@ -1,5 +1,6 @@
 """Where the Gaussians start: threshold the consensus map, fill it, fit the model to it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,38 +123,57 @@ def fit_to_map(
         (box, box, box) map, already filtered as wanted and zero in the solvent.
     """
     volume = _centre_of(volume)
-    box = volume.shape[-1]
     graph = NeighbourGraph.build(positions)
     model = GaussianModel(positions, 0.6 * graph.mean_spacing, 1.0, n_classes, generator).to(volume.device)
+    groups = [
+        {"params": [model.positions], "lr": 0.05 * graph.mean_spacing},
+        {"params": [model.log_widths, model.log_amplitudes], "lr": 0.02},
+        {"params": [model.composition], "lr": 0.02 if n_classes > 1 else 0.0},
+    ]
+    # Without it several Gaussians settle on one spot.
+    return _descend(
+        model, volume, pixel_size, steps, groups,
+        lambda: 0.05 * repulsion(graph, edge_lengths(graph.edges, model.positions[None])) / graph.mean_spacing**2,
+    )  # fmt: skip
+
+
+def fit_scale(model: GaussianModel, volume: torch.Tensor, pixel_size: float, steps: int = 80) -> GaussianModel:
+    """Fit amplitude and width alone of a model to a map, in place, and return it; see `fit_to_map`."""
+    groups = [{"params": [model.log_widths, model.log_amplitudes], "lr": 0.02}]
+    return _descend(model, _centre_of(volume, model.positions, pixel_size), pixel_size, steps, groups)
+
+
+def _descend(model, volume, pixel_size, steps, groups, penalty: Callable[[], torch.Tensor] | None = None):
+    """Set the model's norm to that of a map, then fit the parameters in `groups` to it by Adam; return the model."""
+    box = volume.shape[-1]
     # Only the transform inside the Nyquist sphere can be matched.
     inside = (shells(box, 3, volume.device) < box // 2).float()
     target = torch.fft.rfftn(volume) * inside
     with torch.no_grad():
         ratio = volume.norm() / model.render(box, pixel_size).norm()
         model.log_amplitudes += torch.log(ratio)
-    optimizer = torch.optim.Adam(
-        [
-            {"params": [model.positions], "lr": 0.05 * graph.mean_spacing},
-            {"params": [model.log_widths, model.log_amplitudes], "lr": 0.02},
-            {"params": [model.composition], "lr": 0.02 if n_classes > 1 else 0.0},
-        ]
-    )
+    optimizer = torch.optim.Adam(groups)
     scale = target.abs().square().sum()
     for _ in range(steps):
         optimizer.zero_grad()
         residual = torch.view_as_real(model.transform(box, pixel_size) * inside - target)
         loss = residual.square().sum() / scale
-        # Without it several Gaussians settle on one spot.
-        loss = loss + 0.05 * repulsion(graph, edge_lengths(graph.edges, model.positions[None])) / graph.mean_spacing**2
+        if penalty is not None:
+            loss = loss + penalty()
         loss.backward()
         optimizer.step()
     return model
 
 
-def _centre_of(volume: torch.Tensor) -> torch.Tensor:
-    """Return the smallest even central cube of a (box, box, box) map that holds what is not zero, and a margin."""
+def _centre_of(volume: torch.Tensor, positions: torch.Tensor | None = None, pixel_size: float = 1.0) -> torch.Tensor:
+    """Return the smallest even central cube of a (box, box, box) map that holds what is not zero, and a margin.
+
+    And (n, 3) `positions` (A), if they are given.
+    """
     box = volume.shape[-1]
     farthest = int((volume.nonzero() - box // 2).abs().max())
+    if positions is not None:
+        farthest = max(farthest, int(positions.detach().abs().max() / pixel_size) + 1)
     # The margin lets Gaussians move and keeps opposite faces apart.
     reach = min(farthest + 4, box // 2)
     inside = slice(box // 2 - reach, box // 2 + reach)

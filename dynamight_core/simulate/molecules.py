@@ -11,6 +11,7 @@ from scipy.spatial.distance import cdist
 
 from dynamight_core.errors import InputError
 from dynamight_core.imaging.poses import axis_rotations
+from dynamight_core.structures import selected_atoms
 
 DATA = Path(__file__).parent / "data"
 # N, CA, C, CB and the side chain's centre: radius (A), angle ahead of CA (degrees), rise above CA (A).
@@ -243,7 +244,7 @@ def atomic_molecule(path: str | Path, selection: str, axis: tuple[str, str], ato
     first, second = (_axis_atom(model, spec, path) for spec in axis)
     if np.allclose(first, second):
         raise InputError(f"axis {axis[0]}, {axis[1]}: both atoms lie at one place; name two atoms of {path}")
-    moving = _selected_atoms(structure, selection, path)
+    moving = selected_atoms(structure, selection, path)
     atoms = [
         (atom.pos.tolist(), atom.element.atomic_number, (chain.name, str(residue.seqid), atom.name) in moving)
         for chain in model
@@ -295,31 +296,6 @@ def _read_structure(path: str | Path) -> gemmi.Structure:
     if not len(structure) or not structure[0].count_atom_sites():
         raise InputError(f"molecule {path} holds no atoms but water; give a PDB or mmCIF file")
     return structure
-
-
-def _selected_atoms(structure: gemmi.Structure, selection: str, path: str | Path) -> set[tuple[str, str, str]]:
-    """Return chain, residue number with insertion code, and name of the atoms that a selection names."""
-    found = set()
-    for part in selection.split():
-        pattern = part if part.startswith("/") else "//" + part
-        try:
-            chosen = gemmi.Selection(pattern)
-        except (RuntimeError, ValueError) as error:
-            raise InputError(f"selection {part!r} is not understood; write parts like L or H/1-213") from error
-        names = {
-            (chain.name, str(residue.seqid), atom.name)
-            for model in chosen.models(structure)
-            for chain in chosen.chains(model)
-            for residue in chosen.residues(chain)
-            for atom in chosen.atoms(residue)
-        }
-        if not names:
-            chains = ", ".join(chain.name for chain in structure[0])
-            raise InputError(f"selection {part!r} names no atom of {path}, which has the chains {chains}; correct it")
-        found |= names
-    if not found:
-        raise InputError("selection is empty; name the atoms that turn, such as H/1-213 L")
-    return found
 
 
 def _axis_atom(model: gemmi.Model, spec: str, path: str | Path) -> np.ndarray:

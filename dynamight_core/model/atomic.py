@@ -1,0 +1,454 @@
+"""Atomic models coarse-grained to Gaussians and the edges between them (paper, Methods), and wrong ones on purpose.
+
+The rules are the paper's; where it leaves a split open, that of docs/method.md. A group of atoms becomes one Gaussian
+at its barycentre, every atom weighing its atomic number. Atoms in no group count to the nearest Gaussian
+of their residue, so that the amplitudes add up to the atomic numbers of all atoms that were kept.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import gemmi
+import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
+
+from dynamight_core.errors import InputError
+from dynamight_core.files import atomic_path
+from dynamight_core.structures import read_structure, selected_atoms
+
+# Side chains of these have their first Gaussian at the beta atom alone.
+_AT_BETA = {"SER", "CYS", "SEC", "ALA", "GLY", "VAL", "THR"}
+_RINGS = {
+    "TYR": (("CD1", "CD2", "CE1", "CE2"), ("CZ", "OH")),
+    "TRP": (("CD1", "NE1", "CD2", "CE2"), ("CE3", "CZ2", "CZ3", "CH2")),
+}
+_PHOSPHATE = {"P", "OP1", "OP2", "OP3", "O1P", "O2P", "O3P"}
+_PURINE = (("N9", "C8", "N7", "C5", "C4"), ("N1", "C2", "N2", "N3", "C6", "N6", "O6"))
+_PYRIMIDINE = (("N1", "C2", "O2", "C6"), ("N3", "C4", "N4", "O4", "C5", "C7", "C5M"))
+# Atoms of a ligand in one Gaussian, at most.
+_LIGAND_ATOMS = 6
+# A bond along the chain is at most this long, A, where numbers go on and where they jump.
+_BOND, _BOND_ACROSS_GAP = 3.0, 2.0
+# Where atoms of the bond are missing, Gaussians of consecutive numbers are this near, A.
+_NEXT_RESIDUE = 8.0
+# Links of the file between atoms farther apart are of another copy, or mistakes, A.
+_LINK = 3.0
+# Ligands that no link joins to the rest are tied to it by so many edges, this long at most, A.
+_TIES, _TIE = 3, 8.0
+
+
+@dataclass(frozen=True)
+class CoarseModel:
+    """Gaussians of an atomic model.
+
+    Parameters
+    ----------
+    positions
+        (n, 3) A, in the frame of the file.
+    amplitudes
+        (n,) summed atomic numbers of the atoms that count to each.
+    edges
+        (e, 2) indices, each pair once.
+    chains, residues
+        (n,) names, such as "H" and "LYS 52A".
+    kinds
+        (n,) "main", "side", "side2", "side3", "phosphate", "sugar", "base", "base2" or "ligand".
+    atoms
+        (n,) names of the atoms whose barycentre each is.
+    atom_positions, atom_numbers, atom_groups
+        (m, 3) A, (m,) atomic numbers and (m,) Gaussians of all atoms that were kept.
+    notes
+        sentences on what was left out or done.
+    """
+
+    positions: np.ndarray
+    amplitudes: np.ndarray
+    edges: np.ndarray
+    chains: list[str]
+    residues: list[str]
+    kinds: list[str]
+    atoms: list[tuple[str, ...]]
+    atom_positions: np.ndarray
+    atom_numbers: np.ndarray
+    atom_groups: np.ndarray
+    notes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def moved(self, rotation: np.ndarray, shift: np.ndarray) -> "CoarseModel":
+        """Return the model with its points x at R x + t, for a (3, 3) rotation R and a (3,) shift t in A."""
+        return replace(
+            self, positions=self.positions @ rotation.T + shift, atom_positions=self.atom_positions @ rotation.T + shift
+        )
+
+
+def coarse_grain(path: str | Path) -> CoarseModel:
+    """Coarse-grain the first model of a PDB or mmCIF file.
+
+    Hydrogens, waters, alternative locations beyond the first, and atoms of unknown element are left out and counted in
+    the notes; residues that are neither amino acids nor nucleotides are divided into pieces of at most six atoms.
+    Chain breaks have no edge; disulphides and other links of the file have one.
+
+    Raises
+    ------
+    InputError
+        if the file cannot be read, or holds nothing but what is left out.
+    """
+    structure = read_structure(path)
+    notes = _reduce(structure, path)
+    builder = _Builder()
+    for chain in structure[0]:
+        before = None
+        for residue in chain:
+            before = builder.add(chain.name, residue, before)
+    if not builder.positions:
+        raise InputError(f"model {path} holds no atoms but hydrogens and water; give the model of the molecule")
+    far = builder.link(structure)
+    if far:
+        notes.append(f"{far} links of {path} are between atoms missing or more than {_LINK:g} A apart: not used")
+    tied = builder.tie_ligands()
+    if tied:
+        notes.append(f"{tied} ligands or glycans that no link joins to the rest are tied to the Gaussians around them")
+    if builder.incomplete:
+        notes.append(f"{builder.incomplete} residues have atoms missing: their Gaussians are those of what is there")
+    if builder.unknown:
+        notes.append(f"{builder.unknown} atoms of unknown element are left out")
+    return builder.finish(tuple(notes))
+
+
+def _reduce(structure: gemmi.Structure, path: str | Path) -> list[str]:
+    """Leave out further models, alternative locations, hydrogens and waters; return sentences on them."""
+    notes = []
+    if len(structure) > 1:
+        notes.append(f"{path} holds {len(structure)} models: the first is used")
+        del structure[1:]
+    for what, remove in (
+        ("alternative locations beyond the first", structure.remove_alternative_conformations),
+        ("hydrogens", structure.remove_hydrogens),
+        ("atoms of water", structure.remove_waters),
+    ):
+        before = structure[0].count_atom_sites()
+        remove()
+        gone = before - structure[0].count_atom_sites()
+        if gone:
+            notes.append(f"{gone} {what} are left out")
+    structure.remove_empty_chains()
+    if not len(structure):
+        raise InputError(f"model {path} holds no atoms but hydrogens and water; give the model of the molecule")
+    # Chains in pieces (polymer, then ligands) become one chain, so that a name means one chain.
+    structure.merge_chain_parts()
+    return notes
+
+
+@dataclass
+class _Residue:
+    """What the next residue of a chain wants to know of the one before."""
+
+    kind: str
+    number: int
+    joint: int | None
+    end: np.ndarray | None
+
+
+@dataclass
+class _Builder:
+    """Collects Gaussians residue by residue."""
+
+    positions: list = field(default_factory=list)
+    amplitudes: list = field(default_factory=list)
+    edges: set = field(default_factory=set)
+    chains: list = field(default_factory=list)
+    residues: list = field(default_factory=list)
+    kinds: list = field(default_factory=list)
+    atoms: list = field(default_factory=list)
+    atom_positions: list = field(default_factory=list)
+    atom_numbers: list = field(default_factory=list)
+    atom_groups: list = field(default_factory=list)
+    # Gaussian and place of an atom by chain, residue and name.
+    places: dict = field(default_factory=dict)
+    incomplete: int = 0
+    unknown: int = 0
+
+    def add(self, chain: str, residue: gemmi.Residue, before: "_Residue | None") -> "_Residue | None":
+        """Add a residue, join it to the one before it in the chain, and return what the next one is joined to."""
+        names, points, numbers = [], [], []
+        for atom in residue:
+            if atom.element.atomic_number == 0:
+                self.unknown += 1
+                continue
+            names.append(atom.name)
+            points.append(atom.pos.tolist())
+            numbers.append(atom.element.atomic_number)
+        if not names:
+            return before
+        points, numbers = np.array(points), np.array(numbers, float)
+        kind = _residue_kind(residue)
+        groups = list(_GROUPS[kind](residue.name, names, points))
+        first = len(self.positions)
+        if not groups:
+            # What little is there of a residue still counts.
+            groups = [("main" if kind == "amino" else "sugar", range(len(names)))]
+        centres = []
+        for label, members in groups:
+            members = list(members)
+            centres.append(numbers[members] @ points[members] / numbers[members].sum())
+            self.chains.append(chain)
+            self.residues.append(f"{residue.name} {residue.seqid}")
+            self.kinds.append(label)
+            self.atoms.append(tuple(names[i] for i in members))
+        owner = np.full(len(names), -1)
+        for index, (_, members) in enumerate(groups):
+            owner[list(members)] = index
+        lost = owner < 0
+        if lost.any():
+            distances = np.linalg.norm(points[lost][:, None] - np.array(centres), axis=-1)
+            owner[lost] = distances.argmin(1)
+        self.positions += centres
+        self.amplitudes += list(np.bincount(owner, numbers, len(groups)))
+        self.atom_positions += list(points)
+        self.atom_numbers += list(numbers)
+        self.atom_groups += list(first + owner)
+        for name, point, group in zip(names, points, first + owner, strict=True):
+            self.places[chain, str(residue.seqid), name] = (int(group), point)
+        self._join_inside(kind, first, groups)
+        if kind == "ligand":
+            return before
+        return self._join_chain(kind, residue, dict(zip(names, points, strict=True)), first, groups, before)
+
+    def _join_inside(self, kind: str, first: int, groups: list) -> None:
+        """Join the Gaussians of a residue: in sequence, or those of a ligand all with each other."""
+        n = len(groups)
+        if kind == "ligand":
+            self.edges |= {(first + i, first + j) for j in range(n) for i in range(j)}
+        else:
+            self.edges |= {(first + i, first + i + 1) for i in range(n - 1)}
+
+    def _join_chain(self, kind, residue, atoms, first, groups, before) -> "_Residue":
+        start_atom, end_atom, start_kind, end_kind = _JOINTS[kind]
+        labels = [label for label, _ in groups]
+        joints = {label: first + index for index, label in enumerate(labels)}
+        expected = _EXPECTED[kind]
+        self.incomplete += not expected <= set(atoms)
+        number = residue.seqid.num
+        start = atoms.get(start_atom)
+        # A nucleotide at the start of a chain has no phosphate: its sugar is next.
+        here = joints.get(start_kind, joints.get(end_kind))
+        if before is not None and before.kind == kind and None not in (before.joint, here):
+            goes_on = 0 <= number - before.number <= 1
+            if start is None or before.end is None:
+                distance = np.linalg.norm(self.positions[here] - self.positions[before.joint])
+                joined = goes_on and distance < _NEXT_RESIDUE
+            else:
+                limit = _BOND if goes_on else _BOND_ACROSS_GAP
+                joined = np.linalg.norm(start - before.end) < limit
+            if joined:
+                self.edges.add((before.joint, here))
+        return _Residue(kind, number, joints.get(end_kind), atoms.get(end_atom))
+
+    def link(self, structure: gemmi.Structure) -> int:
+        """Add edges for disulphides and other links of the file; return how many could not be used."""
+        unused = 0
+        for connection in structure.connections:
+            if connection.type == gemmi.ConnectionType.Hydrog:
+                continue
+            ends = [
+                self.places.get((end.chain_name, str(end.res_id.seqid), end.atom_name))
+                for end in (connection.partner1, connection.partner2)
+            ]
+            if None in ends or np.linalg.norm(ends[0][1] - ends[1][1]) > _LINK:
+                unused += 1
+            elif ends[0][0] != ends[1][0]:
+                self.edges.add((min(ends[0][0], ends[1][0]), max(ends[0][0], ends[1][0])))
+        return unused
+
+    def tie_ligands(self) -> int:
+        """Tie ligands that no link joins to the polymers to the Gaussians around them; return how many."""
+        n = len(self.positions)
+        edges = np.array(sorted(self.edges), int).reshape(-1, 2)
+        graph = coo_matrix((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), (n, n))
+        _, labels = connected_components(graph, directed=False)
+        bound = set(labels[np.array(self.kinds) != "ligand"].tolist())
+        positions, tree = np.array(self.positions), cKDTree(np.array(self.positions))
+        tied = 0
+        for label in sorted(set(labels.tolist()) - bound):
+            ligand = np.flatnonzero(labels == label)
+            near = tree.query_ball_point(positions[ligand], _TIE)
+            pairs = [
+                (float(np.linalg.norm(positions[start] - positions[end])), int(start), int(end))
+                for start, found in zip(ligand, near, strict=True)
+                for end in found
+                if labels[end] != label
+            ]
+            self.edges |= {(min(pair[1:]), max(pair[1:])) for pair in sorted(pairs)[:_TIES]}
+            tied += bool(pairs)
+        return tied
+
+    def finish(self, notes: tuple[str, ...]) -> CoarseModel:
+        """Return the model."""
+        return CoarseModel(
+            np.array(self.positions), np.array(self.amplitudes), np.array(sorted(self.edges), int).reshape(-1, 2),
+            self.chains, self.residues, self.kinds, self.atoms,
+            np.array(self.atom_positions), np.array(self.atom_numbers), np.array(self.atom_groups, int), notes,
+        )  # fmt: skip
+
+
+def _residue_kind(residue: gemmi.Residue) -> str:
+    """Return "amino", "nucleotide" or "ligand": by name, and for unknown residues by their atoms."""
+    info = gemmi.find_tabulated_residue(residue.name)
+    names = {atom.name for atom in residue}
+    if info.is_amino_acid() or {"N", "CA", "C"} <= names:
+        return "amino"
+    if info.is_nucleic_acid() or {"P", "C1'", "C4'", "O3'"} <= names:
+        return "nucleotide"
+    return "ligand"
+
+
+def _amino_groups(residue: str, names: list[str], points: np.ndarray) -> Iterator[tuple[str, list[int]]]:
+    """Yield the groups of an amino acid's atoms, label and indices."""
+    main = [i for i, name in enumerate(names) if name in ("N", "C", "O")]
+    if main:
+        yield "main", main
+    # The letter behind the element says how far along the side chain an atom is: CB, CG1, OD2. Selenium has none.
+    letters = {i: name[1:2] for i, name in enumerate(names) if name not in ("N", "C", "O", "OXT", "SE")}
+    first = {"PRO": "ABGD"}.get(residue, "B" if residue in _AT_BETA else "ABG")
+    side = [i for i, letter in letters.items() if letter in first]
+    if any(letters[i] != "A" for i in side):
+        yield "side", side
+    elif not main:
+        return
+    if residue in _AT_BETA:
+        return
+    if residue in _RINGS:
+        parts = [[i for i, name in enumerate(names) if name in ring] for ring in _RINGS[residue]]
+    else:
+        beyond = set(letters) | {i for i, name in enumerate(names) if name == "SE"}
+        parts = [sorted(beyond - {i for i, letter in letters.items() if letter in "A" + first})]
+    for label, part in zip(("side2", "side3"), parts, strict=False):
+        if part:
+            yield label, part
+
+
+def _nucleotide_groups(residue: str, names: list[str], points: np.ndarray) -> Iterator[tuple[str, list[int]]]:
+    """Yield the groups of a nucleotide's atoms, label and indices."""
+    base = _PURINE if "N9" in names else _PYRIMIDINE
+    groups = {
+        "phosphate": [i for i, name in enumerate(names) if name in _PHOSPHATE],
+        "sugar": [i for i, name in enumerate(names) if name[-1] in "'*"],
+        "base": [i for i, name in enumerate(names) if name in base[0]],
+        "base2": [i for i, name in enumerate(names) if name in base[1]],
+    }
+    yield from ((label, members) for label, members in groups.items() if members)
+
+
+def _ligand_groups(residue: str, names: list[str], points: np.ndarray) -> Iterator[tuple[str, list[int]]]:
+    """Yield pieces of at most six atoms, by halving along the longest axis."""
+    pieces = [np.arange(len(names))]
+    while pieces:
+        piece = pieces.pop()
+        if len(piece) <= _LIGAND_ATOMS:
+            yield "ligand", sorted(piece.tolist())
+            continue
+        centred = points[piece] - points[piece].mean(0)
+        along = centred @ np.linalg.svd(centred, full_matrices=False)[2][0]
+        order = piece[np.argsort(along, kind="stable")]
+        pieces += [order[len(order) // 2 :], order[: len(order) // 2]]
+
+
+_GROUPS = {"amino": _amino_groups, "nucleotide": _nucleotide_groups, "ligand": _ligand_groups}
+# Atoms of the bond along the chain, and Gaussians that it joins: start of a residue, end of the one before.
+_JOINTS = {"amino": ("N", "C", "main", "main"), "nucleotide": ("P", "O3'", "phosphate", "sugar")}
+# A residue without these has atoms missing.
+_EXPECTED = {"amino": {"N", "CA", "C", "O"}, "nucleotide": {"C1'", "C4'", "O3'"}}
+
+
+def wrong_model(
+    path: str | Path, selection: str, out: str | Path, replacement: str | None = None
+) -> Path:
+    """Write an atomic model in which a domain is replaced by another structure of similar size at its place.
+
+    The replacement takes the domain's centre and its principal axes; of the four ways to lay these on each other the
+    one that is farthest from the domain is taken. It gets chains of its own and is not bonded to
+    the rest.
+
+    Parameters
+    ----------
+    path
+        of the model.
+    selection
+        the domain's atoms, as `structures.selected_atoms` reads them, such as "H/1-213 L".
+    out
+        path of the new model, .cif or .pdb.
+    replacement
+        the atoms that take their place, of the same file; the domain itself, turned, if None.
+
+    Returns
+    -------
+    Path
+        `out`.
+
+    Raises
+    ------
+    InputError
+        if a file cannot be read or written, or a selection names no atoms or all.
+    """
+    out = Path(out)
+    structure = read_structure(path)
+    _reduce(structure, path)
+    chosen = selected_atoms(structure, selection, path)
+    taken = chosen if replacement is None else selected_atoms(structure, replacement, path)
+    domain, rest = _divide(structure, chosen), _divide(structure, chosen, inside=False)
+    if not rest[0].count_atom_sites():
+        raise InputError(f"selection {selection!r} names all of {path}; name one domain")
+    new = _divide(structure, taken)
+    place = _all_positions(domain)
+    points = _all_positions(new)
+    centre, axes = _principal_axes(place)
+    new_centre, new_axes = _principal_axes(points)
+    ways = [np.diag(signs) for signs in ((1, 1, 1), (1, -1, -1), (-1, 1, -1), (-1, -1, 1))]
+    laid = [(points - new_centre) @ new_axes @ way @ axes.T + centre for way in ways]
+    tree = cKDTree(place)
+    farthest = max(laid, key=lambda moved: float(np.mean(tree.query(moved)[0])))
+    for atom, position in zip((a for chain in new[0] for residue in chain for a in residue), farthest, strict=True):
+        atom.pos = gemmi.Position(*position)
+    names = {chain.name for chain in rest[0]}
+    free = (letter for letter in "XYZWVUTSRQPONMLKJIHGFEDCBA0123456789" if letter not in names)
+    for chain in new[0]:
+        chain.name = next(free)
+        rest[0].add_chain(chain)
+    rest.setup_entities()
+    with atomic_path(out) as temporary:
+        if out.suffix == ".pdb":
+            rest.write_pdb(str(temporary))
+        else:
+            rest.make_mmcif_document().write_file(str(temporary))
+    return out
+
+
+def _divide(structure: gemmi.Structure, names: set[tuple[str, str, str]], inside: bool = True) -> gemmi.Structure:
+    """Return a copy with the named atoms only, or without them; links to atoms that are gone go as well."""
+    part = structure.clone()
+    for chain in part[0]:
+        for residue in chain:
+            for index in range(len(residue) - 1, -1, -1):
+                if ((chain.name, str(residue.seqid), residue[index].name) in names) != inside:
+                    del residue[index]
+        for index in range(len(chain) - 1, -1, -1):
+            if not len(chain[index]):
+                del chain[index]
+    part.remove_empty_chains()
+    return part
+
+
+def _all_positions(structure: gemmi.Structure) -> np.ndarray:
+    return np.array([atom.pos.tolist() for chain in structure[0] for residue in chain for atom in residue])
+
+
+def _principal_axes(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the centre and a right-handed (3, 3) matrix whose columns are the principal axes, longest first."""
+    centre = points.mean(0)
+    axes = np.linalg.svd(points - centre, full_matrices=False)[2].T
+    return centre, axes * np.array([1, 1, np.linalg.det(axes)])
