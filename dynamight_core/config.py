@@ -36,6 +36,12 @@ class InputOptions:
         where motion is allowed; everywhere if None.
     start_from
         finished run of the same particles whose models training starts from; from the map if None.
+    atomic_model
+        PDB or mmCIF file of the molecule, coarse-grained to the Gaussians of both halves; from the map if None.
+    fit
+        whether the atomic model is fitted to the map as a rigid body, near where it is.
+    origin
+        where the atomic model's coordinates are zero: see structures.zero_of_coordinates.
     project
         folder that image paths in the STAR are relative to, if not the STAR's own or one of its parents.
     particle_diameter
@@ -57,6 +63,9 @@ class InputOptions:
     half_maps: list[str] | None = None
     mask: str | None = None
     start_from: str | None = None
+    atomic_model: str | None = None
+    fit: bool = False
+    origin: str = "auto"
     project: str | None = None
     particle_diameter: float | None = None
     working_box: int | None = None
@@ -72,6 +81,8 @@ class InputOptions:
             raise InputError(f"--particle-diameter is {self.particle_diameter}; give a positive number of A")
         if self.working_box is not None and (self.working_box < _LEAST_BOX or self.working_box % 2):
             raise InputError(f"--working-box is {self.working_box}; give an even number from {_LEAST_BOX} up")
+        if self.fit and self.atomic_model is None:
+            raise InputError("--fit is for an atomic model; give --atomic-model as well")
 
     def absolute(self) -> "InputOptions":
         """Return the options with absolute paths: later stages read the files again, from whatever folder."""
@@ -81,7 +92,8 @@ class InputOptions:
 
         return replace(
             self, star=path(self.star), map=path(self.map), mask=path(self.mask), project=path(self.project),
-            start_from=path(self.start_from), half_maps=self.half_maps and [path(value) for value in self.half_maps],
+            start_from=path(self.start_from), atomic_model=path(self.atomic_model),
+            half_maps=self.half_maps and [path(value) for value in self.half_maps],
         )  # fmt: skip
 
 
@@ -275,7 +287,7 @@ def _relocate(inputs: dict, before: str | None, run: Path) -> None:
         moved = [os.path.normpath(folder / os.path.relpath(path, before)) for folder in folders]
         return next(filter(os.path.exists, moved), path)
 
-    for name in ("star", "map", "mask", "project"):
+    for name in ("star", "map", "mask", "atomic_model", "project"):
         inputs[name] = found(inputs[name])
     inputs["half_maps"] = inputs["half_maps"] and [found(path) for path in inputs["half_maps"]]
 

@@ -28,6 +28,7 @@ from sklearn.decomposition import PCA
 from dynamight_core.analysis.controls.result import read_controls
 from dynamight_core.analysis.exports import spread_out
 from dynamight_core.files import atomic_path, read_map
+from dynamight_core.reconstruction.bias import record_model_bias
 
 _ASSETS = Path(__file__).parent / "assets"
 # More particles than this are shown as densities: the browser and the file's size thank for it.
@@ -137,6 +138,7 @@ def write_report(run, path: str | Path | None = None, say: Callable[[str], None]
     """
     folder = Path(run.path)
     path = folder / "analysis" / "report.html" if path is None else Path(path)
+    record_model_bias(run)
     page = _Page(run, folder)
     sections = [
         ("verdict", "What was found", _verdict_section(page)),
@@ -246,11 +248,14 @@ with improved reconstruction from cryo-EM images</i>, Nature Methods (2024), doi
 def _what_was_run(page: _Page) -> str:
     inputs, train = page.run.config.inputs, page.run.config.train
     n_validation = int(page.validation.sum())
+    model = inputs.atomic_model
+    atomic = f" of the atomic model <code>{escape(Path(model).name)}</code>" if model else ""
     return (
         f"{len(page.halves):,} particles of <code>{escape(Path(inputs.star).name)}</code> with the map "
         f"<code>{escape(Path(inputs.map).name)}</code>; {(page.halves == 1).sum():,} in half 1 and "
         f"{(page.halves == 2).sum():,} in half 2, {n_validation:,} of them kept from training. "
-        f"{train.n_gaussians:,} Gaussians, {train.n_latents} latent dimensions, {escape(train.decoder)} decoder."
+        f"{train.n_gaussians:,} Gaussians{atomic}, {train.n_latents} latent dimensions, {escape(train.decoder)} "
+        "decoder."
     )
 
 

@@ -22,6 +22,7 @@ from dynamight_core.files import atomic_path
 from dynamight_core.imaging.poses import euler_angles, rotation_matrices
 from dynamight_core.model.half import HalfModel
 from dynamight_core.particles.metadata import Particles, read_particles, write_particles
+from dynamight_core.reconstruction.bias import model_bias
 from dynamight_core.training.half import rotation_vectors
 from dynamight_core.training.run import Trained
 
@@ -162,7 +163,8 @@ def summarise(
 
     motions = principal_motions(displacements, n, points, options.n_motions)
     motions.save(path / "analysis" / "motions.safetensors")
-    warnings = [*trained.prepared.warnings, COMPOSITION_WARNING]
+    bias = model_bias(run)
+    warnings = [*([bias] if bias else []), *trained.prepared.warnings, COMPOSITION_WARNING]
     groups = trained.prepared.particles.image_groups
     verdict = judge(models, trained.data, run.halves, run.validation, groups, options.seed)
     unseen = unseen_motion(models, trained.data, [trainer.rows for trainer in trained.trainers], options.seed)
@@ -201,7 +203,9 @@ def summarise(
         f"({summary['error_disagreement_rms']:.2f} between the halves' decoders, "
         f"{summary['error_posterior_rms']:.2f} from the noise of each image)."
     )
-    for line in warnings[len(trained.prepared.warnings) :]:
+    if bias:
+        say(f"Warning: {bias}.")
+    for line in warnings[len(trained.prepared.warnings) + bool(bias) :]:
         say(f"Note: {line}.")
     return run
 

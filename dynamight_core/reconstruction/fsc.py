@@ -1,8 +1,4 @@
-"""Fourier shell correlation of maps, its resolution, and the masks it is taken in.
-
-torch-fourier-shell-correlation is not used: its shells overlap (every voxel is shared linearly by two) and it
-counts the plane kx = 0 of the half transform twice, so that its curve is a smoothed one.
-"""
+"""Fourier shell correlation of half-maps, local resolution, and the masks they are taken in."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,82 +12,19 @@ import torch
 
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
+from dynamight_core.imaging.correlation import fourier_shell_correlation, resolution_at
 from dynamight_core.imaging.fourier import (
     fourier_to_volume,
     frequencies_3d,
-    shell_sums,
     shells,
     volume_to_fourier,
 )
 from dynamight_core.model.initialise import find_molecule
 
-THRESHOLD = 0.143
 # RELION writes this where the resolution is infinite.
 _INFINITE = 999.0
 # Bands of the local resolution, and their standard deviation as a share of their distance.
 _MOST_BANDS, _BAND = 32, 0.6
-
-
-def fourier_shell_correlation(
-    map1: torch.Tensor, map2: torch.Tensor, mask: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Return the (box//2+1,) Fourier shell correlation of two (box, box, box) maps.
-
-    Shells are one Fourier voxel wide and every voxel of the full transform counts once. A shell without power in
-    either map has correlation 0.
-
-    Parameters
-    ----------
-    map1, map2
-        of one box.
-    mask
-        (box, box, box) that both are multiplied by.
-
-    Raises
-    ------
-    InputError
-        if the boxes differ.
-    """
-    for other in (map2, mask):
-        if other is not None and other.shape != map1.shape:
-            raise InputError(
-                f"maps of {map1.shape[-1]} and {other.shape[-1]} voxels cannot be correlated; "
-                "give maps and mask of one box"
-            )
-    if mask is not None:
-        map1, map2 = map1 * mask, map2 * mask
-    return _correlate(volume_to_fourier(map1.float()), volume_to_fourier(map2.float()), map1.shape[-1])
-
-
-def _correlate(a: torch.Tensor, b: torch.Tensor, box: int) -> torch.Tensor:
-    cross = shell_sums((a * b.conj()).real, box, 3)
-    power = (shell_sums(a.abs().square(), box, 3) * shell_sums(b.abs().square(), box, 3)).sqrt()
-    return torch.where(power > 0, cross / power.clamp(min=torch.finfo(power.dtype).tiny), 0.0)
-
-
-def resolution_at(
-    curve: torch.Tensor, box: int, pixel_size: float, threshold: float = THRESHOLD
-) -> float:
-    """Return the resolution (A) where an FSC curve first falls below `threshold`, interpolated linearly.
-
-    Twice the pixel size (Nyquist) if it never does; infinity if the first shell is below already, or is not finite.
-
-    Parameters
-    ----------
-    curve
-        (box//2+1,) from shell 0.
-    box, pixel_size
-        of the maps, voxels and A.
-    """
-    values = torch.as_tensor(curve).double().nan_to_num(nan=-1.0)[1:]
-    below = (values < threshold).nonzero()
-    if not len(below):
-        return 2 * pixel_size
-    last = int(below[0])
-    if last == 0:
-        return float("inf")
-    high, low = float(values[last - 1]), float(values[last])
-    return box * pixel_size / (last + (high - threshold) / (high - low))
 
 
 @dataclass(frozen=True)

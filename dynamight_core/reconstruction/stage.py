@@ -14,6 +14,7 @@ from dynamight_core.files import atomic_path, header_origin, read_map
 from dynamight_core.imaging.fourier import resample_volume
 from dynamight_core.options import InvertOptions, ReconstructOptions
 from dynamight_core.particles.memory import available_memory
+from dynamight_core.reconstruction.bias import record_model_bias
 from dynamight_core.reconstruction.checks import (
     check_halves,
     check_memory,
@@ -225,6 +226,9 @@ def reconstruct_run(
     written_rigid = write(folder / "rigid", plain) if rigid else None
     deformed = write(folder, maps)
     record_stage(run, "reconstruct", options, method_used=method)
+    bias = record_model_bias(run)
+    if bias:
+        say(f"Warning: {bias}.")
     before = "" if not rigid else f", {written_rigid.resolution:.1f} A without deformation (same method and mask)"
     say(f"Resolution at FSC 0.143: {deformed.resolution:.1f} A with motion corrected{before}.")
     for name, volume in regions.items():

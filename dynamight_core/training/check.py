@@ -94,14 +94,16 @@ def estimate_memory(n: int, working_box: int, options: TrainOptions) -> float:
     return kept + step + _PROGRAM_BYTES
 
 
-def estimate_seconds(n: int, working_box: int, options: TrainOptions, threads: int) -> float:
+def estimate_seconds(
+    n: int, working_box: int, options: TrainOptions, threads: int, fixed: bool = False
+) -> float:
     """Return about how many seconds a training takes on so many CPU threads.
 
     Particles times epochs times (a N + c w^2), N Gaussians and w working pixels a side, with a and c as measured on
     two cores; a round of latent inference counts as six epochs; threads beyond two are counted by their square
-    root, since memory is shared.
+    root, since memory is shared. `fixed`: whether the Gaussians are those of an atomic model.
     """
-    epochs = schedule(options)
+    epochs = schedule(options, fixed=fixed)
     effort = len(epochs) + _INFERENCE_EPOCHS * (sum(epoch.infer != "no" for epoch in epochs) + 2)
     per_particle = (
         _SECONDS_PER_GAUSSIAN[options.decoder] * options.n_gaussians + _SECONDS_PER_PIXEL * working_box**2
@@ -139,10 +141,11 @@ def _say_estimates(prepared: Prepared, options: TrainOptions, device: torch.devi
         + ("." if needed < free else "; images will be kept in a file, and a smaller --batch-size saves more.")
     )
     threads = options.threads or torch.get_num_threads()
-    seconds = estimate_seconds(n, box, options, threads)
+    fixed = prepared.atomic is not None
+    seconds = estimate_seconds(n, box, options, threads, fixed)
     say(
-        f"Time: about {_duration(seconds)} on {threads} CPU threads, for {len(schedule(options))} epochs of both "
-        "halves; it may be half or twice that on another processor."
+        f"Time: about {_duration(seconds)} on {threads} CPU threads, for {len(schedule(options, fixed=fixed))} epochs "
+        "of both halves; it may be half or twice that on another processor."
     )
 
 

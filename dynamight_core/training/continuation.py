@@ -62,6 +62,11 @@ class PreviousRun:
         if changed:
             names = ", ".join(map(option_name, changed))
             raise InputError(f"{folder} was trained with other values of {names}; give the same to start from it")
+        used = before.provenance.get("atomic_model")
+        now = None if prepared.atomic is None else prepared.atomic.record
+        if (used and used["sha256"]) != (now and now["sha256"]):
+            names = "no atomic model" if used is None else f"the atomic model {used['file']}"
+            raise InputError(f"{folder} was trained with {names}; give the same --atomic-model to start from it")
         path = folder / "latents.safetensors"
         if not path.exists():
             raise InputError(f"training of {folder} has not finished; finish it with --resume to start from it")

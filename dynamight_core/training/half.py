@@ -82,7 +82,7 @@ class HalfTrainer:
         self.stiffness = options.stiffness
         # Whether the networks have been trained: before, displacements are those of no motion.
         self.started = False
-        self.graph = NeighbourGraph.build(model.gaussians.positions)
+        self.graph = NeighbourGraph.of(model.gaussians)
         self.long_edges: LongEdges | None = None
         # Few particles must not mean few steps of the optimiser.
         self.batch_size = min(options.batch_size, max(1, -(-n // _LEAST_BATCHES)))
@@ -105,6 +105,8 @@ class HalfTrainer:
 
     def _gaussian_optimizer(self) -> torch.optim.Optimizer:
         gaussians, options = self.model.gaussians, self.options
+        if gaussians.fixed:
+            return torch.optim.Adam([gaussians.log_widths, gaussians.log_amplitudes], lr=5e-3, betas=(0.9, 0.99))
         return torch.optim.Adam(
             [
                 {"params": [gaussians.positions], "lr": options.gaussian_learning_rate},
@@ -239,7 +241,7 @@ class HalfTrainer:
     def rebuild_graph(self) -> None:
         """Rebuild the neighbour graph, and once there is motion the long edges, from the reference."""
         positions = self.model.gaussians.positions
-        self.graph = NeighbourGraph.build(positions)
+        self.graph = NeighbourGraph.of(self.model.gaussians)
         if self.started and self.options.rigidity > 0:
             few = self.rows[:: max(1, len(self.rows) // _REGULARISED)]
             displaced = positions + self.model.displacements(self.current_latents(few))
@@ -262,7 +264,7 @@ class HalfTrainer:
             lengths = edge_lengths(self.graph.edges, positions)
             terms = (
                 self._data_loss(batch, positions, weights),
-                deformation_regularity(self.graph, lengths) + repulsion(self.graph, lengths),
+                deformation_regularity(self.graph, lengths) + self._repulsion(lengths),
             )
             for i, term in enumerate(terms):
                 gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
@@ -278,7 +280,7 @@ class HalfTrainer:
         data = self._data_loss(batch, positions, weights)
         few = positions[:_REGULARISED]
         lengths = edge_lengths(self.graph.edges, few)
-        regularity, repelled = deformation_regularity(self.graph, lengths), repulsion(self.graph, lengths)
+        regularity, repelled = deformation_regularity(self.graph, lengths), self._repulsion(lengths)
         loss = self.stiffness * (regularity + repelled)
         if self.long_edges is not None:
             loss = loss + self.options.rigidity * rigidity(self.long_edges, few)
@@ -290,6 +292,10 @@ class HalfTrainer:
         sums.repulsion += repelled.item() * share
         sums.motion += displacement.detach().square().sum(-1).mean().sqrt().item() * share
         return data, loss
+
+    def _repulsion(self, lengths: torch.Tensor) -> torch.Tensor:
+        """Return R_r; zero for an atomic model, whose Gaussians are where atoms are (paper, Methods)."""
+        return lengths.new_zeros(()) if self.model.gaussians.fixed else repulsion(self.graph, lengths)
 
     def _data_loss(self, batch: Batch, positions, weights) -> torch.Tensor:
         """Return the mean over particles of minus the log-likelihood, 1/2 sum |g - y|^2 / Sigma (paper, Eq. 4)."""

@@ -18,6 +18,7 @@ from dynamight_core.particles.images import ImageReader
 from dynamight_core.particles.metadata import Particles, check_enough, read_particles
 from dynamight_core.particles.premultiplication import MULTIPLIED, NOT_MULTIPLIED, power_at_ctf_zeros
 from dynamight_core.particles.preprocess import Preprocessing
+from dynamight_core.training.atomic import AtomicModel, read_atomic_model
 from dynamight_core.training.data import TrainingImages
 
 # Working pixels per mean distance between Gaussians: finer frequencies they cannot explain.
@@ -46,6 +47,8 @@ class Prepared:
         where the molecule is, on the grid of the maps.
     motion_mask
         volume or None.
+    atomic
+        the atomic model, or None.
     working_box
         pixels.
     notes, warnings
@@ -58,6 +61,7 @@ class Prepared:
     volumes: tuple[torch.Tensor, torch.Tensor]
     region: MolecularRegion
     motion_mask: torch.Tensor | None
+    atomic: AtomicModel | None
     working_box: int
     notes: list[str]
     warnings: list[str]
@@ -125,7 +129,9 @@ def _images(particles: Particles, chosen: torch.Tensor, halves: torch.Tensor) ->
 
 
 def prepare(inputs: InputOptions, options: TrainOptions) -> Prepared:
-    """Read and check particles and maps.
+    """Read and check particles, maps and atomic model.
+
+    With an atomic model there are as many Gaussians as it gives: `options.n_gaussians` is set to them.
 
     Raises
     ------
@@ -164,9 +170,13 @@ def prepare(inputs: InputOptions, options: TrainOptions) -> Prepared:
     except ValueError as error:
         raise InputError(f"map {inputs.map}: {error}; lower --threshold or give another map") from error
     warnings += region.warnings
+    atomic = read_atomic_model(inputs, options, particles, consensus, region)
+    if atomic is not None:
+        options.n_gaussians = len(atomic.coarse)
+        notes += atomic.sentences()
     warnings += _check_premultiplied(particles, inputs.premultiplied, options.seed)
     return Prepared(
-        particles, halves, validation, volumes, region, mask,
+        particles, halves, validation, volumes, region, mask, atomic,
         _working_box(inputs, options, particles, region), notes, warnings,
     )  # fmt: skip
 
@@ -190,7 +200,6 @@ def start_model(prepared: Prepared, inputs: InputOptions, options: TrainOptions,
     particles = prepared.particles
     generator = torch.Generator().manual_seed(options.seed * 10 + half)
     torch.manual_seed(options.seed * 10 + half)
-    positions = fill_region(prepared.region.mask, options.n_gaussians, particles.pixel_size, generator)
     extent = particles.box * particles.pixel_size
     coarse = min(particles.box, 2 * round(extent / max(particles.pixel_size, options.initial_resolution / 4) / 2))
     pixel_size = extent / coarse
@@ -199,7 +208,11 @@ def start_model(prepared: Prepared, inputs: InputOptions, options: TrainOptions,
     volume = lowpass_volume(
         resample_volume(prepared.volumes[half - 1], coarse), pixel_size, options.initial_resolution
     )
-    gaussians = fit_to_map(positions, volume * soft, pixel_size, options.width_classes, generator=generator)
+    if prepared.atomic is not None:
+        gaussians = prepared.atomic.gaussians(volume * soft, pixel_size)
+    else:
+        positions = fill_region(prepared.region.mask, options.n_gaussians, particles.pixel_size, generator)
+        gaussians = fit_to_map(positions, volume * soft, pixel_size, options.width_classes, generator=generator)
     diameter = inputs.particle_diameter or 0.9 * extent
     return HalfModel(
         gaussians, prepared.working_box, prepared.working_pixel_size, options.n_latents, options.decoder, diameter,

@@ -69,8 +69,10 @@ def train(
     inputs = inputs.absolute()
     prepared = prepare(inputs, options)
     previous = PreviousRun.open(inputs, options, prepared, run)
-    checksum = hashlib.sha256(Path(inputs.star).read_bytes()).hexdigest()
-    goes_on = _check_folder(run, inputs, options, checksum, resume, overwrite)
+    found = {"star_sha256": hashlib.sha256(Path(inputs.star).read_bytes()).hexdigest()}
+    if prepared.atomic is not None:
+        found["atomic_model"] = prepared.atomic.record
+    goes_on = _check_folder(run, inputs, options, found, resume, overwrite)
     for line in prepared.notes:
         say(f"Note: {line}.")
     for line in prepared.warnings:
@@ -82,8 +84,9 @@ def train(
         trainers = _make_trainers(prepared, inputs, options, data, previous, say)
         # Only now: images that cannot be used leave no run behind, and what was there as it was.
         if not goes_on:
-            _begin_run(run, inputs, options, checksum)
-        _train_epochs(trainers, run, schedule(options, continued=previous is not None), say, progress)
+            _begin_run(run, inputs, options, found)
+        epochs = schedule(options, continued=previous is not None, fixed=prepared.atomic is not None)
+        _train_epochs(trainers, run, epochs, say, progress)
         trained = Trained(run, prepared, data, trainers, options)
         trained.infer_all(progress)
         trained.save()
@@ -269,9 +272,12 @@ def _run_epoch(trainer: HalfTrainer, epoch: Epoch, number: int) -> dict:
 
 
 def _check_folder(
-    run: Path, inputs: InputOptions, options: TrainOptions, checksum: str, resume: bool, overwrite: bool
+    run: Path, inputs: InputOptions, options: TrainOptions, found: dict, resume: bool, overwrite: bool
 ) -> bool:
-    """Refuse a folder that no run can be written to; return whether it holds one to go on with."""
+    """Refuse a folder that no run can be written to; return whether it holds one to go on with.
+
+    `found` is what config.yaml keeps of the inputs' contents: checksum of the STAR, record of the atomic model.
+    """
     exists = _holds_run(run)
     if exists and resume and not overwrite:
         old = RunConfig.read(run)
@@ -282,8 +288,10 @@ def _check_folder(
                 f"{run} was trained with other values of {', '.join(map(option_name, changed))}; resume with the "
                 "same, or train into a new folder"
             )
-        if old.provenance.get("star_sha256") != checksum:
+        if old.provenance.get("star_sha256") != found["star_sha256"]:
             raise InputError(f"{inputs.star} has changed since {run} was started; train into a new folder")
+        if old.provenance.get("atomic_model") != found.get("atomic_model"):
+            raise InputError(f"{inputs.atomic_model} has changed since {run} was started; train into a new folder")
         return True
     if exists and not overwrite:
         raise InputError(f"{run} holds a run already; give --resume to go on with it or --overwrite to replace it")
@@ -300,7 +308,7 @@ def _holds_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in ("config.yaml", "half1/checkpoints", "half2/checkpoints"))
 
 
-def _begin_run(run: Path, inputs: InputOptions, options: TrainOptions, checksum: str) -> None:
+def _begin_run(run: Path, inputs: InputOptions, options: TrainOptions, found: dict) -> None:
     """Write config.yaml; remove the run that is there, if there is one."""
     if _holds_run(run):
         for name in ("half1", "half2", "reconstruction", "analysis"):
@@ -312,7 +320,7 @@ def _begin_run(run: Path, inputs: InputOptions, options: TrainOptions, checksum:
         "dynamight_core": __version__,
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "numpy", "starfile", "mrcfile")},
-        "star_sha256": checksum,
+        **found,
         "commands": {"train": " ".join(sys.argv)},
         "folder": str(Path.cwd()),
         "run": str(run.absolute()),

@@ -34,7 +34,7 @@ class Epoch:
     prepare: bool = True
 
 
-def schedule(options: TrainOptions, continued: bool = False) -> list[Epoch]:
+def schedule(options: TrainOptions, continued: bool = False, fixed: bool = False) -> list[Epoch]:
     """Return the epochs of a training.
 
     Warm-up; then refinement epochs from linear motions, or from encoder epochs (the paper's way). After every
@@ -48,12 +48,14 @@ def schedule(options: TrainOptions, continued: bool = False) -> list[Epoch]:
         of the training.
     continued
         whether it starts from trained models: then nothing warms up, and latents are known.
+    fixed
+        whether the Gaussians are those of an atomic model: then the reference stays, and is not filled anew.
     """
     epochs = [] if continued else [Epoch("warm-up", prepare=False) for _ in range(options.warm_up_epochs)]
     encoder_epochs = 0 if continued else options.encoder_epochs
     first = min(encoder_epochs, options.epochs) if options.latent_refinement else options.epochs
     for number in range(options.epochs):
-        if number and number % options.reference_interval == 0:
+        if not fixed and number and number % options.reference_interval == 0:
             epochs += [Epoch("reference", prepare=step == 0) for step in range(options.reference_epochs)]
         ramp = min(1.0, max(0.0, 3 * number / options.epochs - 1))
         refined = number - first
@@ -61,10 +63,10 @@ def schedule(options: TrainOptions, continued: bool = False) -> list[Epoch]:
         if refined >= 0 and refined % options.inference_interval == 0:
             infer = "again" if refined or continued else "encoder" if first else "linear"
         kind = "refinement" if refined >= 0 else "encoder"
-        update = number > 0 and number % max(1, options.reference_interval // 3) == 0
+        update = not fixed and number > 0 and number % max(1, options.reference_interval // 3) == 0
         # Evenly over the refinement epochs; the last is followed by as many as two turns, to settle.
         rounds = options.epochs - first
-        refit = refined > 0 and any(
+        refit = refined > 0 and not fixed and any(
             refined == round(rounds * (k + 1) / (options.refits + 2)) for k in range(options.refits)
         )
         epochs.append(Epoch(kind, ramp * options.sparse_motion, infer, update, refit))

@@ -1,0 +1,135 @@
+"""The atomic model of a run: read, placed in the consensus map, checked, and turned into a half's Gaussians."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dynamight_core.config import InputOptions, TrainOptions
+from dynamight_core.errors import InputError
+from dynamight_core.model.alignment import Alignment, align
+from dynamight_core.model.atomic import CoarseModel, coarse_grain
+from dynamight_core.model.gaussians import GaussianModel
+from dynamight_core.model.initialise import MolecularRegion, fit_scale
+from dynamight_core.particles.metadata import Particles
+from dynamight_core.structures import ORIGIN_NAMES, zero_of_coordinates
+
+# Fewer Gaussians are no model of a molecule; a larger share of them outside the box is no model in this map.
+_LEAST, _OUTSIDE = 50, 0.1
+
+
+@dataclass(frozen=True)
+class AtomicModel:
+    """An atomic model in the frame of the consensus map.
+
+    Parameters
+    ----------
+    coarse
+        its Gaussians, origin at the centre of the box.
+    alignment
+        of the model and the map before any fit.
+    record
+        what the run's config.yaml keeps: file, checksum, origin, and the transform that --fit found.
+    """
+
+    coarse: CoarseModel
+    alignment: Alignment
+    record: dict
+
+    def sentences(self) -> list[str]:
+        """Return what a user should know of it."""
+        coarse = self.coarse
+        fitted = self.record["fit"]
+        moved = [] if fitted is None else [
+            f"--fit turned the atomic model by {fitted['angle']:.1f} degrees and moved its Gaussians by "
+            f"{fitted['moved']:.1f} A rms: its correlation with the map went from {self.alignment.correlation:.2f} to "
+            f"{self.alignment.fitted:.2f}"
+        ]  # fmt: skip
+        return [
+            f"{self.record['file']}: {len(coarse.atom_numbers)} atoms became {len(coarse)} Gaussians; its coordinates "
+            f"count from the {ORIGIN_NAMES[self.record['origin']]} (--origin)",
+            *coarse.notes,
+            self.alignment.describe(),
+            *moved,
+        ]
+
+    def gaussians(self, volume: torch.Tensor, pixel_size: float) -> GaussianModel:
+        """Return Gaussians at the model's places, with its amplitudes and edges; scale and width fitted to a map.
+
+        Parameters
+        ----------
+        volume
+            (box, box, box), filtered as wanted and zero in the solvent.
+        pixel_size
+            A.
+        """
+        coarse = self.coarse
+        positions = torch.from_numpy(coarse.positions.astype(np.float32))
+        model = GaussianModel(positions, pixel_size, 1.0, edges=torch.from_numpy(coarse.edges))
+        with torch.no_grad():
+            model.relative_amplitudes.copy_(torch.from_numpy(coarse.amplitudes / coarse.amplitudes.mean()))
+        return fit_scale(model, volume, pixel_size)
+
+
+def read_atomic_model(
+    inputs: InputOptions, options: TrainOptions, particles: Particles, volume: torch.Tensor, region: MolecularRegion
+) -> AtomicModel | None:
+    """Return the atomic model that the inputs name, checked against the consensus map and fitted if asked for; or None.
+
+    Parameters
+    ----------
+    inputs, options
+        of the training.
+    particles
+        whose box the map has.
+    volume, region
+        consensus map and where the molecule is in it.
+
+    Raises
+    ------
+    InputError
+        if the model cannot be used, or is not fitted to the map.
+    """
+    if inputs.atomic_model is None:
+        return None
+    path = inputs.atomic_model
+    if options.width_classes > 1:
+        raise InputError(
+            f"--width-classes is {options.width_classes}, but the Gaussians of --atomic-model have the amplitudes of "
+            "their atoms and one width; leave it at 1"
+        )
+    coarse = coarse_grain(path)
+    if len(coarse) < _LEAST:
+        raise InputError(f"model {path} gives {len(coarse)} Gaussians; give the model of the whole molecule")
+    origin, offset = zero_of_coordinates(
+        coarse.positions, inputs.origin, inputs.map, particles.box, particles.pixel_size
+    )
+    coarse = coarse.moved(np.eye(3), -offset)
+    extent = particles.box * particles.pixel_size
+    if (np.abs(coarse.positions) > extent / 2).any(1).mean() > _OUTSIDE:
+        raise InputError(
+            f"the atomic model {path} lies outside the box of {extent:.0f} A, its centre "
+            f"{np.linalg.norm(coarse.positions.mean(0)):.0f} A from the box's; fit it to {inputs.map}, or give --origin"
+        )
+    alignment = align(
+        coarse.positions, coarse.amplitudes, volume, region.mask, particles.pixel_size, options.seed
+    )
+    fit = None
+    if inputs.fit:
+        alignment.refuse_fit(path, inputs.map)
+        coarse = coarse.moved(alignment.rotation, alignment.shift)
+        # In the coordinates of the file, so that the file itself can be moved.
+        shift = alignment.shift + offset - alignment.rotation @ offset
+        fit = {
+            "rotation": alignment.rotation.tolist(), "shift": shift.tolist(), "angle": alignment.angle,
+            "moved": alignment.moved,
+        }  # fmt: skip
+    else:
+        alignment.refuse_misfit(path, inputs.map)
+    record = {
+        "file": str(path), "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(), "origin": origin,
+        "gaussians": len(coarse), "correlation": alignment.fitted if fit else alignment.correlation, "fit": fit,
+    }  # fmt: skip
+    return AtomicModel(coarse, alignment, record)

@@ -1,0 +1,212 @@
+"""Runs that start from an atomic model: whether it is fitted, what training keeps of it, and what is said of it."""
+
+import json
+
+import gemmi
+import numpy as np
+import pytest
+import torch
+
+import dynamight_core.training.run as run_module
+from dynamight_core.analysis.report import write_report
+from dynamight_core.analysis.results import Run, summarise
+from dynamight_core.config import InputOptions, TrainOptions
+from dynamight_core.errors import InputError
+from dynamight_core.files import read_map
+from dynamight_core.model.alignment import align
+from dynamight_core.model.atomic import coarse_grain
+from dynamight_core.model.initialise import find_molecule
+from dynamight_core.options import ReconstructOptions, SimulateOptions
+from dynamight_core.reconstruction.bias import has_atomic_model, model_bias, wrong_model_result
+from dynamight_core.reconstruction.stage import reconstruct_run
+from dynamight_core.simulate.dataset import simulate
+from dynamight_core.simulate.molecules import DATA
+from dynamight_core.training.check import check_inputs
+from dynamight_core.training.run import train
+from dynamight_core.training.schedule import schedule
+
+FAB, AXIS = "L/1-107 H/1-113", ("L/107/CA", "H/113/CA")
+QUICK = {"n_latents": 2, "epochs": 2, "warm_up_epochs": 1, "n_motions": 2}
+
+
+def write_moved(path, source, rotation=None, shift=(0, 0, 0), mirror=False, shell=None):
+    """Write a structure with its atoms moved, mirrored, or laid on a sphere of a radius."""
+    structure = gemmi.read_structure(str(source))
+    for chain in structure[0]:
+        for residue in chain:
+            for atom in residue:
+                place = np.array(atom.pos.tolist())
+                place = place * [1, 1, -1] if mirror else place
+                place = place if rotation is None else rotation @ place
+                place = place if shell is None else place * shell / np.linalg.norm(place)
+                atom.pos = gemmi.Position(*(place + shift))
+    structure.make_mmcif_document().write_file(str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def fab(tmp_path_factory):
+    """The Fab of an antibody, its elbow bending: particles, and its model where it is in the map."""
+    folder = tmp_path_factory.mktemp("fab")
+    structure = gemmi.read_structure(str(DATA / "1hzh.pdb.gz"))
+    structure.remove_waters()
+    part = gemmi.Selection("//L,H").copy_structure_selection(structure)
+    heavy = part[0]["H"]
+    for index in range(len(heavy) - 1, -1, -1):
+        if heavy[index].seqid.num > 213:
+            del heavy[index]
+    part.make_mmcif_document().write_file(str(folder / "raw.cif"))
+    places = np.array([a.pos.tolist() for chain in part[0] for residue in chain for a in residue])
+    model = write_moved(folder / "fab.cif", folder / "raw.cif", shift=-(places.min(0) + places.max(0)) / 2)
+    options = SimulateOptions(
+        molecule=str(model), selection=FAB, axis=AXIS, particles=200, box=28, pixel_size=4.0, snr=8.0, motion_range=25.0
+    )
+    return simulate(options, folder / "set"), model
+
+
+def inputs(files, model, **more):
+    return InputOptions(star=str(files.particles), map=str(files.consensus), atomic_model=str(model), **more)
+
+
+@pytest.fixture(scope="module")
+def trained(fab, tmp_path_factory):
+    """A quick run of it, and what was said."""
+    files, model = fab
+    folder, said = tmp_path_factory.mktemp("atomic") / "run", []
+    summarise(train(inputs(files, model), TrainOptions(**QUICK), folder, say=said.append), say=said.append)
+    return folder, said
+
+
+def aligned(files, model):
+    volume, pixel_size = read_map(files.consensus)
+    volume = torch.from_numpy(volume)
+    coarse = coarse_grain(model)
+    return align(
+        coarse.positions, coarse.amplitudes, volume, find_molecule(volume, pixel_size).mask, pixel_size, 0
+    )
+
+
+def test_a_fitted_model_is_told_from_a_misplaced_one(fab, tmp_path):
+    """The local fit finds the way back, and the mirror image fits worse."""
+    files, model = fab
+    there = aligned(files, model)
+    assert there.correlation > 0.9 and there.moved < 3.0 and there.mirrored < there.correlation - 0.05
+    assert there.centre_offset < 2.0
+    axis = np.array([0.6, 0.0, 0.8])
+    turn = np.cos(0.3) * np.eye(3) + np.sin(0.3) * np.cross(np.eye(3), axis) + (1 - np.cos(0.3)) * np.outer(axis, axis)
+    away = aligned(files, write_moved(tmp_path / "away.cif", model, turn, (7.0, -5.0, 4.0)))
+    assert away.correlation < there.correlation - 0.1
+    places = coarse_grain(model).positions
+    back = (places @ turn.T + [7.0, -5.0, 4.0]) @ away.rotation.T + away.shift
+    assert np.sqrt(np.square(back - places).sum(1).mean()) < 3.0
+
+
+def test_what_is_not_fitted_is_refused_with_how_far_it_is_off(fab, tmp_path):
+    """Moved, of the other hand, or another molecule; --fit moves it and keeps the way in config.yaml."""
+    files, model = fab
+    shifted = write_moved(tmp_path / "shifted.cif", model, shift=(9.0, 6.0, 0.0))
+    with pytest.raises(InputError, match=r"not fitted to .* moved by \d+\.\d A rms.*--fit"):
+        check_inputs(inputs(files, shifted, origin="centre"), TrainOptions(), images=False, say=lambda line: None)
+    said = []
+    check_inputs(inputs(files, shifted, origin="centre", fit=True), TrainOptions(), images=False, say=said.append)
+    assert any("--fit turned the atomic model" in line for line in said)
+    with pytest.raises(InputError, match="other hand"):
+        mirrored = write_moved(tmp_path / "mirrored.cif", model, mirror=True)
+        check_inputs(inputs(files, mirrored), TrainOptions(), images=False, say=lambda line: None)
+    with pytest.raises(InputError, match="does not fit"):
+        sphere = write_moved(tmp_path / "sphere.cif", model, shell=48.0)
+        check_inputs(inputs(files, sphere, origin="centre"), TrainOptions(), images=False, say=lambda line: None)
+    with pytest.raises(InputError, match="outside the box"):
+        outside = write_moved(tmp_path / "outside.cif", model, shift=(90.0, 0, 0))
+        check_inputs(inputs(files, outside, origin="centre"), TrainOptions(), images=False, say=lambda line: None)
+    with pytest.raises(InputError, match="--width-classes"):
+        check_inputs(inputs(files, model), TrainOptions(width_classes=2), images=False, say=lambda line: None)
+    with pytest.raises(InputError, match="--atomic-model"):
+        InputOptions(fit=True)
+
+
+def test_coordinates_may_count_from_the_corner(fab, tmp_path):
+    """As those of a model built in a map whose first voxel is at the origin."""
+    files, model = fab
+    corner = write_moved(tmp_path / "corner.cif", model, shift=(56.0, 56.0, 56.0))
+    said = []
+    check_inputs(inputs(files, corner), TrainOptions(), images=False, say=said.append)
+    assert any("first voxel" in line for line in said)
+    assert any("correlates with the map to 0.9" in line for line in said)
+
+
+def test_training_keeps_places_amplitudes_and_edges(fab, trained):
+    """Scale and width are learned; the rest is the model's, in both halves, and is saved with them."""
+    _, model = fab
+    folder, _ = trained
+    coarse, run = coarse_grain(model), Run(folder)
+    assert has_atomic_model(run)
+    for half in run.models:
+        gaussians = half.gaussians
+        assert np.allclose(gaussians.positions.detach(), coarse.positions, atol=1e-3)
+        ratio = gaussians.relative_amplitudes.detach().numpy() / coarse.amplitudes
+        assert np.allclose(ratio, ratio[0]) and np.array_equal(gaussians.edges, coarse.edges)
+    widths = [float(half.gaussians.widths) for half in run.models]
+    assert widths[0] != widths[1]
+    record = run.config.provenance["atomic_model"]
+    assert record["file"] == str(model) and len(record["sha256"]) == 64 and record["fit"] is None
+    assert run.config.train.n_gaussians == len(coarse) == record["gaussians"]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["repulsion"] == 0 for line in lines) and any(line["regularity"] > 0 for line in lines)
+
+
+def test_the_reference_of_an_atomic_model_is_not_updated():
+    epochs = schedule(TrainOptions(epochs=30), fixed=True)
+    assert not any(epoch.refit or epoch.update_reference or epoch.kind == "reference" for epoch in epochs)
+    assert any(epoch.refit for epoch in schedule(TrainOptions(epochs=30)))
+
+
+def test_such_a_run_resumes_and_goes_on(fab, trained, tmp_path, monkeypatch):
+    """With the coordinate network: stopped and resumed, then continued from; a model that changed is refused."""
+    files, model = fab
+    own = write_moved(tmp_path / "own.cif", model)
+    options = TrainOptions(**QUICK | {"epochs": 1}, decoder="coordinate")
+    original = run_module._run_epoch
+
+    def stop(trainer, kind, number):
+        if number == 2:
+            raise KeyboardInterrupt
+        return original(trainer, kind, number)
+
+    monkeypatch.setattr(run_module, "_CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(run_module, "_run_epoch", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(inputs(files, own), options, tmp_path / "run", say=lambda line: None)
+    monkeypatch.setattr(run_module, "_run_epoch", original)
+    said = []
+    trained_on = train(inputs(files, own), options, tmp_path / "run", resume=True, say=said.append)
+    assert any("Resuming after epoch 1" in line for line in said)
+    assert trained_on.models[0].gaussians.fixed
+    with pytest.raises(InputError, match=r"no atomic model|the atomic model"):
+        plain = InputOptions(star=str(files.particles), map=str(files.consensus), start_from=str(tmp_path / "run"))
+        train(plain, TrainOptions(**QUICK | {"epochs": 1, "n_gaussians": options.n_gaussians}, decoder="coordinate"),
+              tmp_path / "on", say=lambda line: None)  # fmt: skip
+    write_moved(own, model, shift=(0.2, 0, 0))
+    with pytest.raises(InputError, match=r"own\.cif has changed"):
+        train(inputs(files, own), options, tmp_path / "run", resume=True, say=lambda line: None)
+
+
+def test_maps_of_such_a_run_carry_the_warning(trained):
+    """On the terminal, in summary.json and the report; with the result of the control once it was run."""
+    folder, said = trained
+    assert any("one atomic model" in line and line.startswith("Warning") for line in said)
+    spoken = []
+    reconstruct_run(Run(folder), ReconstructOptions(rigid=False, local_resolution=False), spoken.append)
+    assert any("wrong-model, which would, was not run" in line for line in spoken)
+    assert any("wrong-model" in line for line in json.loads((folder / "analysis/summary.json").read_text())["warnings"])
+    result = wrong_model_result(Run(folder))
+    result.parent.mkdir(parents=True)
+    result.write_text(json.dumps({"kind": "wrong-model", "verdict": "data", "sentence": "The map follows the data."}))
+    page = write_report(Run(folder), say=lambda line: None).read_text()
+    assert "The map follows the data" in page and "was not run" not in page
+    warnings = json.loads((folder / "analysis/summary.json").read_text())["warnings"]
+    assert sum("one atomic model" in line for line in warnings) == 1
+    result.write_text("{")
+    with pytest.raises(InputError, match=r"wrong-model\.json cannot be read"):
+        model_bias(Run(folder))
+    result.unlink()
