@@ -1,0 +1,208 @@
+"""What priors do to the map: none, smoothness, the right atomic model, a wrong one; and an atomic model's cost.
+
+    python benchmarks/prior.py table --seeds 0
+    python benchmarks/prior.py size
+
+`table`: the antibody of `igg`, one Fab turning. In the wrong model the Fab is replaced by the Fc of the same file, in
+its place. Maps are those of `dynamight reconstruct`. FSCs are means over shells 1 to Nyquist, in a mask around the Fab,
+the rest, or both the Fab and what replaced it. `share of the wrong structure` is c / (b + c) in the least-squares fit
+of the map's transform by b right + c wrong + d rest, in that last mask and over the shells where right and wrong have
+an FSC below 0.5.
+`size`: seconds to coarse-grain a model of 120,000 atoms.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import gemmi
+import numpy as np
+import torch
+from engine import compare
+from measures import fsc, mean_fsc
+
+from dynamight_core.analysis.results import Run, summarise
+from dynamight_core.config import InputOptions, TrainOptions
+from dynamight_core.files import read_map
+from dynamight_core.imaging.fourier import shells, volume_to_fourier
+from dynamight_core.model.atomic import coarse_grain, wrong_model
+from dynamight_core.options import ReconstructOptions, SimulateOptions
+from dynamight_core.reconstruction.deformation import model_map
+from dynamight_core.reconstruction.stage import reconstruct_run
+from dynamight_core.simulate.dataset import simulate
+from dynamight_core.simulate.molecules import DATA
+from dynamight_core.simulate.truth import load_truth
+from dynamight_core.training.run import train
+
+FAB, FC = "H/1-213 L", "H/244-478 K/244-478"
+FREE = {"stiffness": 0.0, "rigidity": 0.0}
+# Options of training by prior, and which model it starts from.
+PRIORS = {
+    "none": (FREE, None),
+    "smoothness": ({}, None),
+    "right": ({}, "right"),
+    "wrong": ({}, "wrong"),
+    "right, bonds alone": ({"rigidity": 0.0}, "right"),
+    "wrong, bonds alone": ({"rigidity": 0.0}, "wrong"),
+}
+
+
+def data_set(particles, seed):
+    """Return the folder of a simulated data set, made if it is not there."""
+    name = f"igg-{seed}" if particles == 4000 else f"igg{particles}-{seed}"
+    folder = Path(tempfile.gettempdir()) / "dynamight-benchmarks" / name
+    if not (folder / "truth.npz").exists():
+        options = SimulateOptions(molecule="igg", particles=particles, pixel_size=4.0, motion_range=40.0, seed=seed)
+        simulate(options, folder)
+    return folder
+
+
+def model_files(folder):
+    """Write the right and the wrong model in the frame of the map; return their paths by name."""
+    paths = {name: folder / f"{name}.cif" for name in ("right", "wrong")}
+    positions = coarse_grain(DATA / "1hzh.pdb.gz").atom_positions
+    centre = (positions.min(0) + positions.max(0)) / 2
+    structure = gemmi.read_structure(str(DATA / "1hzh.pdb.gz"))
+    for chain in structure[0]:
+        for residue in chain:
+            for atom in residue:
+                atom.pos -= gemmi.Position(*centre)
+    structure.make_mmcif_document().write_file(str(paths["right"]))
+    wrong_model(paths["right"], FAB, paths["wrong"], FC)
+    return paths
+
+
+def structures(truth, paths):
+    """Return maps of the Fab, and of what replaced it, both alone; and the mask around both."""
+    fab = truth.molecule.domain(1)
+    model = coarse_grain(paths["wrong"])
+    new = ~np.isin(np.array(model.chains), list("HKLMAB"))[model.atom_groups]
+    other = replace(
+        fab, positions=torch.tensor(model.atom_positions[new], dtype=torch.float32),
+        weights=torch.tensor(model.atom_numbers[new], dtype=torch.float32), moving=torch.ones(int(new.sum())).long(),
+    )  # fmt: skip
+    truths = [replace(truth, molecule=molecule) for molecule in (fab, other)]
+    mask = torch.maximum(*(one.domain_mask(1) for one in truths))
+    return [one.true_map() for one in truths], mask
+
+
+def share_of_wrong(volume, right, wrong, rest, mask):
+    """Return c / (b + c) in the least-squares fit of a map by b right + c wrong + d rest in a mask."""
+    box = volume.shape[-1]
+    curve = fsc(right, wrong, mask)
+    radius = shells(box, 3)
+    chosen = (radius > 0) & (radius < box // 2) & (curve[radius.clamp(max=box // 2)] < 0.5)
+    target, *terms = (
+        torch.view_as_real(volume_to_fourier(part * mask)[chosen]).flatten() for part in (volume, right, wrong, rest)
+    )
+    b, c, _ = torch.linalg.lstsq(torch.stack(terms, 1), target[:, None]).solution[:, 0].tolist()
+    return c / (b + c)
+
+
+def measure(prior, particles, seed, n_gaussians):
+    """Train, reconstruct and compare with the truth; return the figures as a dictionary."""
+    folder = data_set(particles, seed)
+    truth, paths = load_truth(folder / "truth.npz"), model_files(folder)
+    more, model = PRIORS[prior]
+    options = TrainOptions(seed=seed, n_gaussians=n_gaussians, **more)
+    inputs = InputOptions(
+        star=str(folder / "particles.star"), map=str(folder / "consensus.mrc"),
+        atomic_model=None if model is None else str(paths[model]),
+    )  # fmt: skip
+    run_folder = folder / f"prior-{prior.replace(', ', '-').replace(' ', '-')}"
+    started = time.monotonic()
+    trained = train(inputs, options, run_folder, overwrite=True, say=lambda line: None)
+    run = summarise(trained, say=lambda line: None)
+    figures = {"prior": prior, "seed": seed, "particles": particles, "seconds_train": time.monotonic() - started}
+    found = compare(trained, run, truth, "train")
+    figures |= {name: found[name] for name in ("r", "error", "static")}
+    figures["verdict"] = run.summary["verdict"]["verdict"]
+    run = Run(run_folder)
+    reconstruct_run(run, ReconstructOptions(rigid=prior == "smoothness"), say=lambda line: None)
+    state = truth.true_map()
+    masks = {"Fab": truth.domain_mask(1), "rest": truth.domain_mask(0)}
+    (right, wrong), both = structures(truth, paths)
+    rest = state - right
+    gaussians = model_map(run, [None, None])
+    for way in ("", "rigid/") if prior == "smoothness" else ("",):
+        where = run_folder / "reconstruction" / way
+        halves = [torch.from_numpy(read_map(where / f"half{half}_unfil.mrc")[0]) for half in (1, 2)]
+        volume, label = (halves[0] + halves[1]) / 2, " rigid" if way else ""
+        for name, mask in masks.items():
+            figures[f"map and truth, {name}{label}"] = mean_fsc(volume, state, mask)
+        figures[f"halves, Fab{label}"] = mean_fsc(*halves, masks["Fab"])
+        if not way:
+            figures |= {f"model and map, {name}": mean_fsc(gaussians, volume, mask) for name, mask in masks.items()}
+            figures["model and truth, Fab"] = mean_fsc(gaussians, state, masks["Fab"])
+        figures[f"map and right structure{label}"] = mean_fsc(volume, right, both)
+        figures[f"map and wrong structure{label}"] = mean_fsc(volume, wrong, both)
+        figures[f"share of the wrong structure{label}"] = share_of_wrong(volume, right, wrong, rest, both)
+    figures["right and wrong structure"] = mean_fsc(right, wrong, both)
+    return figures
+
+
+def table(arguments):
+    """Print the figures of every prior and seed, then their means over seeds."""
+    results = []
+    for seed in arguments.seeds:
+        for prior in arguments.priors:
+            results.append(measure(prior, arguments.particles, seed, arguments.n_gaussians))
+            line = {k: round(v, 4) if isinstance(v, float) else v for k, v in results[-1].items()}
+            print(json.dumps(line), flush=True)
+    names = [name for name, value in max(results, key=len).items() if isinstance(value, float)]
+    print(f"\n{'mean over seeds':34s}" + "".join(f"{prior:>20s}" for prior in arguments.priors))
+    for name in names:
+        cells = []
+        for prior in arguments.priors:
+            values = [r[name] for r in results if r["prior"] == prior and name in r]
+            cells.append(f"{np.mean(values):20.3f}" if values else f"{'':20s}")
+        print(f"{name:34s}" + "".join(cells))
+
+
+def size():
+    """Print the time that it takes to coarse-grain a model of 120,000 atoms: copies of the antibody."""
+    structure = gemmi.read_structure(str(DATA / "1hzh.pdb.gz"))
+    structure.remove_waters()
+    chains = [chain.clone() for chain in structure[0]]
+    for copy in range(1, 12):
+        for chain in chains:
+            moved = chain.clone()
+            moved.name = f"{chain.name}{copy}"
+            for residue in moved:
+                for atom in residue:
+                    atom.pos += gemmi.Position(200.0 * copy, 0, 0)
+            structure[0].add_chain(moved)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "large.cif"
+        structure.setup_entities()
+        structure.make_mmcif_document().write_file(str(path))
+        started, used = time.monotonic(), time.process_time()
+        model = coarse_grain(path)
+        seconds = time.monotonic() - started, time.process_time() - used
+    print(
+        f"{len(model.atom_numbers)} atoms became {len(model)} Gaussians in {seconds[0]:.1f} s, "
+        f"{seconds[1]:.1f} s of a core"
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("table", "size"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--particles", type=int, default=4000)
+    parser.add_argument("--n-gaussians", type=int, default=2000, help="of runs without an atomic model")
+    parser.add_argument("--priors", nargs="+", choices=PRIORS, default=["none", "smoothness", "right", "wrong"])
+    arguments = parser.parse_args()
+    if arguments.what == "table":
+        table(arguments)
+    else:
+        size()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
