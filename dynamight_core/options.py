@@ -33,6 +33,8 @@ class SimulateOptions:
         "white", or "coloured" as measured in ice (EMPIAR-10076).
     views
         "uniform" over the sphere, or "measured" (EMPIAR-10180).
+    cone
+        uniform views lie within this angle of one axis, or against it; 90 is the whole sphere.
     defoci
         "uniform" in the range with little astigmatism, or "measured" (EMPIAR-10180).
     optics_groups
@@ -65,6 +67,7 @@ class SimulateOptions:
     shifts: float = 6.0
     noise: str = "white"
     views: str = "uniform"
+    cone: float = 90.0
     defoci: str = "uniform"
     optics_groups: int = 1
     phase_shift: float = 0.0

@@ -134,7 +134,7 @@ def check_options(options: SimulateOptions) -> None:
     limits = {
         "particles": (2, 10**7), "box": (16, 1024), "pixel_size": (0.1, 100.0), "snr": (1e-6, 1e6),
         "shifts": (0.0, options.box * options.pixel_size / 4), "optics_groups": (1, len(OPTICS)),
-        "phase_shift": (0.0, 180.0),
+        "phase_shift": (0.0, 180.0), "cone": (1.0, 90.0),
     }  # fmt: skip
     if options.motion_range is not None:
         limits["motion_range"] = (0.0, 180.0)
@@ -142,6 +142,8 @@ def check_options(options: SimulateOptions) -> None:
         value = getattr(options, name)
         if not low <= value <= high:
             raise InputError(f"{option_name(name)} is {value:g}; give a value from {low:g} to {high:g}")
+    if options.cone < 90 and options.views != "uniform":
+        raise InputError("--cone narrows uniform views; leave it out, or leave --views uniform")
     if options.box % 2:
         raise InputError(f"--box is {options.box}; give an even number of pixels")
     if options.defocus_min > options.defocus_max:
@@ -184,6 +186,11 @@ def draw_truth(options: SimulateOptions, generator: torch.Generator) -> tuple[Tr
         measured = {name: torch.from_numpy(data[name]) for name in data.files}
     rows = torch.randint(len(measured["rot"]), (n,), generator=generator)
     euler = random_rotations(n, generator)
+    if options.cone < 90:
+        # Uniform in the cosine, from the pole that each view is on.
+        cosine = euler[:, 1].cos()
+        depth = (1 - cosine.abs()) * (1 - np.cos(np.deg2rad(options.cone)))
+        euler[:, 1] = torch.arccos(cosine.sign() * (1 - depth))
     if options.views == "measured":
         euler = torch.deg2rad(torch.stack([measured[name][rows] for name in ("rot", "tilt", "psi")], -1))
     origins = (2 * torch.rand(n, 2, generator=generator) - 1) * options.shifts

@@ -142,6 +142,18 @@ def test_angles_lie_in_the_range_and_halves_are_balanced(data):
     assert truth.half.bincount().tolist() == [0, 120, 120]
 
 
+def test_views_of_a_cone_are_uniform_within_it_on_either_side():
+    many = replace(SMALL, particles=4000, cone=60.0)
+    truth, _ = draw_truth(many, torch.Generator().manual_seed(0))
+    cosine = truth.euler[:, 1].cos()
+    assert 0.5 <= float(cosine.abs().min()) < 0.51
+    share = (cosine.abs() < 0.75).float().mean()
+    for found in (share, (cosine < 0).float().mean()):
+        assert float(found) == pytest.approx(0.5, abs=3 * 0.5 / 4000**0.5)
+    rest, _ = draw_truth(replace(many, cone=90.0), torch.Generator().manual_seed(0))
+    assert torch.equal(rest.origins, truth.origins)
+
+
 def test_two_peaks_have_two_peaks():
     angles = draw_angles(2000, 1, 1.0, "two-peaks", torch.Generator().manual_seed(0))
     assert angles.abs().max() <= 1
@@ -374,6 +386,8 @@ def test_own_structure_is_read_from_pdb_and_mmcif(tmp_path):
         ({"pixel_size": 2.0}, "needs a box of 1"),
         ({"motion_range": 200.0}, "--motion-range is 200"),
         ({"optics_groups": 9}, "--optics-groups is 9"),
+        ({"cone": 0.0}, "--cone is 0; give a value from 1 to 90"),
+        ({"cone": 60.0, "views": "measured"}, "--cone narrows uniform views"),
         ({"defocus_min": 30000.0}, "--defocus-min is above --defocus-max"),
         ({"molecule": "missing.pdb", "selection": "L", "axis": FAB_AXIS}, "missing.pdb does not exist"),
         ({"molecule": "missing.pdb"}, "give --selection"),
