@@ -1,21 +1,30 @@
 """Maps against the truth: rigid, weighted backprojection and least squares, by whose deformations.
 
     python benchmarks/reconstruction.py hinge --seeds 0 1 2
-    python benchmarks/reconstruction.py rigid --seeds 0 1
-    python benchmarks/reconstruction.py hinge --seeds 10 11 --ways learned true --cone 60
-    python benchmarks/reconstruction.py hinge60 --seeds 10 11 --ways learned true --particles 300
+    python benchmarks/reconstruction.py hinge hinge60 cone few --seeds 0 --ways learned true
+    python benchmarks/reconstruction.py hinge --seeds 0 --ways unshrunk --control noise
+    python benchmarks/reconstruction.py --show FIGURES.jsonl
 
 Data sets and trained runs are kept in the temporary folder and used again. Every figure is a mean FSC over shells with
-the true state in a soft mask around a domain: "half", the mean over both half-maps, and "mean", of their average;
-"between" is that of the halves; "claims" is the shell where the halves' FSC falls below 0.143, "shells" where that of
-the average with the truth falls below 0.5.
+the true state in a soft mask around a domain, of half-map 1, of half-map 2 and of their average ("mean"). "between" is
+that of the halves; "claims" the shell where the halves' FSC, corrected by random phases, falls below 0.143, "shells"
+that where the FSC of the average with the truth falls below 0.5. Methods: wbp, cg, and cg+, which is cg at the
+regularisation of wbp (nowhere below 0.3). The row fourier is the independent reconstruction of the simulator
+(torch-fourier-slice), without deformation.
+
+Controls replace what could make half-maps agree: "noise", the images by white noise; "phases", their phases beyond
+shell 10 by random ones; "permuted", each particle's deformation by that of another one of its half; "own" nothing, for
+images that are noise already. Shells in which the corrected FSC is more than three standard deviations of
+white noise volumes from zero are counted.
 """
 
 import argparse
+import fcntl
 import json
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +33,9 @@ from measures import HingeField, mean_fsc, oracle_angles
 
 from dynamight_core.analysis.results import Run, summarise
 from dynamight_core.config import InputOptions, TrainOptions
+from dynamight_core.files import read_map
 from dynamight_core.imaging.backprojection import ParticleData
+from dynamight_core.imaging.fourier import fourier_to_image, image_to_fourier, shells
 from dynamight_core.model.half import ConsensusField
 from dynamight_core.options import InvertOptions, ReconstructOptions, SimulateOptions
 from dynamight_core.particles.images import ImageReader
@@ -47,14 +58,28 @@ CASES = {
     "hinge40": {"motion_range": 40.0},
     "hinge60": {"motion_range": 60.0},
     "two": {"molecule": "two-hinges"},
+    "two6000": {"molecule": "two-hinges", "particles": 6000},
+    "cone": {"cone": 60.0},
     "coloured": {"noise": "coloured"},
+    "few": {"particles": 300},
+    "many": {"particles": 10000},
     "clear": {"snr": 5.0},
     "noisy": {"snr": 0.05},
-    "igg": {"molecule": "igg", "particles": 4000, "pixel_size": 4.0, "motion_range": 40.0},
+    "noise": {"snr": 1e-6},
 }
+IGG = {"molecule": "igg", "particles": 4000, "pixel_size": 4.0, "motion_range": 40.0}
+for _fine, _sampling in {"": {}, "128": {"box": 128, "pixel_size": 2.0}}.items():
+    CASES["igg" + _fine] = IGG | _sampling
+    CASES["igg" + _fine + "-coloured"] = IGG | _sampling | {"noise": "coloured"}
+    CASES["igg" + _fine + "-measured"] = IGG | _sampling | {"views": "measured"}
+    CASES["igg" + _fine + "-both"] = IGG | _sampling | {"noise": "coloured", "views": "measured"}
 # The learned field with and without shrinking, by error weights, through the inverse network, and what no run has.
 WAYS = ("learned", "unshrunk", "errors", "inverse", "true", "oracle")
+METHODS = ("wbp", "cg", "cg+")
 DOMAINS = {"moving": 1, "second": 2, "static": 0}
+CONTROLS = ("noise", "phases", "permuted", "own")
+# Shell beyond which a control randomises phases, and shells that the mask blurs across it.
+RANDOM_FROM, BLUR = 10, 3
 
 
 def quiet(*_):
@@ -64,13 +89,19 @@ def quiet(*_):
 def trained_run(case, seed, say=print):
     """Return truth and finished run of a data set, made if they are not there."""
     folder = FOLDER / f"{case}-{seed}"
-    if not (folder / "truth.npz").exists():
-        simulate(SimulateOptions(seed=seed, **CASES[case]), folder)
-    if not (folder / "keep" / "latents.safetensors").exists():
-        say(f"training {folder / 'keep'}")
-        inputs = InputOptions(star=str(folder / "particles.star"), map=str(folder / "consensus.mrc"))
-        trained = train(inputs, TrainOptions(seed=seed, n_gaussians=2000), folder / "keep", overwrite=True, say=quiet)
-        summarise(trained, say=quiet)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        # Several benchmarks may want one data set.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "truth.npz").exists():
+            simulate(SimulateOptions(seed=seed, **CASES[case]), folder)
+        if not (folder / "keep" / "latents.safetensors").exists():
+            say(f"training {folder / 'keep'}", flush=True)
+            # Noise has no consensus: particles that hold nothing are given that of a molecule.
+            known = FOLDER / f"hinge-{seed}" if case == "noise" else folder
+            inputs = InputOptions(star=str(folder / "particles.star"), map=str(known / "consensus.mrc"))
+            options = TrainOptions(seed=seed, n_gaussians=2000)
+            summarise(train(inputs, options, folder / "keep", overwrite=True, say=quiet), say=quiet)
     return load_truth(folder / "truth.npz"), Run(folder / "keep")
 
 
@@ -103,25 +134,45 @@ def modes_of(way, truth, run, half, images, options):
     return half_modes(run, half, images, options)[0]
 
 
-def chosen_rows(run, half, particles=None, cone=180.0):
-    """Return the rows of a half, of views within `cone` degrees of the z axis or against it, `particles` in both."""
-    tilt = torch.rad2deg(run.particles.angles[:, 1]) % 360
-    away = torch.minimum(tilt, 360 - tilt)
-    rows = torch.where((run.halves == half) & ((away <= cone) | (away >= 180 - cone)))[0]
-    return rows if particles is None else rows[: particles // 2]
+def controlled(images, control, seed):
+    """Return what gives (b, box, box) images for a control."""
+    if control not in ("noise", "phases"):
+        return images.images
+
+    def replaced(indices):
+        shape = (len(indices), images.box, images.box)
+        # The same particle has the same noise in every pass.
+        noise = torch.stack([torch.randn(shape[1:], generator=torch.Generator().manual_seed(seed * 10**6 + int(i)))
+                             for i in indices])  # fmt: skip
+        if control == "noise":
+            return noise
+        transforms, random = image_to_fourier(images.images(indices)), image_to_fourier(noise)
+        random = random / random.abs() * transforms.abs()
+        return fourier_to_image(torch.where(shells(images.box) < RANDOM_FROM, transforms, random), images.box)
+
+    return replaced
 
 
-def benchmark(case, seed, ways, methods, options, particles=None, cone=180.0, say=print):
-    """Return figures[way, method][domain, "half" or "mean"] and seconds of one data set."""
+def permuted(modes, halves, seed):
+    """Return modes with every particle's coordinates given to another one of its half."""
+    coordinates, generator = modes.coordinates.clone(), torch.Generator().manual_seed(seed)
+    for half in (1, 2):
+        rows = torch.where(halves == half)[0]
+        coordinates[rows] = modes.coordinates[rows[torch.randperm(len(rows), generator=generator)]]
+    return replace(modes, coordinates=coordinates)
+
+
+def benchmark(case, seed, ways, methods, options, control=None, say=print):
+    """Return figures["way method"]["domain figure"] and seconds of one data set."""
     truth, run = trained_run(case, seed, say)
     if "inverse" in ways and not inverse_path(run, 1).exists():
         invert_run(run, InvertOptions(seed=seed), quiet)
     images = FullImages(run, torch.device("cpu"))
-    state = truth.true_map()
     masks = {name: truth.domain_mask(label) for name, label in DOMAINS.items()}
     masks = {name: mask for name, mask in masks.items() if mask.any()}
     weights = images.noise_weights(0)
-    rows = [chosen_rows(run, half, particles, cone) for half in (1, 2)]
+    images.images = controlled(images, control, seed)
+    rows = [torch.where(run.halves == half)[0] for half in (1, 2)]
     errors = torch.tensor(run.table["dynMotionError"].to_numpy())
     maps, seconds, denominators, shares = {}, {}, [None, None], options.regularisation
     for way in ways:
@@ -131,90 +182,151 @@ def benchmark(case, seed, ways, methods, options, particles=None, cone=180.0, sa
         halves = []
         for half in (1, 2):
             modes = modes_of(way, truth, run, half, images, options)
+            if control == "permuted":
+                modes = permuted(modes, run.halves, seed)
             points = run.models[half - 1].consensus_positions
             region = deforming_region(points, images.box, images.pixel_size, options.region_radius)
-            halves.append(
-                HalfReconstruction.of(
-                    data, rows[half - 1], modes, region, denominator=None if weighted else denominators[half - 1]
-                )
-            )
+            denominator = None if weighted else denominators[half - 1]
+            halves.append(HalfReconstruction.of(data, rows[half - 1], modes, region, denominator=denominator))
         if not weighted:
             denominators = [half.denominator for half in halves]
         if shares is None:
             first = [half.backprojected(LEAST_SHARE) for half in halves]
-            fsc = half_map_fsc(*first, soft_mask((first[0] + first[1]) / 2, images.pixel_size)).corrected
-            shares = shares_from_fsc(fsc)
-        seconds[way] = time.process_time() - started
+            mask = sum(masks.values()).clamp(max=1) if control else soft_mask(sum(first) / 2, images.pixel_size)
+            shares = shares_from_fsc(half_map_fsc(*first, mask).corrected)
+        seconds[f"sums {way}"] = time.process_time() - started
         for method in methods:
             for deformed in (True, False):
-                name = way if deformed else "rigid"
-                if (name, method) in maps:
+                name = f"{way if deformed else 'rigid'} {method}"
+                if name in maps:
                     continue
                 started = time.process_time()
                 if method == "wbp":
                     pair = [half.backprojected(shares, deformed) for half in halves]
                 else:
+                    raised = torch.as_tensor(shares).clamp(min=LEAST_SHARE) if method == "cg+" else shares
                     pair = []
                     for number, half in enumerate(halves):
                         others = rows[1 - number][:: max(1, len(rows[1 - number]) // HELD_OUT)]
-                        pair.append(half.least_squares(shares, others, deformed)[0])
-                maps[name, method] = pair
-                seconds[name, method] = time.process_time() - started
-    figures = {}
-    for key, pair in maps.items():
-        row = {}
-        for domain, mask in masks.items():
-            row[domain, "half"] = sum(mean_fsc(volume, state, mask) for volume in pair) / 2
-            row[domain, "mean"] = mean_fsc((pair[0] + pair[1]) / 2, state, mask)
-            between = fourier_shell_correlation(*pair, mask)
-            row[domain, "between"] = float(between[1:].mean())
-            # Shells where the halves' FSC claims that the map ends, and where the truth says so.
-            box = images.box
-            row[domain, "claims"] = box / resolution_at(half_map_fsc(*pair, mask).corrected, box, 1.0)
-            row[domain, "shells"] = box / resolution_at(
-                fourier_shell_correlation((pair[0] + pair[1]) / 2, state, mask), box, 1.0, 0.5
-            )
-        figures[key] = row
-    return figures, seconds
+                        pair.append(half.least_squares(raised, others, deformed)[0])
+                maps[name] = pair
+                seconds[name] = time.process_time() - started
+    if control is None:
+        folder = FOLDER / f"{case}-{seed}"
+        maps["fourier"] = [torch.from_numpy(read_map(folder / f"consensus_half{half}.mrc")[0]) for half in (1, 2)]
+        return {name: against_truth(pair, truth, masks) for name, pair in maps.items()}, seconds
+    masks["molecule"] = sum(masks.values()).clamp(max=1)
+    return {name: against_zero(pair, masks, control) for name, pair in maps.items()}, seconds
+
+
+def against_truth(pair, truth, masks):
+    """Return figures["domain figure"] of two half-maps."""
+    state, box, average, row = truth.true_map(), truth.box, (pair[0] + pair[1]) / 2, {}
+    for domain, mask in masks.items():
+        row[f"{domain} half1"], row[f"{domain} half2"] = (mean_fsc(volume, state, mask) for volume in pair)
+        row[f"{domain} mean"] = mean_fsc(average, state, mask)
+        row[f"{domain} between"] = float(fourier_shell_correlation(*pair, mask)[1:].mean())
+        row[f"{domain} claims"] = box / resolution_at(half_map_fsc(*pair, mask).corrected, box, 1.0)
+        row[f"{domain} shells"] = box / resolution_at(fourier_shell_correlation(average, state, mask), box, 1.0, 0.5)
+    return row
+
+
+def against_zero(pair, masks, control):
+    """Return figures["domain figure"] of two half-maps that should share nothing beyond some shell."""
+    row, first = {}, RANDOM_FROM + BLUR if control == "phases" else 1
+    for domain, mask in masks.items():
+        curves = half_map_fsc(*pair, mask)
+        chance = chance_deviation(mask)[first:]
+        row[f"{domain} corrected"] = float(curves.corrected[first:].mean())
+        row[f"{domain} masked"] = float(curves.masked[first:].mean())
+        row[f"{domain} unmasked"] = float(curves.unmasked[first:].mean())
+        row[f"{domain} largest"] = float((curves.corrected[first:] / chance).abs().max())
+        row[f"{domain} beyond"] = float(((curves.corrected[first:] / chance).abs() > 3).sum())
+    return row
+
+
+def chance_deviation(mask, n=100):
+    """Return (box//2+1,) standard deviations of the corrected FSC of white noise volumes in a mask."""
+    generator, curves = torch.Generator().manual_seed(0), []
+    for number in range(n):
+        pair = torch.randn(2, *mask.shape, generator=generator)
+        curves.append(half_map_fsc(*pair, mask, number).corrected)
+    return torch.stack(curves).square().mean(0).sqrt()
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("case", choices=CASES)
+    parser.add_argument("cases", nargs="*", choices=[[], *CASES], metavar="case", help=", ".join(CASES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
-    parser.add_argument("--methods", nargs="+", default=["wbp", "cg"])
-    parser.add_argument("--particles", type=int, help="use so many")
-    parser.add_argument("--cone", type=float, default=180.0, help="views within so many degrees of one axis")
+    parser.add_argument("--methods", nargs="+", default=["wbp", "cg"], choices=METHODS)
+    parser.add_argument("--control", choices=CONTROLS, help="what half-maps must not share")
     parser.add_argument("--option", nargs="*", default=[], help="options of reconstruct, name=value")
+    parser.add_argument("--prepare", action="store_true", help="make data sets and runs alone")
     parser.add_argument("--out", type=Path, help="append figures to this file, a JSON object a line")
+    parser.add_argument("--show", type=Path, help="print the tables of such a file")
     arguments = parser.parse_args()
     options = ReconstructOptions(**{k: json.loads(v) for k, v in (item.split("=") for item in arguments.option)})
-    every = []
-    for seed in arguments.seeds:
-        figures, seconds = benchmark(
-            arguments.case, seed, arguments.ways, arguments.methods, options, arguments.particles, arguments.cone
-        )
-        every.append(figures)
-        shown = {" ".join(k) if isinstance(k, tuple) else f"sums {k}": round(v, 1) for k, v in seconds.items()}
-        print(f"{arguments.case} {seed}: CPU seconds {shown}", flush=True)
-        if arguments.out:
-            with arguments.out.open("a") as file:
-                plain = {" ".join(k): {" ".join(d): v for d, v in row.items()} for k, row in figures.items()}
-                file.write(json.dumps({"case": arguments.case, "seed": seed, "figures": plain}) + "\n")
-    columns = list(next(iter(every[0].values())))
-    print("\n" + " ".join([f"{'':18s}", *(f"{' '.join(c):>16s}" for c in columns), "  gap closed"]))
-    for key in every[0]:
-        cells = [[figures[key][c] for figures in every] for c in columns]
-        text = [f"{np.mean(c):.4f}+-{np.std(c, ddof=1) if len(c) > 1 else 0:.3f}" for c in cells]
-        gap = ""
-        rigid, true = ("rigid", key[1]), ("true", key[1])
-        if true in every[0] and key not in (rigid, true):
-            c = ("moving", "half")
-            gaps = [(f[key][c] - f[rigid][c]) / (f[true][c] - f[rigid][c]) for f in every]
-            gap = f"{np.mean(gaps):.3f}+-{np.std(gaps, ddof=1) if len(gaps) > 1 else 0:.3f}"
-        print(" ".join([f"{' '.join(key):18s}", *(f"{t:>16s}" for t in text), f"{gap:>14s}"]))
+    lines = [] if arguments.show is None else [json.loads(line) for line in arguments.show.read_text().splitlines()]
+    for case in arguments.cases:
+        for seed in arguments.seeds:
+            if arguments.prepare:
+                trained_run(case, seed)
+                continue
+            figures, seconds = benchmark(case, seed, arguments.ways, arguments.methods, options, arguments.control)
+            lines.append({"case": case, "seed": seed, "control": arguments.control, "figures": figures})
+            print(f"{case} {seed}: CPU seconds", {k: round(v, 1) for k, v in seconds.items()}, flush=True)
+            if arguments.out:
+                with arguments.out.open("a") as file:
+                    file.write(json.dumps(lines[-1] | {"seconds": seconds}) + "\n")
+    found = {}
+    for line in lines:
+        kind = (line["case"], line.get("control"))
+        seeds = found.setdefault(kind, {})
+        seeds[line["seed"]] = seeds.get(line["seed"], {}) | line["figures"]
+    for (case, control), seeds in found.items():
+        show(f"{case}, {control}" if control else case, seeds)
+    plain = {case: seeds for (case, control), seeds in found.items() if control is None}
+    if len(plain) > 1:
+        show_together(plain)
     return 0
+
+
+def show(case, seeds):
+    """Print every figure of a case, mean and standard deviation over seeds."""
+    every = list(seeds.values())
+    names = [name for name in every[0] if all(name in figures for figures in every)]
+    columns = list(every[0][names[0]])
+    print(f"\n{case}, seeds {' '.join(map(str, seeds))}")
+    print(" ".join([f"{'':13s}", *(f"{column:>17s}" for column in columns), "   of the way"]))
+    for name in names:
+        cells = [[figures[name][column] for figures in every] for column in columns]
+        text = [f"{np.mean(c):8.4f} +- {np.std(c, ddof=1) if len(c) > 1 else 0:5.3f}" for c in cells]
+        way, _, method = name.partition(" ")
+        rigid, true, gaps = f"rigid {method}", f"true {method}", []
+        if true in names and way != "rigid" and name != true:
+            gaps = [100 * (of(f, name) - of(f, rigid)) / (of(f, true) - of(f, rigid)) for f in every]
+        gap = f"{np.mean(gaps):4.0f} +- {np.std(gaps, ddof=1) if len(gaps) > 1 else 0:2.0f} %" if gaps else ""
+        print(" ".join([f"{name:13s}", *(f"{t:>17s}" for t in text), f"{gap:>13s}"]))
+
+
+def of(figures, name, domain="moving"):
+    """Return the mean over both half-maps."""
+    return (figures[name][f"{domain} half1"] + figures[name][f"{domain} half2"]) / 2
+
+
+def show_together(cases):
+    """Print the mean over the half-maps of every case in one line, per domain."""
+    first = [set(figures) for seeds in cases.values() for figures in seeds.values()]
+    order = [f"{way} {method}" for way in ("rigid", *WAYS) for method in METHODS]
+    names = [name for name in order if any(name in some for some in first)]
+    for domain in DOMAINS:
+        print(f"\n{domain + ' domain':16s}" + " ".join(f"{name:>13s}" for name in names))
+        for case, seeds in cases.items():
+            figures = [f for f in seeds.values() if f"{domain} half1" in next(iter(f.values()))]
+            cells = [[of(f, name, domain) for f in figures if name in f] for name in names]
+            if figures:
+                print(f"{case:16s}" + " ".join(f"{np.mean(c):13.4f}" if c else f"{'':13s}" for c in cells))
 
 
 if __name__ == "__main__":

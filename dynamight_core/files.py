@@ -45,8 +45,13 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def write_map(path: str | Path, volume: np.ndarray, pixel_size: float, origin=(0.0, 0.0, 0.0)) -> None:
-    """Write a [z, y, x] volume as float32 MRC with `pixel_size` (A) and `origin` (x, y, z; A) in its header."""
+def write_map(
+    path: str | Path, volume: np.ndarray, pixel_size: float, origin=(0.0, 0.0, 0.0), note: str | None = None
+) -> None:
+    """Write a [z, y, x] volume as float32 MRC.
+
+    Its header has `pixel_size` (A), `origin` (x, y, z; A) and a label with `note`, up to 80 characters.
+    """
     with atomic_path(path) as temporary, mrcfile.new(temporary, overwrite=True) as mrc:
         mrc.set_data(np.ascontiguousarray(volume, dtype=np.float32))
         mrc.set_volume()
@@ -54,9 +59,12 @@ def write_map(path: str | Path, volume: np.ndarray, pixel_size: float, origin=(0
         mrc.header.origin = tuple(origin)
         # mrcfile's own label holds the time: the same map shall be the same file.
         mrc.header.label[0] = "dynamight-core"
+        if note is not None:
+            mrc.header.label[1] = note
+            mrc.header.nlabl = 2
 
 
-def read_map(path: str | Path, what: str = "map") -> tuple[np.ndarray, float]:
+def read_map(path: str | Path, what: str = "map", constant: bool = False) -> tuple[np.ndarray, float]:
     """Read a cubic map.
 
     Parameters
@@ -65,6 +73,8 @@ def read_map(path: str | Path, what: str = "map") -> tuple[np.ndarray, float]:
         of the file.
     what
         it is called in messages.
+    constant
+        whether one value everywhere will do: a mask may be open, but shows no molecule.
 
     Returns
     -------
@@ -92,7 +102,7 @@ def read_map(path: str | Path, what: str = "map") -> tuple[np.ndarray, float]:
         raise InputError(f"{what} {path} is {shape}, not a cube; give a cubic {what} of the particles' box")
     if not np.isfinite(volume).all():
         raise InputError(f"{what} {path} holds NaN or infinite values; give a {what} with finite values")
-    if volume.std() == 0:
+    if volume.std() == 0 and not constant:
         raise InputError(f"{what} {path} is constant; give a {what} with something in it")
     return volume, pixel_size
 

@@ -1,6 +1,8 @@
 """What a reconstruction refuses, and what it warns of."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +22,8 @@ _SAME_SIZE = 0.005
 # What is worth a note: half-sets this much larger than the other, per cent of a molecule cut off, per cent of a
 # shell whose denominator is below this share of its mean.
 _UNEVEN, _CUT, _MISSING, _SEEN = 1.5, 2.0, 3.0, 0.05
+# Per cent of the molecule that a mask must hold.
+_LEAST = 1.0
 # Volumes of the box held at a time, images of twice the box for a particle of a batch, and rows of least squares'
 # matrix for a voxel, at most a quarter of which move.
 _VOLUMES, _GRIDS, _CG_ROWS = 16, 4, 40
@@ -97,10 +101,25 @@ def check_memory(box: int, device: torch.device, options: ReconstructOptions) ->
         )
 
 
-def read_mask(option: str, path: str, run: "Run", say: Say | None = None) -> torch.Tensor:
-    """Return a mask on the grid of the maps; with `say`, say how much of the molecule it leaves out."""
+def read_mask(option: str, path: str, run: "Run", points: list[torch.Tensor], say: Say | None = None) -> torch.Tensor:
+    """Return a mask on the grid of the maps; with `say`, say how much of the molecule it leaves out.
+
+    Parameters
+    ----------
+    option, path
+        that it was given by, and its file.
+    run
+        of the particles and the Gaussian models.
+    points
+        (m, 3) Gaussians of each half in the frame of the map, A.
+
+    Raises
+    ------
+    InputError
+        if it is on another grid, has values beyond 0 and 1, or holds no voxel or next to nothing of the molecule.
+    """
     particles = run.particles
-    volume, pixel_size = read_map(path, "mask")
+    volume, pixel_size = read_map(path, "mask", constant=True)
     if volume.shape[0] != particles.box or abs(pixel_size / particles.pixel_size - 1) > _SAME_SIZE:
         raise InputError(
             f"{option} {path} has {volume.shape[0]} voxels of {pixel_size:.4g} A but the particles have "
@@ -110,11 +129,39 @@ def read_mask(option: str, path: str, run: "Run", say: Say | None = None) -> tor
         raise InputError(f"{option} {path} has values from {volume.min():.2g} to {volume.max():.2g}; give 0 to 1")
     if volume.max() < 0.5:
         raise InputError(f"{option} {path} leaves no voxel (its largest value is {volume.max():.2g}); give 0 to 1")
-    if say is not None:
-        points = torch.cat([model.consensus_positions.cpu() for model in run.models]).numpy()
-        voxels = np.round(points / pixel_size).astype(int)[:, ::-1] + particles.box // 2
-        voxels = voxels.clip(0, particles.box - 1)
-        cut = 100 * float((volume[tuple(voxels.T)] < 0.5).mean())
-        if cut > _CUT:
-            say(f"Note: mask {path} cuts off {cut:.0f} % of the molecule's Gaussians; the FSC is that of the rest.")
+    held = 100 * _density_share(volume >= 0.5, run, points)
+    if held < _LEAST:
+        raise InputError(
+            f"{option} {path} holds {held:.1f} % of the molecule's density; give a mask that lies on the molecule"
+        )
+    if say is not None and held < 100 - _CUT:
+        say(f"Note: mask {path} cuts off {100 - held:.0f} % of the molecule's density; the FSC is that of the rest.")
     return torch.from_numpy(volume)
+
+
+def read_regions(paths: Iterable[str], run: "Run", points: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return masks of parts of the molecule by name: their files', made fit for columns of a STAR file.
+
+    Raises
+    ------
+    InputError
+        as of `read_mask`, and if two have one name.
+    """
+    regions = {}
+    for path in paths:
+        name = re.sub(r"\W+", "_", Path(path).stem)
+        if name in regions:
+            raise InputError(f"two of --regions are called {name}; rename one of the files")
+        regions[name] = read_mask("--regions", path, run, points)
+    return regions
+
+
+def _density_share(inside: np.ndarray, run: "Run", points: list[torch.Tensor]) -> float:
+    """Return the share of the Gaussians' density that lies where (box, box, box) voxels are True."""
+    held, total = 0.0, 0.0
+    for model, places in zip(run.models, points, strict=True):
+        masses = model.gaussians.masses(model.pixel_size).sum(0).clamp(min=0).detach().cpu().numpy()
+        voxels = np.round(places.cpu().numpy() / run.particles.pixel_size).astype(int)[:, ::-1] + len(inside) // 2
+        within = inside[tuple(voxels.clip(0, len(inside) - 1).T)]
+        held, total = held + masses[within].sum(), total + masses.sum()
+    return float(held / total)

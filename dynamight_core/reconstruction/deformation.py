@@ -108,14 +108,24 @@ def _coordinates(run: "Run", half: int, modes: Modes, latent: torch.Tensor) -> t
 
 
 @torch.no_grad()
-def model_map(run: "Run", latents: list[torch.Tensor | None] | None = None) -> torch.Tensor:
-    """Return the (box, box, box) map of both halves' Gaussians, averaged, in the consensus frame or at `latents`."""
-    particles, total = run.particles, 0.0
-    for model, latent in zip(run.models, latents or (None, None), strict=True):
+def model_points(run: "Run", latents: list[torch.Tensor | None]) -> list[torch.Tensor]:
+    """Return the (m, 3) Gaussians of each half (A) at its latent, in the consensus frame where that is None."""
+    points = []
+    for model, latent in zip(run.models, latents, strict=True):
         positions = model.consensus_positions
         if latent is not None:
-            positions = positions + model.consensus_evaluator(positions)(latent[None])[0]
+            positions = positions + model.consensus_evaluator(positions)(latent[None].to(positions))[0]
+        points.append(positions)
+    return points
+
+
+@torch.no_grad()
+def model_map(run: "Run", points: list[torch.Tensor]) -> torch.Tensor:
+    """Return the (box, box, box) map of both halves' Gaussians at (m, 3) `points` (A), averaged."""
+    particles, total = run.particles, 0.0
+    for model, positions in zip(run.models, points, strict=True):
         scale = particles.pixel_size / model.pixel_size
+        positions = positions.to(model.gaussians.positions)
         total = total + model.gaussians.render(particles.box, particles.pixel_size, positions).cpu() * scale / 2
     return total
 

@@ -70,9 +70,26 @@ def half_map_fsc(half1: torch.Tensor, half2: torch.Tensor, mask: torch.Tensor, s
     randomised = fourier_shell_correlation(*scrambled, mask)
     # Two shells more, since the mask blurs the border between kept and random phases.
     beyond = torch.arange(len(masked), device=masked.device) >= first + 2
-    clean = (masked - randomised) / (1 - randomised).clamp(min=1e-6)
-    corrected = torch.where(beyond & (randomised < masked), clean, torch.where(beyond, 0.0, masked))
+    # Below zero as often as above it where there is nothing but noise.
+    corrected = torch.where(beyond, (masked - randomised) / (1 - randomised).clamp(min=1e-6), masked)
     return HalfMapFsc(unmasked, masked, randomised, corrected)
+
+
+def fsc_in_part(unmasked: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Return the FSC that an unmasked curve lets expect in the molecule alone, and the f it was found with.
+
+    As RELION and cisTEM have it: f FSC / (1 + (f - 1) FSC), with f = 0.476 over the share of the box where the mask
+    is above 0.5; 0.476 is the share of protein in a usual mask. No mask touches the maps, so nothing is to correct.
+
+    Parameters
+    ----------
+    unmasked
+        (box//2+1,) FSC without a mask.
+    mask
+        (box, box, box).
+    """
+    factor = 0.476 / max(float((mask > 0.5).float().mean()), 1e-6)
+    return factor * unmasked / (1 + (factor - 1) * unmasked), factor
 
 
 def _randomise_phases(volume: torch.Tensor, first: int, generator: torch.Generator) -> torch.Tensor:
@@ -190,7 +207,9 @@ def write_fsc_star(
     path: str | Path,
     curves: HalfMapFsc,
     pixel_size: float,
+    mask: torch.Tensor,
     extra: Mapping[str, torch.Tensor] | None = None,
+    general: Mapping[str, str | float] | None = None,
 ) -> None:
     """Write FSC curves as RELION's postprocess.star does: a block `general` with the resolution, a loop `fsc`.
 
@@ -202,18 +221,24 @@ def write_fsc_star(
         of the two half-maps.
     pixel_size
         A.
+    mask
+        (box, box, box) of the curves.
     extra
         more columns, name to (box//2+1,) curve, such as the FSC of model and map.
+    general
+        more entries of the block `general`.
     """
     n_shells = len(curves.unmasked)
     box = 2 * (n_shells - 1)
     index = np.arange(n_shells)
     frequency = index / (box * pixel_size)
+    in_part, factor = fsc_in_part(curves.unmasked, mask)
     table = {
         "rlnSpectralIndex": index,
         "rlnResolution": frequency,
         "rlnAngstromResolution": np.where(index > 0, 1 / np.maximum(frequency, 1e-12), _INFINITE),
         "rlnFourierShellCorrelationCorrected": curves.corrected,
+        "rlnFourierShellCorrelationParticleMaskFraction": in_part,
         "rlnFourierShellCorrelationUnmaskedMaps": curves.unmasked,
         "rlnFourierShellCorrelationMaskedMaps": curves.masked,
         "rlnCorrectedFourierShellCorrelationPhaseRandomizedMaskedMaps": curves.randomised,
@@ -221,11 +246,13 @@ def write_fsc_star(
     }
     table = {name: np.asarray(values.cpu() if torch.is_tensor(values) else values) for name, values in table.items()}
     resolution = resolution_at(curves.corrected, box, pixel_size)
-    general = {
+    block = {
         "rlnFinalResolution": min(resolution, _INFINITE),
+        **(general or {}),
+        "rlnParticleBoxFractionSolventMask": factor,
         "rlnRandomiseFrom": min(resolution_at(curves.unmasked, box, pixel_size, 0.8), _INFINITE),
     }
-    text = starfile.to_string({"general": general, "fsc": pd.DataFrame(table)}, float_format="%.8f")
+    text = starfile.to_string({"general": block, "fsc": pd.DataFrame(table)}, float_format="%.8f")
     # starfile's first line holds the time of day; the same input gives the same bytes.
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     with atomic_path(path) as temporary:

@@ -181,7 +181,20 @@ def write_reconstruction(
     else:
         # That of an earlier map would be taken for this one's.
         local.unlink(missing_ok=True)
+    notes = {
+        files.half_maps[0]: "half-map 1, unfiltered and unmasked",
+        files.half_maps[1]: "half-map 2, unfiltered and unmasked",
+        files.final: f"both halves, weighted by their FSC, {resolution:.2f} A; not sharpened",
+        files.sharpened: f"SHARPENED: both halves, weighted by their FSC, B-factor {b_factor:.1f} A^2",
+    }
     for path, volume in volumes.items():
-        write_map(path, volume.numpy(), pixel_size, origin)
-    write_fsc_star(files.fsc, curves, pixel_size, extra)
+        write_map(path, volume.numpy(), pixel_size, origin, notes.get(path))
+    general = {
+        "rlnBfactorUsedForSharpening": b_factor,
+        "rlnUnfilteredMapHalf1": files.half_maps[0].name,
+        "rlnUnfilteredMapHalf2": files.half_maps[1].name,
+        "rlnPostprocessedMap": files.sharpened.name,
+        "rlnMaskName": files.mask.name,
+    }
+    write_fsc_star(files.fsc, curves, pixel_size, mask, extra, general)
     return files

@@ -22,6 +22,7 @@ from dynamight_core.reconstruction.checks import (
     check_run,
     check_views,
     read_mask,
+    read_regions,
 )
 from dynamight_core.reconstruction.deformation import (
     deforming_region,
@@ -30,6 +31,7 @@ from dynamight_core.reconstruction.deformation import (
     in_conformation,
     inverse_path,
     model_map,
+    model_points,
 )
 from dynamight_core.reconstruction.fsc import fourier_shell_correlation, half_map_fsc, resolution_at, soft_mask
 from dynamight_core.reconstruction.half_map import LEAST_SHARE, HalfReconstruction, shares_from_fsc
@@ -145,9 +147,11 @@ def reconstruct_run(
     device = choose_device(options.device)
     particles = run.particles
     check_run(run)
-    mask = None if options.mask is None else read_mask("--mask", options.mask, run, say)
-    regions = {Path(path).stem: read_mask("--regions", path, run) for path in options.regions}
-    consensus = torch.from_numpy(read_map(run.config.inputs.map)[0])
+    gaussians = model_points(run, [half_conformation(run, half, options.conformation, "cpu") for half in (1, 2)])
+    mask = None if options.mask is None else read_mask("--mask", options.mask, run, gaussians, say)
+    regions = read_regions(options.regions, run, gaussians)
+    # The run's particles may be binned otherwise than when it was trained.
+    consensus = resample_volume(torch.from_numpy(read_map(run.config.inputs.map)[0]), particles.box)
     images = FullImages(run, device)
     check_memory(images.box, images.device, options)
     check_halves(run.halves, say)
@@ -204,12 +208,19 @@ def reconstruct_run(
         return maps
 
     maps = half_maps(True)
-    model = model_map(run, [half_conformation(run, half, options.conformation, device) for half in (1, 2)])
+    model = model_map(run, gaussians)
     extra = {"dynModelConsensus": fourier_shell_correlation(model, consensus, mask)}
 
+    def in_region(pair: list[torch.Tensor], name: str) -> torch.Tensor:
+        return half_map_fsc(*pair, regions[name], options.seed).corrected
+
     def curves(pair: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-        named = {f"dynRegion_{name}": fourier_shell_correlation(*pair, volume) for name, volume in regions.items()}
-        return extra | {"dynModelMap": fourier_shell_correlation(model, (pair[0] + pair[1]) / 2, mask)} | named
+        average = (pair[0] + pair[1]) / 2
+        named = extra | {"dynModelMap": fourier_shell_correlation(model, average, mask)}
+        for name, volume in regions.items():
+            named[f"dynRegion_{name}"] = in_region(pair, name)
+            named[f"dynRegionModel_{name}"] = fourier_shell_correlation(model, average, volume)
+        return named
 
     # Maps lie where the consensus does, for programs that go by headers.
     origin = header_origin(run.config.inputs.map)
@@ -231,9 +242,9 @@ def reconstruct_run(
         say(f"Warning: {bias}.")
     before = "" if not rigid else f", {written_rigid.resolution:.1f} A without deformation (same method and mask)"
     say(f"Resolution at FSC 0.143: {deformed.resolution:.1f} A with motion corrected{before}.")
-    for name, volume in regions.items():
+    for name in regions:
         text = [
-            f"{resolution_at(fourier_shell_correlation(*pair, volume), particles.box, particles.pixel_size):.1f} A"
+            f"{resolution_at(in_region(pair, name), particles.box, particles.pixel_size):.1f} A"
             for pair in (maps, *([plain] if rigid else []))
         ]
         say(f"In {name}: {text[0]}" + (f", {text[1]} without deformation." if rigid else "."))

@@ -27,6 +27,7 @@ from dynamight_core.analysis.states import states_through, write_movie
 from dynamight_core.config import RunConfig
 from dynamight_core.errors import InputError
 from dynamight_core.files import read_map, write_map
+from dynamight_core.imaging.fourier import resample_image, resample_volume
 from dynamight_core.simulate.dataset import SimulateOptions, simulate
 from dynamight_core.simulate.truth import load_truth
 from dynamight_core.training import run as training_run
@@ -110,24 +111,83 @@ def test_reconstruct_by_least_squares_in_a_particles_frame_with_regions(trained,
     part = np.zeros_like(volume)
     part[8:24, 8:24, 8:24] = 1
     write_map(tmp_path / "part.mrc", part, pixel_size)
-    write_map(tmp_path / "empty.mrc", 0.1 * part, pixel_size)
+    masks = tmp_path / "others"
+    masks.mkdir()
+    beside = np.zeros_like(part)
+    beside[:4, :4, :4] = 1
+    kinds = {"faint": 0.1 * part, "empty": 0 * part, "beside": beside, "part": part, "one half": part}
+    for name, mask in kinds.items():
+        write_map(masks / f"{name}.mrc", mask, pixel_size)
+    write_map(masks / "fine.mrc", part, pixel_size / 2)
     arguments = ["reconstruct", run, "--overwrite", "--method", "cg", "--steps", "1", "--local-resolution"]
-    code, text = dynamight(*arguments, "--conformation", "particle:3", "--regions", tmp_path / "part.mrc")
+    regions = ["--regions", tmp_path / "part.mrc", "--regions", masks / "one half.mrc"]
+    code, text = dynamight(*arguments, "--conformation", "particle:3", *regions)
     assert code == 0, text
     assert "In part: " in text and "least squares" in text
-    assert "dynRegion_part" in starfile.read(run / "reconstruction" / "fsc.star")["fsc"]
+    curves = starfile.read(run / "reconstruction" / "fsc.star")["fsc"]
+    assert {"dynRegion_part", "dynRegionModel_part", "dynRegion_one_half", "dynRegionModel_one_half"} <= set(curves)
     assert {"map_sharpened.mrc", "local_resolution.mrc"} <= {path.name for path in (run / "reconstruction").iterdir()}
     # A map in another frame has no rigid map to be compared with.
     assert not (run / "reconstruction" / "rigid").exists()
     for wrong, sentence in (
-        (("--mask", tmp_path / "empty.mrc"), "leaves no voxel"),
+        (("--mask", masks / "faint.mrc"), "leaves no voxel"),
+        (("--mask", masks / "empty.mrc"), "leaves no voxel"),
+        (("--mask", masks / "beside.mrc"), "holds 0.0 % of the molecule's density"),
+        (("--mask", masks / "fine.mrc"), "give a mask on the grid of the maps"),
+        (("--regions", masks / "beside.mrc"), "holds 0.0 % of the molecule's density"),
+        (("--regions", masks / "part.mrc", "--regions", tmp_path / "part.mrc"), "two of --regions are called part"),
         (("--conformation", "particle:0"), "--conformation is 'particle:0'"),
         (("--method", "sirt"), "choose one of auto, wbp, cg"),
     ):
         code, text = dynamight("reconstruct", run, "--overwrite", *wrong)
         assert code == 2 and sentence in text, text
     code, text = dynamight("reconstruct", run, "--overwrite", "--no-rigid", "--mask", tmp_path / "part.mrc")
-    assert code == 0 and re.search(r"cuts off \d+ % of the molecule", text), text
+    found = re.search(r"cuts off (\d+) % of the molecule's density", text)
+    assert code == 0 and found, text
+    # The consensus itself, where it is above its noise, loses as much.
+    density = np.where(volume > 0.2 * volume.max(), volume, 0)
+    assert int(found[1]) == pytest.approx(100 * density[part == 0].sum() / density.sum(), abs=8)
+
+
+def test_reconstruct_refuses_particles_of_another_size_than_the_deformations(trained, data, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    blocks = starfile.read(data.particles)
+    blocks["optics"]["rlnImagePixelSize"] = 1.2 * PIXEL
+    blocks["particles"]["rlnImageName"] = [
+        name.replace("@", f"@{data.particles.parent}/") for name in blocks["particles"]["rlnImageName"]
+    ]
+    starfile.write(blocks, tmp_path / "other.star")
+    config = RunConfig.read(run)
+    config.inputs.star = str(tmp_path / "other.star")
+    config.write(run)
+    code, text = dynamight("reconstruct", run, "--overwrite")
+    assert code == 2
+    assert f"were learned in a box of {BOX * PIXEL:.1f} A" in text and f"have one of {1.2 * BOX * PIXEL:.1f} A" in text
+
+
+def test_particles_binned_after_training_are_reconstructed_with_the_deformations_in_angstrom(trained, data, tmp_path):
+    run, box = tmp_path / "run", 24
+    shutil.copytree(trained, run)
+    with mrcfile.open(data.stack) as stack:
+        binned = resample_image(torch.from_numpy(stack.data.copy()), box)
+    with mrcfile.new(tmp_path / "binned.mrcs") as stack:
+        stack.set_data(binned.numpy())
+        stack.set_image_stack()
+    blocks = starfile.read(data.particles)
+    blocks["optics"]["rlnImagePixelSize"], blocks["optics"]["rlnImageSize"] = BOX / box * PIXEL, box
+    names = blocks["particles"]["rlnImageName"]
+    blocks["particles"]["rlnImageName"] = [name.replace("particles.mrcs", "binned.mrcs") for name in names]
+    starfile.write(blocks, tmp_path / "binned.star")
+    config = RunConfig.read(run)
+    config.inputs.star = str(tmp_path / "binned.star")
+    config.write(run)
+    code, text = dynamight("reconstruct", run, "--overwrite", "--no-rigid")
+    assert code == 0, text
+    volume, pixel_size = read_map(run / "reconstruction" / "map.mrc")
+    assert volume.shape == (box,) * 3 and pixel_size == pytest.approx(BOX / box * PIXEL)
+    whole = resample_volume(torch.from_numpy(read_map(data.consensus)[0]), box).numpy()
+    assert np.corrcoef(volume.ravel(), whole.ravel())[0, 1] > 0.7
 
 
 def test_reconstruct_through_the_inverse_field_gives_nearly_the_same_map(trained, tmp_path):

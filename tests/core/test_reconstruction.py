@@ -35,7 +35,7 @@ from dynamight_core.imaging.projector import Projector
 from dynamight_core.imaging.voxels import ModalField, Voxels, bordered, lattice_spacing
 from dynamight_core.model.decoders import BasisDecoder
 from dynamight_core.options import InvertOptions, SimulateOptions
-from dynamight_core.reconstruction.checks import check_views
+from dynamight_core.reconstruction.checks import check_halves, check_views
 from dynamight_core.reconstruction.frames import FrameField
 from dynamight_core.reconstruction.fsc import (
     HalfMapFsc,
@@ -490,6 +490,14 @@ def test_a_missing_cone_is_noticed_and_filled_better_by_least_squares(hinge):
         assert hinge.mean_fsc(solved, label) > hinge.mean_fsc(half.backprojected(shares), label) + 0.01
 
 
+def test_half_sets_of_very_different_size_are_noticed():
+    said = []
+    check_halves(torch.tensor([1] * 60 + [2] * 45), said.append)
+    assert not said
+    check_halves(torch.tensor([1] * 80 + [2] * 25), said.append)
+    assert "80 and 25 particles" in said[0]
+
+
 def test_signal_to_noise_of_a_shell_sets_its_regularisation():
     shares = shares_from_fsc(torch.tensor([1.0, 0.9, 0.5, 0.2, -0.1, 0.3]))
     assert torch.allclose(shares[1:3], torch.tensor([1 / 9, 1.0]), rtol=1e-4)
@@ -645,6 +653,14 @@ def test_phase_randomisation_removes_what_a_tight_mask_correlates():
     assert float(curves.corrected[4:].mean()) < 0.1
 
 
+def test_corrected_curve_of_noise_lies_below_zero_as_often_as_above():
+    mask = soft_mask(blob(32, 0, 9.0) + 0.01 * noise(32, 3), 3.0)
+    curves = [half_map_fsc(noise(32, 2 * i), noise(32, 2 * i + 1), mask, i).corrected[8:] for i in range(10, 22)]
+    curves = torch.stack(curves)
+    assert abs(float(curves.mean())) < 3 * float(curves.mean(1).std()) / len(curves) ** 0.5
+    assert 0.3 < float((curves < 0).float().mean()) < 0.7
+
+
 def test_correction_keeps_what_the_halves_share():
     signal = blob(32, 0, 9.0)
     mask = soft_mask(signal + 0.01 * noise(32, 3), 3.0)
@@ -674,7 +690,10 @@ def test_a_map_without_density_gives_no_mask():
 def test_fsc_star_has_relions_columns_and_extra_ones(tmp_path):
     curve = torch.linspace(1, 0, 17)
     curves = HalfMapFsc(curve, curve, 0 * curve, curve)
-    write_fsc_star(tmp_path / "fsc.star", curves, 3.0, {"dynFscModelConsensus": curve / 2})
+    mask = torch.zeros(32, 32, 32)
+    mask[:16, :16, :16] = 1
+    more = {"rlnUnfilteredMapHalf1": "half1_unfil.mrc", "rlnBfactorUsedForSharpening": -75.0}
+    write_fsc_star(tmp_path / "fsc.star", curves, 3.0, mask, {"dynFscModelConsensus": curve / 2}, more)
     blocks = starfile.read(tmp_path / "fsc.star", always_dict=True)
     table = blocks["fsc"]
     assert table["rlnSpectralIndex"].tolist() == list(range(17))
@@ -682,6 +701,11 @@ def test_fsc_star_has_relions_columns_and_extra_ones(tmp_path):
     assert table["rlnResolution"][4] == pytest.approx(4 / 96, abs=1e-7)
     for name in ("Corrected", "UnmaskedMaps", "MaskedMaps"):
         assert np.allclose(table[f"rlnFourierShellCorrelation{name}"], curve, atol=1e-6)
+    # An eighth of the box is mask: f = 0.476 * 8.
+    part = 3.808 * curve / (1 + 2.808 * curve)
+    assert np.allclose(table["rlnFourierShellCorrelationParticleMaskFraction"], part, atol=1e-5)
+    assert float(blocks["general"]["rlnParticleBoxFractionSolventMask"]) == pytest.approx(3.808, abs=1e-4)
+    assert {name: blocks["general"][name] for name in more} == more
     assert np.allclose(table["dynFscModelConsensus"], curve / 2, atol=1e-6)
     assert float(blocks["general"]["rlnFinalResolution"]) == pytest.approx(resolution_at(curve, 32, 3.0), abs=1e-3)
 
@@ -758,6 +782,10 @@ def test_a_reconstruction_is_written_with_the_names_that_others_read(hinge, tmp_
     assert pixel == pytest.approx(PIXEL) and np.allclose(stored, halves[1], atol=1e-6)
     # half-maps keep the solvent's noise, in the corners of the box as well
     assert stored[:4, :4, :4].std() > 0.1 * stored.std()
+    with mrcfile.open(files.sharpened, header_only=True) as mrc:
+        assert any(label.startswith("SHARPENED") for label in mrc.get_labels())
+    with mrcfile.open(files.final, header_only=True) as mrc:
+        assert any("not sharpened" in label for label in mrc.get_labels())
     assert 2 * PIXEL <= files.resolution < 40
     final, _ = read_map(files.final)
     assert hinge.mean_fsc(torch.from_numpy(final), 0) > hinge.mean_fsc(halves[0], 0)
