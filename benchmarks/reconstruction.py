@@ -136,8 +136,9 @@ def modes_of(way, truth, run, half, images, options):
 
 def controlled(images, control, seed):
     """Return what gives (b, box, box) images for a control."""
+    given = images.images
     if control not in ("noise", "phases"):
-        return images.images
+        return given
 
     def replaced(indices):
         shape = (len(indices), images.box, images.box)
@@ -146,7 +147,7 @@ def controlled(images, control, seed):
                              for i in indices])  # fmt: skip
         if control == "noise":
             return noise
-        transforms, random = image_to_fourier(images.images(indices)), image_to_fourier(noise)
+        transforms, random = image_to_fourier(given(indices)), image_to_fourier(noise)
         random = random / random.abs() * transforms.abs()
         return fourier_to_image(torch.where(shells(images.box) < RANDOM_FROM, transforms, random), images.box)
 
@@ -293,21 +294,24 @@ def main():
 
 
 def show(case, seeds):
-    """Print every figure of a case, mean and standard deviation over seeds."""
+    """Print every figure of a case, mean and standard deviation over seeds, a table for each domain."""
     every = list(seeds.values())
     names = [name for name in every[0] if all(name in figures for figures in every)]
     columns = list(every[0][names[0]])
-    print(f"\n{case}, seeds {' '.join(map(str, seeds))}")
-    print(" ".join([f"{'':13s}", *(f"{column:>17s}" for column in columns), "   of the way"]))
-    for name in names:
-        cells = [[figures[name][column] for figures in every] for column in columns]
-        text = [f"{np.mean(c):8.4f} +- {np.std(c, ddof=1) if len(c) > 1 else 0:5.3f}" for c in cells]
-        way, _, method = name.partition(" ")
-        rigid, true, gaps = f"rigid {method}", f"true {method}", []
-        if true in names and way != "rigid" and name != true:
-            gaps = [100 * (of(f, name) - of(f, rigid)) / (of(f, true) - of(f, rigid)) for f in every]
-        gap = f"{np.mean(gaps):4.0f} +- {np.std(gaps, ddof=1) if len(gaps) > 1 else 0:2.0f} %" if gaps else ""
-        print(" ".join([f"{name:13s}", *(f"{t:>17s}" for t in text), f"{gap:>13s}"]))
+    for domain in dict.fromkeys(column.split()[0] for column in columns):
+        chosen = [column for column in columns if column.split()[0] == domain]
+        print(f"\n{case}, seeds {' '.join(map(str, seeds))}: {domain}")
+        print(" ".join([f"{'':15s}", *(f"{column.split()[1]:>17s}" for column in chosen), "     of the way"]))
+        for name in names:
+            cells = [[figures[name][column] for figures in every] for column in chosen]
+            text = [f"{np.mean(c):8.4f} +- {np.std(c, ddof=1) if len(c) > 1 else 0:5.4f}" for c in cells]
+            way, _, method = name.partition(" ")
+            rigid, true, gaps = f"rigid {method}", f"true {method}", []
+            if domain != "static" and true in names and way != "rigid" and name != true:
+                r, t, x = ([of(f, n, domain) for f in every] for n in (rigid, true, name))
+                gaps = [100 * (c - a) / (b - a) for a, b, c in zip(r, t, x, strict=True)]
+            gap = f"{np.mean(gaps):6.0f} +- {np.std(gaps, ddof=1) if len(gaps) > 1 else 0:2.0f} %" if gaps else ""
+            print(" ".join([f"{name:15s}", *(f"{t:>17s}" for t in text), gap]).rstrip())
 
 
 def of(figures, name, domain="moving"):
