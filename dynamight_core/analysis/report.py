@@ -1063,12 +1063,13 @@ def _fsc_section(page: _Page) -> str:
         curves = curves[curves["rlnSpectralIndex"] > 0]
         tables.append(curves.assign(map=name))
         resolutions.append({"map": name, "resolution at FSC 0.143, Å": resolution})
-        for column, title in _FSC_NAMES.items():
+        regions = {name: name.removeprefix("dynRegion_") for name in curves if name.startswith("dynRegion_")}
+        for column, title in (_FSC_NAMES | {name: f"half-maps, in {part}" for name, part in regions.items()}).items():
             # The model's agreement with the consensus is the same before and after.
             if column not in curves or (column == "dynModelConsensus" and len(tables) > 1):
                 continue
             colour = "#5d6873" if column == "dynModelConsensus" else "#c8643c" if name == "before" else "#1f6f8b"
-            main, model = column == "rlnFourierShellCorrelationCorrected", column.startswith("dyn")
+            main, model = column == "rlnFourierShellCorrelationCorrected", column.startswith("dynModel")
             figure.add_scatter(
                 x=curves["rlnResolution"], y=curves[column], mode="lines",
                 name=title if column == "dynModelConsensus" else f"{name}: {title}",

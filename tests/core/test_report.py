@@ -89,6 +89,7 @@ def _write_fsc(path, resolution, n_shells=17):
     for name in ("Corrected", "UnmaskedMaps", "MaskedMaps"):
         columns[f"rlnFourierShellCorrelation{name}"] = np.exp(-index / resolution)
     columns["dynModelMap"] = columns["dynModelConsensus"] = np.exp(-index / 6)
+    columns["dynRegion_arm"] = np.exp(-index / 5)
     starfile.write({"general": {"rlnFinalResolution": resolution}, "fsc": pd.DataFrame(columns)}, path)
 
 
@@ -230,6 +231,7 @@ def test_figures_show_the_numbers_of_their_tables(full):
     curves = {trace["name"]: trace for trace in figure_data(path, "figure-fsc")}
     shown = curves["after: half-maps, corrected"]["y"]
     np.testing.assert_allclose(shown, after["rlnFourierShellCorrelationCorrected"], rtol=1e-5)
+    np.testing.assert_allclose(curves["before: half-maps, in arm"]["y"], after["dynRegion_arm"], rtol=1e-5)
     histograms = pd.read_csv(tables / "coordinates.csv")
     first = histograms[(histograms["motion"] == 1) & (histograms["half"] == 1)]
     np.testing.assert_array_equal(figure_data(path, "figure-coordinates")[0]["y"], first["particles"])
