@@ -60,11 +60,9 @@ def half_map_fsc(half1: torch.Tensor, half2: torch.Tensor, mask: torch.Tensor, s
     seed
         of the random phases.
     """
-    box = half1.shape[-1]
     unmasked = fourier_shell_correlation(half1, half2)
     masked = fourier_shell_correlation(half1, half2, mask)
-    below = (unmasked[1:] < 0.8).nonzero()
-    first = int(below[0]) + 1 if len(below) else box // 2 + 1
+    first = _random_from(unmasked)
     generator = torch.Generator().manual_seed(seed)
     scrambled = [_randomise_phases(half, first, generator) for half in (half1, half2)]
     randomised = fourier_shell_correlation(*scrambled, mask)
@@ -73,6 +71,12 @@ def half_map_fsc(half1: torch.Tensor, half2: torch.Tensor, mask: torch.Tensor, s
     # Below zero as often as above it where there is nothing but noise.
     corrected = torch.where(beyond, (masked - randomised) / (1 - randomised).clamp(min=1e-6), masked)
     return HalfMapFsc(unmasked, masked, randomised, corrected)
+
+
+def _random_from(unmasked: torch.Tensor) -> int:
+    """Return the first shell where an unmasked curve is below 0.8; one beyond the last if it never is."""
+    below = (unmasked[1:] < 0.8).nonzero()
+    return int(below[0]) + 1 if len(below) else len(unmasked)
 
 
 def fsc_in_part(unmasked: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, float]:
@@ -250,7 +254,7 @@ def write_fsc_star(
         "rlnFinalResolution": min(resolution, _INFINITE),
         **(general or {}),
         "rlnParticleBoxFractionSolventMask": factor,
-        "rlnRandomiseFrom": min(resolution_at(curves.unmasked, box, pixel_size, 0.8), _INFINITE),
+        "rlnRandomiseFrom": box * pixel_size / _random_from(curves.unmasked),
     }
     text = starfile.to_string({"general": block, "fsc": pd.DataFrame(table)}, float_format="%.8f")
     # starfile's first line holds the time of day; the same input gives the same bytes.

@@ -706,6 +706,8 @@ def test_fsc_star_has_relions_columns_and_extra_ones(tmp_path):
     assert np.allclose(table["rlnFourierShellCorrelationParticleMaskFraction"], part, atol=1e-5)
     assert float(blocks["general"]["rlnParticleBoxFractionSolventMask"]) == pytest.approx(3.808, abs=1e-4)
     assert {name: blocks["general"][name] for name in more} == more
+    # The curve falls by a sixteenth a shell: below 0.8 from shell 4 on.
+    assert float(blocks["general"]["rlnRandomiseFrom"]) == pytest.approx(32 * 3.0 / 4)
     assert np.allclose(table["dynFscModelConsensus"], curve / 2, atol=1e-6)
     assert float(blocks["general"]["rlnFinalResolution"]) == pytest.approx(resolution_at(curve, 32, 3.0), abs=1e-3)
 
