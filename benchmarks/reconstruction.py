@@ -8,9 +8,9 @@
 Data sets and trained runs are kept in the temporary folder and used again. Every figure is a mean FSC over shells with
 the true state in a soft mask around a domain, of half-map 1, of half-map 2 and of their average ("mean"). "between" is
 that of the halves; "claims" the shell where the halves' FSC, corrected by random phases, falls below 0.143, "shells"
-that where the FSC of the average with the truth falls below 0.5. Methods: wbp, cg, and cg+, which is cg at the
-regularisation of wbp (nowhere below 0.3). The row fourier is the independent reconstruction of the simulator
-(torch-fourier-slice), without deformation.
+that where the FSC of the average with the truth falls below 0.5. Methods: wbp, cg, and each at the other's
+regularisation: wbp- as little as cg has, cg+ nowhere below 0.3, as wbp has. The row fourier is the independent
+reconstruction of the simulator (torch-fourier-slice), without deformation.
 
 Controls replace what could make half-maps agree: "noise", the images by white noise; "phases", their phases beyond
 shell 10 by random ones; "permuted", each particle's deformation by that of another one of its half; "own" nothing, for
@@ -34,7 +34,7 @@ from measures import HingeField, mean_fsc, oracle_angles
 from dynamight_core.analysis.results import Run, summarise
 from dynamight_core.config import InputOptions, TrainOptions
 from dynamight_core.files import read_map
-from dynamight_core.imaging.backprojection import ParticleData
+from dynamight_core.imaging.backprojection import ParticleData, solve
 from dynamight_core.imaging.fourier import fourier_to_image, image_to_fourier, shells
 from dynamight_core.model.half import ConsensusField
 from dynamight_core.options import InvertOptions, ReconstructOptions, SimulateOptions
@@ -75,7 +75,7 @@ for _fine, _sampling in {"": {}, "128": {"box": 128, "pixel_size": 2.0}}.items()
     CASES["igg" + _fine + "-both"] = IGG | _sampling | {"noise": "coloured", "views": "measured"}
 # The learned field with and without shrinking, by error weights, through the inverse network, and what no run has.
 WAYS = ("learned", "unshrunk", "errors", "inverse", "true", "oracle")
-METHODS = ("wbp", "cg", "cg+")
+METHODS = ("wbp", "wbp-", "cg", "cg+")
 DOMAINS = {"moving": 1, "second": 2, "static": 0}
 CONTROLS = ("noise", "phases", "permuted", "own")
 # Shell beyond which a control randomises phases, and shells that the mask blurs across it.
@@ -207,6 +207,9 @@ def benchmark(case, seed, ways, methods, options, control=None, say=print):
                 started = time.process_time()
                 if method == "wbp":
                     pair = [half.backprojected(shares, deformed) for half in halves]
+                elif method == "wbp-":
+                    sums = [half.sums.numerator if deformed else half.sums.rigid for half in halves]
+                    pair = [solve(each, half.denominator, shares) for each, half in zip(sums, halves, strict=True)]
                 else:
                     raised = torch.as_tensor(shares).clamp(min=LEAST_SHARE) if method == "cg+" else shares
                     pair = []
