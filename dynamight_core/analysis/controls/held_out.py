@@ -6,6 +6,7 @@ had a say in how it was moved. The reference is the other half's rigid map, whic
 that deformation puts where it belongs raises the overlap with it, density that is moved about lowers it.
 """
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -16,6 +17,7 @@ from dynamight_core.analysis.controls.maps import (
     maps_of,
     moving_mask,
     overlaps,
+    per_image,
     permuted,
     pixel_shares,
     plain,
@@ -116,6 +118,8 @@ def _wanted(summed: HalfReconstruction, density: torch.Tensor) -> torch.Tensor:
 
 
 def _judged(gains, nulls, curves, places, images) -> Control:
+    table = pd.DataFrame({"particle": images.rows[places].numpy() + 1, "gain": gains, "permuted_gain": nulls})
+    gains, nulls = per_image(np.stack([gains, nulls]), images, places)
     root = len(gains) ** 0.5
     gain, error = gains.mean(), gains.std(ddof=1) / root
     null, null_error = nulls.mean(), nulls.std(ddof=1) / root
@@ -147,6 +151,4 @@ def _judged(gains, nulls, curves, places, images) -> Control:
         "fsc_deformed": float(curves["deformed"][1:].mean()), "fsc_rigid": float(curves["rigid"][1:].mean()),
         "resolution": frequencies(images), "curves": {name: curve.tolist() for name, curve in curves.items()},
     }  # fmt: skip
-    rows = images.rows[places].numpy() + 1
-    table = pd.DataFrame({"particle": rows, "gain": gains, "permuted_gain": nulls})
     return Control("held-out", verdict, text, plain(figures), table)

@@ -24,7 +24,7 @@ from dynamight_core.reconstruction.images import FullImages
 from dynamight_core.reconstruction.least_squares import DeformedProjection
 from dynamight_core.reconstruction.modes import Modes
 from dynamight_core.training.data import TrainingImages
-from dynamight_core.training.inference import infer_latents
+from dynamight_core.training.inference import infer_latents, random_pixels
 
 if TYPE_CHECKING:
     from dynamight_core.analysis.results import Run
@@ -149,8 +149,7 @@ class HalfDeformations:
 
 def pixel_shares(images: ControlImages, seed: int) -> torch.Tensor:
     """Return (n, box, box//2+1) bool: a random half of each image's Fourier pixels."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(len(images), images.box, images.box // 2 + 1, generator=generator) < 0.5
+    return random_pixels(len(images), images.box, torch.Generator().manual_seed(seed))
 
 
 @torch.no_grad()
@@ -214,6 +213,14 @@ def overlaps(
         predicted = operator.project(values, part) * data.transfer(part)
         found.append(((data.transforms(part) * predicted.conj()).real * weights).sum((1, 2)))
     return torch.cat(found).cpu()
+
+
+def per_image(values: np.ndarray, images: ControlImages, places: torch.Tensor) -> np.ndarray:
+    """Return (..., images) means of (..., b) values over rows that show one image: they share its noise."""
+    _, index, counts = images.particles.image_groups[places].unique(return_inverse=True, return_counts=True)
+    sums = np.zeros((*values.shape[:-1], len(counts)))
+    np.add.at(sums, (..., index.numpy()), values)
+    return sums / counts.numpy()
 
 
 def permuted(coordinates: torch.Tensor, places: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -20,6 +20,7 @@ from dynamight_core.analysis.controls.maps import (
     maps_of,
     misfits,
     moving_mask,
+    per_image,
     permuted,
     pixel_shares,
     plain,
@@ -99,8 +100,11 @@ def shuffled_latents(images: ControlImages, options: ControlOptions, tell) -> Co
 
 
 def _judged(gains, curves, judged, images, options) -> Control:
-    own = gains["own"]
-    of_map, of_all = (np.stack([v for name, v in gains.items() if name.startswith(kind)]) for kind in ("map", "all"))
+    own, of_map, of_all = (
+        per_image(np.stack([v for name, v in gains.items() if name.startswith(kind)]), images, judged)
+        for kind in ("own", "map", "all")
+    )
+    own = own[0]
     root = len(own) ** 0.5
     gain, error = own.mean(), own.std(ddof=1) / root
     # Were the deformations anybody's, the map would be one more draw: what differs between draws, its own included,
@@ -108,7 +112,7 @@ def _judged(gains, curves, judged, images, options) -> Control:
     above, above_error = _mean_over_draws(own - of_map, 1 + 1 / len(of_map))
     null, null_error = _mean_over_draws(of_all, 1 / len(of_all))
     numbers = (
-        f"on {len(own)} particles of the other halves, the map with motion corrected explains {gain:.2f} +- "
+        f"on {len(own)} images of the other halves, the map with motion corrected explains {gain:.2f} +- "
         f"{error:.2f} nats more of an image than the rigid map; {above:.2f} +- {above_error:.2f} of them are lost if "
         f"the map is made with permuted deformations, and {gain - null:.2f} if images are also moved by those of others"
     )

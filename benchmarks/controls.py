@@ -1,0 +1,145 @@
+"""What controls say of runs whose truth is known: how often they find a motion, and how often one that is not there.
+
+    python benchmarks/controls.py good --cases hinge igg rigid --seeds 0 1 2
+    python benchmarks/controls.py small --snr 8 2 0.5 --seeds 0 1 2 3
+    python benchmarks/controls.py borrowed --snr 8 2 0.5 --seeds 0 1 2 3
+    python benchmarks/controls.py permuted --snr 8 2 0.5 --seeds 0 1 2 3
+
+`good`: the runs of benchmarks/reconstruction.py. `small`: hinges of 600 particles of 32 pixels of 6 A, at several
+signal-to-noise ratios. `borrowed`: the decoders of these runs on images of the same molecule at rest, latents inferred
+anew: deformations that are sound in themselves, for a motion that is not there. `permuted`: the runs of `small` with
+latents permuted among the particles of a half. The last two are judged without shrinking, since support by held-out
+images leaves little of such motions.
+
+Data sets and runs are kept in the temporary folder and used again. Prints a line for each control, and for each kind
+how often it said that motion improves the map (or, of noise, that a map appears), with the 95 % interval of that share.
+"""
+
+import argparse
+import shutil
+import sys
+import time
+from collections import defaultdict
+
+import safetensors.torch
+import torch
+from reconstruction import FOLDER, quiet, trained_run
+from scipy.stats import binomtest
+
+from dynamight_core.analysis.controls.maps import ControlImages
+from dynamight_core.analysis.controls.stage import control_run
+from dynamight_core.analysis.results import Run, summarise
+from dynamight_core.config import InputOptions, TrainOptions
+from dynamight_core.options import ControlOptions, SimulateOptions
+from dynamight_core.simulate.dataset import simulate
+from dynamight_core.training.inference import infer_latents
+from dynamight_core.training.run import train
+
+KINDS = ("shuffled-latents", "held-out", "noise-particles")
+POSITIVE = {"from the motion", "improves the map", "a map appears from noise"}
+# Validation particles enough for a map of them; the rest is as small as it may be.
+TRAINING = {"n_gaussians": 300, "n_latents": 2, "epochs": 6, "refits": 1, "warm_up_epochs": 2}
+TRAINING["validation_fraction"] = 0.25
+
+
+def small_set(snr, seed, motion_range=20.0):
+    """Return the folder of a small data set, made if it is not there; 0 degrees is the same molecule at rest."""
+    folder = FOLDER / f"control-{'rest' if motion_range == 0 else 'hinge'}-{snr:g}-{seed}"
+    if not (folder / "truth.npz").exists():
+        options = SimulateOptions(
+            particles=600, box=32, pixel_size=6.0, snr=snr, motion_range=motion_range, seed=seed,
+            particle_diameter=150.0,
+        )  # fmt: skip
+        simulate(options, folder)
+    return folder
+
+
+def small_run(snr, seed):
+    """Return the run of a small data set, trained if it is not there."""
+    folder = small_set(snr, seed)
+    if not (folder / "keep" / "analysis" / "summary.json").exists():
+        inputs = InputOptions(star=str(folder / "particles.star"), map=str(folder / "consensus.mrc"))
+        trained = train(inputs, TrainOptions(seed=seed, **TRAINING), folder / "keep", overwrite=True, say=quiet)
+        summarise(trained, say=quiet)
+    return Run(folder / "keep")
+
+
+def changed(run, name, tensors):
+    """Return a copy of a run, with other latents perhaps, in a folder beside it."""
+    path = run.path.parent / name
+    shutil.rmtree(path, ignore_errors=True)
+    shutil.copytree(run.path, path, ignore=shutil.ignore_patterns("checkpoints", "reconstruction"))
+    before = safetensors.torch.load_file(path / "latents.safetensors")
+    safetensors.torch.save_file(before | tensors, path / "latents.safetensors")
+    return Run(path)
+
+
+def borrowed_run(snr, seed):
+    """Return a run whose decoders are those of a hinge and whose images show the molecule at rest."""
+    run, rest = small_run(snr, seed), small_set(snr, seed, motion_range=0.0)
+    run.config.inputs.star = str(rest / "particles.star")
+    images = ControlImages(run, torch.arange(len(run.halves)), torch.device("cpu"))
+    rows = torch.arange(len(images))
+    found = [
+        infer_latents(model, images.training, rows, model.latent_starts(len(rows)), 6, integrate=True)
+        for model in run.models
+    ]
+    tensors = {"latents": torch.stack([f.latents for f in found]).contiguous()}
+    tensors["covariances"] = torch.stack([f.covariances for f in found]).contiguous()
+    run = changed(run, "borrowed", tensors)
+    run.config.inputs.star = str(rest / "particles.star")
+    run.config.inputs.map = str(rest / "consensus.mrc")
+    return run
+
+
+def permuted_run(snr, seed):
+    """Return a small run whose latents are permuted among the particles of each half."""
+    run = small_run(snr, seed)
+    latents = run.latents.clone()
+    for half in (1, 2):
+        mine = torch.where(run.halves == half)[0]
+        order = mine[torch.randperm(len(mine), generator=torch.Generator().manual_seed(10 * seed + half))]
+        latents[half - 1, mine] = latents[half - 1, order]
+    return changed(run, "permuted", {"latents": latents})
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("good", "small", "borrowed", "permuted"))
+    parser.add_argument("--cases", nargs="+", default=["hinge", "rigid"], help="of benchmarks/reconstruction.py")
+    parser.add_argument("--snr", type=float, nargs="+", default=[8.0, 2.0, 0.5])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    arguments = parser.parse_args()
+    make = {"small": small_run, "borrowed": borrowed_run, "permuted": permuted_run}.get(arguments.what)
+    counted = defaultdict(list)
+    for case in arguments.cases if arguments.what == "good" else arguments.snr:
+        for seed in arguments.seeds:
+            # A copy: others may be reading the run.
+            run = changed(trained_run(case, seed)[1], "controls", {}) if make is None else make(case, seed)
+            shrink = arguments.what in ("good", "small")
+            for kind in arguments.kinds:
+                started = time.process_time()
+                control = control_run(run, ControlOptions(kind, shrink=shrink, seed=seed), quiet)
+                counted[case, kind].append(control.verdict in POSITIVE)
+                print(f"{arguments.what} {case} {seed} {kind}: {control.verdict}; {_figures(control.figures)}; "
+                      f"{time.process_time() - started:.0f} s", flush=True)  # fmt: skip
+    print()
+    for (case, kind), found in counted.items():
+        low, high = binomtest(sum(found), len(found)).proportion_ci()
+        print(f"{arguments.what} {case} {kind}: {sum(found)} of {len(found)} ({low:.2f} to {high:.2f})")
+    return 0
+
+
+def _figures(figures):
+    names = ("gain", "permuted_map_gain", "permuted_gain", "share_of_model")
+    parts = [f"{n} {figures[n]:.3f}+-{figures[f'{n}_error']:.3f}" for n in names if n in figures]
+    if "shells_outside" in figures:
+        parts.append(f"{figures['shells_outside']} of {figures['shells']} shells (at rest "
+                     f"{figures['shells_outside_rigid']})")  # fmt: skip
+        parts.append(f"motion {figures['invented_motion_rms']:.2f} against {figures['real_motion_rms']:.2f} A")
+    return ", ".join(parts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
