@@ -287,7 +287,8 @@ def _relocate(inputs: dict, before: str | None, run: Path) -> None:
         moved = [os.path.normpath(folder / os.path.relpath(path, before)) for folder in folders]
         return next(filter(os.path.exists, moved), path)
 
-    for name in ("star", "map", "mask", "atomic_model", "project"):
+    # Runs that were trained before there was an option do without it.
+    for name in inputs.keys() & {"star", "map", "mask", "atomic_model", "project"}:
         inputs[name] = found(inputs[name])
     inputs["half_maps"] = inputs["half_maps"] and [found(path) for path in inputs["half_maps"]]
 
