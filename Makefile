@@ -20,7 +20,7 @@ PYTHON ?= $(shell for modules in 'sys, venv, ensurepip, tkinter' 'sys, venv, ens
 
 install: $(STAMP)
 
-$(STAMP): constraints.txt requirements-dev.txt setup.py pyproject.toml dynamight_core/pyproject.toml \
+$(STAMP): constraints.txt requirements-dev.txt requirements-consumers.txt setup.py pyproject.toml dynamight_core/pyproject.toml \
 		dynamight_core/__init__.py dynamight_scipion/__init__.py
 	@$(BIN)/python -c '' 2>/dev/null || test -n "$(PYTHON)" || \
 		{ echo 'No Python 3.11 or 3.12 with venv was found: make install PYTHON=/path/to/python3.11' >&2; exit 1; }
@@ -28,6 +28,8 @@ $(STAMP): constraints.txt requirements-dev.txt setup.py pyproject.toml dynamight
 	$(BIN)/python -m pip install -c constraints.txt pip
 	$(BIN)/python -m pip install -c constraints.txt --build-constraint constraints.txt \
 		-e './dynamight_core[umap]' -e . -r requirements-dev.txt
+	rm -rf $(VENV)/consumers
+	$(BIN)/python -m pip install --no-deps --target $(VENV)/consumers -r requirements-consumers.txt
 	@$(BIN)/python -c 'import tkinter' 2>/dev/null || \
 		echo "Note: this Python has no tkinter (Debian: python3-tk). Scipion's windows and the tests of the plugin need it."
 	@touch $@
