@@ -1,5 +1,6 @@
 """What analyse says of a motion whose truth is known: rigid domains, agreement of halves, arrows."""
 
+import re
 import shutil
 
 import numpy as np
@@ -190,6 +191,13 @@ def test_arrows_are_the_motion_and_spheres_its_error(drawn_run, tmp_path):
     spheres = np.array([line.split()[1:] for line in lines if line.startswith(".sphere")], dtype=float)
     assert len(table) == 30 and len(arrows) == len(spheres) > 3
     np.testing.assert_allclose(arrows[:, 3:], spheres[:, :3])
+    number = r" -?\d+(\.\d+)?"
+    # As the BILD format of ChimeraX has them: two ends, radii of shaft and head, share of the shaft; centre and radius.
+    directives = (
+        rf"\.arrow({number}){{6}} 0\.4 1\.0 0\.7", rf"\.sphere({number}){{4}}", rf"\.color({number}){{3}}",
+        rf"\.transparency{number}", r"\.comment .*",
+    )  # fmt: skip
+    assert all(any(re.fullmatch(directive, line) for directive in directives) for line in lines)
     sizes = np.linalg.norm(arrows[:, 3:] - arrows[:, :3], axis=1)
     shown = table[table["shift_A"] > 0.05 * table["shift_A"].max()]
     assert set(np.round(sizes, 1)) <= set(np.round(table["shift_A"], 1)) and len(sizes) >= len(shown) - 2
