@@ -2,6 +2,8 @@
 
     python benchmarks/engine.py hinge --seeds 0 1 2
     python benchmarks/engine.py hinge --seeds 0 1 2 --decoder coordinate
+    python benchmarks/engine.py hinge --seeds 0 1 2 --bodies truth
+    python benchmarks/engine.py hinge --seeds 0 1 2 --bodies analysed
     python benchmarks/engine.py rigid --seeds 0 1 2 3 4
     python benchmarks/engine.py noisy --seeds 0 1 2
     python benchmarks/engine.py igg --seeds 0 1 2
@@ -16,14 +18,17 @@ import os
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from measures import HingeField, correlation, hinge_angle, knn_r2, mean_fsc
 
+from dynamight_core.analysis.domains import find_domains, write_domains
 from dynamight_core.analysis.results import summarise
 from dynamight_core.config import InputOptions, TrainOptions
+from dynamight_core.files import write_map
 from dynamight_core.imaging.backprojection import ParticleData, accumulate, fourier_denominator, solve
 from dynamight_core.imaging.ctf import evaluate_ctf
 from dynamight_core.model.half import ConsensusField
@@ -43,7 +48,21 @@ CASES = {
 }
 
 
-def benchmark(case, seed, train_options, reconstruct=True):
+def body_masks(kind, folder, truth, inputs, options):
+    """Return the files of body masks: of the "truth"'s domains, or as "analysed" in a run with a free decoder."""
+    names = []
+    if kind == "truth":
+        for label in range(truth.molecule.n_domains + 1):
+            names.append(str(folder / f"body{label}.mrc"))
+            write_map(names[-1], truth.domain_mask(label).numpy(), truth.pixel_size)
+        return names
+    free = folder / f"free-{os.getpid()}"
+    run = summarise(train(inputs, options, free, overwrite=True, say=lambda line: None), say=lambda line: None)
+    files = write_domains(run, find_domains(run.motions), say=lambda line: None)
+    return [str(path) for path in files if path.suffix == ".mrc"]
+
+
+def benchmark(case, seed, train_options, reconstruct=True, bodies=None):
     """Simulate, train, judge and reconstruct one data set; return the figures as a dictionary."""
     folder = Path(tempfile.gettempdir()) / "dynamight-benchmarks" / f"{case}-{seed}"
     if not (folder / "truth.npz").exists():
@@ -51,9 +70,12 @@ def benchmark(case, seed, train_options, reconstruct=True):
     truth = load_truth(folder / "truth.npz")
     options = TrainOptions(seed=seed, **train_options)
     inputs = InputOptions(star=str(folder / "particles.star"), map=str(folder / "consensus.mrc"))
+    if bodies:
+        inputs.bodies = body_masks(bodies, folder, truth, replace(inputs), options)
     started = time.monotonic()
     trained = train(inputs, options, folder / f"run-{os.getpid()}", overwrite=True, say=lambda line: None)
-    figures = {"case": case, "seed": seed, "decoder": options.decoder, "seconds_train": time.monotonic() - started}
+    figures = {"case": case, "seed": seed, "decoder": options.decoder, "bodies": bodies or "none"}
+    figures["seconds_train"] = time.monotonic() - started
     lines = [json.loads(line) for line in (folder / f"run-{os.getpid()}" / "metrics.jsonl").read_text().splitlines()]
     figures["particles_per_second"] = len(truth) * len(lines) / 2 / sum(m["seconds"] for m in lines)
     figures["peak_memory_gb"] = lines[-1]["peak_memory_gb"]
@@ -72,7 +94,8 @@ def benchmark(case, seed, train_options, reconstruct=True):
 
 def compare(trained, run, truth, share):
     """Return angle correlation, displacement errors and latent quality, mean over halves."""
-    columns = {"r": [], "error": [], "motion": [], "static": [], "knn_r2": []}
+    names = ("r", "angle_sd", "true_angle_sd", "error", "motion", "static", "knn_r2")
+    columns = {name: [] for name in names}
     for half, model in enumerate(trained.models):
         chosen = (run.halves == half + 1) & (run.validation == (share == "validation"))
         rows = torch.where(chosen)[0]
@@ -94,6 +117,8 @@ def compare(trained, run, truth, share):
         columns["static"].append(float(predicted[:, ~moving].square().sum(-1).mean().sqrt()))
         if truth.angles.std() > 0:
             columns["r"].append(correlation(angles, truth.angles[rows, 0]))
+            columns["angle_sd"].append(float(torch.rad2deg(angles).std()))
+            columns["true_angle_sd"].append(float(torch.rad2deg(truth.angles[rows, 0]).std()))
             columns["knn_r2"].append(knn_r2(latents, truth.angles[rows, 0]))
     return {name: float(np.mean(values)) for name, values in columns.items() if values}
 
@@ -183,6 +208,7 @@ def main():
     parser.add_argument("case", choices=CASES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--decoder", default="basis")
+    parser.add_argument("--bodies", choices=["truth", "analysed"], help="whose domains are rigid bodies")
     parser.add_argument("--n-gaussians", type=int, default=2000)
     parser.add_argument("--option", nargs="*", default=[], help="further training options, name=value")
     parser.add_argument("--no-maps", action="store_true", help="leave the reconstructions out")
@@ -192,7 +218,7 @@ def main():
     options |= {name: json.loads(value) for name, value in (item.split("=") for item in arguments.option)}
     results = []
     for seed in arguments.seeds:
-        results.append(benchmark(arguments.case, seed, options, not arguments.no_maps))
+        results.append(benchmark(arguments.case, seed, options, not arguments.no_maps, arguments.bodies))
         print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in results[-1].items()}), flush=True)
         if arguments.out:
             with open(arguments.out, "a") as file:

@@ -34,6 +34,7 @@ HELP = {
     "map": "Consensus map of the particles (.mrc), same box and pixel size.",
     "half_maps": "Two half-maps of the consensus; each half starts from its own.",
     "mask": "Map from 0 to 1: where motion is allowed. Everywhere if left out.",
+    "bodies": "Masks of the rigid bodies that the molecule consists of, two or more, instead of a decoder.",
     "start_from": "Finished run of the same particles: go on from its models, with these options, instead of the map.",
     "atomic_model": "PDB or mmCIF file that Gaussians and the distances they keep are taken from. Biases the map.",
     "fit": "Fit the atomic model to the map as a rigid body, near where it is.",
@@ -137,7 +138,23 @@ def main() -> None:
         # Messages hold Greek letters and units; a terminal that cannot show them should not end a run.
         sys.stdout.reconfigure(errors="replace")
         sys.stderr.reconfigure(errors="replace")
-    make_app(sys.argv[1:])()
+    words = spread_lists(sys.argv[1:])
+    make_app(words)(words)
+
+
+def spread_lists(words: list[str]) -> list[str]:
+    """Return the words of a command line with an option before each mask that follows --bodies.
+
+    Typer's options take a fixed number of values: `--bodies a.mrc b.mrc` becomes `--bodies a.mrc --bodies b.mrc`.
+    """
+    spread, listing = [], False
+    for word in words:
+        another = listing and word.endswith((".mrc", ".map"))
+        if another and spread[-1] != "--bodies":
+            spread.append("--bodies")
+        listing = another or word == "--bodies"
+        spread.append(word)
+    return spread
 
 
 def _print_version(wanted: bool) -> None:
@@ -257,6 +274,7 @@ def analyse(
 ) -> None:
     """Write RUN/analysis/report.html, and for other programs the motion as a map, as atoms and as a table."""
     from dynamight_core.analysis.agreement import write_agreement
+    from dynamight_core.analysis.bodies import write_bodies
     from dynamight_core.analysis.distribution import write_distributions
     from dynamight_core.analysis.domains import find_domains, write_domains
     from dynamight_core.analysis.exports import write_arrows, write_exports
@@ -273,6 +291,7 @@ def analyse(
         found = find_domains(opened.motions, domains)
         write_domains(opened, found, report.say)
         write_distributions(opened, found, report.say)
+        write_bodies(opened, report.say)
         path = write_report(opened, out, say=report.say)
         options = {"out": None if out is None else str(out), "embedding": embedding, "domains": domains}
         record_stage(opened, "analyse", options)

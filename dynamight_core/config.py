@@ -12,7 +12,7 @@ import yaml
 from dynamight_core.errors import InputError, option_name
 from dynamight_core.files import atomic_path
 
-DECODERS = ("basis", "coordinate")
+DECODERS = ("basis", "coordinate", "bodies")
 REGULARISATIONS = ("fixed", "dynamic")
 NORMALISATIONS = ("image", "set", "none")
 STORAGES = ("auto", "device", "memory", "file")
@@ -34,6 +34,8 @@ class InputOptions:
         two half-maps of the consensus, or none.
     mask
         where motion is allowed; everywhere if None.
+    bodies
+        masks of the rigid bodies that the molecule consists of, two or more; a free deformation if None.
     start_from
         finished run of the same particles whose models training starts from; from the map if None.
     atomic_model
@@ -62,6 +64,7 @@ class InputOptions:
     map: str = ""
     half_maps: list[str] | None = None
     mask: str | None = None
+    bodies: list[str] | None = None
     start_from: str | None = None
     atomic_model: str | None = None
     fit: bool = False
@@ -94,6 +97,7 @@ class InputOptions:
             self, star=path(self.star), map=path(self.map), mask=path(self.mask), project=path(self.project),
             start_from=path(self.start_from), atomic_model=path(self.atomic_model),
             half_maps=self.half_maps and [path(value) for value in self.half_maps],
+            bodies=self.bodies and [path(value) for value in self.bodies],
         )  # fmt: skip
 
 
@@ -112,7 +116,7 @@ class TrainOptions:
     n_latents
         dimensions of the latent space.
     decoder
-        "basis" or "coordinate".
+        "basis" or "coordinate"; "bodies" where there are `InputOptions.bodies`.
     epochs
         in all, after the warm-up.
     warm_up_epochs
@@ -290,7 +294,8 @@ def _relocate(inputs: dict, before: str | None, run: Path) -> None:
     # Runs that were trained before there was an option do without it.
     for name in inputs.keys() & {"star", "map", "mask", "atomic_model", "project"}:
         inputs[name] = found(inputs[name])
-    inputs["half_maps"] = inputs["half_maps"] and [found(path) for path in inputs["half_maps"]]
+    for name in ("half_maps", "bodies"):
+        inputs[name] = inputs.get(name) and [found(path) for path in inputs[name]]
 
 
 def changed_options(old, new) -> list[str]:

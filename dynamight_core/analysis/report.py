@@ -148,6 +148,7 @@ def write_report(run, path: str | Path | None = None, say: Callable[[str], None]
         ("errors", "Motion and its error", _errors_section(page)),
         ("gaussians", "Motion in the molecule", _gaussians_section(page)),
         ("domains", "Rigid domains", _domains_section(page)),
+        *([("bodies", "Rigid bodies given", _bodies_section(page))] if page.run.config.inputs.bodies else []),
         ("movie", "Principal motions, animated", _movie_section(page)),
         ("maps", "Maps before and after", _maps_section(page)),
         ("fsc", "Fourier shell correlation", _fsc_section(page)),
@@ -900,6 +901,28 @@ def _domains_section(page: _Page) -> str:
             "particle's angles and "
             "shifts <code>analysis/domains/particles.csv</code>."
         )
+    )
+
+
+def _bodies_section(page: _Page) -> str:
+    """Return what the bodies do that the run was trained with; domains are found again in any motion."""
+    path = page.folder / "analysis" / "bodies_summary.csv"
+    if not path.is_file():
+        return _absent(f"The bodies' motions are not written yet. {page.command('analyse')} does it.")
+    table = pd.read_csv(path)
+    page.table("bodies", table)
+    shown = pd.DataFrame({
+        "body": table["body"], "mask": table["mask"].map(lambda name: f"<code>{escape(name)}</code>"),
+        "share of the molecule": table["share"], "turn, °": table["angle_std_deg"], "from, °": table["angle_low_deg"],
+        "to, °": table["angle_high_deg"], "error, °": table["rotation_error_rms_deg"], "shift, Å": table["shift_std_A"],
+        "error, Å": table["shift_error_rms_A"],
+    })  # fmt: skip
+    return _tabulate(shown) + _caption(
+        "What the bodies do that training was given as masks; the largest stays, since poses are fixed. Turns about a "
+        "body's main axis and shifts of its centre: standard deviation over particles, where 95 % of the turns lie, "
+        "rms error. Every particle's angles and shifts with their errors are in <code>analysis/bodies.csv</code>; "
+        "<code>analysis/relion_bodies.star</code> and <code>analysis/relion_data.star</code> have them in the form of "
+        "RELION's multi-body refinement."
     )
 
 

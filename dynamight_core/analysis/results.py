@@ -19,11 +19,10 @@ from dynamight_core.analysis.verdict import judge
 from dynamight_core.config import RunConfig
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
-from dynamight_core.imaging.poses import euler_angles, rotation_matrices
+from dynamight_core.imaging.poses import euler_angles, rotation_matrices, rotations_about
 from dynamight_core.model.half import HalfModel
 from dynamight_core.particles.metadata import Particles, read_particles, write_particles
 from dynamight_core.reconstruction.bias import model_bias
-from dynamight_core.training.half import rotation_vectors
 from dynamight_core.training.run import Trained
 
 # Common points of both halves.
@@ -81,7 +80,7 @@ class Run:
         if inputs.premultiplied is not None:
             particles.premultiplied = inputs.premultiplied
         if self.pose_changes is not None:
-            turned = rotation_vectors(self.pose_changes[:, :3]) @ rotation_matrices(particles.angles)
+            turned = rotations_about(self.pose_changes[:, :3]) @ rotation_matrices(particles.angles)
             particles.angles = euler_angles(turned)
             # The centre is at D//2 - origin / pixel size: content that lies farther has a smaller origin.
             particles.shifts = particles.shifts - self.pose_changes[:, 3:]

@@ -11,6 +11,14 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from dynamight_core.imaging.poses import rotations_about
+from dynamight_core.model.bodies import RigidBodies, body_shares
+
+# What an output of one moves the rim of a body by, A: outputs are of order one where motions are large.
+_UNIT = 10.0
+# Standard deviation of where a body's joint is found, A.
+_SLIDE = 2.0
+
 
 def positional_encoding(positions: torch.Tensor, extent: float, n_frequencies: int, shortest: float):
     """Return sines and cosines of positions at geometrically spaced wavelengths.
@@ -151,3 +159,111 @@ class CoordinateDecoder(nn.Module):
 
         return evaluate
 
+
+
+class BodiesDecoder(nn.Module):
+    """Rigid bodies: each turns and shifts, and where bodies meet their motions are blended.
+
+    delta(z, x) = sum_b s_b(x) (T_b(z) T_b(rest)^-1 x - x), s_b being the body's share of the point and T_b(z) the turn
+    by the rotation vector w_b(z) about its pivot and the shift by t_b(z). Both are linear in the latent, so that the
+    latents' Gaussian prior is one of the motions, and the exponential map keeps large turns rigid. The largest body
+    stays where it is: its motion is the particle's pose.
+
+    Parameters
+    ----------
+    n_latents
+        dimensions of the latent space.
+    extent
+        A, size of the box.
+    bodies
+        of the molecule.
+    """
+
+    kind = "bodies"
+
+    def __init__(self, n_latents: int, extent: float, bodies: RigidBodies):
+        super().__init__()
+        self.extent = extent
+        for name, value in vars(bodies).items():
+            self.register_buffer(name, torch.as_tensor(value))
+        others = torch.arange(len(bodies))
+        self.register_buffer("moving", others[others != bodies.largest], persistent=False)
+        # Latent of the reference conformation, where nothing is displaced.
+        self.register_buffer("rest", torch.zeros(n_latents))
+        self.motion = nn.Linear(n_latents, 6 * (len(bodies) - 1), bias=False)
+        nn.init.zeros_(self.motion.weight)
+
+    def _turns(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return T_b(z) of (b, d) latents as (b, B - 1, 3, 3) rotations R and (b, B - 1, 3) shifts u: x -> R x + u."""
+        output = _UNIT * self.motion(latents).reshape(len(latents), -1, 2, 3)
+        pivots = self.pivots[self.moving]
+        rotations = rotations_about(output[:, :, 0] / self.radii[self.moving, None])
+        return rotations, output[:, :, 1] + pivots - (rotations @ pivots[..., None])[..., 0]
+
+    def motions(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what moving bodies do from the reference to (b, d) latents.
+
+        Returns
+        -------
+        tuple
+            (b, B - 1, 3, 3) rotations R and (b, B - 1, 3) shifts u (A): a point x of the body goes to R x + u.
+        """
+        rotations, shifts = self._turns(latents)
+        back, offset = self._turns(self.rest[None])
+        rotations = rotations @ back.transpose(-1, -2)
+        return rotations, shifts - (rotations @ offset[..., None])[..., 0]
+
+    @torch.no_grad()
+    def absorb(self, latents: torch.Tensor) -> None:
+        """Follow a reference that moved with the mean of (b, d) latents: that is at rest now."""
+        self.rest.copy_(latents.mean(0))
+
+    def joint_energy(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return the mean over (b, d) latents of minus the log-probability that joints come apart so far.
+
+        A body turns freely about its joint with another, the middle of which shifts by about `_SLIDE` only: what is
+        seen of a motion at first, in a blurred reference, is a shift of the body's centre, and with a joint that holds,
+        it is a turn.
+        """
+        output = _UNIT * self.motion(latents).reshape(len(latents), -1, 2, 3)
+        slides = output[:, self.jointed[self.moving], 1]
+        return 0.5 * slides.square().sum((1, 2)).mean() / _SLIDE**2
+
+    def generators(self, positions: torch.Tensor) -> torch.Tensor:
+        """Return (k, n, 3) fields of small motions of moving bodies at (n, 3) positions (A), of about 1 A.
+
+        Three turns, and three shifts where the body has no joint.
+        """
+        shares = self.shares_of(positions)
+        arms = positions[:, None] - self.pivots[self.moving]
+        axes = torch.eye(3).to(positions)
+        turns = torch.linalg.cross(axes[:, None, None].expand(-1, *arms.shape), arms.expand(3, *arms.shape))
+        turns = turns / self.radii[self.moving, None]
+        shifts = axes[:, None, None].expand_as(turns)[:, :, ~self.jointed[self.moving]]
+        fields = [turns * shares[..., None], shifts * shares[:, ~self.jointed[self.moving], None]]
+        return torch.cat([part.transpose(1, 2).flatten(0, 1) for part in fields])
+
+    @torch.no_grad()
+    def shares_of(self, positions: torch.Tensor) -> torch.Tensor:
+        """Return the (n, B - 1) shares that moving bodies have of (n, 3) positions (A).
+
+        They have no gradient: the masks say where joints are, not the Gaussians' drift.
+        """
+        return body_shares(self.depths, int(self.largest), positions, self.extent)[:, self.moving]
+
+    def displacements(self, latents: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Return (b, n, 3) displacements (A) of (n, 3) positions (A) under (b, d) latents."""
+        return self.evaluator(positions)(latents)
+
+    def evaluator(self, positions: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return the map from (b, d) latents to (b, n, 3) displacements of fixed (n, 3) positions."""
+        # A blend of rigid motions is linear in the shares and in the shares times the point.
+        shares = self.shares_of(positions)
+        places = torch.cat([shares[..., None] * positions[:, None], shares[..., None]], 2).flatten(1)
+
+        def evaluate(latents: torch.Tensor) -> torch.Tensor:
+            rotations, shifts = self.motions(latents)
+            change = (rotations - torch.eye(3).to(rotations)).transpose(-1, -2)
+            return places @ torch.cat([change, shifts[:, :, None]], 2).flatten(1, 2)
+
+        return evaluate

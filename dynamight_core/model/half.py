@@ -1,11 +1,11 @@
 """The model of one half-set: Gaussians, encoder, decoder, the latents' prior and the noise."""
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import safetensors.torch
 import torch
-import torch.nn.functional as F
 from scipy.cluster.vq import kmeans2
 from scipy.spatial import cKDTree
 from torch import nn
@@ -14,7 +14,8 @@ from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
 from dynamight_core.imaging.fourier import expand_shells, plane_multiplicity, shells
 from dynamight_core.imaging.projector import Projector
-from dynamight_core.model.decoders import BasisDecoder, CoordinateDecoder
+from dynamight_core.model.bodies import RigidBodies, interpolate
+from dynamight_core.model.decoders import BasisDecoder, BodiesDecoder, CoordinateDecoder
 from dynamight_core.model.encoder import Encoder
 from dynamight_core.model.gaussians import GaussianModel
 
@@ -37,14 +38,19 @@ class HalfModel(nn.Module):
     n_latents
         dimensions of the latent space.
     decoder
-        "basis" or "coordinate".
+        "basis", "coordinate" or "bodies".
     particle_diameter
         A, of the encoder's mask.
     motion_mask
         (m, m, m) factor on the displacement over the extent of the box, or None: motion allowed everywhere.
+    bodies
+        of the decoder "bodies".
     """
 
-    def __init__(self, gaussians, box, pixel_size, n_latents, decoder, particle_diameter, motion_mask=None):
+    def __init__(
+        self, gaussians, box, pixel_size, n_latents, decoder, particle_diameter, motion_mask=None,
+        bodies: RigidBodies | None = None,
+    ):  # fmt: skip
         super().__init__()
         self.box, self.pixel_size, self.n_latents = box, pixel_size, n_latents
         self.decoder_kind, self.particle_diameter = decoder, particle_diameter
@@ -52,6 +58,8 @@ class HalfModel(nn.Module):
         self.encoder = Encoder(box, n_latents, particle_diameter / 2 / pixel_size)
         if decoder == "basis":
             self.decoder = BasisDecoder(n_latents, box * pixel_size)
+        elif decoder == "bodies":
+            self.decoder = BodiesDecoder(n_latents, box * pixel_size, bodies)
         else:
             self.decoder = CoordinateDecoder(n_latents, box * pixel_size, box)
         width = float(gaussians.widths.detach().min())
@@ -84,12 +92,7 @@ class HalfModel(nn.Module):
         displacement = self.decoder.evaluator(positions)
         if self.motion_mask is None:
             return displacement
-        extent = self.box * self.pixel_size
-        # The origin is at voxel m // 2; grid_sample's -1 and 1 are the centres of the first and last voxel.
-        size = self.motion_mask.shape[-1]
-        voxels = positions * (size / extent) + size // 2
-        grid = (voxels * (2 / (size - 1)) - 1).reshape(1, 1, 1, -1, 3)
-        factor = F.grid_sample(self.motion_mask[None, None], grid, align_corners=True).reshape(-1, 1)
+        factor = interpolate(self.motion_mask[None], positions, self.box * self.pixel_size, "zeros")
         return lambda latents: displacement(latents) * factor
 
     @property
@@ -143,6 +146,12 @@ class HalfModel(nn.Module):
         # The mean of points on an arc lies inside the arc; the particles nearest to it lie on the arc.
         distances = (shifts - shifts.mean(0)).square().sum((1, 2))
         central = distances.argsort()[: max(1, len(shifts) // 20)]
+        if self.decoder_kind == "bodies":
+            # Bodies stay rigid only if the way back is rigid too: the reference itself goes there.
+            middle = few[central].mean(0, keepdim=True)
+            self.gaussians.positions.add_(self.displacements(middle)[0])
+            self.decoder.absorb(middle)
+            return
         self.reference_shift.copy_(-shifts[central].mean(0))
 
     def consensus_evaluator(self, points: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -180,13 +189,14 @@ class HalfModel(nn.Module):
             raise InputError(f"{path} is missing or damaged ({error}); train the run again") from error
         n, n_classes = state["gaussians.composition"].shape
         gaussians = GaussianModel(torch.zeros(n, 3), 1.0, 1.0, n_classes, edges=state.get("gaussians.edges"))
-        model = cls(
-            gaussians, int(metadata["box"]), float(metadata["pixel_size"]), int(metadata["n_latents"]),
-            metadata["decoder"], float(metadata["particle_diameter"]), state.get("motion_mask"),
-        )  # fmt: skip
         try:
+            model = cls(
+                gaussians, int(metadata["box"]), float(metadata["pixel_size"]), int(metadata["n_latents"]),
+                metadata["decoder"], float(metadata["particle_diameter"]), state.get("motion_mask"),
+                _bodies_of(state) if metadata["decoder"] == "bodies" else None,
+            )  # fmt: skip
             model.load_state_dict(state)
-        except RuntimeError as error:
+        except (KeyError, RuntimeError) as error:
             raise InputError(f"{path} was written by another version of dynamight; train the run again") from error
         model.projector = Projector(model.box, model.pixel_size, int(metadata["oversampling"]))
         return model.to(device).eval()
@@ -214,6 +224,13 @@ class ConsensusField:
         carried = self.model.carry(points)
         evaluate, offset = self.field.evaluator(carried), carried - points
         return lambda latents: offset + evaluate(latents)
+
+
+def _bodies_of(state: dict) -> RigidBodies:
+    """Return the bodies that a decoder's buffers hold."""
+    names = [field.name for field in fields(RigidBodies)]
+    values = {name: state[f"decoder.{name}"] for name in names}
+    return RigidBodies(**values | {"largest": int(values["largest"])})
 
 
 def _contiguous(state: dict) -> dict:

@@ -178,14 +178,19 @@ def check_enough(particles: Particles, minimum: int = 200) -> None:
 
 
 def write_star(
-    path: str | Path, table: pd.DataFrame, optics: pd.DataFrame | None, block: str = "particles"
+    path: str | Path,
+    table: pd.DataFrame,
+    optics: pd.DataFrame | None,
+    block: str = "particles",
+    more: dict[str, pd.DataFrame] | None = None,
 ) -> None:
-    """Write rows (block `block`) and, if there is one, the optics table as a STAR file.
+    """Write rows (block `block`), before them the optics table, if there is one, and after them `more` blocks.
 
     Text is written as it is, numbers with the digits that give them back exactly, booleans as 0 and 1.
     """
     blocks = {} if optics is None else {"optics": optics.apply(_as_text)}
     blocks[block] = table.apply(_as_text)
+    blocks |= {name: rows.apply(_as_text) for name, rows in (more or {}).items()}
     with atomic_path(path) as temporary:
         starfile.write(blocks, temporary, na_rep="nan")
 

@@ -11,17 +11,17 @@ from dynamight_core.particles.memory import available_memory
 from dynamight_core.particles.metadata import describe
 from dynamight_core.particles.preprocess import batch_size, read_prepared
 from dynamight_core.training.devices import choose_device
-from dynamight_core.training.prepare import Prepared, hold_out, open_particles, prepare
+from dynamight_core.training.prepare import Prepared, choose_decoder, hold_out, open_particles, prepare
 from dynamight_core.training.schedule import schedule
 
 # Measured on two cores of a server processor at box 64: seconds per particle, epoch and Gaussian, and per
-# particle, epoch and pixel, of both kinds of decoder. Latent inference is worth so many epochs each time.
-_SECONDS_PER_GAUSSIAN = {"basis": 9e-8, "coordinate": 1.6e-6}
+# particle, epoch and pixel, of every kind of decoder. Latent inference is worth so many epochs each time.
+_SECONDS_PER_GAUSSIAN = {"basis": 9e-8, "coordinate": 1.6e-6, "bodies": 9e-8}
 _SECONDS_PER_PIXEL = 3.4e-8
 _INFERENCE_EPOCHS = 6.0
 _CORES = 2
 # Bytes for every Gaussian and particle of a batch while a step runs, gradients included.
-_BYTES_PER_GAUSSIAN = {"basis": 160, "coordinate": 1600}
+_BYTES_PER_GAUSSIAN = {"basis": 160, "coordinate": 1600, "bodies": 160}
 _PROGRAM_BYTES = 6e8
 
 
@@ -49,6 +49,7 @@ def check_inputs(
         with the reason why a run could not start.
     """
     device = choose_device(options.device)
+    options = choose_decoder(inputs, options)
     if inputs.map:
         prepared = prepare(inputs, options)
         particles, halves = prepared.particles, prepared.halves

@@ -94,6 +94,8 @@ class PreviousRun:
                 f"{self.folder} was trained on images of {model.box} pixels, this run would be on "
                 f"{prepared.working_box}; give --working-box {model.box}"
             )
+        if prepared.bodies is not None and not torch.equal(model.decoder.depths, prepared.bodies.depths):
+            raise InputError(f"{self.folder} was trained with other masks as --bodies; give the same to start from it")
         model.motion_mask = prepared.motion_mask
         return model.to(device).train()
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from dynamight_core.config import TrainOptions
 from dynamight_core.imaging.fourier import shell_means, translation_phases
+from dynamight_core.imaging.poses import rotations_about
 from dynamight_core.model.graph import (
     LongEdges,
     NeighbourGraph,
@@ -242,7 +243,7 @@ class HalfTrainer:
         """Rebuild the neighbour graph, and once there is motion the long edges, from the reference."""
         positions = self.model.gaussians.positions
         self.graph = NeighbourGraph.of(self.model.gaussians)
-        if self.started and self.options.rigidity > 0:
+        if self.started and self.options.rigidity > 0 and self.options.decoder != "bodies":
             few = self.rows[:: max(1, len(self.rows) // _REGULARISED)]
             displaced = positions + self.model.displacements(self.current_latents(few))
             generator = torch.Generator().manual_seed(self.options.seed * 10 + self.half)
@@ -281,7 +282,12 @@ class HalfTrainer:
         few = positions[:_REGULARISED]
         lengths = edge_lengths(self.graph.edges, few)
         regularity, repelled = deformation_regularity(self.graph, lengths), self._repulsion(lengths)
-        loss = self.stiffness * (regularity + repelled)
+        if self.options.decoder == "bodies":
+            # Distances inside bodies stay, and between them they must change.
+            regularity = self.model.decoder.joint_energy(latents)
+            loss = regularity + self.stiffness * repelled
+        else:
+            loss = self.stiffness * (regularity + repelled)
         if self.long_edges is not None:
             loss = loss + self.options.rigidity * rigidity(self.long_edges, few)
         if sparse > 0:
@@ -364,14 +370,6 @@ class _PosedImages:
 
 def _apply_pose_changes(batch: Batch, changes: torch.Tensor, data: TrainingImages):
     """Return (b, 3, 3) matrices turned by (b, 5) changes and the phases of their shifts."""
-    return rotation_vectors(changes[:, :3]) @ batch.matrices, translation_phases(
+    return rotations_about(changes[:, :3]) @ batch.matrices, translation_phases(
         changes[:, 3:] / data.pixel_size, data.box
     )
-
-
-def rotation_vectors(vectors: torch.Tensor) -> torch.Tensor:
-    """Return (n, 3, 3) matrices of (n, 3) rotation vectors, radians."""
-    x, y, z = vectors.unbind(-1)
-    zero = torch.zeros_like(x)
-    cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).reshape(-1, 3, 3)
-    return torch.linalg.matrix_exp(cross)

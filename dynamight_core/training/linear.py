@@ -46,7 +46,12 @@ class LinearMotions:
 def linear_motions(trainer: HalfTrainer, most: int) -> LinearMotions:
     """Find the motions of a half's training particles to first order, at most `most`."""
     options = trainer.options
-    basis = _smooth_basis(trainer.model.gaussians.positions.detach(), options.seed)
+    positions = trainer.model.gaussians.positions.detach()
+    if options.decoder == "bodies":
+        # What bodies can do is known.
+        basis = trainer.model.decoder.generators(positions)
+    else:
+        basis = _smooth_basis(positions, options.seed)
     scores, noise = _scores(trainer, basis, torch.Generator().manual_seed(options.seed * 10 + trainer.half))
     values, vectors = torch.linalg.eigh(_information(trainer, basis).double())
     seen = values > 1e-6 * values[-1]

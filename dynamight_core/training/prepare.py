@@ -1,6 +1,6 @@
 """From files to what training needs, with everything that could stop a run refused here."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ from dynamight_core.config import InputOptions, TrainOptions
 from dynamight_core.errors import InputError
 from dynamight_core.files import read_map
 from dynamight_core.imaging.fourier import lowpass_volume, resample_volume
+from dynamight_core.model.bodies import RigidBodies, body_shares
 from dynamight_core.model.half import HalfModel
 from dynamight_core.model.initialise import MolecularRegion, fill_region, find_molecule, fit_to_map
 from dynamight_core.particles.cache import ImageCache
@@ -27,6 +28,10 @@ _PIXELS_PER_SPACING = 0.6
 _LEAST_START_BOX = 16
 # Images of a half-set, and of those the held-out ones: with fewer, nothing can be learned, or judged.
 _LEAST_IN_HALF, _LEAST_HELD_OUT = 50, 5
+# A body has at least this share of the molecule.
+_LEAST_BODY = 0.01
+# ... and this share of what lies in its own mask is its own.
+_LEAST_OWN = 0.6
 
 
 @dataclass
@@ -49,6 +54,8 @@ class Prepared:
         volume or None.
     atomic
         the atomic model, or None.
+    bodies
+        or None.
     working_box
         pixels.
     notes, warnings
@@ -62,6 +69,7 @@ class Prepared:
     region: MolecularRegion
     motion_mask: torch.Tensor | None
     atomic: AtomicModel | None
+    bodies: RigidBodies | None
     working_box: int
     notes: list[str]
     warnings: list[str]
@@ -103,6 +111,27 @@ def open_particles(inputs: InputOptions, seed: int) -> tuple[Particles, torch.Te
                 f"at least {_LEAST_IN_HALF} in each half-set, or remove the column for a random split"
             )
     return particles, halves, drawn
+
+
+def choose_decoder(inputs: InputOptions, options: TrainOptions) -> TrainOptions:
+    """Return the options with the decoder that the inputs ask for.
+
+    Raises
+    ------
+    InputError
+        if the two contradict each other.
+    """
+    if not inputs.bodies:
+        if options.decoder == "bodies":
+            raise InputError("--decoder is 'bodies' but there is no mask of any; give --bodies, or another decoder")
+        return options
+    if options.decoder == "coordinate":
+        raise InputError("--bodies is a decoder of its own; leave --decoder out")
+    if inputs.mask:
+        raise InputError("--bodies says already what may move; leave --mask out")
+    if options.regularisation == "dynamic":
+        raise InputError("--regularisation dynamic weights distances, which --bodies keeps; leave it out")
+    return replace(options, decoder="bodies")
 
 
 def hold_out(particles: Particles, halves: torch.Tensor, options: TrainOptions) -> torch.Tensor:
@@ -174,9 +203,10 @@ def prepare(inputs: InputOptions, options: TrainOptions) -> Prepared:
     if atomic is not None:
         options.n_gaussians = len(atomic.coarse)
         notes += atomic.sentences()
+    bodies = _read_bodies(inputs.bodies, particles, region) if inputs.bodies else None
     warnings += _check_premultiplied(particles, inputs.premultiplied, options.seed)
     return Prepared(
-        particles, halves, validation, volumes, region, mask, atomic,
+        particles, halves, validation, volumes, region, mask, atomic, bodies,
         _working_box(inputs, options, particles, region), notes, warnings,
     )  # fmt: skip
 
@@ -216,7 +246,7 @@ def start_model(prepared: Prepared, inputs: InputOptions, options: TrainOptions,
     diameter = inputs.particle_diameter or 0.9 * extent
     return HalfModel(
         gaussians, prepared.working_box, prepared.working_pixel_size, options.n_latents, options.decoder, diameter,
-        prepared.motion_mask,
+        prepared.motion_mask, prepared.bodies,
     ).to(device)  # fmt: skip
 
 
@@ -263,6 +293,39 @@ def _read_volume(name: str, path: str, particles: Particles) -> torch.Tensor:
             f"{particles.pixel_size:.4g} A; resample it or correct its header"
         )
     return torch.from_numpy(volume)
+
+
+def _read_bodies(paths: list[str], particles: Particles, region: MolecularRegion) -> RigidBodies:
+    """Return the bodies of masks on the grid of the maps, which must share the molecule between them."""
+    if len(paths) < 2:
+        raise InputError(f"--bodies has one mask, {paths[0]}; give one for each of two or more bodies")
+    masks = []
+    for path in paths:
+        masks.append(_read_volume("body mask", path, particles).numpy())
+        low, high = masks[-1].min(), masks[-1].max()
+        if low < -0.01 or high > 1.01:
+            raise InputError(f"body mask {path} has values from {low:.2g} to {high:.2g}; give 0 to 1")
+        inside = masks[-1] > 0.5
+        if not inside.any():
+            raise InputError(f"body mask {path} is empty (its largest value is {high:.2g}); give 1 inside the body")
+        if (inside & region.mask).sum() < _LEAST_BODY * region.mask.sum():
+            raise InputError(
+                f"body mask {path} misses the molecule (it holds less than {100 * _LEAST_BODY:g} % of it); give a mask "
+                "in the frame of the consensus map"
+            )
+    bodies = RigidBodies.from_masks(masks, particles.pixel_size, region.mask)
+    for body, path in enumerate(paths):
+        mine = (masks[body] > 0.5) & region.mask
+        points = torch.from_numpy((np.argwhere(mine)[:, ::-1] - particles.box // 2) * particles.pixel_size).float()
+        extent = particles.box * particles.pixel_size
+        shares = body_shares(bodies.depths, bodies.largest, points, extent).mean(0)
+        if shares[body] < _LEAST_OWN:
+            shares[body] = 0
+            raise InputError(
+                f"body masks {path} and {paths[int(shares.argmax())]} overlap in most of the former; give masks of "
+                "different parts"
+            )
+    return bodies
 
 
 def _check_premultiplied(particles: Particles, given: bool | None, seed: int) -> list[str]:

@@ -25,7 +25,14 @@ from dynamight_core.training.devices import choose_device, peak_memory, set_thre
 from dynamight_core.training.half import HalfTrainer
 from dynamight_core.training.inference import infer_latents
 from dynamight_core.training.linear import linear_motions, start_from
-from dynamight_core.training.prepare import Prepared, load_images, match_grey_scale, prepare, start_model
+from dynamight_core.training.prepare import (
+    Prepared,
+    choose_decoder,
+    load_images,
+    match_grey_scale,
+    prepare,
+    start_model,
+)
 from dynamight_core.training.reference import update_references
 from dynamight_core.training.refit import refit_gaussians
 from dynamight_core.training.schedule import Epoch, schedule
@@ -67,6 +74,7 @@ def train(
     device = choose_device(options.device)
     set_threads(options.threads)
     inputs = inputs.absolute()
+    options = choose_decoder(inputs, options)
     prepared = prepare(inputs, options)
     previous = PreviousRun.open(inputs, options, prepared, run)
     found = {"star_sha256": hashlib.sha256(Path(inputs.star).read_bytes()).hexdigest()}

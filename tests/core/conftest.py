@@ -108,6 +108,19 @@ def hinge_set(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def trained(hinge_set, tmp_path_factory):
+    """Return a training on the small hinge set and its run, summarised. Tests change neither's numbers."""
+    from dynamight_core.analysis.results import summarise
+    from dynamight_core.config import InputOptions, TrainOptions
+    from dynamight_core.training.run import train
+
+    inputs = InputOptions(star=str(hinge_set.particles), map=str(hinge_set.consensus))
+    options = TrainOptions(n_gaussians=500, n_latents=3)
+    result = train(inputs, options, tmp_path_factory.mktemp("trained") / "run", say=lambda line: None)
+    return result, summarise(result, say=lambda line: None)
+
+
+@pytest.fixture(scope="session")
 def drawn_run(tmp_path_factory):
     """A finished run of the hinge, 400 particles: latents drawn, not learned. Tests copy it or change nothing."""
     sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))

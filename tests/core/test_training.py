@@ -16,12 +16,12 @@ from dynamight_core.analysis.verdict import judge
 from dynamight_core.config import InputOptions, TrainOptions
 from dynamight_core.imaging.ctf import CtfParameters
 from dynamight_core.imaging.fourier import fourier_to_image, image_to_fourier
-from dynamight_core.imaging.poses import random_rotations, rotation_matrices
+from dynamight_core.imaging.poses import random_rotations, rotation_matrices, rotations_about
 from dynamight_core.model.gaussians import GaussianModel
 from dynamight_core.model.half import HalfModel
 from dynamight_core.simulate.truth import load_truth
 from dynamight_core.training.data import TrainingImages
-from dynamight_core.training.half import HalfTrainer, rotation_vectors
+from dynamight_core.training.half import HalfTrainer
 from dynamight_core.training.inference import infer_latents, random_pixels
 from dynamight_core.training.linear import linear_motions, start_from
 from dynamight_core.training.reference import update_references
@@ -283,13 +283,13 @@ def test_refined_poses_come_nearer_to_the_truth():
     rows = torch.arange(len(latents))
     generator = torch.Generator().manual_seed(1)
     true = data._matrices.clone()
-    wrong = rotation_vectors(torch.randn(len(rows), 3, generator=generator) * 0.03)
+    wrong = rotations_about(torch.randn(len(rows), 3, generator=generator) * 0.03)
     data._matrices = wrong @ true
     trainer = HalfTrainer(model, data, rows, TrainOptions(n_latents=2, refine_poses=True), 1)
     trainer.latents, trainer.covariances = latents, trainer.covariances * 1e-6
     for epoch in range(25):
         trainer.refinement_epoch(epoch, 0.0)
-    refined = rotation_vectors(trainer.rotations.detach()) @ data._matrices
+    refined = rotations_about(trainer.rotations.detach()) @ data._matrices
 
     def angle(matrices):
         trace = (matrices @ true.transpose(1, 2)).diagonal(dim1=1, dim2=2).sum(1)
@@ -299,12 +299,6 @@ def test_refined_poses_come_nearer_to_the_truth():
     assert not HalfTrainer(model, data, rows, TrainOptions(n_latents=2), 1).pose_changes.any()
 
 
-@pytest.fixture(scope="module")
-def trained(hinge_set, tmp_path_factory):
-    """Return a run on the small hinge set and its summary."""
-    options = TrainOptions(n_gaussians=500, n_latents=3)
-    result = train(inputs(hinge_set), options, tmp_path_factory.mktemp("trained") / "run", say=lambda line: None)
-    return result, summarise(result, say=lambda line: None)
 
 
 def test_training_recovers_the_hinge(hinge_set, trained):

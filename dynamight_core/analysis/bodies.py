@@ -1,0 +1,257 @@
+"""How each rigid body of a run turns and shifts in every particle, as a table and in RELION's multi-body form."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+
+from dynamight_core.analysis.domains import rotation_vectors
+from dynamight_core.files import atomic_path, read_map
+from dynamight_core.imaging.poses import euler_angles, rotation_matrices
+from dynamight_core.model.half import HalfModel
+from dynamight_core.particles.metadata import write_star
+
+if TYPE_CHECKING:
+    from dynamight_core.analysis.results import Run
+
+_BATCH = 1024
+
+
+@dataclass
+class BodyMotions:
+    """Motions of the B - 1 bodies that move, from the consensus to each of n particles.
+
+    Parameters
+    ----------
+    numbers
+        (B - 1,) of the bodies, from 1 in the order of the masks.
+    rotations
+        (n, B - 1, 3, 3) in the frame of the consensus map.
+    shifts
+        (n, B - 1, 3) where each body's rotation leaves the origin, A: a point x goes to R x + shift.
+    rotation_errors, shift_errors
+        (n, B - 1, 3) standard deviations of the rotation vector (radians) and of the shift of the body's centre (A),
+        by component: the width of the latent's posterior and the halves' disagreement.
+    centres
+        (B - 1, 3) A.
+    """
+
+    numbers: np.ndarray
+    rotations: np.ndarray
+    shifts: np.ndarray
+    rotation_errors: np.ndarray
+    shift_errors: np.ndarray
+    centres: np.ndarray
+
+    @property
+    def vectors(self) -> np.ndarray:
+        """(n, B - 1, 3) rotation vectors, radians."""
+        return rotation_vectors(self.rotations.reshape(-1, 3, 3)).reshape(self.rotations.shape[:-1])
+
+    def shift_of(self, points: np.ndarray) -> np.ndarray:
+        """Return (n, B - 1, 3) by how much a (B - 1, 3) point (A) of each body moves, A."""
+        return np.einsum("nbij,bj->nbi", self.rotations, points) + self.shifts - points
+
+
+@torch.no_grad()
+def body_motions(run: "Run") -> BodyMotions:
+    """Return the motions of a run's bodies in all its particles, each under its own half."""
+    n, decoder = len(run.halves), run.models[0].decoder
+    moving, centres = decoder.moving, decoder.centres[decoder.moving].double()
+    rotations = torch.zeros(n, len(moving), 3, 3, dtype=torch.float64)
+    shifts = torch.zeros(n, len(moving), 3, dtype=torch.float64)
+    variances = torch.zeros(2, n, len(moving), 3, dtype=torch.float64)
+    for rows in torch.arange(n).split(_BATCH):
+        found = [_motions(model, run.latents[half][rows]) for half, model in enumerate(run.models)]
+        # Each half errs alike: the variance of one is half that of the difference.
+        between = [part.square() / 2 for part in _differences(found[0], found[1], centres)]
+        for half, model in enumerate(run.models):
+            mine = run.halves[rows] == half + 1
+            own = rows[mine]
+            here = tuple(part[mine] for part in found[half])
+            rotations[own], shifts[own] = here
+            spread = torch.linalg.cholesky(run.covariances[half][own])
+            variances[:, own] = torch.stack([part[mine] for part in between])
+            for axis in range(spread.shape[-1]):
+                there = _motions(model, run.latents[half][own] + spread[:, :, axis])
+                variances[:, own] += torch.stack(_differences(here, there, centres)).square()
+    errors = variances.sqrt().numpy()
+    return BodyMotions(
+        moving.numpy() + 1, rotations.numpy(), shifts.numpy(), errors[0], errors[1], centres.numpy()
+    )  # fmt: skip
+
+
+def _motions(model: HalfModel, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return rotations and shifts as in `BodyMotions`, in double precision."""
+    rotations, shifts = model.decoder.motions(latents.to(model.latent_mean))
+    return rotations.cpu().double(), shifts.cpu().double()
+
+
+def _differences(first, second, centres) -> list[torch.Tensor]:
+    """Return the rotation vectors (radians) and shifts of the centres (A) between two sets of motions."""
+    turned = (second[0] @ first[0].transpose(-1, -2)).reshape(-1, 3, 3).numpy()
+    vectors = torch.from_numpy(rotation_vectors(turned)).reshape(first[1].shape)
+    places = [(rotations @ centres[..., None])[..., 0] + shifts for rotations, shifts in (first, second)]
+    return [vectors, places[1] - places[0]]
+
+
+def particle_table(motions: BodyMotions) -> pd.DataFrame:
+    """Return a row for each particle: angles and rotation vectors (degrees) and shifts (A) of each body, with errors.
+
+    The angle is positive about the body's main axis, that of `summary_table`.
+    """
+    vectors, shifts = motions.vectors, motions.shift_of(motions.centres)
+    angles = _signed_angles(motions)
+    columns = {}
+    for index, number in enumerate(motions.numbers):
+        vector, error = vectors[:, index], motions.rotation_errors[:, index]
+        size = np.maximum(np.linalg.norm(vector, axis=1, keepdims=True), 1e-12)
+        name = f"body{number}"
+        columns[f"{name}_angle_deg"] = angles[:, index]
+        # Along the rotation vector; a turn of zero has no direction, and any error is one of its angle.
+        along = np.where(size > 1e-9, (vector / size) ** 2, 1.0)
+        columns[f"{name}_angle_error_deg"] = np.degrees(np.sqrt((along * error**2).sum(1)))
+        for i, axis in enumerate("xyz"):
+            columns[f"{name}_rotation_{axis}_deg"] = np.degrees(vector[:, i])
+        for i, axis in enumerate("xyz"):
+            columns[f"{name}_rotation_error_{axis}_deg"] = np.degrees(error[:, i])
+        for i, axis in enumerate("xyz"):
+            columns[f"{name}_shift_{axis}_A"] = shifts[:, index, i]
+        for i, axis in enumerate("xyz"):
+            columns[f"{name}_shift_error_{axis}_A"] = motions.shift_errors[:, index, i]
+    return pd.DataFrame(columns)
+
+
+def _main_axes(motions: BodyMotions) -> np.ndarray:
+    """Return (B - 1, 3) unit vectors about which bodies turn most, the largest component positive."""
+    axes = np.stack([np.linalg.svd(v, full_matrices=False)[2][0] for v in np.swapaxes(motions.vectors, 0, 1)])
+    return axes * np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(1)])[:, None]
+
+
+def _signed_angles(motions: BodyMotions) -> np.ndarray:
+    """Return (n, B - 1) angles, degrees, positive about each body's main axis."""
+    vectors = motions.vectors
+    along = np.einsum("nbi,bi->nb", vectors, _main_axes(motions))
+    return np.degrees(np.linalg.norm(vectors, axis=2) * np.where(along < 0, -1.0, 1.0))
+
+
+def summary_table(run: "Run", motions: BodyMotions) -> pd.DataFrame:
+    """Return a row for each body: its mask, size, and how it turns and shifts; the largest does neither."""
+    decoder = run.models[0].decoder
+    angles, axes, shifts = _signed_angles(motions), _main_axes(motions), motions.shift_of(motions.centres)
+    rows = []
+    for body, path in enumerate(run.config.inputs.bodies):
+        row = {"body": body + 1, "mask": Path(path).name, "share": float(decoder.shares[body])}
+        row |= {f"centre_{name}_A": float(decoder.centres[body, i]) for i, name in enumerate("xyz")}
+        for index in np.flatnonzero(motions.numbers == body + 1):
+            angle, shift = angles[:, index], shifts[:, index]
+            error = (motions.rotation_errors[:, index] ** 2).sum(1).mean() ** 0.5
+            row |= {
+                "angle_std_deg": angle.std(), "angle_low_deg": np.quantile(angle, 0.025),
+                "angle_high_deg": np.quantile(angle, 0.975), "rotation_error_rms_deg": np.degrees(error),
+                "shift_std_A": np.sqrt(((shift - shift.mean(0)) ** 2).sum(1).mean()),
+                "shift_error_rms_A": np.sqrt((motions.shift_errors[:, index] ** 2).sum(1).mean()),
+                **{f"axis_{name}": axes[index, i] for i, name in enumerate("xyz")},
+            }  # fmt: skip
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def write_bodies(run: "Run", say: Callable[[str], None] = print) -> list[Path]:
+    """Write the motions of a run's bodies to RUN/analysis; nothing for a run without bodies.
+
+    ``bodies.csv`` is `particle_table`, in the order of particles.star, ``bodies_summary.csv`` is `summary_table`;
+    ``relion_bodies.star`` and ``relion_data.star`` are what RELION's multi-body refinement describes bodies and
+    particles by (for particles of RELION 3.1 or later).
+
+    Parameters
+    ----------
+    run
+        finished and summarised.
+    say
+        takes lines for the user.
+    """
+    if run.config.inputs.bodies is None:
+        return []
+    folder, motions = run.path / "analysis", body_motions(run)
+    summary = summary_table(run, motions)
+    written = []
+    for name, table in (("bodies", particle_table(motions)), ("bodies_summary", summary)):
+        written.append(folder / f"{name}.csv")
+        with atomic_path(written[-1]) as path:
+            table.to_csv(path, index=False, float_format="%.6g")
+    for row in summary.dropna(subset="angle_std_deg").itertuples():
+        say(
+            f"Body {row.body} ({row.mask}) turns by {row.angle_std_deg:.1f} degrees (standard deviation) and shifts by "
+            f"{row.shift_std_A:.1f} A at its centre, known to {row.rotation_error_rms_deg:.1f} degrees and "
+            f"{row.shift_error_rms_A:.1f} A."
+        )
+    if run.particles.optics is not None:
+        written += _write_relion(run, motions, summary)
+    return written
+
+
+def _write_relion(run: "Run", motions: BodyMotions, summary: pd.DataFrame) -> list[Path]:
+    """Write RELION's body and data STAR files.
+
+    RELION turns body b about the centre of mass of its mask, rounded to voxels, by A = A_consensus O' E(0, 90, 0)'
+    E(angles) O, with O the matrix that turns the line from the centre of the body it is relative to into z, and puts
+    the centre c at A_consensus c - offset of the image.
+    """
+    particles, masks = run.particles, run.config.inputs.bodies
+    largest = int(run.models[0].decoder.largest)
+    centres = np.stack([_rounded_centre(path) for path in masks])
+    order = np.argsort(-summary["share"].to_numpy())
+    relative = np.where(np.arange(len(masks)) == largest, order[order != largest][0], largest)
+    bodies = pd.DataFrame({
+        "rlnBodyMaskName": masks,
+        "rlnBodyRotateRelativeTo": relative + 1,
+        "rlnBodySigmaAngles": summary["angle_std_deg"].fillna(0.0),
+        "rlnBodySigmaOffsetAngst": summary["shift_std_A"].fillna(0.0),
+    })  # fmt: skip
+    consensus = rotation_matrices(particles.angles).double().numpy()
+    upright = rotation_matrices(torch.tensor([0.0, torch.pi / 2, 0.0], dtype=torch.float64)).numpy()
+    places = np.zeros((len(run.halves), 3))
+    tables = {}
+    for body in range(len(masks)):
+        turned, offset = np.tile(upright, (len(places), 1, 1)), places[:, :2]
+        for index in np.flatnonzero(motions.numbers == body + 1):
+            turn = _into_z(centres[body] - centres[relative[body]])
+            turned = upright @ turn @ motions.rotations[:, index] @ turn.T
+            points = np.tile(centres[body], (len(motions.numbers), 1))
+            offset = -np.einsum("nij,nj->ni", consensus, motions.shift_of(points)[:, index])[:, :2]
+        angles = np.degrees(euler_angles(torch.from_numpy(turned)).numpy())
+        table = {"rlnOriginXAngst": offset[:, 0], "rlnOriginYAngst": offset[:, 1]}
+        table |= {f"rlnAngle{name}": angles[:, i] for i, name in enumerate(("Rot", "Tilt", "Psi"))}
+        table["rlnNormCorrection"] = particles.table.get("rlnNormCorrection", np.ones(len(places)))
+        tables[f"images_body_{body + 1}"] = pd.DataFrame(table)
+    rows = particles.table.copy()
+    if run.pose_changes is not None:
+        poses = torch.cat([torch.rad2deg(particles.angles), particles.shifts], 1).numpy()
+        rows[["rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi", "rlnOriginXAngst", "rlnOriginYAngst"]] = poses
+    folder = run.path / "analysis"
+    write_star(folder / "relion_bodies.star", bodies, None, "")
+    write_star(folder / "relion_data.star", rows, particles.optics, particles.block, tables)
+    return [folder / "relion_bodies.star", folder / "relion_data.star"]
+
+
+def _rounded_centre(path: str) -> np.ndarray:
+    """Return the centre of mass of a mask, rounded to voxels, (x, y, z) A from the centre of the box."""
+    mask, pixel_size = read_map(path)
+    axis = np.arange(len(mask)) - len(mask) // 2
+    sums = [mask.sum(tuple({0, 1, 2} - {dim})) for dim in (2, 1, 0)]
+    return np.array([np.rint(total @ axis / total.sum()) for total in sums]) * pixel_size
+
+
+def _into_z(axis: np.ndarray) -> np.ndarray:
+    """Return the (3, 3) rotation with rows x, y, z whose z is along an axis and whose y has no part along x."""
+    z = axis / np.linalg.norm(axis)
+    across = np.hypot(z[1], z[2])
+    if across < 1e-6:
+        return np.array([[0.0, 0.0, -np.sign(z[0])], [0.0, 1.0, 0.0], [np.sign(z[0]), 0.0, 0.0]])
+    y = np.array([0.0, z[2], -z[1]]) / across
+    return np.stack([np.cross(y, z), y, z])

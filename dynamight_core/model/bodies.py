@@ -1,0 +1,149 @@
+"""Rigid bodies: the parts that masks divide a molecule into, and how much each has of a point.
+
+A point belongs to the body whose mask it lies deepest in. Depth changes evenly from point to point, so that where two
+bodies meet, half-way between their masks, shares go over from one to the other across a joint of fixed width, however
+soft or wide the masks' edges are; outside the joints a point belongs to one body alone. What lies farther outside all
+masks than a joint is wide belongs to the largest body.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+
+# Voxels that depths are kept on, and that they are measured on, A.
+_SPACING, _FINE = 3.0, 2.0
+# A body's share falls to nothing where another is so much deeper, A; across a joint between flat faces depths change
+# twice as fast as places do.
+_JOINT = 8.0
+
+
+@dataclass(frozen=True)
+class RigidBodies:
+    """Bodies of a molecule in the frame of the consensus map.
+
+    Parameters
+    ----------
+    depths
+        (B, m, m, m) depth in each mask, A, negative outside, over the extent of the box, [z, y, x].
+    largest
+        body with most of the molecule, which stays where it is.
+    pivots
+        (B, 3) A, what each turns about: the middle of its joint with the body that it touches most, or its own.
+    jointed
+        (B,) bool, whether it touches another.
+    centres
+        (B, 3) A, centre of each.
+    radii
+        (B,) A, rms distance of each from its pivot.
+    shares
+        (B,) of the molecule.
+    """
+
+    depths: torch.Tensor
+    largest: int
+    pivots: torch.Tensor
+    jointed: torch.Tensor
+    centres: torch.Tensor
+    radii: torch.Tensor
+    shares: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.depths)
+
+    @classmethod
+    def from_masks(cls, masks: list[np.ndarray], pixel_size: float, molecule: np.ndarray) -> "RigidBodies":
+        """Divide a molecule.
+
+        Parameters
+        ----------
+        masks
+            two or more of (box, box, box), 0 to 1, [z, y, x].
+        pixel_size
+            A.
+        molecule
+            (box, box, box) bool, where it is.
+        """
+        box = molecule.shape[0]
+        extent = box * pixel_size
+        depths = torch.stack([_depths(mask, pixel_size) for mask in masks])
+        points = torch.from_numpy((np.argwhere(molecule)[:, ::-1] - box // 2) * pixel_size).float()
+        # By what lies in masks: nothing else belongs to the largest yet, and the joints are where masks meet.
+        points_within = points[interpolate(depths, points, extent).amax(1) > 0]
+        within = body_shares(depths, None, points_within, extent)
+        largest = int(within.sum(0).argmax())
+        shares = body_shares(depths, largest, points, extent)
+        mass = shares.sum(0).clamp(min=1e-6)
+        centres = shares.T @ points / mass[:, None]
+        pivots, jointed = centres.clone(), torch.zeros(len(depths), dtype=torch.bool)
+        contacts = (within.T @ within).fill_diagonal_(0)
+        for body, other in enumerate(contacts.argmax(1)):
+            joint = within[:, body] * within[:, other]
+            # A few voxels' worth of joint: less is no contact.
+            if joint.sum() > 5:
+                pivots[body], jointed[body] = joint @ points_within / joint.sum(), True
+        squares = (points[:, None] - pivots).square().sum(-1)
+        radii = ((shares * squares).sum(0) / mass).sqrt()
+        return cls(depths, largest, pivots, jointed, centres, radii, mass / len(points))
+
+
+def body_shares(depths: torch.Tensor, largest: int | None, points: torch.Tensor, extent: float) -> torch.Tensor:
+    """Return the (n, B) shares that bodies have of (n, 3) points (A); they add up to 1.
+
+    Parameters
+    ----------
+    depths
+        (B, m, m, m), as in `RigidBodies`.
+    largest
+        body that what lies far outside all masks belongs to; with None, it is shared as what lies inside.
+    extent
+        of the box, A.
+    """
+    depth = interpolate(depths, points, extent)
+    if largest is not None:
+        others = torch.cat([depth[:, :largest], depth[:, largest + 1 :]], 1)
+        depth = depth.index_copy(
+            1, torch.tensor([largest], device=depth.device),
+            torch.maximum(depth[:, [largest]], -others.amax(1, keepdim=True) - _JOINT),
+        )  # fmt: skip
+    behind = depth.amax(1, keepdim=True) - depth
+    shares = torch.relu(1 - behind / _JOINT).square()
+    return shares / shares.sum(1, keepdim=True)
+
+
+def interpolate(volumes: torch.Tensor, points: torch.Tensor, extent: float, padding: str = "border") -> torch.Tensor:
+    """Return the (n, c) values of (c, m, m, m) volumes over a box of `extent` (A) at (n, 3) points (A), trilinear."""
+    # The origin is at voxel m // 2; grid_sample's -1 and 1 are the centres of the first and last voxel.
+    size = volumes.shape[-1]
+    voxels = points * (size / extent) + size // 2
+    grid = (voxels * (2 / (size - 1)) - 1).reshape(1, 1, 1, -1, 3)
+    return F.grid_sample(volumes[None], grid, align_corners=True, padding_mode=padding)[0, :, 0, 0].T
+
+
+def _depths(mask: np.ndarray, pixel_size: float) -> torch.Tensor:
+    """Return the (m, m, m) depths in a (box, box, box) mask's surface at 0.5, A, negative outside."""
+    box = mask.shape[0]
+    extent = box * pixel_size
+    fine = _resample(mask, round(extent / _FINE))
+    voxel = extent / len(fine)
+    inside = fine > 0.5
+    if not inside.any():
+        raise ValueError("no voxel above 0.5")
+    depth = ndimage.distance_transform_edt(inside, sampling=voxel) - ndimage.distance_transform_edt(
+        ~inside, sampling=voxel
+    )
+    # Distances go to the nearest voxel on the other side: the surface is half a voxel nearer.
+    depth -= np.sign(depth) * voxel / 2
+    return torch.from_numpy(_resample(ndimage.gaussian_filter(depth, 1.0), round(extent / _SPACING))).float()
+
+
+def _resample(volume: np.ndarray, size: int) -> np.ndarray:
+    """Return a cubic volume on `size` voxels of the same extent, trilinear, origins at the middle of either."""
+    box = volume.shape[0]
+    scale = box / size
+    return ndimage.affine_transform(
+        volume.astype(np.float32), scale * np.eye(3), box // 2 - scale * (size // 2), (size,) * 3, order=1,
+        mode="nearest",
+    )  # fmt: skip
