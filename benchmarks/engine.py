@@ -15,18 +15,18 @@ seeds. Defaults of the engine were chosen on seeds 10 and 11 of `hinge`, which n
 import argparse
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from measures import HingeField, correlation, hinge_angle, knn_r2, mean_fsc
 
-from dynamight_core.analysis.domains import find_domains, write_domains
-from dynamight_core.analysis.results import summarise
+from dynamight_core.analysis.domains import find_domains, kabsch, rotation_vectors, write_domains
+from dynamight_core.analysis.results import Run, summarise
 from dynamight_core.config import InputOptions, TrainOptions
 from dynamight_core.files import write_map
 from dynamight_core.imaging.backprojection import ParticleData, accumulate, fourier_denominator, solve
@@ -48,17 +48,18 @@ CASES = {
 }
 
 
-def body_masks(kind, folder, truth, inputs, options):
-    """Return the files of body masks: of the "truth"'s domains, or as "analysed" in a run with a free decoder."""
+def body_masks(kind, case, seed, folder, truth):
+    """Return the files of body masks: of the "truth"'s domains, or as "analysed" in a run with the free decoder."""
     names = []
     if kind == "truth":
         for label in range(truth.molecule.n_domains + 1):
             names.append(str(folder / f"body{label}.mrc"))
             write_map(names[-1], truth.domain_mask(label).numpy(), truth.pixel_size)
         return names
-    free = folder / f"free-{os.getpid()}"
-    run = summarise(train(inputs, options, free, overwrite=True, say=lambda line: None), say=lambda line: None)
-    files = write_domains(run, find_domains(run.motions), say=lambda line: None)
+    from reconstruction import trained_run  # which takes the cases from here
+
+    copy = Run(shutil.copytree(trained_run(case, seed)[1].path, folder / f"free-{os.getpid()}", dirs_exist_ok=True))
+    files = write_domains(copy, find_domains(copy.motions), say=lambda line: None)
     return [str(path) for path in files if path.suffix == ".mrc"]
 
 
@@ -71,7 +72,7 @@ def benchmark(case, seed, train_options, reconstruct=True, bodies=None):
     options = TrainOptions(seed=seed, **train_options)
     inputs = InputOptions(star=str(folder / "particles.star"), map=str(folder / "consensus.mrc"))
     if bodies:
-        inputs.bodies = body_masks(bodies, folder, truth, replace(inputs), options)
+        inputs.bodies = body_masks(bodies, case, seed, folder, truth)
     started = time.monotonic()
     trained = train(inputs, options, folder / f"run-{os.getpid()}", overwrite=True, say=lambda line: None)
     figures = {"case": case, "seed": seed, "decoder": options.decoder, "bodies": bodies or "none"}
@@ -94,7 +95,7 @@ def benchmark(case, seed, train_options, reconstruct=True, bodies=None):
 
 def compare(trained, run, truth, share):
     """Return angle correlation, displacement errors and latent quality, mean over halves."""
-    names = ("r", "angle_sd", "true_angle_sd", "error", "motion", "static", "knn_r2")
+    names = ("r", "angle_sd", "turn_sd", "true_angle_sd", "error", "motion", "static", "knn_r2")
     columns = {name: [] for name in names}
     for half, model in enumerate(trained.models):
         chosen = (run.halves == half + 1) & (run.validation == (share == "validation"))
@@ -118,6 +119,11 @@ def compare(trained, run, truth, share):
         if truth.angles.std() > 0:
             columns["r"].append(correlation(angles, truth.angles[rows, 0]))
             columns["angle_sd"].append(float(torch.rad2deg(angles).std()))
+            # The domain's own rotation, which does not count its shift as a turn.
+            arms = points[moving] - points[moving].mean(0)
+            products = torch.einsum("mi,bmj->bij", arms, arms + predicted[:, moving])
+            vectors = torch.from_numpy(rotation_vectors(kabsch(products.numpy())))
+            columns["turn_sd"].append(float(torch.rad2deg(vectors.float() @ molecule.axis_directions[0]).std()))
             columns["true_angle_sd"].append(float(torch.rad2deg(truth.angles[rows, 0]).std()))
             columns["knn_r2"].append(knn_r2(latents, truth.angles[rows, 0]))
     return {name: float(np.mean(values)) for name, values in columns.items() if values}
