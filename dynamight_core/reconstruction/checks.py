@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,13 +87,35 @@ def check_views(denominator: torch.Tensor, half: int, pixel_size: float, say: Sa
     return missing > _MISSING
 
 
-def check_memory(box: int, device: torch.device, options: ReconstructOptions) -> None:
-    """Refuse what will not fit: sums of both halves, transforms, and least squares' fields on voxels."""
+def memory_needed(box: int, device: torch.device, options: ReconstructOptions) -> tuple[int, int]:
+    """Return the bytes that sums of both halves, transforms and least squares' fields take, and those that are free."""
     volume = 4 * box**3
     needed = _VOLUMES * volume + options.batch_size * _GRIDS * 4 * (2 * box) ** 2
     if options.method == "cg":
         needed += volume * _CG_ROWS // 4
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+    return needed, torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+
+
+def choose_method(missing: bool, box: int, device: torch.device, options: ReconstructOptions, say: Say) -> str:
+    """Return what `--method auto` takes: least squares where directions are missing and memory holds it, else wbp.
+
+    A filter that is diagonal in Fourier space cannot fill a cone; least squares can, from the molecule's extent.
+    """
+    if not missing:
+        return "wbp"
+    needed, free = memory_needed(box, device, replace(options, method="cg"))
+    if needed <= free:
+        return "cg"
+    say(
+        f"Note: least squares would fill the missing directions better, but needs about {needed / 1e9:.1f} GB and "
+        f"{free / 1e9:.1f} GB are free: weighted backprojection is taken."
+    )
+    return "wbp"
+
+
+def check_memory(box: int, device: torch.device, options: ReconstructOptions) -> None:
+    """Refuse what will not fit."""
+    needed, free = memory_needed(box, device, options)
     if needed > free:
         cure = "use --method wbp" if options.method == "cg" else "bin the particles, or use a machine with more memory"
         raise InputError(

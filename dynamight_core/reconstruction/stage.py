@@ -4,7 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from dynamight_core.reconstruction.checks import (
     check_options,
     check_run,
     check_views,
+    choose_method,
     read_mask,
     read_regions,
 )
@@ -177,9 +178,7 @@ def reconstruct_run(
 
     method = options.method
     if method == "auto":
-        # A diagonal filter cannot fill a cone; least squares can, from the molecule's extent.
-        method = "cg" if any(missing) else "wbp"
-        check_memory(images.box, images.device, replace(options, method=method))
+        method = choose_method(any(missing), images.box, images.device, options, say)
 
     def grown(volume):
         return resample_volume(volume.cpu(), particles.box)

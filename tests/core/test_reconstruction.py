@@ -34,7 +34,8 @@ from dynamight_core.imaging.poses import random_rotations, rotation_matrices
 from dynamight_core.imaging.projector import Projector
 from dynamight_core.imaging.voxels import ModalField, Voxels, bordered, lattice_spacing
 from dynamight_core.model.decoders import BasisDecoder
-from dynamight_core.options import InvertOptions, SimulateOptions
+from dynamight_core.options import InvertOptions, ReconstructOptions, SimulateOptions
+from dynamight_core.reconstruction import checks
 from dynamight_core.reconstruction.checks import check_halves, check_views
 from dynamight_core.reconstruction.frames import FrameField
 from dynamight_core.reconstruction.fsc import (
@@ -488,6 +489,20 @@ def test_a_missing_cone_is_noticed_and_filled_better_by_least_squares(hinge):
     solved = half.least_squares(shares, near[:20], most_steps=6)[0]
     for label in (0, 1):
         assert hinge.mean_fsc(solved, label) > hinge.mean_fsc(half.backprojected(shares), label) + 0.01
+
+
+def test_automatic_method_goes_by_missing_views_and_by_memory(monkeypatch):
+    said, options, cpu = [], ReconstructOptions(), torch.device("cpu")
+    monkeypatch.setattr(checks, "available_memory", lambda: 6 * 10**8)
+    assert checks.choose_method(False, 64, cpu, options, said.append) == "wbp"
+    assert checks.choose_method(True, 64, cpu, options, said.append) == "cg" and not said
+    checks.check_memory(192, cpu, options)
+    assert checks.choose_method(True, 192, cpu, options, said.append) == "wbp"
+    assert "0.6 GB are free" in said[0]
+    with pytest.raises(InputError, match="use --method wbp"):
+        checks.check_memory(192, cpu, ReconstructOptions(method="cg"))
+    with pytest.raises(InputError, match=r"box 512 needs about [\d.]+ GB"):
+        checks.check_memory(512, cpu, options)
 
 
 def test_half_sets_of_very_different_size_are_noticed():
