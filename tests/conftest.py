@@ -8,15 +8,18 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 
 import pytest
 
-# Fixtures that take long and serve several files: their tests run in one worker, so that each is made once.
-SHARED = ("_chain", "drawn_run", "hinge_set")
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Let the tests of a file run in one worker, and so all of the plugin's: they share a project that takes long."""
+    from xdist.scheduler import LoadFileScheduling
 
-def pytest_collection_modifyitems(items):
-    """Let the tests of a file, or of a shared fixture, run in one worker."""
-    for item in items:
-        shared = [name for name in SHARED if name in item.fixturenames]
-        item.add_marker(pytest.mark.xdist_group(shared[0] if shared else item.path.stem))
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return "tests/scipion" if file.startswith("tests/scipion/") else file
+
+    return Scheduling(config, log)
 
 
 def pytest_runtest_setup(item):

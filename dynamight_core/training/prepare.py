@@ -177,6 +177,10 @@ def prepare(inputs: InputOptions, options: TrainOptions) -> Prepared:
         volumes = tuple(_read_volume("half-map", path, particles) for path in inputs.half_maps)
         if len(volumes) != 2:
             raise InputError(f"--half-maps has {len(volumes)} files; give the two half-maps of the consensus")
+        if torch.equal(*volumes):
+            raise InputError(
+                f"--half-maps {' and '.join(inputs.half_maps)} are one map; give both half-maps of the consensus"
+            )
     else:
         volumes = (consensus, consensus)
         notes.append(

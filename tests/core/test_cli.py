@@ -796,6 +796,10 @@ def half_maps_of_another_box(bad):
     bad.more = ["--half-maps", bad.map, bad.folder / "half.mrc"]
 
 
+def one_half_map_twice(bad):
+    bad.more = ["--half-maps", bad.map, bad.map]
+
+
 def mask_of_another_box(bad):
     write_map(bad.folder / "mask.mrc", np.eye(28)[:, :, None] * np.ones(28), PIXEL)
     bad.more = ["--mask", bad.folder / "mask.mrc"]
@@ -840,6 +844,7 @@ BAD = {
     "unwritable output": (output_under_a_file, r"not a directory; choose"),
     "output is a file": (output_is_a_file, r"is a file"),
     "half-maps of another box": (half_maps_of_another_box, r"half-map .*half\.mrc has a box of 28 voxels"),
+    "one half-map twice": (one_half_map_twice, r"--half-maps .* are one map"),
     "mask of another box": (mask_of_another_box, r"mask .*mask\.mrc has a box of 28 voxels"),
     "mask beyond one": (mask_beyond_one, r"mask .*mask\.mrc has values from 0 to 3"),
     "constant mask": (constant_mask, r"mask .*mask\.mrc is constant"),
