@@ -548,11 +548,10 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
             return ["Nothing has been estimated yet."] + self._readNotes()
         model = self.outputModel
         summary = model.loadSummary()
-        shares = ", ".join(f"{100 * share:.0f} %" for share in summary["motion_shares"])
         lines = [
             f"*{model.getVerdictSentence()}*",
             f"Motion: {model.getMotionRms():.2f} Å rms, with an estimated error of {model.getMotionError():.2f} Å.",
-            f"Share of the motion in each principal motion: {shares}.",
+            f"Share of the motion in each principal motion: {describeShares(summary['motion_shares'])}.",
             f"{model.getNumberOfParticles(1)} and {model.getNumberOfParticles(2)} particles in the half-sets"
             + (", which were drawn at random." if model.areHalfSetsRandom() else "."),
         ]
@@ -578,6 +577,13 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
 
     def _citations(self):
         return ["Schwab2024"]
+
+
+def describeShares(shares):
+    """Return the shares (of 1) of the principal motions in words, small ones together."""
+    large = [f"{100 * share:.0f} %" for share in shares if share >= 0.01]
+    small = len(shares) - len(large)
+    return ", ".join(large + [f"less than 1 % in each of {small} more"] * bool(small))
 
 
 def _readText(path):

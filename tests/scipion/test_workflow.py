@@ -7,6 +7,7 @@ from pathlib import Path
 import gemmi
 import mrcfile
 import numpy as np
+import psutil
 import pytest
 import starfile
 from pwem.objects import (
@@ -37,7 +38,7 @@ from dynamight_core.simulate.truth import load_truth
 from dynamight_scipion.convert.poses import matricesOfPoses
 from dynamight_scipion.objects import DynamightModel
 from dynamight_scipion.protocols import DynamightProtDeformations, DynamightProtReconstruct
-from dynamight_scipion.protocols.protocol_deformations import CHOICES, FLAGS, SWITCHES, VALUES
+from dynamight_scipion.protocols.protocol_deformations import CHOICES, FLAGS, SWITCHES, VALUES, describeShares
 from dynamight_scipion.protocols.protocol_reconstruct import METHODS
 
 BOX, PIXEL, PARTICLES = 32, 6.0, 300
@@ -137,6 +138,11 @@ def test_the_summary_states_the_verdict_and_the_methods_cite_the_paper(chain):
     assert "Optics groups (2) are those of" in "\n".join(deformations.summary())
     assert "Schwab2024" in " ".join(deformations.methods())
     assert "Schwab" in " ".join(deformations.citations())
+
+
+def test_shares_of_the_motions_are_told_as_far_as_they_matter():
+    assert describeShares([0.62, 0.31, 0.07]) == "62 %, 31 %, 7 %"
+    assert describeShares([0.985, 0.009, 0.006]) == "98 %, less than 1 % in each of 2 more"
 
 
 def test_the_engine_got_both_optics_groups_though_the_import_dropped_them(chain, simulated):
@@ -276,23 +282,37 @@ def resumed(_workflow, _chain):
         while not list(checkpoints.glob("*.safetensors")):
             assert time.monotonic() < deadline, _workflow.log(run)
             time.sleep(0.2)
+        before = enginesOf(run)
         _workflow.project.stopProtocol(run)
+        psutil.wait_procs(before, timeout=20)
         stopped = run.isAborted() and not hasattr(run, "outputModel")
+        left = enginesOf(run)
         run.runMode.set(MODE_RESUME)
         _workflow.launch(run)
-    return run, stopped
+    return {"run": run, "stopped": stopped, "before": before, "left": left}
+
+
+def enginesOf(run):
+    """Return the processes of the engine that work in the folder of a protocol."""
+    words = {process: process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])}
+    return [process for process, line in words.items() if run._getExtraPath("run") in line]
+
+
+def test_a_stop_ends_the_engine_too(resumed):
+    assert resumed["stopped"]
+    assert resumed["before"]
+    assert resumed["left"] == []
 
 
 def test_a_stopped_run_goes_on_from_its_checkpoint(workflow, resumed):
-    run, stopped = resumed
-    assert stopped
+    run = resumed["run"]
     assert run.isFinished(), workflow.log(run)
     assert "Resuming after epoch" in workflow.log(run)
     assert len(run.outputParticles) == PARTICLES
 
 
 def test_an_unchanged_protocol_does_nothing_and_a_changed_parameter_runs_again(workflow, resumed):
-    run, _ = resumed
+    run = resumed["run"]
     trained = Path(run._getExtraPath("run", "half1", "model.safetensors"))
     converted = Path(run._getExtraPath("particles.star"))
     before = trained.stat().st_mtime, converted.stat().st_mtime
@@ -373,6 +393,16 @@ def test_an_engine_that_cannot_be_started_is_told_in_one_sentence(workflow, chai
     lost = workflow.launch(workflow.new(DynamightProtDeformations, same_input(chain), **small(chain)))
     assert lost.isFailed()
     assert "check DYNAMIGHT_ENV_ACTIVATION in Scipion's configuration" in lost.getErrorMessage()
+
+
+def test_an_engine_that_is_killed_is_told_from_one_that_fails(workflow, chain, monkeypatch, tmp_path):
+    engine = tmp_path / "dynamight"
+    engine.write_text("#!/bin/bash\nkill -9 $$\n")
+    engine.chmod(0o755)
+    monkeypatch.setenv("DYNAMIGHT_ENV_ACTIVATION", f'export PATH="{tmp_path}:$PATH"')
+    killed = workflow.launch(workflow.new(DynamightProtDeformations, same_input(chain), **small(chain)))
+    assert killed.isFailed()
+    assert "dynamight train was ended from outside before it was done" in killed.getErrorMessage()
 
 
 # ------------------------------------------------------------------ in a chain with other programs
