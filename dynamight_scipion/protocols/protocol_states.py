@@ -6,6 +6,7 @@ import pyworkflow.protocol.params as params
 from pwem.objects import SetOfVolumesFlex
 from pwem.protocols import ProtAnalysis3D, ProtFlexBase
 from pyworkflow import BETA
+from pyworkflow.object import String
 from pyworkflow.protocol.constants import LEVEL_ADVANCED
 from pyworkflow.utils import cleanPath
 
@@ -43,8 +44,8 @@ class DynamightProtStates(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
         form.addParam(
             "doMovie", params.BooleanParam, default=True, label="Write a movie?",
             condition=f"statesAt != {AT_CLUSTERS}",
-            help="An animated GIF of the states in projection along z, y and x, beside the maps (extra/states). "
-            "Clusters follow no path and have none.",
+            help="The states in projection along z, y and x, there and back, as an animated GIF and as MP4 beside the "
+            "maps (extra/states). Clusters follow no path and have none.",
         )  # fmt: skip
         self._defineThreadParams(form)
 
@@ -70,16 +71,18 @@ class DynamightProtStates(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
         setFlexInfo(states, self.inputModel.get())
         for row in readStates(self._getStatesPath("states.csv")):
             states.append(stateVolume(self.inputModel.get(), row, self._getStatesPath()))
+        if self.getMovies():
+            states._dynMovie = String(self.getMovies()[0])
         self._defineOutputs(outputStates=states)
         self._defineSourceRelation(self.inputModel, states)
 
     def _getStatesPath(self, *names):
         return self._getExtraPath("states", *names)
 
-    def getMovie(self):
-        """Return the path of the movie, or None if there is none."""
-        path = self._getStatesPath("movie.gif")
-        return path if os.path.exists(path) else None
+    def getMovies(self):
+        """Return the paths of the movie in the formats that there are, the best first; empty without a movie."""
+        paths = [self._getStatesPath(f"movie.{suffix}") for suffix in ("mp4", "gif")]
+        return [path for path in paths if os.path.exists(path)]
 
     # ------------------------------------------------------------------ what it says
 
@@ -93,8 +96,8 @@ class DynamightProtStates(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
         for row in readStates(self._getStatesPath("states.csv")):
             if row["particles"] is not None:
                 lines.append(f"   {row['state'].split('_')[0]}: {row['particles']} particles")
-        if self.getMovie():
-            lines.append(f"Movie: {self.getMovie()}")
+        if self.getMovies():
+            lines.append(f"Movie: {', '.join(self.getMovies())}")
         return lines + self._warnUnsupported()
 
     def _methods(self):

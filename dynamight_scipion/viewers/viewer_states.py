@@ -1,5 +1,7 @@
 """Viewers of states: as a movie of maps, and as moved atomic models."""
 
+import os
+
 import numpy as np
 import pyworkflow.protocol.params as params
 from pwem.objects import SetOfAtomStructFlex, SetOfVolumesFlex
@@ -12,6 +14,7 @@ from dynamight_scipion.protocols import DynamightProtDisplaceModel, DynamightPro
 
 from .chimera import chimeraView, morphedModels, volumeSeries
 from .figures import drawDisplacements, greyLayers
+from .pages import BrowserView
 from .results import readVolume
 from .windows import figureView, movieView, slicesView
 
@@ -69,6 +72,12 @@ class DynamightStatesViewer(_StatesViewer):
             help="The maps in projection along z, y and x, one after the other, with their places along the first "
             "motions (Å rms). Pause it and move the slider to look at one.",
         )
+        if self._hasMovie():
+            form.addParam(
+                "movieFile", params.LabelParam, label="Movie in the browser",
+                help="Opens the file beside the maps, which talks and papers can show: MP4, or a GIF where the "
+                "engine's environment cannot write MP4.",
+            )
         form.addParam(
             "slices", params.LabelParam, label="Slices of the first and the last",
             help="The ends of the path side by side, and the state in the middle.",
@@ -80,7 +89,16 @@ class DynamightStatesViewer(_StatesViewer):
         )
 
     def _getVisualizeDict(self):
-        return {"movie": self._showMovie, "slices": self._showSlices, "chimera": self._showChimera}
+        return {
+            "movie": self._showMovie, "movieFile": self._showMovieFile, "slices": self._showSlices,
+            "chimera": self._showChimera,
+        }  # fmt: skip
+
+    def _hasMovie(self):
+        return hasattr(self._states, "_dynMovie") and os.path.exists(self._states._dynMovie.get())
+
+    def _showMovieFile(self, _):
+        return [BrowserView(self._states._dynMovie.get())]
 
     def _showMovie(self, _):
         return [movieView("States", self._getNames(), [readVolume(path) for path in self._getFiles()])]

@@ -74,7 +74,10 @@ def test_states_leave_the_model_alone_and_are_found_from_it(workflow, chain, sta
     run = chain["deformations"].outputModel.getRunFolder()
     assert "states" not in Path(run, "config.yaml").read_text()
     assert all(str(path).startswith(states.getPath()) for path in states.outputStates.getFiles())
-    assert Path(states.getMovie()).read_bytes()[:3] == b"GIF"
+    movies = {Path(path).suffix: Path(path).read_bytes() for path in states.getMovies()}
+    assert movies[".gif"][:3] == b"GIF"
+    assert movies[".mp4"][4:8] == b"ftyp"
+    assert workflow.project.getProtocol(states.getObjId()).outputStates._dynMovie.get() == states.getMovies()[0]
     assert sourcesOf(workflow, states, "outputStates") == {f"{chain['deformations'].getObjId()}.outputModel"}
     model = chain["deformations"].outputModel
     warned = any("do not support the motion" in line and model.getVerdict() in line for line in states.summary())

@@ -278,6 +278,18 @@ def test_the_movie_shows_every_state_and_can_be_paused(opened, states):
         assert f"state {number} at {state.getZFlex()[0]:.2f}" in figure.subfigs[0].get_suptitle()
 
 
+def test_the_movie_file_opens_in_the_browser(opened, states, monkeypatch):
+    addresses = []
+    monkeypatch.setattr(pages.webbrowser, "open", addresses.append)
+    viewer = opened(states.outputStates)
+    (view,) = eye(viewer, "movieFile")
+    view.show()
+    assert addresses == [Path(states.getMovies()[0]).resolve().as_uri()]
+    Path(states.getMovies()[0]).rename("moved")
+    assert "movieFile" not in parameters(opened(states.outputStates))
+    Path("moved").rename(states.getMovies()[0])
+
+
 def test_displacements_are_drawn_for_every_state():
     figure = Figure()
     figures.drawDisplacements(figure, np.arange(12.0).reshape(3, 4), ["a", "b", "c"])
@@ -304,6 +316,40 @@ def test_sessions_of_chimerax_open_files_that_are_there_from_anywhere(opened, ch
         paths = re.findall(r'"([^"]+)"', text)
         assert len(paths) == files
         assert all(os.path.isabs(path) and os.path.exists(path) for path in paths)
+
+
+# What the commands are, as ChimeraX's user guide gives their syntax.
+MODELS, COLOUR, FILE = r"(#!?\d+(?:[-,]\d+)*)", r"#[0-9a-f]{6}", r'"/[^"]+"'
+PALETTE = rf"palette -?[\d.e+-]+,{COLOUR}(?::-?[\d.e+-]+,{COLOUR})+"
+COMMANDS = [
+    rf"open {FILE}(?: name \w+)?", rf"open {FILE}(?: {FILE})* vseries true",
+    rf"volume {MODELS} style surface step \d+ sdLevel [\d.]+", rf"color {MODELS} {COLOUR}",
+    rf"color sample {MODELS} map {MODELS} {PALETTE}", rf"color byattribute bfactor {MODELS} {PALETTE}",
+    rf"hide {MODELS} models", rf"show {MODELS} atoms", rf"style {MODELS} ball", rf"key {COLOUR}:\S+(?: {COLOUR}:\S+)+",
+    rf"transparency {MODELS} \d+", rf"morph {MODELS} frames \d+ same true method linear",
+    rf"vseries play {MODELS} loop true direction oscillate",
+    "set bgColor white", "lighting soft", "graphics silhouettes true", "view",
+]  # fmt: skip
+SESSIONS = {
+    "maps": chimera.beforeAndAfter("a.mrc", "b.mrc"),
+    "maps and local resolution": chimera.beforeAndAfter("a.mrc", "b.mrc", "resolution.mrc", (4.0, 12.5)),
+    "motion": chimera.colouredByMotion("a.mrc", "motion.mrc", ["half 1.cif", "half 2.cif"], 1e-4),
+    "series": chimera.volumeSeries(["a.mrc", "b.mrc", "c.mrc"]),
+    "morph": chimera.morphedModels(["a.cif", "b.cif", "c.cif"], "map.mrc"),
+    "one model": chimera.morphedModels(["a.cif"], "map.mrc"),
+}
+
+
+@pytest.mark.parametrize("name", SESSIONS)
+def test_sessions_speak_the_language_of_chimerax_and_of_models_that_are_open(name):
+    opened = 0
+    for line in SESSIONS[name]:
+        (match,) = [found for found in (re.fullmatch(command, line) for command in COMMANDS) if found] or [None]
+        assert match, f"no command of ChimeraX: {line}"
+        # A series is one model.
+        opened += line.startswith("open ")
+        numbers = [int(number) for models in match.groups() for number in re.findall(r"\d+", models)]
+        assert all(1 <= number <= opened for number in numbers), f"{opened} models are open: {line}"
 
 
 def test_without_chimerax_a_message_says_where_the_session_is(opened, states, monkeypatch):
