@@ -54,13 +54,15 @@ def _limit(model: HalfModel, data: TrainingImages, rows: torch.Tensor, seed: int
     caps = [_cap(positions, share, generator) for share in _SHARES for _ in range(_DIRECTIONS)]
     chosen = rows[torch.randperm(len(rows), generator=generator)[:_PARTICLES]]
     needed = _MARGIN * math.sqrt(_DIMENSIONS / len(rows))
+    # Images that show nothing at all do not make a molecule move farther than it is large.
+    largest = float((positions - positions.mean(0)).norm(dim=1).max())
     limits = []
     for cap in caps:
         limit = _START
         # The change of an image grows less than with the square of the motion: measure it where it is asked about.
         for _ in range(3):
             power = _change(model, data, chosen, positions + _turned(positions, *cap, limit))
-            limit *= math.sqrt(needed / power)
+            limit = min(largest, limit * math.sqrt(needed / max(power, 1e-12)))
         limits.append(limit)
     return float(torch.tensor(limits).quantile(_VISIBILITY))
 

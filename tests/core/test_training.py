@@ -341,6 +341,10 @@ def test_motion_that_would_not_show_shrinks_with_less_noise_and_more_particles(t
     for model in quiet:
         model.noise_power.div_(4)
     assert 0.35 < unseen_motion(quiet, result.data, rows, 0) / limit < 0.65
+    for model in quiet:
+        model.noise_power.mul_(1e12)
+    radius = max(float(model.consensus_positions.norm(dim=1).max()) for model in quiet)
+    assert limit < unseen_motion(quiet, result.data, rows, 0) < 1.5 * radius
 
 
 def test_particles_star_has_every_row_in_input_order(hinge_set, trained):
