@@ -2,7 +2,9 @@
 
 import copy
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import starfile
 import torch
@@ -267,7 +269,7 @@ def test_a_run_stopped_at_any_epoch_resumes_to_the_same_numbers(hinge_set, tmp_p
         with pytest.raises(KeyboardInterrupt):
             train(source, options, tmp_path / "stopped", resume=True, **quiet)
     monkeypatch.setattr(run_module, "_run_epoch", original)
-    train(source, options, tmp_path / "stopped", resume=True, **quiet)
+    resumed = train(source, options, tmp_path / "stopped", resume=True, **quiet)
 
     def metrics(name):
         lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
@@ -275,6 +277,32 @@ def test_a_run_stopped_at_any_epoch_resumes_to_the_same_numbers(hinge_set, tmp_p
         return [{key: value for key, value in line.items() if key not in untimed} for line in lines]
 
     assert metrics("stopped") == metrics("whole")
+    # Refined poses are written beside those given, and held-out particles keep theirs.
+    table = summarise(resumed, **quiet).table
+    assert ((table["dynAngleChange"] > 0) == (table["dynValidation"] == 0)).all()
+    assert np.allclose(table["rlnAngleRot"], few["particles"]["rlnAngleRot"])
+    assert not np.allclose(table["dynAngleRot"], table["rlnAngleRot"])
+
+
+def test_training_stops_when_the_loss_has_risen_often_enough(tmp_path, monkeypatch):
+    options = TrainOptions(epochs=20, warm_up_epochs=3, stop_after_rises=3)
+    # Rises of the warm-up do not count, nor do those of one half for the other.
+    losses = {1: [5, 6, 7, 4, 5, 4, 6, 3, 8, 9], 2: [9, 8, 7, 6, 7, 8, 5, 4, 3, 2]}
+    saved = []
+    monkeypatch.setattr(
+        run_module, "_run_epoch",
+        lambda trainer, epoch, number: {"epoch": number, "data": losses[trainer.half][number - 1]},
+    )  # fmt: skip
+    monkeypatch.setattr(run_module, "update_references", lambda trainers: None)
+    monkeypatch.setattr(run_module, "save_checkpoint", lambda folder, trainer, number, state: saved.append(number))
+    trainers = [SimpleNamespace(options=options, half=half) for half in (1, 2)]
+    said = []
+    run_module._train_epochs(trainers, tmp_path, schedule(options), said.append, None)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert max(line["epoch"] for line in lines) == 9
+    assert lines[-1]["stopped"]
+    assert saved[-2:] == [9, 9]
+    assert "risen 3 times" in said[-1]
 
 
 def test_refined_poses_come_nearer_to_the_truth():
