@@ -253,11 +253,10 @@ def against_zero(pair, masks, control):
 
 
 def chance_deviation(mask, n=100):
-    """Return (box//2+1,) standard deviations of the corrected FSC of white noise volumes in a mask."""
+    """Return (box//2+1,) standard deviations of the FSC of white noise volumes in a mask."""
     generator, curves = torch.Generator().manual_seed(0), []
-    for number in range(n):
-        pair = torch.randn(2, *mask.shape, generator=generator)
-        curves.append(half_map_fsc(*pair, mask, number).corrected)
+    for _ in range(n):
+        curves.append(fourier_shell_correlation(*torch.randn(2, *mask.shape, generator=generator), mask))
     return torch.stack(curves).square().mean(0).sqrt()
 
 

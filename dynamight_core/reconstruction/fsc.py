@@ -23,6 +23,8 @@ from dynamight_core.model.initialise import find_molecule
 
 # RELION writes this where the resolution is infinite.
 _INFINITE = 999.0
+# Draws of random phases at most, and the box from which on one will do.
+_MOST_DRAWS, _DRAWN_ONCE = 10, 256
 # Bands of the local resolution, and their standard deviation as a share of their distance.
 _MOST_BANDS, _BAND = 32, 0.6
 
@@ -37,7 +39,7 @@ class HalfMapFsc:
         without and with the mask.
     randomised
         in the mask, of the half-maps with random phases beyond the shell where the unmasked curve falls below 0.8:
-        what the mask alone correlates.
+        what the mask alone correlates. The mean over several draws in a small box.
     corrected
         the masked curve without that part.
     """
@@ -64,8 +66,13 @@ def half_map_fsc(half1: torch.Tensor, half2: torch.Tensor, mask: torch.Tensor, s
     masked = fourier_shell_correlation(half1, half2, mask)
     first = _random_from(unmasked)
     generator = torch.Generator().manual_seed(seed)
-    scrambled = [_randomise_phases(half, first, generator) for half in (half1, half2)]
-    randomised = fourier_shell_correlation(*scrambled, mask)
+    transforms = [volume_to_fourier(half.float()) for half in (half1, half2)]
+    # Few Fourier voxels of a small mask are independent: one draw says little. A large box has enough of them.
+    draws = max(1, min(_MOST_DRAWS, int((_DRAWN_ONCE / half1.shape[-1]) ** 3)))
+    randomised = torch.zeros_like(masked)
+    for _ in range(draws):
+        scrambled = [_randomise_phases(transform, first, generator) for transform in transforms]
+        randomised += fourier_shell_correlation(*scrambled, mask) / draws
     # Two shells more, since the mask blurs the border between kept and random phases.
     beyond = torch.arange(len(masked), device=masked.device) >= first + 2
     # Below zero as often as above it where there is nothing but noise.
@@ -96,13 +103,12 @@ def fsc_in_part(unmasked: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tenso
     return factor * unmasked / (1 + (factor - 1) * unmasked), factor
 
 
-def _randomise_phases(volume: torch.Tensor, first: int, generator: torch.Generator) -> torch.Tensor:
-    """Return the volume with the phases of white noise from shell `first` on, amplitudes kept."""
-    box = volume.shape[-1]
-    transform = volume_to_fourier(volume.float())
-    noise = volume_to_fourier(torch.randn(volume.shape, generator=generator).to(volume.device))
+def _randomise_phases(transform: torch.Tensor, first: int, generator: torch.Generator) -> torch.Tensor:
+    """Return the volume of a transform with the phases of white noise from shell `first` on, amplitudes kept."""
+    box = transform.shape[0]
+    noise = volume_to_fourier(torch.randn((box,) * 3, generator=generator).to(transform.device))
     random = transform.abs() * noise / noise.abs().clamp(min=1e-12)
-    return fourier_to_volume(torch.where(shells(box, 3, volume.device) < first, transform, random), box)
+    return fourier_to_volume(torch.where(shells(box, 3, transform.device) < first, transform, random), box)
 
 
 def local_resolution(

@@ -35,7 +35,7 @@ from dynamight_core.imaging.projector import Projector
 from dynamight_core.imaging.voxels import ModalField, Voxels, bordered, lattice_spacing
 from dynamight_core.model.decoders import BasisDecoder
 from dynamight_core.options import InvertOptions, ReconstructOptions, SimulateOptions
-from dynamight_core.reconstruction import checks
+from dynamight_core.reconstruction import checks, fsc
 from dynamight_core.reconstruction.checks import check_halves, check_views
 from dynamight_core.reconstruction.frames import FrameField
 from dynamight_core.reconstruction.fsc import (
@@ -674,6 +674,18 @@ def test_corrected_curve_of_noise_lies_below_zero_as_often_as_above():
     curves = torch.stack(curves)
     assert abs(float(curves.mean())) < 3 * float(curves.mean(1).std()) / len(curves) ** 0.5
     assert 0.3 < float((curves < 0).float().mean()) < 0.7
+
+
+def test_random_phases_in_a_small_mask_are_drawn_more_than_once(monkeypatch):
+    mask, halves = (blob(32, 0, 4.0).abs() > 0.5).float(), (noise(32, 1), noise(32, 2))
+
+    def change():
+        first, second = (half_map_fsc(*halves, mask, seed).randomised[8:] for seed in (0, 1))
+        return float((first - second).square().mean().sqrt())
+
+    several = change()
+    monkeypatch.setattr(fsc, "_MOST_DRAWS", 1)
+    assert several < 0.6 * change()
 
 
 def test_correction_keeps_what_the_halves_share():
