@@ -365,6 +365,19 @@ _JOINTS = {"amino": ("N", "C", "main", "main"), "nucleotide": ("P", "O3'", "phos
 _EXPECTED = {"amino": {"N", "CA", "C", "O"}, "nucleotide": {"C1'", "C4'", "O3'"}}
 
 
+def write_moved(path: str | Path, rotation: np.ndarray, shift: np.ndarray, out: str | Path) -> None:
+    """Write an atomic model as mmCIF with its atoms x at R x + t, for a (3, 3) rotation R and a (3,) shift t in A."""
+    structure = read_structure(path)
+    for model in structure:
+        for chain in model:
+            for residue in chain:
+                for atom in residue:
+                    atom.pos = gemmi.Position(*(rotation @ atom.pos.tolist() + shift))
+    structure.setup_entities()
+    with atomic_path(out) as temporary:
+        structure.make_mmcif_document().write_file(str(temporary))
+
+
 def wrong_model(
     path: str | Path, selection: str, out: str | Path, replacement: str | None = None
 ) -> Path:

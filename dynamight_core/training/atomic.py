@@ -10,7 +10,7 @@ import torch
 from dynamight_core.config import InputOptions, TrainOptions
 from dynamight_core.errors import InputError
 from dynamight_core.model.alignment import Alignment, align
-from dynamight_core.model.atomic import CoarseModel, coarse_grain
+from dynamight_core.model.atomic import CoarseModel, coarse_grain, write_moved
 from dynamight_core.model.gaussians import GaussianModel
 from dynamight_core.model.initialise import MolecularRegion, fit_scale
 from dynamight_core.particles.metadata import Particles
@@ -54,6 +54,12 @@ class AtomicModel:
             self.alignment.describe(),
             *moved,
         ]
+
+    def write_fitted(self, path: Path) -> None:
+        """Write the model where --fit put it, in the coordinates of the file; nothing where nothing was fitted."""
+        fit = self.record["fit"]
+        if fit is not None:
+            write_moved(self.record["file"], np.array(fit["rotation"]), np.array(fit["shift"]), path)
 
     def gaussians(self, volume: torch.Tensor, pixel_size: float) -> GaussianModel:
         """Return Gaussians at the model's places, with its amplitudes and edges; scale and width fitted to a map.

@@ -93,6 +93,8 @@ def train(
         # Only now: images that cannot be used leave no run behind, and what was there as it was.
         if not goes_on:
             _begin_run(run, inputs, options, found)
+            if prepared.atomic is not None:
+                prepared.atomic.write_fitted(run / "atomic_model.cif")
         epochs = schedule(options, continued=previous is not None, fixed=prepared.atomic is not None)
         _train_epochs(trainers, run, epochs, say, progress)
         trained = Trained(run, prepared, data, trainers, options)
@@ -321,7 +323,8 @@ def _begin_run(run: Path, inputs: InputOptions, options: TrainOptions, found: di
     if _holds_run(run):
         for name in ("half1", "half2", "reconstruction", "analysis"):
             shutil.rmtree(run / name, ignore_errors=True)
-        for name in ("config.yaml", "metrics.jsonl", "particles.star", "latents.safetensors", "error.log"):
+        names = "config.yaml metrics.jsonl particles.star latents.safetensors error.log atomic_model.cif"
+        for name in names.split():
             (run / name).unlink(missing_ok=True)
     config = RunConfig(inputs, options)
     config.provenance = {

@@ -22,6 +22,7 @@ from dynamight_core.reconstruction.stage import reconstruct_run
 from dynamight_core.simulate.dataset import simulate
 from dynamight_core.simulate.molecules import DATA
 from dynamight_core.training.check import check_inputs
+from dynamight_core.training.prepare import prepare
 from dynamight_core.training.run import train
 from dynamight_core.training.schedule import schedule
 
@@ -107,9 +108,12 @@ def test_what_is_not_fitted_is_refused_with_how_far_it_is_off(fab, tmp_path):
     shifted = write_moved(tmp_path / "shifted.cif", model, shift=(9.0, 6.0, 0.0))
     with pytest.raises(InputError, match=r"not fitted to .* moved by \d+\.\d A rms.*--fit"):
         check_inputs(inputs(files, shifted, origin="centre"), TrainOptions(), images=False, say=lambda line: None)
-    said = []
-    check_inputs(inputs(files, shifted, origin="centre", fit=True), TrainOptions(), images=False, say=said.append)
-    assert any("--fit turned the atomic model" in line for line in said)
+    prepared = prepare(inputs(files, shifted, origin="centre", fit=True), TrainOptions())
+    assert any("--fit turned the atomic model" in line for line in prepared.notes)
+    prepared.atomic.write_fitted(tmp_path / "fitted.cif")
+    fitted = coarse_grain(tmp_path / "fitted.cif").positions
+    assert np.allclose(fitted, prepared.atomic.coarse.positions, atol=2e-3)
+    assert np.sqrt(np.square(fitted - coarse_grain(model).positions).sum(1).mean()) < 3.0
     with pytest.raises(InputError, match="other hand"):
         mirrored = write_moved(tmp_path / "mirrored.cif", model, mirror=True)
         check_inputs(inputs(files, mirrored), TrainOptions(), images=False, say=lambda line: None)
