@@ -1,13 +1,15 @@
 """What priors do to the map: none, smoothness, the right atomic model, a wrong one; and an atomic model's cost.
 
-    python benchmarks/prior.py table --seeds 0
+    python benchmarks/prior.py igg --seeds 0
+    python benchmarks/prior.py fab --seeds 0 1
     python benchmarks/prior.py size
 
-`table`: the antibody of `igg`, one Fab turning. In the wrong model the Fab is replaced by the Fc of the same file, in
-its place. Maps are those of `dynamight reconstruct`. FSCs are means over shells 1 to Nyquist, in a mask around the Fab,
-the rest, or both the Fab and what replaced it. `share of the wrong structure` is c / (b + c) in the least-squares fit
-of the map's transform by b right + c wrong + d rest, in that last mask and over the shells where right and wrong have
-an FSC below 0.5.
+`igg`: the antibody 1HZH, one Fab turning; in the wrong model the Fc of the same file is in its place. `fab`: that Fab
+alone, a small and quick case, its variable half turning; in the wrong model the constant half is in its place. Maps are
+those of `dynamight reconstruct`. FSCs are means over shells 1 to Nyquist, in a mask around the moving part, the rest,
+or both the moving part and what replaced it. `share of the wrong structure` is c / (b + c) in the least-squares fit of
+the map's transform by b right + c wrong + d rest, in that last mask and over the shells where right and wrong have an
+FSC below 0.5.
 `size`: seconds to coarse-grain a model of 120,000 atoms.
 """
 
@@ -36,9 +38,18 @@ from dynamight_core.reconstruction.stage import reconstruct_run
 from dynamight_core.simulate.dataset import simulate
 from dynamight_core.simulate.molecules import DATA
 from dynamight_core.simulate.truth import load_truth
+from dynamight_core.structures import selected_atoms
 from dynamight_core.training.run import train
 
-FAB, FC = "H/1-213 L", "H/244-478 K/244-478"
+# What is simulated, the part of the file that it is of, what moves, and what takes its place in the wrong model.
+CASES = {
+    "igg": ({"particles": 4000, "motion_range": 40.0}, "H K L M A B", "H/1-213 L", "H/244-478 K/244-478"),
+    "fab": (
+        {"particles": 1000, "motion_range": 25.0, "box": 32, "selection": "L/1-107 H/1-113",
+         "axis": ("L/107/CA", "H/113/CA")},
+        "H/1-213 L", "L/1-107 H/1-113", "L/108-214 H/114-213",
+    ),
+}  # fmt: skip
 FREE = {"stiffness": 0.0, "rigidity": 0.0}
 # Options of training by prior, and which model it starts from.
 PRIORS = {
@@ -51,41 +62,48 @@ PRIORS = {
 }
 
 
-def data_set(particles, seed):
-    """Return the folder of a simulated data set, made if it is not there."""
-    name = f"igg-{seed}" if particles == 4000 else f"igg{particles}-{seed}"
-    folder = Path(tempfile.gettempdir()) / "dynamight-benchmarks" / name
-    if not (folder / "truth.npz").exists():
-        options = SimulateOptions(molecule="igg", particles=particles, pixel_size=4.0, motion_range=40.0, seed=seed)
-        simulate(options, folder)
-    return folder
-
-
-def model_files(folder):
-    """Write the right and the wrong model in the frame of the map; return their paths by name."""
+def data_set(case, particles, seed):
+    """Return the folder of a simulated data set, and the right and the wrong model in the frame of its map by name."""
+    options, part, moving, replacement = CASES[case]
+    options = options | ({} if particles is None else {"particles": particles})
+    folder = Path(tempfile.gettempdir()) / "dynamight-benchmarks" / f"prior-{case}-{options['particles']}-{seed}"
     paths = {name: folder / f"{name}.cif" for name in ("right", "wrong")}
-    positions = coarse_grain(DATA / "1hzh.pdb.gz").atom_positions
-    centre = (positions.min(0) + positions.max(0)) / 2
+    if not paths["wrong"].exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_part(part, paths["right"])
+        molecule = "igg" if case == "igg" else str(paths["right"])
+        simulate(SimulateOptions(molecule=molecule, pixel_size=4.0, seed=seed, **options), folder)
+        wrong_model(paths["right"], moving, paths["wrong"], replacement)
+    return folder, paths
+
+
+def write_part(part, path):
+    """Write a part of the antibody, its extent centred at the origin, where simulations have it."""
     structure = gemmi.read_structure(str(DATA / "1hzh.pdb.gz"))
+    structure.remove_waters()
+    names = selected_atoms(structure, part, path)
     for chain in structure[0]:
-        for residue in chain:
-            for atom in residue:
-                atom.pos -= gemmi.Position(*centre)
-    structure.make_mmcif_document().write_file(str(paths["right"]))
-    wrong_model(paths["right"], FAB, paths["wrong"], FC)
-    return paths
+        for index in range(len(chain) - 1, -1, -1):
+            if not any((chain.name, str(chain[index].seqid), atom.name) in names for atom in chain[index]):
+                del chain[index]
+    structure.remove_empty_chains()
+    atoms = [atom for chain in structure[0] for residue in chain for atom in residue]
+    positions = np.array([atom.pos.tolist() for atom in atoms])
+    for atom in atoms:
+        atom.pos -= gemmi.Position(*(positions.min(0) + positions.max(0)) / 2)
+    structure.make_mmcif_document().write_file(str(path))
 
 
 def structures(truth, paths):
-    """Return maps of the Fab, and of what replaced it, both alone; and the mask around both."""
-    fab = truth.molecule.domain(1)
+    """Return maps of the moving part, and of what replaced it, both alone; and the mask around both."""
+    right = truth.molecule.domain(1)
     model = coarse_grain(paths["wrong"])
     new = ~np.isin(np.array(model.chains), list("HKLMAB"))[model.atom_groups]
-    other = replace(
-        fab, positions=torch.tensor(model.atom_positions[new], dtype=torch.float32),
+    wrong = replace(
+        right, positions=torch.tensor(model.atom_positions[new], dtype=torch.float32),
         weights=torch.tensor(model.atom_numbers[new], dtype=torch.float32), moving=torch.ones(int(new.sum())).long(),
     )  # fmt: skip
-    truths = [replace(truth, molecule=molecule) for molecule in (fab, other)]
+    truths = [replace(truth, molecule=molecule) for molecule in (right, wrong)]
     mask = torch.maximum(*(one.domain_mask(1) for one in truths))
     return [one.true_map() for one in truths], mask
 
@@ -103,28 +121,28 @@ def share_of_wrong(volume, right, wrong, rest, mask):
     return c / (b + c)
 
 
-def measure(prior, particles, seed, n_gaussians):
+def measure(case, prior, particles, seed, n_gaussians):
     """Train, reconstruct and compare with the truth; return the figures as a dictionary."""
-    folder = data_set(particles, seed)
-    truth, paths = load_truth(folder / "truth.npz"), model_files(folder)
+    folder, paths = data_set(case, particles, seed)
+    truth = load_truth(folder / "truth.npz")
     more, model = PRIORS[prior]
     options = TrainOptions(seed=seed, n_gaussians=n_gaussians, **more)
     inputs = InputOptions(
         star=str(folder / "particles.star"), map=str(folder / "consensus.mrc"),
         atomic_model=None if model is None else str(paths[model]),
     )  # fmt: skip
-    run_folder = folder / f"prior-{prior.replace(', ', '-').replace(' ', '-')}"
+    run_folder = folder / f"run-{prior.replace(', ', '-').replace(' ', '-')}"
     started = time.monotonic()
     trained = train(inputs, options, run_folder, overwrite=True, say=lambda line: None)
     run = summarise(trained, say=lambda line: None)
-    figures = {"prior": prior, "seed": seed, "particles": particles, "seconds_train": time.monotonic() - started}
+    figures = {"prior": prior, "seed": seed, "particles": len(truth), "seconds_train": time.monotonic() - started}
     found = compare(trained, run, truth, "train")
     figures |= {name: found[name] for name in ("r", "error", "static")}
     figures["verdict"] = run.summary["verdict"]["verdict"]
     run = Run(run_folder)
     reconstruct_run(run, ReconstructOptions(rigid=prior == "smoothness"), say=lambda line: None)
     state = truth.true_map()
-    masks = {"Fab": truth.domain_mask(1), "rest": truth.domain_mask(0)}
+    masks = {"moving": truth.domain_mask(1), "rest": truth.domain_mask(0)}
     (right, wrong), both = structures(truth, paths)
     rest = state - right
     gaussians = model_map(run, [None, None])
@@ -134,10 +152,10 @@ def measure(prior, particles, seed, n_gaussians):
         volume, label = (halves[0] + halves[1]) / 2, " rigid" if way else ""
         for name, mask in masks.items():
             figures[f"map and truth, {name}{label}"] = mean_fsc(volume, state, mask)
-        figures[f"halves, Fab{label}"] = mean_fsc(*halves, masks["Fab"])
+        figures[f"halves, moving{label}"] = mean_fsc(*halves, masks["moving"])
         if not way:
             figures |= {f"model and map, {name}": mean_fsc(gaussians, volume, mask) for name, mask in masks.items()}
-            figures["model and truth, Fab"] = mean_fsc(gaussians, state, masks["Fab"])
+            figures["model and truth, moving"] = mean_fsc(gaussians, state, masks["moving"])
         figures[f"map and right structure{label}"] = mean_fsc(volume, right, both)
         figures[f"map and wrong structure{label}"] = mean_fsc(volume, wrong, both)
         figures[f"share of the wrong structure{label}"] = share_of_wrong(volume, right, wrong, rest, both)
@@ -150,7 +168,7 @@ def table(arguments):
     results = []
     for seed in arguments.seeds:
         for prior in arguments.priors:
-            results.append(measure(prior, arguments.particles, seed, arguments.n_gaussians))
+            results.append(measure(arguments.what, prior, arguments.particles, seed, arguments.n_gaussians))
             line = {k: round(v, 4) if isinstance(v, float) else v for k, v in results[-1].items()}
             print(json.dumps(line), flush=True)
     names = [name for name, value in max(results, key=len).items() if isinstance(value, float)]
@@ -191,16 +209,16 @@ def size():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("table", "size"))
+    parser.add_argument("what", choices=(*CASES, "size"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--particles", type=int, default=4000)
+    parser.add_argument("--particles", type=int, help="other than the case has")
     parser.add_argument("--n-gaussians", type=int, default=2000, help="of runs without an atomic model")
     parser.add_argument("--priors", nargs="+", choices=PRIORS, default=["none", "smoothness", "right", "wrong"])
     arguments = parser.parse_args()
-    if arguments.what == "table":
-        table(arguments)
-    else:
+    if arguments.what == "size":
         size()
+    else:
+        table(arguments)
     return 0
 
 

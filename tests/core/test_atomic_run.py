@@ -165,34 +165,44 @@ def test_the_reference_of_an_atomic_model_is_not_updated():
     assert any(epoch.refit for epoch in schedule(TrainOptions(epochs=30)))
 
 
-def test_such_a_run_resumes_and_goes_on(fab, trained, tmp_path, monkeypatch):
-    """With the coordinate network: stopped and resumed, then continued from; a model that changed is refused."""
+def test_such_a_run_resumes(fab, tmp_path, monkeypatch):
+    """With the coordinate network and the paper's epochs, stopped twice; a model that changed in between is refused."""
     files, model = fab
     own = write_moved(tmp_path / "own.cif", model)
-    options = TrainOptions(**QUICK | {"epochs": 1}, decoder="coordinate")
+    options = TrainOptions(**QUICK, decoder="coordinate", latent_refinement=False)
     original = run_module._run_epoch
 
-    def stop(trainer, kind, number):
-        if number == 2:
-            raise KeyboardInterrupt
-        return original(trainer, kind, number)
+    def stop_at(last):
+        def epoch(trainer, kind, number):
+            if number == last:
+                assert trainer.model.gaussians.fixed
+                raise KeyboardInterrupt
+            return original(trainer, kind, number)
+
+        return epoch
 
     monkeypatch.setattr(run_module, "_CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(run_module, "_run_epoch", stop)
-    with pytest.raises(KeyboardInterrupt):
-        train(inputs(files, own), options, tmp_path / "run", say=lambda line: None)
-    monkeypatch.setattr(run_module, "_run_epoch", original)
     said = []
-    trained_on = train(inputs(files, own), options, tmp_path / "run", resume=True, say=said.append)
+    for last in (2, 3):
+        monkeypatch.setattr(run_module, "_run_epoch", stop_at(last))
+        with pytest.raises(KeyboardInterrupt):
+            train(inputs(files, own), options, tmp_path / "run", resume=True, say=said.append)
     assert any("Resuming after epoch 1" in line for line in said)
-    assert trained_on.models[0].gaussians.fixed
-    with pytest.raises(InputError, match=r"no atomic model|the atomic model"):
-        plain = InputOptions(star=str(files.particles), map=str(files.consensus), start_from=str(tmp_path / "run"))
-        train(plain, TrainOptions(**QUICK | {"epochs": 1, "n_gaussians": options.n_gaussians}, decoder="coordinate"),
-              tmp_path / "on", say=lambda line: None)  # fmt: skip
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["kind"] for line in lines] == ["warm-up"] * 2 + ["encoder"] * 2
     write_moved(own, model, shift=(0.2, 0, 0))
     with pytest.raises(InputError, match=r"own\.cif has changed"):
         train(inputs(files, own), options, tmp_path / "run", resume=True, say=lambda line: None)
+
+
+def test_going_on_from_such_a_run_takes_the_same_model(fab, trained, tmp_path):
+    """Not another one, nor none."""
+    files, _ = fab
+    folder, _ = trained
+    n_gaussians = Run(folder).config.train.n_gaussians
+    plain = InputOptions(star=str(files.particles), map=str(files.consensus), start_from=str(folder))
+    with pytest.raises(InputError, match=r"trained with the atomic model .*fab\.cif"):
+        train(plain, TrainOptions(**QUICK, n_gaussians=n_gaussians), tmp_path / "on", say=lambda line: None)
 
 
 def test_maps_of_such_a_run_carry_the_warning(trained):
