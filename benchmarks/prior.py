@@ -5,11 +5,11 @@
     python benchmarks/prior.py size
 
 `igg`: the antibody 1HZH, one Fab turning; in the wrong model the Fc of the same file is in its place. `fab`: that Fab
-alone, a small and quick case, its variable half turning; in the wrong model the constant half is in its place. Maps are
-those of `dynamight reconstruct`. FSCs are means over shells 1 to Nyquist, in a mask around the moving part, the rest,
-or both the moving part and what replaced it. `share of the wrong structure` is c / (b + c) in the least-squares fit of
-the map's transform by b right + c wrong + d rest, in that last mask and over the shells where right and wrong have an
-FSC below 0.5.
+alone, a small and quick case at SNR 2, its variable half turning; in the wrong model the constant half is in its
+place. Maps are those of `dynamight reconstruct`. FSCs are means over shells 1 to Nyquist, in a mask around the moving
+part, the rest, or both the moving part and what replaced it. `share of the wrong structure` is c / (b + c) in the
+least-squares fit of the map's transform by b right + c wrong + d rest, in that last mask and over the shells where
+right and wrong have an FSC below 0.5.
 `size`: seconds to coarse-grain a model of 120,000 atoms.
 """
 
@@ -45,7 +45,7 @@ from dynamight_core.training.run import train
 CASES = {
     "igg": ({"particles": 4000, "motion_range": 40.0}, "H K L M A B", "H/1-213 L", "H/244-478 K/244-478"),
     "fab": (
-        {"particles": 1000, "motion_range": 25.0, "box": 32, "selection": "L/1-107 H/1-113",
+        {"particles": 600, "motion_range": 25.0, "box": 32, "snr": 2.0, "selection": "L/1-107 H/1-113",
          "axis": ("L/107/CA", "H/113/CA")},
         "H/1-213 L", "L/1-107 H/1-113", "L/108-214 H/114-213",
     ),

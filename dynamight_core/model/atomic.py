@@ -5,6 +5,7 @@ at its barycentre, every atom weighing its atomic number. Atoms in no group coun
 of their residue, so that the amplitudes add up to the atomic numbers of all atoms that were kept.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -100,7 +101,8 @@ def coarse_grain(path: str | Path) -> CoarseModel:
     """
     structure = read_structure(path)
     notes = _reduce(structure, path)
-    builder = _Builder()
+    ends = [end for link in structure.connections for end in (link.partner1, link.partner2)]
+    builder = _Builder(linked={(end.chain_name, str(end.res_id.seqid)) for end in ends})
     for chain in structure[0]:
         before = None
         for residue in chain:
@@ -151,7 +153,7 @@ class _Residue:
     kind: str
     number: int
     joint: int | None
-    end: np.ndarray | None
+    end: list[float] | None
 
 
 @dataclass
@@ -168,7 +170,8 @@ class _Builder:
     atom_positions: list = field(default_factory=list)
     atom_numbers: list = field(default_factory=list)
     atom_groups: list = field(default_factory=list)
-    # Gaussian and place of an atom by chain, residue and name.
+    # Residues that links of the file name, by chain and number; Gaussian and place of their atoms, by name as well.
+    linked: set = field(default_factory=set)
     places: dict = field(default_factory=dict)
     incomplete: int = 0
     unknown: int = 0
@@ -185,35 +188,33 @@ class _Builder:
             numbers.append(atom.element.atomic_number)
         if not names:
             return before
-        points, numbers = np.array(points), np.array(numbers, float)
-        kind = _residue_kind(residue)
-        groups = list(_GROUPS[kind](residue.name, names, points))
+        kind = _residue_kind(residue.name, names)
+        # What little is there of a residue still counts.
+        groups = list(_GROUPS[kind](residue.name, names, points)) or [
+            ("main" if kind == "amino" else "sugar", range(len(names)))
+        ]
         first = len(self.positions)
-        if not groups:
-            # What little is there of a residue still counts.
-            groups = [("main" if kind == "amino" else "sugar", range(len(names)))]
-        centres = []
+        owner = {i: first + index for index, (_, members) in enumerate(groups) for i in members}
+        centres = [_barycentre([points[i] for i in members], [numbers[i] for i in members]) for _, members in groups]
+        for i, point in enumerate(points):
+            if i not in owner:
+                owner[i] = first + min(range(len(centres)), key=lambda index: math.dist(centres[index], point))
+        self.positions += centres
+        self.amplitudes += [0.0] * len(groups)
+        for i, number in enumerate(numbers):
+            self.amplitudes[owner[i]] += number
+        name = f"{residue.name} {residue.seqid}"
         for label, members in groups:
-            members = list(members)
-            centres.append(numbers[members] @ points[members] / numbers[members].sum())
             self.chains.append(chain)
-            self.residues.append(f"{residue.name} {residue.seqid}")
+            self.residues.append(name)
             self.kinds.append(label)
             self.atoms.append(tuple(names[i] for i in members))
-        owner = np.full(len(names), -1)
-        for index, (_, members) in enumerate(groups):
-            owner[list(members)] = index
-        lost = owner < 0
-        if lost.any():
-            distances = np.linalg.norm(points[lost][:, None] - np.array(centres), axis=-1)
-            owner[lost] = distances.argmin(1)
-        self.positions += centres
-        self.amplitudes += list(np.bincount(owner, numbers, len(groups)))
-        self.atom_positions += list(points)
-        self.atom_numbers += list(numbers)
-        self.atom_groups += list(first + owner)
-        for name, point, group in zip(names, points, first + owner, strict=True):
-            self.places[chain, str(residue.seqid), name] = (int(group), point)
+        self.atom_positions += points
+        self.atom_numbers += numbers
+        self.atom_groups += [owner[i] for i in range(len(names))]
+        if (chain, str(residue.seqid)) in self.linked:
+            for i, point in enumerate(points):
+                self.places[chain, str(residue.seqid), names[i]] = (owner[i], point)
         self._join_inside(kind, first, groups)
         if kind == "ligand":
             return before
@@ -240,11 +241,11 @@ class _Builder:
         if before is not None and before.kind == kind and None not in (before.joint, here):
             goes_on = 0 <= number - before.number <= 1
             if start is None or before.end is None:
-                distance = np.linalg.norm(self.positions[here] - self.positions[before.joint])
+                distance = math.dist(self.positions[here], self.positions[before.joint])
                 joined = goes_on and distance < _NEXT_RESIDUE
             else:
                 limit = _BOND if goes_on else _BOND_ACROSS_GAP
-                joined = np.linalg.norm(start - before.end) < limit
+                joined = math.dist(start, before.end) < limit
             if joined:
                 self.edges.add((before.joint, here))
         return _Residue(kind, number, joints.get(end_kind), atoms.get(end_atom))
@@ -259,7 +260,7 @@ class _Builder:
                 self.places.get((end.chain_name, str(end.res_id.seqid), end.atom_name))
                 for end in (connection.partner1, connection.partner2)
             ]
-            if None in ends or np.linalg.norm(ends[0][1] - ends[1][1]) > _LINK:
+            if None in ends or math.dist(ends[0][1], ends[1][1]) > _LINK:
                 unused += 1
             elif ends[0][0] != ends[1][0]:
                 self.edges.add((min(ends[0][0], ends[1][0]), max(ends[0][0], ends[1][0])))
@@ -292,22 +293,27 @@ class _Builder:
         return CoarseModel(
             np.array(self.positions), np.array(self.amplitudes), np.array(sorted(self.edges), int).reshape(-1, 2),
             self.chains, self.residues, self.kinds, self.atoms,
-            np.array(self.atom_positions), np.array(self.atom_numbers), np.array(self.atom_groups, int), notes,
+            np.array(self.atom_positions), np.array(self.atom_numbers, float), np.array(self.atom_groups, int), notes,
         )  # fmt: skip
 
 
-def _residue_kind(residue: gemmi.Residue) -> str:
+def _residue_kind(residue: str, names: list[str]) -> str:
     """Return "amino", "nucleotide" or "ligand": by name, and for unknown residues by their atoms."""
-    info = gemmi.find_tabulated_residue(residue.name)
-    names = {atom.name for atom in residue}
-    if info.is_amino_acid() or {"N", "CA", "C"} <= names:
+    info = gemmi.find_tabulated_residue(residue)
+    if info.is_amino_acid() or {"N", "CA", "C"}.issubset(names):
         return "amino"
-    if info.is_nucleic_acid() or {"P", "C1'", "C4'", "O3'"} <= names:
+    if info.is_nucleic_acid() or {"P", "C1'", "C4'", "O3'"}.issubset(names):
         return "nucleotide"
     return "ligand"
 
 
-def _amino_groups(residue: str, names: list[str], points: np.ndarray) -> Iterator[tuple[str, list[int]]]:
+def _barycentre(points: list[list[float]], numbers: list[int]) -> list[float]:
+    """Return the mean of points weighted by atomic numbers."""
+    total = sum(numbers)
+    return [sum(n * c for n, c in zip(numbers, along, strict=True)) / total for along in zip(*points, strict=True)]
+
+
+def _amino_groups(residue: str, names: list[str], points: list) -> Iterator[tuple[str, list[int]]]:
     """Yield the groups of an amino acid's atoms, label and indices."""
     main = [i for i, name in enumerate(names) if name in ("N", "C", "O")]
     if main:
@@ -332,7 +338,7 @@ def _amino_groups(residue: str, names: list[str], points: np.ndarray) -> Iterato
             yield label, part
 
 
-def _nucleotide_groups(residue: str, names: list[str], points: np.ndarray) -> Iterator[tuple[str, list[int]]]:
+def _nucleotide_groups(residue: str, names: list[str], points: list) -> Iterator[tuple[str, list[int]]]:
     """Yield the groups of a nucleotide's atoms, label and indices."""
     base = _PURINE if "N9" in names else _PYRIMIDINE
     groups = {
@@ -344,8 +350,9 @@ def _nucleotide_groups(residue: str, names: list[str], points: np.ndarray) -> It
     yield from ((label, members) for label, members in groups.items() if members)
 
 
-def _ligand_groups(residue: str, names: list[str], points: np.ndarray) -> Iterator[tuple[str, list[int]]]:
+def _ligand_groups(residue: str, names: list[str], points: list) -> Iterator[tuple[str, list[int]]]:
     """Yield pieces of at most six atoms, by halving along the longest axis."""
+    points = np.array(points)
     pieces = [np.arange(len(names))]
     while pieces:
         piece = pieces.pop()
