@@ -55,8 +55,8 @@ def checkParticles(particles, opticsStar=None):
     missing = [path for path in map(plainPath, particles.getFiles()) if not os.path.exists(path)]
     if missing:
         errors.append(
-            f"{len(missing)} of the particles' image files are not there, e.g. {missing[0]}: bring them back, or mend "
-            "the links in the folder of the protocol that imported them."
+            f"The particles' image files are not all there (missing: {len(missing)}, e.g. {missing[0]}): bring them "
+            "back, or mend the links in the folder of the protocol that imported them."
         )
     enabled = len(particles.getUniqueValues("id", where="enabled=1"))
     if enabled < LEAST_PARTICLES:

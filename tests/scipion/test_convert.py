@@ -305,7 +305,7 @@ def empty(particles, path):
     [
         (one_half, "All particles are in half-set 1"),
         (odd_half, "half-set 0"),
-        (gone, "1 of the particles' image files are not there"),
+        (gone, "image files are not all there (missing: 1, e.g. "),
         (few, "There are 50 enabled particles"),
         (aligned_in_2d, "no 3D alignment"),
         (without_ctf, "no CTF"),
