@@ -68,7 +68,7 @@ def simulated_files(folder):
 
 
 def make_project(files):
-    """Run every protocol once, and once with a mistake; files are those of `simulated_files`."""
+    """Run every protocol once; files are those of `simulated_files`."""
     import pyworkflow
 
     pyworkflow.Config.getDomain().getPlugins()
@@ -119,8 +119,6 @@ def make_project(files):
     )  # fmt: skip
     displaced = model | {"inputStructure": (structure, "outputPdb"), "inputStates": (states, "outputStates")}
     run("atomic model along motion 1", protocols.DynamightProtDisplaceModel, displaced, **threads)
-    # A threshold above all density: what a failure of the engine looks like.
-    run("with a wrong threshold", protocols.DynamightProtDeformations, given, threshold=1e6, **settings)
 
 
 def main():

@@ -4,7 +4,7 @@ python docs/gui/screenshots.py FOLDER [NAME ...]
 
 FOLDER is that of `docs/gui/project.py`, which makes the project. Pictures go to FOLDER/pictures, all or those whose
 names are given; those of the documents also to docs/pictures, with few colours. Needs Xvfb, openbox and ImageMagick
-(Debian: xvfb, openbox, imagemagick); no window opens on the screen.
+(Debian: xvfb, openbox, imagemagick, fonts-dejavu-core); no window opens on the screen.
 """
 
 import os
@@ -121,6 +121,19 @@ class Driver:
         self.view._selectItemProtocol(self.runs[label])
         self.view.updateRunsGraph(True)
 
+    def fail(self):
+        """Estimate deformations with a threshold above all density: what a failure of the engine looks like."""
+        project = self.window.project
+        protocol = project.copyProtocol(self.runs["deformations"])
+        protocol.setObjLabel("with a wrong threshold")
+        protocol.threshold.set(1e6)
+        project.launchProtocol(protocol, wait=True)
+        self.view.updateRunsGraph(True)
+        self.view.drawRunsGraph(reorganize=True)
+        self.view._deselectItems(None)
+        self.view._selectItemProtocol(protocol)
+        self.view.updateRunsGraph(True)
+
     def form(self, label, tab=0, expert=False):
         """Open the form of a protocol, on one of its tabs."""
         protocol = self.runs[label]
@@ -214,12 +227,16 @@ class Driver:
         self.shoot("template-form", view.root)
         view._onReadDataFromTemplateForm()
 
-    def delete_imported(self):
-        """Delete the protocols that a template has made."""
+    def delete_made(self):
+        """Delete the protocols that were made for a picture."""
         known = {run.getObjId() for run in self.runs.values()}
         made = [run for run in self.window.project.getRuns() if run.getObjId() not in known]
         if made:
             self.window.project.deleteProtocol(*made)
+            self.view._selection.clear()
+            self.view._updateSelection()
+            self.view.updateRunsGraph(True)
+            self.view.drawRunsGraph(reorganize=True)
 
     def click(self, *places):
         """Click on the figure of the newest dialog, at fractions of its axes."""
@@ -253,7 +270,8 @@ def reduce_colours(source, target):
 def pictures(driver):
     """Yield every step of every picture."""
     yield from driver.steps("project", lambda: driver.select("deformations"))
-    yield from driver.steps("failure", lambda: driver.select("with a wrong threshold"))
+    yield from driver.steps("failure", driver.fail)
+    yield driver.delete_made
     forms = {
         "deformations": ("deformations", 4), "reconstruct": ("map with motion corrected", 3),
         "states": ("states along motion 1", 1), "select": ("conformations", 1),
@@ -271,7 +289,7 @@ def pictures(driver):
         yield from driver.steps(f"tree-{name.split()[0].lower()}", lambda n=name: driver.show_tree(n))
     yield from driver.steps("template-list", driver.choose_template, driver.point_at_template)
     yield from driver.steps("template-loaded", driver.accept_template, driver.fill_template)
-    yield driver.delete_imported
+    yield driver.delete_made
 
 
 def wizards(driver):
