@@ -10,6 +10,7 @@ import importlib
 import inspect
 import json
 import re
+import shlex
 import sys
 import tempfile
 import time
@@ -201,7 +202,8 @@ def simulate(
     with Reporter() as report:
         files = run_simulation(options, out, lambda done, total: report.progress("simulating", done, total))
         report.say(f"{options.particles} particles of {options.molecule} are in {files.particles}.")
-        report.say(f"Go on with: dynamight train {files.particles} RUN --map {files.consensus}")
+        star, volume = (shlex.quote(str(path)) for path in (files.particles, files.consensus))
+        report.say(f"Go on with: dynamight train {star} RUN --map {volume}")
 
 
 @_command(inputs="dynamight_core.config:InputOptions", options="dynamight_core.config:TrainOptions")
@@ -236,7 +238,8 @@ def train(
     with Reporter() as report:
         trained = run_training(inputs, options, run, resume, overwrite, report.say, report.progress)
         summarise(trained, say=report.say, progress=report.progress)
-        report.say(f"Go on with: dynamight reconstruct {run}; dynamight analyse {run}")
+        folder = shlex.quote(str(run))
+        report.say(f"Go on with: dynamight reconstruct {folder}; dynamight analyse {folder}")
 
 
 @_command(options="dynamight_core.options:InvertOptions")

@@ -56,27 +56,33 @@ def _limit(model: HalfModel, data: TrainingImages, rows: torch.Tensor, seed: int
     needed = _MARGIN * math.sqrt(_DIMENSIONS / len(rows))
     # Images that show nothing at all do not make a molecule move farther than it is large.
     largest = float((positions - positions.mean(0)).norm(dim=1).max())
+    views = []
+    for part in chosen.split(64):
+        batch = data.batch(part)
+        views.append((batch.matrices, batch.transfer, model.project(batch.matrices, batch.transfer)))
     limits = []
     for cap in caps:
         limit = _START
         # The change of an image grows less than with the square of the motion: measure it where it is asked about.
         for _ in range(3):
-            power = _change(model, data, chosen, positions + _turned(positions, *cap, limit))
+            power = _change(model, views, positions + _turned(positions, *cap, limit))
             limit = min(largest, limit * math.sqrt(needed / max(power, 1e-12)))
         limits.append(limit)
     return float(torch.tensor(limits).quantile(_VISIBILITY))
 
 
-def _change(model: HalfModel, data: TrainingImages, rows: torch.Tensor, moved: torch.Tensor) -> float:
-    """Return the power, in units of the noise, by which (n, 3) moved positions change an image of (b,) rows."""
+def _change(model: HalfModel, views: list[tuple], moved: torch.Tensor) -> float:
+    """Return the power, in units of the noise, by which (n, 3) moved positions change an image on average.
+
+    Each view has (b, 3, 3) matrices, (b, box, box//2+1) transfer functions and the model's images at rest.
+    """
     weights = model.frequency_weights()
-    power = 0.0
-    for part in rows.split(64):
-        batch = data.batch(part)
-        change = model.project(batch.matrices, batch.transfer, moved.expand(len(part), -1, -1))
-        change = change - model.project(batch.matrices, batch.transfer)
+    power, count = 0.0, 0
+    for matrices, transfer, rest in views:
+        change = model.project(matrices, transfer, moved.expand(len(matrices), -1, -1)) - rest
         power += float((change.abs().square() * weights).sum())
-    return power / len(rows)
+        count += len(matrices)
+    return power / count
 
 
 def _cap(positions: torch.Tensor, share: float, generator: torch.Generator):

@@ -1,6 +1,7 @@
 """The stages ``dynamight invert`` and ``dynamight reconstruct``: from a finished run to its maps."""
 
 import json
+import shlex
 import shutil
 import sys
 from collections.abc import Callable
@@ -83,7 +84,7 @@ def record_stage(run: "Run", stage: str, options, **more) -> None:
     """
     values = asdict(options) if is_dataclass(options) else dict(options)
     run.config.stages[stage] = values | more
-    run.config.provenance.setdefault("commands", {})[stage] = " ".join(sys.argv)
+    run.config.provenance.setdefault("commands", {})[stage] = shlex.join(sys.argv)
     run.config.write(run.path)
 
 

@@ -260,8 +260,7 @@ class HalfTrainer:
         norms = torch.zeros(2)
         for rows in batches[:2]:
             batch = self.data.batch(rows)
-            latents = self.current_latents(rows) if self.latents.any() else self.model.encoder(batch.images)[0]
-            positions = self.model.gaussians.positions + self.model.displacements(latents)
+            positions = self.model.gaussians.positions + self.model.displacements(self.current_latents(rows))
             lengths = edge_lengths(self.graph.edges, positions)
             terms = (
                 self._data_loss(batch, positions, weights),

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+import shlex
 import shutil
 import sys
 import time
@@ -332,7 +333,7 @@ def _begin_run(run: Path, inputs: InputOptions, options: TrainOptions, found: di
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "numpy", "starfile", "mrcfile")},
         **found,
-        "commands": {"train": " ".join(sys.argv)},
+        "commands": {"train": shlex.join(sys.argv)},
         "folder": str(Path.cwd()),
         "run": str(run.absolute()),
     }
