@@ -350,6 +350,8 @@ def _headline(page: _Page) -> pd.DataFrame:
         curves = _read_fsc(page.folder / part / "fsc.star")
         if curves is not None:
             rows.append((f"resolution {name}, FSC 0.143", curves[1], "Å"))
+            if np.isfinite(curves[2]):
+                rows.append((f"resolution {name}, with the motion that was not undone", curves[2], "Å"))
     return pd.DataFrame(rows, columns=["number", "value", "unit"]).astype({"value": object})
 
 
@@ -1061,6 +1063,7 @@ def _round_length(length: float) -> float:
 _FSC_NAMES = {
     "rlnFourierShellCorrelationCorrected": "half-maps, corrected",
     "rlnFourierShellCorrelationUnmaskedMaps": "half-maps, unmasked",
+    "dynFourierShellCorrelationWithMotion": "half-maps, residual motion counted",
     "rlnFourierShellCorrelationMaskedMaps": "half-maps, in the mask",
     "rlnCorrectedFourierShellCorrelationPhaseRandomizedMaskedMaps": "random phases, in the mask",
     "dynModelConsensus": "Gaussian model and consensus",
@@ -1068,12 +1071,17 @@ _FSC_NAMES = {
 }
 
 
-def _read_fsc(path: Path) -> tuple[pd.DataFrame, float] | None:
-    """Return the curves of an fsc.star and its resolution (A), or None if it is not there."""
+def _read_fsc(path: Path) -> tuple[pd.DataFrame, float, float] | None:
+    """Return the curves of an fsc.star, its resolution, and that with residual motion counted (A; NaN if unknown).
+
+    None if there is no such file.
+    """
     if not path.is_file():
         return None
     blocks = starfile.read(path, always_dict=True)
-    return blocks["fsc"], float(blocks["general"]["rlnFinalResolution"])
+    general = blocks["general"]
+    counted = general.get("dynResolutionWithMotion", float("nan"))
+    return blocks["fsc"], float(general["rlnFinalResolution"]), float(counted)
 
 
 def _fsc_section(page: _Page) -> str:
@@ -1086,10 +1094,11 @@ def _fsc_section(page: _Page) -> str:
         return _absent(f"There are no half-maps yet. {page.command('reconstruct')} makes them and their FSC.")
     figure = go.Figure()
     tables, resolutions = [], []
-    for name, (curves, resolution) in found.items():
+    for name, (curves, resolution, counted) in found.items():
         curves = curves[curves["rlnSpectralIndex"] > 0]
         tables.append(curves.assign(map=name))
-        resolutions.append({"map": name, "resolution at FSC 0.143, Å": resolution})
+        row = {"map": name, "resolution at FSC 0.143, Å": resolution}
+        resolutions.append(row | ({"residual motion counted, Å": counted} if np.isfinite(counted) else {}))
         regions = {name: name.removeprefix("dynRegion_") for name in curves if name.startswith("dynRegion_")}
         for column, title in (_FSC_NAMES | {name: f"half-maps, in {part}" for name, part in regions.items()}).items():
             # The model's agreement with the consensus is the same before and after.
@@ -1121,8 +1130,9 @@ def _fsc_section(page: _Page) -> str:
         + page.figure(figure, 560, "figure-fsc")
         + _caption(
             "Solid: FSC of the half-maps in the mask, corrected by random phases. Dashed: FSC of the Gaussian model "
-            "and a map. Dotted curves are hidden until clicked in the legend. A half-map FSC of 0.143 corresponds to "
-            "0.5 with the true structure."
+            "and a map, and that of the half-maps as it would be if they saw the motion that was not undone: both are "
+            "blurred by it alike. Dotted curves are hidden until clicked in the legend. A half-map FSC of 0.143 "
+            "corresponds to 0.5 with the true structure."
         )
     )
 

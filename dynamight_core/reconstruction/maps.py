@@ -22,6 +22,7 @@ from dynamight_core.reconstruction.fsc import (
     soft_mask,
     write_fsc_star,
 )
+from dynamight_core.reconstruction.residual import count_residual_motion
 
 # Lowest resolution of the Guinier plot, A.
 _GUINIER = 10.0
@@ -100,6 +101,8 @@ class ReconstructionFiles:
         of the sharpened map, A^2.
     curves
         of the two halves.
+    resolution_with_motion
+        as `resolution`, with the motion counted that was not undone; None if that is not known.
     """
 
     half_maps: tuple[Path, Path]
@@ -111,6 +114,7 @@ class ReconstructionFiles:
     resolution_unmasked: float
     b_factor: float
     curves: HalfMapFsc
+    resolution_with_motion: float | None = None
 
 
 def write_reconstruction(
@@ -124,6 +128,7 @@ def write_reconstruction(
     b_factor: float | None = None,
     with_local_resolution: bool = False,
     origin=(0.0, 0.0, 0.0),
+    coherence: torch.Tensor | None = None,
 ) -> ReconstructionFiles:
     """Write half-maps, final map, sharpened map, mask and FSC, each whole or not at all.
 
@@ -150,6 +155,9 @@ def write_reconstruction(
         whether to write it.
     origin
         (x, y, z) of the maps' headers, A.
+    coherence
+        (box//2+1,) correlation of the structure in the mask with itself blurred by the motion that was not undone
+        (`motion_coherence`), if known.
     """
     folder = Path(folder)
     half1, half2 = half1.float().cpu(), half2.float().cpu()
@@ -160,6 +168,11 @@ def write_reconstruction(
     final = final_map(half1, half2, curves.corrected)
     if b_factor is None:
         b_factor = guinier_b_factor(final * mask, pixel_size, resolution)
+    extra, counted = dict(extra or {}), None
+    if coherence is not None:
+        seen = count_residual_motion(curves.corrected, coherence)
+        counted = resolution_at(seen, box, pixel_size)
+        extra |= {"dynResidualMotionCoherence": coherence, "dynFourierShellCorrelationWithMotion": seen}
     files = ReconstructionFiles(
         half_maps=(folder / "half1_unfil.mrc", folder / "half2_unfil.mrc"),
         final=folder / "map.mrc",
@@ -170,6 +183,7 @@ def write_reconstruction(
         resolution_unmasked=resolution_at(curves.unmasked, box, pixel_size),
         b_factor=b_factor,
         curves=curves,
+        resolution_with_motion=counted,
     )
     volumes = {
         files.half_maps[0]: half1, files.half_maps[1]: half2, files.mask: mask,
@@ -196,5 +210,7 @@ def write_reconstruction(
         "rlnPostprocessedMap": files.sharpened.name,
         "rlnMaskName": files.mask.name,
     }
+    if counted is not None:
+        general["dynResolutionWithMotion"] = min(counted, 999.0)  # as RELION writes infinity
     write_fsc_star(files.fsc, curves, pixel_size, mask, extra, general)
     return files

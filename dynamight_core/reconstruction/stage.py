@@ -40,6 +40,12 @@ from dynamight_core.reconstruction.half_map import LEAST_SHARE, HalfReconstructi
 from dynamight_core.reconstruction.images import FullImages
 from dynamight_core.reconstruction.inverse import InverseReport, fit_inverse, save_inverse
 from dynamight_core.reconstruction.maps import ReconstructionFiles, write_reconstruction
+from dynamight_core.reconstruction.residual import (
+    count_residual_motion,
+    motion_coherence,
+    points_in_mask,
+    residual_motion,
+)
 from dynamight_core.training.devices import choose_device
 
 if TYPE_CHECKING:
@@ -161,11 +167,12 @@ def reconstruct_run(
     rigid = options.rigid and in_frame
     folder = Path(run.path) / "reconstruction"
 
-    halves, missing, weights = [], [], images.noise_weights(options.seed)
+    halves, used, missing, weights = [], [], [], images.noise_weights(options.seed)
     for half in (1, 2):
         modes, support = half_modes(run, half, images, options)
         if support is not None:
             say(support.sentence(half))
+        used.append(modes)
         modes, points = in_conformation(run, half, modes, options.conformation, images.pixel_size)
         region = deforming_region(points, images.box, images.pixel_size, options.region_radius)
         tell = _named(progress, f"reconstructing, half {half}")
@@ -222,31 +229,46 @@ def reconstruct_run(
             named[f"dynRegionModel_{name}"] = fourier_shell_correlation(model, average, volume)
         return named
 
+    def coherence(volume: torch.Tensor, deformed: bool) -> torch.Tensor | None:
+        points, weights = points_in_mask(run, volume, particles.pixel_size, options.seed)
+        if not in_frame or not len(points):
+            return None
+        left = [
+            residual_motion(run, half, used[half - 1] if deformed else None, points, options.seed) for half in (1, 2)
+        ]
+        return motion_coherence(torch.cat(left), weights, particles.box, particles.pixel_size)
+
     # Maps lie where the consensus does, for programs that go by headers.
     origin = header_origin(run.config.inputs.map)
 
-    def write(to: Path, pair: list[torch.Tensor]) -> ReconstructionFiles:
+    def write(to: Path, pair: list[torch.Tensor], deformed: bool) -> ReconstructionFiles:
         return write_reconstruction(
             to, *pair, particles.pixel_size, mask, curves(pair), options.seed, options.b_factor,
-            options.local_resolution, origin,
+            options.local_resolution, origin, coherence(mask, deformed),
         )  # fmt: skip
 
     # Rigid maps of an earlier reconstruction would be compared in another mask.
     shutil.rmtree(folder / "rigid", ignore_errors=True)
     plain = half_maps(False) if rigid else None
-    written_rigid = write(folder / "rigid", plain) if rigid else None
-    deformed = write(folder, maps)
+    written_rigid = write(folder / "rigid", plain, False) if rigid else None
+    deformed = write(folder, maps, True)
     record_stage(run, "reconstruct", options, method_used=method)
     bias = record_model_bias(run)
     if bias:
         say(f"Warning: {bias}.")
-    before = "" if not rigid else f", {written_rigid.resolution:.1f} A without deformation (same method and mask)"
-    say(f"Resolution at FSC 0.143: {deformed.resolution:.1f} A with motion corrected{before}.")
-    for name in regions:
-        text = [
-            f"{resolution_at(in_region(pair, name), particles.box, particles.pixel_size):.1f} A"
-            for pair in (maps, *([plain] if rigid else []))
-        ]
+    before = "" if not rigid else f", {_claim(written_rigid)} without deformation (same method and mask)"
+    say(f"Resolution at FSC 0.143: {_claim(deformed)} with motion corrected{before}.")
+    if in_frame:
+        say(
+            "In brackets: with the motion counted that was not undone, as far as it is known; both half-maps are "
+            "blurred by it alike and do not show it."
+        )
+    for name, volume in regions.items():
+        text = []
+        for pair, moved in ((maps, True), *([(plain, False)] if rigid else [])):
+            curve, rho = in_region(pair, name), coherence(volume, moved)
+            counted = "" if rho is None else f" ({_ends(count_residual_motion(curve, rho), particles):.1f} A)"
+            text.append(f"{_ends(curve, particles):.1f} A{counted}")
         say(f"In {name}: {text[0]}" + (f", {text[1]} without deformation." if rigid else "."))
     after = fourier_shell_correlation(model, (maps[0] + maps[1]) / 2, mask)
     say(
@@ -258,6 +280,17 @@ def reconstruct_run(
         "half1_unfil.mrc, half2_unfil.mrc, mask.mrc and fsc.star."
     )
     return Reconstruction(deformed, written_rigid)
+
+
+def _ends(curve: torch.Tensor, particles) -> float:
+    """Return the resolution (A) of an FSC curve of maps in the particles' box."""
+    return resolution_at(curve, particles.box, particles.pixel_size)
+
+
+def _claim(files: ReconstructionFiles) -> str:
+    """Return the resolution of maps in words, in brackets with the residual motion counted."""
+    counted = files.resolution_with_motion
+    return f"{files.resolution:.1f} A" + ("" if counted is None else f" ({counted:.1f} A)")
 
 
 def _named(progress: Progress | None, stage: str):

@@ -334,6 +334,11 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
             lines.append(f"Without deformation, by the same method and in the same mask: *{plain:.2f} Å*.")
             if plain <= found:
                 lines.append("The motion gains no resolution: outputRigid is as good.")
+        counted = readResolution(self._getMapPath("fsc.star"), "dynResolutionWithMotion")
+        if counted is not None:
+            lines.append(
+                f"With the motion counted that was not undone, which half-maps do not see: *{counted:.2f} Å*."
+            )
         if self.throughInverse:
             lines += self._describeInverse()
         return lines + self._warnUnsupported()
@@ -361,9 +366,10 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
         ]
 
 
-def readResolution(starFile):
-    """Read the resolution (Å) of a reconstruction from the engine's fsc.star."""
-    return float(Table(fileName=starFile, tableName="general")[0].rlnFinalResolution)
+def readResolution(starFile, label="rlnFinalResolution"):
+    """Read the resolution (Å) of a reconstruction from the engine's fsc.star; None if it has no such label."""
+    found = getattr(Table(fileName=starFile, tableName="general")[0], label, None)
+    return None if found is None else float(found)
 
 
 def readFsc(starFile, column):

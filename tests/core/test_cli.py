@@ -91,13 +91,17 @@ def test_a_trained_run_has_results_for_every_particle_in_input_order(data, train
 def test_reconstruct_writes_maps_on_the_grid_of_the_consensus_and_says_the_resolution(trained):
     code, text = dynamight("reconstruct", trained, "--threads", "1", "--overwrite")
     assert code == 0, text
-    assert re.search(r"Resolution at FSC 0\.143: [\d.]+ A with motion corrected, [\d.]+ A without", text)
+    claim = r"[\d.]+ A \([\d.]+ A\)"
+    assert re.search(rf"Resolution at FSC 0\.143: {claim} with motion corrected, {claim} without", text)
     for name in ("half1_unfil", "half2_unfil", "map", "mask", "rigid/map"):
         volume, pixel_size = read_map(trained / "reconstruction" / f"{name}.mrc")
         assert volume.shape == (BOX,) * 3
         assert pixel_size == pytest.approx(PIXEL)
-    curves = starfile.read(trained / "reconstruction" / "fsc.star")["fsc"]
+    blocks = starfile.read(trained / "reconstruction" / "fsc.star")
+    curves, general = blocks["fsc"], blocks["general"]
     assert {"rlnFourierShellCorrelationCorrected", "dynModelConsensus", "dynModelMap"} <= set(curves)
+    assert (curves["dynResidualMotionCoherence"] <= 1 + 1e-6).all()
+    assert general["dynResolutionWithMotion"] >= general["rlnFinalResolution"] - 1e-6
     assert Run.open(trained).config.stages["reconstruct"]["method_used"] == "wbp"
     code, text = dynamight("reconstruct", trained)
     assert code == 2

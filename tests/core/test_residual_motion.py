@@ -1,0 +1,70 @@
+"""What motion that was not undone takes from the correlation of a map with the truth."""
+
+import torch
+
+from dynamight_core.imaging.projector import spread_bilinear
+from dynamight_core.reconstruction.fsc import fourier_shell_correlation
+from dynamight_core.reconstruction.residual import count_residual_motion, motion_coherence
+
+BOX, PIXEL_SIZE = 32, 3.0
+
+
+def _errors(n_points, spread, seed=0, particles=400):
+    """Draw (p, m, 3) A: a turn of all points of each particle, of some standard deviation at the farthest."""
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.rand(n_points, 3, generator=generator) * 40 - 20
+    axis = torch.tensor([0.0, 0.0, 1.0])
+    turn = torch.randn(particles, generator=generator) * spread / 20
+    return points, turn[:, None, None] * torch.linalg.cross(axis.expand_as(points), points)
+
+
+def test_motion_that_is_undone_blurs_nothing():
+    coherence = motion_coherence(torch.zeros(50, 40, 3), torch.ones(40), BOX, PIXEL_SIZE)
+    assert torch.allclose(coherence, torch.ones(BOX // 2 + 1))
+
+
+def test_what_is_missed_alike_in_all_particles_is_sharp_elsewhere():
+    offset = torch.tensor([5.0, -3.0, 2.0]).expand(50, 40, 3)
+    coherence = motion_coherence(offset, torch.ones(40), BOX, PIXEL_SIZE)
+    assert torch.allclose(coherence, torch.ones(BOX // 2 + 1), atol=1e-4)
+
+
+def test_a_blur_that_is_the_same_everywhere_is_a_filter_and_costs_no_correlation():
+    generator = torch.Generator().manual_seed(0)
+    jitter = torch.randn(4000, 1, 3, generator=generator).expand(-1, 30, -1)
+    coherence = motion_coherence(jitter, torch.ones(30), BOX, PIXEL_SIZE)
+    assert (coherence[: BOX // 4] > 0.97).all()
+
+
+def test_half_of_a_structure_washed_out_leaves_the_square_root_of_a_half():
+    generator = torch.Generator().manual_seed(0)
+    errors = torch.zeros(400, 60, 3)
+    errors[:, 30:] = 200 * torch.randn(400, 30, 3, generator=generator)
+    coherence = motion_coherence(errors, torch.ones(60), BOX, PIXEL_SIZE)
+    assert torch.allclose(coherence[5:], torch.tensor(0.5**0.5), atol=0.02)
+
+
+def test_it_is_the_correlation_of_a_blurred_map_with_the_map():
+    points, errors = _errors(1500, spread=6.0)
+    signs = torch.randn(1500, generator=torch.Generator().manual_seed(1))
+
+    def rendered(places, weights):
+        grid = places / PIXEL_SIZE + BOX // 2
+        return spread_bilinear(weights[None, None], grid[None], BOX)[0, 0]
+
+    sharp = rendered(points, signs)
+    blurred = sum(rendered(points + shift, signs) for shift in errors)
+    measured = fourier_shell_correlation(sharp, blurred)
+    predicted = motion_coherence(errors, signs.abs(), BOX, PIXEL_SIZE)
+    assert float(predicted[12]) < 0.85  # there is something to predict
+    assert (measured - predicted)[2:14].abs().max() < 0.1
+    assert (measured - predicted)[2:14].mean().abs() < 0.03
+
+
+def test_counted_motion_lowers_the_correlation_with_the_truth_by_the_coherence():
+    fsc = torch.tensor([1.0, 0.9, 0.5, 0.143, 0.0, -0.1])
+    rho = torch.tensor([1.0, 0.9, 0.8, 0.7, 0.5, 0.5])
+    seen = count_residual_motion(fsc, rho)
+    with_truth = (2 * fsc.clamp(min=0) / (1 + fsc.clamp(min=0))).sqrt()
+    assert torch.allclose((2 * seen.clamp(min=0) / (1 + seen.clamp(min=0))).sqrt(), rho * with_truth, atol=1e-6)
+    assert torch.equal(seen[4:], fsc[4:])
