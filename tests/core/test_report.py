@@ -59,7 +59,7 @@ def make_run(folder, n=400, n_points=300, n_motions=4, answer="supported", recon
     table = pd.DataFrame({"dynMotionRms": rms.numpy(), "dynMotionError": error.numpy()})
     return SimpleNamespace(
         path=folder, config=config, latents=torch.randn(2, n, 3, generator=generator), halves=halves,
-        validation=torch.arange(n) % 10 == 0, motions=motions, summary=summary, table=table,
+        validation=torch.arange(n) % 10 == 0, motions=motions, summary=summary, table=table, models=(),
     )  # fmt: skip
 
 
