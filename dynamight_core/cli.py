@@ -371,8 +371,8 @@ def control(
         str,
         typer.Option(
             help="shuffled-latents (deformations permuted among particles: does motion improve the map), "
-            "noise-particles (does the model make a map of noise), or held-out (does deformation improve the map of "
-            "particles that trained nothing).",
+            "noise-particles (does the model make a map of noise), held-out (does deformation improve the map of "
+            "particles that trained nothing), or wrong-model (does the map follow the atomic model or the data).",
             show_default=False,
         ),
     ],

@@ -333,6 +333,11 @@ class ControlOptions:
     shrink
         Shrink each mode of motion to what held-out particles support of it, as a reconstruction does; without, judge
         the motion as it was learned.
+    selection
+        Of wrong-model: the part of the atomic model that is replaced, such as "H/1-213 L". What moves most against the
+        largest rigid domain if left out.
+    replacement
+        Of wrong-model: the part of the atomic model that is put in its place. The same part, turned, if left out.
     seed
         Of everything drawn at random.
     device
@@ -345,6 +350,8 @@ class ControlOptions:
     particles: int = 10000
     permutations: int = 4
     shrink: bool = True
+    selection: str | None = None
+    replacement: str | None = None
     seed: int = 0
     device: str = "auto"
     threads: int | None = None

@@ -1170,12 +1170,18 @@ _CONTROLS = {
         "FSC of the half-maps of noise",
         {"deformed": "deformed by the model", "rigid": "not deformed"}, [], "",
     ),
+    "wrong-model": (
+        "A wrong atomic model", ("follows the data",), "FSC of the map in the part with a wrong model",
+        {"deformed_right": "with the right structure", "deformed_wrong": "with the wrong one",
+         "rigid_right": "rigid map, right", "rigid_wrong": "rigid map, wrong"}, [], "",
+    ),
 }  # fmt: skip
 
 
 def _controls_section(page: _Page) -> str:
     found = read_controls(page.folder)
-    missing = [kind for kind in _CONTROLS if kind not in found]
+    asked = [kind for kind in _CONTROLS if kind != "wrong-model" or page.run.config.inputs.atomic_model]
+    missing = [kind for kind in asked if kind not in found]
     parts = [_control_section(page, found[kind]) for kind in _CONTROLS if kind in found]
     if missing:
         commands = "; ".join(f"{page.command('control')} <code>--kind {kind}</code>" for kind in missing)
@@ -1194,7 +1200,7 @@ def _control_section(page: _Page, control: dict) -> str:
     if "curves" not in figures:
         return head
     figure = make_subplots(1, 2 if gains else 1, column_widths=[0.62, 0.38] if gains else [1.0])
-    frequency, colours = np.array(figures["resolution"]), ["#1f6f8b", "#c8643c", "#6a8f3f"]
+    frequency, colours = np.array(figures["resolution"]), ["#1f6f8b", "#c8643c", "#6a8f3f", "#b08d2f"]
     if "three_deviations" in figures:
         band = np.array(figures["three_deviations"])[1:]
         for values, name in ((band, "three deviations"), (-band, None)):
@@ -1252,6 +1258,7 @@ def _files_section(page: _Page) -> str:
             "analysis/tables": "the numbers behind these figures",
             "analysis/domains": "masks and motions of the rigid domains",
             "analysis/controls": "verdicts and numbers of the control experiments",
+            "analysis/controls/wrong-model": "the wrong model, and maps of the run that was trained with it",
             "analysis/controls/held-out": "maps of the particles that trained nothing, on the grid of the particles",
         }.get(name, "")
         rows.append((f"<code>{escape(name)}/</code> {len(sizes)} files", what, _size(sum(sizes))))

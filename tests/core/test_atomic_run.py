@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import dynamight_core.training.run as run_module
+from dynamight_core.analysis.controls.stage import control_run
 from dynamight_core.analysis.report import write_report
 from dynamight_core.analysis.results import Run, summarise
 from dynamight_core.config import InputOptions, TrainOptions
@@ -16,7 +17,7 @@ from dynamight_core.files import read_map
 from dynamight_core.model.alignment import align
 from dynamight_core.model.atomic import coarse_grain
 from dynamight_core.model.initialise import find_molecule
-from dynamight_core.options import ReconstructOptions, SimulateOptions
+from dynamight_core.options import ControlOptions, ReconstructOptions, SimulateOptions
 from dynamight_core.reconstruction.bias import has_atomic_model, model_bias, wrong_model_result
 from dynamight_core.reconstruction.stage import reconstruct_run
 from dynamight_core.simulate.dataset import simulate
@@ -224,3 +225,13 @@ def test_maps_of_such_a_run_carry_the_warning(trained):
     with pytest.raises(InputError, match=r"wrong-model\.json cannot be read"):
         model_bias(Run(folder))
     result.unlink()
+
+
+def test_the_control_with_a_wrong_model_is_part_of_the_warning_from_then_on(trained):
+    folder, _ = trained
+    control = control_run(Run(folder), ControlOptions("wrong-model", selection=FAB), say=lambda line: None)
+    assert 0 <= control.figures["share_of_wrong_rigid"] < 0.3
+    assert control.figures["fsc_rigid_right"] > control.figures["fsc_rigid_wrong"]
+    assert f"Control wrong-model: {control.sentence.rstrip('.')}" in model_bias(Run(folder))
+    for name in ("deformed.mrc", "rigid.mrc", "wrong.cif", "run/particles.star"):
+        assert (folder / "analysis" / "controls" / "wrong-model" / name).exists()

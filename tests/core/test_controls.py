@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import gemmi
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,10 +13,15 @@ from typer.testing import CliRunner
 
 from dynamight_core import cli
 from dynamight_core.analysis.controls.noise import NoiseImages
+from dynamight_core.analysis.controls.wrong_model import Structures, moving_domain, shares_of_wrong
 from dynamight_core.analysis.results import Run, summarise
 from dynamight_core.config import InputOptions, TrainOptions
 from dynamight_core.files import read_map
 from dynamight_core.imaging.fourier import image_to_fourier, shell_means
+from dynamight_core.model.gaussians import GaussianModel
+from dynamight_core.reconstruction.fsc import soft_mask
+from dynamight_core.simulate.molecules import hinge_molecule
+from dynamight_core.structures import selected_atoms
 from dynamight_core.training.run import train
 
 SMALL = {"n_gaussians": 300, "n_latents": 2, "epochs": 6, "refits": 1, "warm_up_epochs": 2, "validation_fraction": 0.25}
@@ -140,3 +146,56 @@ def test_validation_particles_that_are_few_or_trained_something_are_refused(copi
     code, text = dynamight("control", copied, "--kind", "held-out")
     assert code == 2
     assert "kept 30 particles" in text
+
+
+def blob(seed, centre, box=32):
+    """A lump of random Gaussians about a centre, voxels."""
+    generator = torch.Generator().manual_seed(seed)
+    places = torch.randn(60, 3, generator=generator) * 3 + torch.tensor(centre, dtype=torch.float32)
+    return GaussianModel(places * 4.0, 5.0, 1.0).render(box, 4.0).detach()
+
+
+def test_the_share_of_the_wrong_structure_is_that_which_was_put_in():
+    right, wrong, rest = blob(1, (5, 0, 0)), blob(2, (5, 0, 0)), blob(3, (-6, 0, 0))
+    mask = soft_mask(right + wrong, 4.0)
+    structures = Structures(right, wrong, rest, mask)
+    noise = 0.05 * right.std() * torch.randn(right.shape, generator=torch.Generator().manual_seed(4))
+    volumes = [3 * (right + rest) + noise, 2 * (0.6 * right + 0.4 * wrong + rest) + noise, wrong + 0.5 * rest + noise]
+    shares, without = shares_of_wrong(volumes, structures)
+    assert shares == pytest.approx([0.0, 0.4, 1.0], abs=0.03)
+    assert without.shape[1] == 3
+    assert without == pytest.approx(np.tile(shares, (len(without), 1)), abs=0.05)
+
+
+def test_the_part_that_is_replaced_is_that_which_moves(drawn_run, tmp_path):
+    run = Run(drawn_run)
+    molecule = hinge_molecule(0)
+    path = tmp_path / "atoms.cif"
+    # Points of a domain in the order of a walk, as residues of a chain are.
+    write_chain(path, [molecule.positions[molecule.moving == label][::8] for label in (0, 1)])
+    selection = moving_domain(run, path)
+    chosen = {name for name, *_ in selected_atoms(gemmi.read_structure(str(path)), selection, path)}
+    assert chosen == {"B"}
+
+
+def write_chain(path, chains):
+    """Write points as alpha carbons of the chains A, B, ..."""
+    structure, model = gemmi.Structure(), gemmi.Model(1)
+    for name, points in zip("AB", chains, strict=True):
+        chain = gemmi.Chain(name)
+        for number, position in enumerate(points.tolist(), 1):
+            residue, atom = gemmi.Residue(), gemmi.Atom()
+            residue.name, residue.seqid = "ALA", gemmi.SeqId(number, " ")
+            atom.name, atom.element, atom.pos = "CA", gemmi.Element("C"), gemmi.Position(*position)
+            residue.add_atom(atom)
+            chain.add_residue(residue)
+        model.add_chain(chain)
+    structure.add_model(model)
+    structure.setup_entities()
+    structure.make_mmcif_document().write_file(str(path))
+
+
+def test_a_wrong_model_control_needs_an_atomic_model(hinge_run):
+    code, text = dynamight("control", hinge_run, "--kind", "wrong-model")
+    assert code == 2
+    assert "without an atomic model" in text

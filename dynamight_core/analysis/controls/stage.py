@@ -1,6 +1,5 @@
 """From a finished run to the verdict of a control experiment."""
 
-import shutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -12,10 +11,12 @@ from dynamight_core.analysis.controls.maps import ControlImages
 from dynamight_core.analysis.controls.noise import noise_particles
 from dynamight_core.analysis.controls.result import Control, controls_folder, write_control
 from dynamight_core.analysis.controls.shuffled import shuffled_latents
+from dynamight_core.analysis.controls.wrong_model import wrong_model_control
 from dynamight_core.errors import InputError
 from dynamight_core.files import header_origin, write_map
 from dynamight_core.imaging.fourier import resample_volume
 from dynamight_core.options import CONTROLS, ControlOptions
+from dynamight_core.reconstruction.bias import record_model_bias
 from dynamight_core.reconstruction.checks import check_run
 from dynamight_core.reconstruction.stage import record_stage
 from dynamight_core.training.devices import choose_device
@@ -51,22 +52,24 @@ def control_run(
     """
     _check(run, options)
     tell = progress or (lambda *_: None)
-    images = ControlImages(
-        run, _rows(run, options), choose_device(options.device), lambda d, n: tell("reading images", d, n)
-    )
-    volumes = {}
-    if options.kind == "shuffled-latents":
-        control = shuffled_latents(images, options, tell)
-    elif options.kind == "noise-particles":
-        control = noise_particles(images, options, tell)
+    rows, device, volumes = _rows(run, options), choose_device(options.device), {}
+    if options.kind == "wrong-model":
+        control, volumes = wrong_model_control(run, options, rows, device, say, tell)
     else:
-        control, volumes = held_out(images, options, tell) or (None, {})
+        images = ControlImages(run, rows, device, lambda d, n: tell("reading images", d, n))
+        if options.kind == "shuffled-latents":
+            control = shuffled_latents(images, options, tell)
+        elif options.kind == "noise-particles":
+            control = noise_particles(images, options, tell)
+        else:
+            control, volumes = held_out(images, options, tell) or (None, {})
     if control is None:
         control = _nothing_moves(options)
     control.options = vars(options).copy()
     path = write_control(run, control)
-    _write_maps(run, images, control.kind, volumes)
+    _write_maps(run, control.kind, volumes)
     record_stage(run, f"control {options.kind}", options)
+    record_model_bias(run)
     say(control.sentence)
     say(f"The numbers are in {path} and {path.with_suffix('.csv')}; dynamight analyse {run.path} shows them.")
     return control
@@ -116,10 +119,9 @@ def _nothing_moves(options: ControlOptions) -> Control:
     return Control(options.kind, "no motion", text, {}, pd.DataFrame())
 
 
-def _write_maps(run: "Run", images: ControlImages, kind: str, volumes: dict[str, torch.Tensor]) -> None:
+def _write_maps(run: "Run", kind: str, volumes: dict[str, torch.Tensor]) -> None:
     """Write the maps of a control on the grid of the particles to RUN/analysis/controls/KIND."""
     folder = controls_folder(run) / kind
-    shutil.rmtree(folder, ignore_errors=True)
     origin = header_origin(run.config.inputs.map)
     for name, volume in volumes.items():
         grown = resample_volume(volume.cpu(), run.particles.box)

@@ -1,0 +1,329 @@
+"""A domain of the atomic model replaced by another structure: whether the map follows the model or the data.
+
+The run is trained once more with a model that is wrong in one domain, and reconstructed. In that domain the map is
+compared with what the images show there, the right structure, and with what the model says, the wrong one. The rigid
+map of the same particles, which no model touched, says how much of the wrong structure a map of these images holds by
+chance.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import gemmi
+import numpy as np
+import pandas as pd
+import torch
+from scipy.spatial import cKDTree
+
+from dynamight_core.analysis.controls.maps import (
+    ControlImages,
+    HalfDeformations,
+    frequencies,
+    maps_of,
+    plain,
+    reconstruct,
+)
+from dynamight_core.analysis.controls.result import Control, controls_folder
+from dynamight_core.analysis.domains import find_domains, masks
+from dynamight_core.analysis.results import Run, summarise
+from dynamight_core.errors import InputError
+from dynamight_core.imaging.correlation import fourier_shell_correlation
+from dynamight_core.imaging.fourier import shells, volume_to_fourier
+from dynamight_core.model.atomic import wrong_model
+from dynamight_core.model.gaussians import GaussianModel
+from dynamight_core.options import ControlOptions
+from dynamight_core.particles.metadata import write_particles
+from dynamight_core.reconstruction.bias import has_atomic_model
+from dynamight_core.structures import read_structure, selected_atoms, zero_of_coordinates
+from dynamight_core.training.run import train
+
+_SIGMAS = 3.0
+# Right and wrong structure are told apart where they correlate by less than this.
+_ALIKE = 0.5
+# Points around a residue, and residues on either side, that have a say in its domain; the least residues in a stretch
+# of one domain, and the most between two stretches that are taken for one.
+_NEIGHBOURS, _WINDOW, _STRETCH, _GAP = 25, 7, 15, 40
+
+
+@dataclass(frozen=True)
+class Structures:
+    """Densities of the domain, (box, box, box) each, and the mask around both.
+
+    Parameters
+    ----------
+    right, wrong
+        the domain as it is, and what replaced it.
+    rest
+        all else.
+    mask
+        around right and wrong, nearer to them than to the rest.
+    """
+
+    right: torch.Tensor
+    wrong: torch.Tensor
+    rest: torch.Tensor
+    mask: torch.Tensor
+
+
+def wrong_model_control(
+    run: Run, options: ControlOptions, rows: torch.Tensor, device, say: Callable[[str], None], progress
+) -> tuple[Control, dict[str, torch.Tensor]]:
+    """Train with a wrong model, reconstruct, and compare the map with both structures.
+
+    Parameters
+    ----------
+    run
+        trained with an atomic model.
+    options
+        of the control.
+    rows
+        of the particles to use.
+    device
+        where to work.
+    say, progress
+        take lines for the user, and a stage's name with what is done and to do.
+
+    Returns
+    -------
+    tuple
+        the control, and the maps "deformed" and "rigid".
+
+    Raises
+    ------
+    InputError
+        if the run has no atomic model, or its domains do not say which part to replace.
+    """
+    if not has_atomic_model(run):
+        raise InputError(
+            f"{run.path} was trained without an atomic model; the control wrong-model is for runs of dynamight train "
+            "--atomic-model"
+        )
+    folder = controls_folder(run) / options.kind
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    right = _centred_model(run, folder / "right.cif")
+    selection = options.selection or moving_domain(run, right)
+    say(f"The part of the atomic model that is replaced: {selection} (--selection).")
+    wrong = wrong_model(right, selection, folder / "wrong.cif", options.replacement)
+    inputs = replace(
+        run.config.inputs, star=_star(run, rows, folder), project=_project(run), atomic_model=str(wrong), fit=False,
+        origin="centre", start_from=None,
+    )  # fmt: skip
+    training = replace(run.config.train)
+    trained = train(inputs, training, folder / "run", overwrite=True, say=lambda _: None, progress=progress)
+    other = summarise(trained, say=lambda _: None)
+    images = ControlImages(other, torch.arange(len(other.halves)), device)
+    volumes = {"deformed": [], "rigid": []}
+    for half in (1, 2):
+        deformations = HalfDeformations.of(images, half, options)
+        summed = reconstruct(
+            images.data(half), images.chosen(half, len(images), options.seed), deformations.modes, deformations.region,
+            progress=lambda d, n, half=half: progress(f"map of half {half}", d, n),
+        )  # fmt: skip
+        for name, volume in zip(volumes, maps_of(summed), strict=True):
+            volumes[name].append(volume)
+    means = {name: (pair[0] + pair[1]) / 2 for name, pair in volumes.items()}
+    structures = _structures(right, wrong, selection, images)
+    return _judged(means, structures, selection, images), means
+
+
+def _centred_model(run: Run, out: Path) -> Path:
+    """Write the run's atomic model, fitted if it was fitted, with the centre of the box at zero."""
+    record = run.config.provenance["atomic_model"]
+    inputs = run.config.inputs
+    structure = read_structure(inputs.atomic_model)
+    atoms = [atom for model in structure for chain in model for residue in chain for atom in residue]
+    positions = np.array([atom.pos.tolist() for atom in atoms])
+    grid = run.particles.box, run.particles.pixel_size
+    _, offset = zero_of_coordinates(positions, record["origin"], inputs.map, *grid)
+    if record["fit"] is not None:
+        positions = positions @ np.array(record["fit"]["rotation"]).T + np.array(record["fit"]["shift"])
+    for atom, position in zip(atoms, positions - offset, strict=True):
+        atom.pos = gemmi.Position(*position)
+    structure.make_mmcif_document().write_file(str(out))
+    return out
+
+
+def moving_domain(run: Run, path: Path) -> str:
+    """Return the selection of the residues of the domain that moves most against the largest.
+
+    Parameters
+    ----------
+    run
+        with principal motions.
+    path
+        of an atomic model, the centre of the box at zero.
+
+    Raises
+    ------
+    InputError
+        if the motion is that of one body, or the domain has no stretch of residues.
+    """
+    domains = find_domains(run.motions)
+    if len(domains) < 2:
+        raise InputError(
+            f"the motion of {run.path} is that of one rigid body; name the part to replace with --selection, such as "
+            "H/1-213 L"
+        )
+    motion = np.asarray(run.summary["point_motion"])
+    spread = [motion[domains.labels == domain].mean() for domain in range(1, len(domains))]
+    domain = 1 + int(np.argmax(spread))
+    tree = cKDTree((run.motions.points + run.motions.mean).numpy())
+    parts = []
+    for chain in read_structure(path)[0]:
+        residues = list(chain.get_polymer()) or list(chain)
+        centres = np.array([np.mean([atom.pos.tolist() for atom in residue], 0) for residue in residues])
+        near = tree.query(centres, k=min(_NEIGHBOURS, len(domains.labels)))[1]
+        # The border between domains is ragged: neighbours in the chain decide with a residue.
+        window = np.ones(2 * _WINDOW + 1)
+        share = np.convolve((domains.labels[near] == domain).mean(1), window, "same")
+        inside = share > 0.5 * np.convolve(np.ones(len(residues)), window, "same")
+        edges = np.flatnonzero(np.diff(np.r_[0, inside.astype(int), 0])).reshape(-1, 2)
+        stretches = []
+        for first, after in edges.tolist():
+            if stretches and first - stretches[-1][1] <= _GAP:
+                stretches[-1][1] = after
+            else:
+                stretches.append([first, after])
+        parts += [
+            f"{chain.name}/{_number(residues[first])}-{_number(residues[after - 1])}"
+            for first, after in stretches if after - first >= _STRETCH
+        ]  # fmt: skip
+    if not parts:
+        raise InputError(f"the moving domain of {run.path} holds no stretch of residues; name one with --selection")
+    return " ".join(parts)
+
+
+def _number(residue: gemmi.Residue) -> str:
+    """Return a residue's number as gemmi's selections have it."""
+    code = residue.seqid.icode.strip()
+    return f"{residue.seqid.num}.{code}" if code else str(residue.seqid.num)
+
+
+def _star(run: Run, rows: torch.Tensor, folder: Path) -> str:
+    """Return the run's STAR file, or one of the chosen particles where these are not all."""
+    if len(rows) == len(run.halves):
+        return run.config.inputs.star
+    path = folder / "particles.star"
+    write_particles(path, run.particles.subset(rows.numpy()), {})
+    return str(path)
+
+
+def _project(run: Run) -> str | None:
+    inputs = run.config.inputs
+    return inputs.project or str(Path(inputs.star).parent)
+
+
+def _structures(right: Path, wrong: Path, selection: str, images: ControlImages) -> Structures:
+    """Return the densities of the domain, of what replaced it and of the rest, as the Gaussians' width shows them."""
+    chosen = selected_atoms(read_structure(right), selection, right)
+    models = [_atoms(path) for path in (right, wrong)]
+    inside = np.array([name in chosen for name in models[0][0]])
+    before = {name for name, part in zip(models[0][0], inside, strict=True) if not part}
+    new = np.array([name not in before for name in models[1][0]])
+    width = float(images.run.models[0].gaussians.widths.detach().mean())
+
+    def density(atoms, which):
+        gaussians = GaussianModel(torch.from_numpy(atoms[1][which]).float(), width, 1.0)
+        with torch.no_grad():
+            gaussians.relative_amplitudes.copy_(torch.from_numpy(atoms[2][which]).float())
+            return gaussians.render(images.box, images.pixel_size)
+
+    points = np.concatenate([models[0][1][~inside], models[0][1][inside], models[1][1][new]])
+    labels = np.r_[np.zeros((~inside).sum(), int), np.ones(inside.sum() + new.sum(), int)]
+    mask = torch.from_numpy(masks(points, labels, 2, images.box, images.pixel_size)[1])
+    parts = density(models[0], inside), density(models[1], new), density(models[0], ~inside)
+    return Structures(*(part.to(images.device) for part in (*parts, mask)))
+
+
+def _atoms(path: Path) -> tuple[list[tuple[str, str, str]], np.ndarray, np.ndarray]:
+    """Return names (chain, residue, atom), (m, 3) positions (A) and (m,) atomic numbers of a model's atoms."""
+    names, positions, numbers = [], [], []
+    for chain in read_structure(path)[0]:
+        for residue in chain:
+            for atom in residue:
+                names.append((chain.name, str(residue.seqid), atom.name))
+                positions.append(atom.pos.tolist())
+                numbers.append(atom.element.atomic_number)
+    return names, np.array(positions), np.array(numbers, float)
+
+
+def shares_of_wrong(volumes: list[torch.Tensor], structures: Structures) -> tuple[np.ndarray, np.ndarray]:
+    """Return how much of a map's density in the mask is the wrong structure's, 0 to 1, for several maps.
+
+    The map's transform is fitted by b right + c wrong + d rest over the shells in which right and wrong
+    differ; the share is c / (b + c).
+
+    Returns
+    -------
+    tuple
+        (maps,) shares, and (shells, maps) of the same with one shell left out.
+    """
+    box, mask = len(structures.mask), structures.mask
+    alike = fourier_shell_correlation(structures.right, structures.wrong, mask)
+    used = [k for k in range(1, box // 2) if alike[k] < _ALIKE]
+    radius = shells(box, 3, mask.device)
+    terms = [volume_to_fourier(part * mask) for part in (structures.right, structures.wrong, structures.rest)]
+    targets = [volume_to_fourier(volume * mask) for volume in volumes]
+    products, scores = [], []
+    for k in used:
+        ring = radius == k
+        design = torch.stack([torch.view_as_real(term[ring]).flatten() for term in terms], 1).double()
+        values = torch.stack([torch.view_as_real(target[ring]).flatten() for target in targets], 1).double()
+        # Shells count alike: the strong low ones say least about the structure.
+        weight = 1 / values.square().mean(0)
+        products.append(design.T @ design * weight[:, None, None])
+        scores.append((design.T @ values * weight).T)
+    products, scores = torch.stack(products), torch.stack(scores)  # (shells, maps, 3, 3) and (shells, maps, 3)
+
+    def share(product, score):
+        b, c, _ = torch.linalg.solve(product, score[..., None])[..., 0].unbind(-1)
+        return (c / (b + c)).cpu().numpy()
+
+    whole = share(products.sum(0), scores.sum(0))
+    return whole, np.stack([share(products.sum(0) - products[k], scores.sum(0) - scores[k]) for k in range(len(used))])
+
+
+def _judged(means, structures, selection, images) -> Control:
+    names = list(means)
+    shares, without = shares_of_wrong([means[name] for name in names], structures)
+    error = _jackknife(without[:, 0])
+    drawn, drawn_error = shares[0] - shares[1], _jackknife(without[:, 0] - without[:, 1])
+    curves = {
+        f"{name}_{kind}": fourier_shell_correlation(volume, getattr(structures, kind), structures.mask).cpu()
+        for name, volume in means.items()
+        for kind in ("right", "wrong")
+    }
+    fsc = {name: float(curve[1:].mean()) for name, curve in curves.items()}
+    numbers = (
+        f"trained with another structure in the place of {selection}, the map there is {100 * shares[0]:.0f} +- "
+        f"{100 * error:.0f} % that structure, the rigid map {100 * shares[1]:.0f} %; its mean FSC is "
+        f"{fsc['deformed_right']:.2f} with the right and {fsc['deformed_wrong']:.2f} with the wrong structure (rigid: "
+        f"{fsc['rigid_right']:.2f} and {fsc['rigid_wrong']:.2f})"
+    )
+    if shares[0] - _SIGMAS * error > 0.5:
+        verdict = "follows the model"
+        text = f"The map follows the model, right or wrong: {numbers}. Do not read structure from the map of this run."
+    elif drawn > _SIGMAS * drawn_error:
+        verdict = "drawn to the model"
+        text = f"The model draws the map to itself: {numbers}. Trust what the rigid map shows as well."
+    elif shares[0] + _SIGMAS * error < 0.5:
+        verdict, text = "follows the data", f"The map follows the data: {numbers}."
+    else:
+        verdict, text = "undecided", f"The map does not tell the structures apart: {numbers}."
+    figures = {
+        "share_of_wrong": shares[0], "share_of_wrong_error": error, "share_of_wrong_rigid": shares[1],
+        "drawn": drawn, "drawn_error": drawn_error, **{f"fsc_{name}": value for name, value in fsc.items()},
+        "particles": len(images), "resolution": frequencies(images),
+        "curves": {name: curve.tolist() for name, curve in curves.items()},
+    }  # fmt: skip
+    table = pd.DataFrame({"frequency_per_A": frequencies(images)} | {f"fsc_{n}": c for n, c in curves.items()})
+    return Control("wrong-model", verdict, text, plain(figures), table)
+
+
+def _jackknife(without: np.ndarray) -> float:
+    """Return the standard error of a figure from its values with one part left out."""
+    n = len(without)
+    return float(np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum()))
