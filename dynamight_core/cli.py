@@ -278,6 +278,7 @@ def analyse(
     """Write RUN/analysis/report.html, and for other programs the motion as a map, as atoms and as a table."""
     from dynamight_core.analysis.agreement import write_agreement
     from dynamight_core.analysis.bodies import write_bodies
+    from dynamight_core.analysis.clusters import write_clusters
     from dynamight_core.analysis.distribution import write_distributions
     from dynamight_core.analysis.domains import find_domains, write_domains
     from dynamight_core.analysis.exports import write_arrows, write_exports
@@ -295,6 +296,7 @@ def analyse(
         write_domains(opened, found, report.say)
         write_distributions(opened, found, report.say)
         write_bodies(opened, report.say)
+        write_clusters(opened, report.say)
         path = write_report(opened, out, say=report.say)
         options = {"out": None if out is None else str(out), "embedding": embedding, "domains": domains}
         record_stage(opened, "analyse", options)
@@ -319,7 +321,7 @@ def states(
         chosen = choose_states(opened, options)
         write_states(
             opened, chosen, out, options.half, options.movie, options.maps, report.say, report.progress,
-            options.difference,
+            options.difference, options.full,
         )  # fmt: skip
         record_stage(opened, "states", options)
 

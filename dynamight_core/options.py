@@ -197,7 +197,14 @@ class StatesOptions:
     between
         Two rows of particles.star, from 1: states from one particle to the other.
     clusters
-        Number of k-means clusters of the coordinates: a state at the centre of each.
+        Number of clusters of the coordinates: a state at the centre of each. With --mixture 0 takes as many as the
+        Bayesian information criterion wants.
+    mixture
+        Clusters are a mixture of normal distributions, not k-means.
+    tour
+        With --clusters: a path through their centres, each the nearest to the one before, in place of the centres.
+    ridge
+        States along the ridge of the particles' density, from low to high along the first motion.
     through
         A point of a path, coordinates separated by commas (A rms along motion 1, 2, ...); given two times or more, the
         states follow the path through these points, evenly spaced.
@@ -207,6 +214,8 @@ class StatesOptions:
         A latent of the decoder of --half, numbers separated by commas; may be given several times.
     half
         Whose Gaussian model: 1, 2, or both for the average.
+    full
+        At full resolution: the reconstructed map, pushed along the field, in place of the Gaussian model.
     maps
         Write a map of every state; without, the table of their coordinates alone.
     movie
@@ -217,7 +226,7 @@ class StatesOptions:
         Take states from standard input instead, for programs that show them: lines of JSON {"at": [coordinates], "out":
         path of the map}, each answered by a line with the path, or with an "error".
     seed
-        Of k-means.
+        Of the clusters.
     threads
         CPU threads. All that the process may use if left out.
     """
@@ -228,10 +237,14 @@ class StatesOptions:
     deviations: float | None = None
     between: tuple[int, int] | None = None
     clusters: int | None = None
+    mixture: bool = False
+    tour: bool = False
+    ridge: bool = False
     through: list[str] = field(default_factory=list)
     at: list[str] = field(default_factory=list)
     latent: list[str] = field(default_factory=list)
     half: str = "both"
+    full: bool = False
     maps: bool = True
     movie: bool = True
     difference: bool = False
@@ -293,8 +306,10 @@ class SelectOptions:
     polygon
         K,L:X,Y:X,Y:X,Y: inside a polygon in the plane of motions K and L, its corners in A rms.
     clusters
-        Number of k-means clusters of the coordinates, numbered by their centre on the first motion; written to
-        dynCluster.
+        Number of clusters of the coordinates, numbered by their centre on the first motion; written to dynCluster. With
+        --mixture 0 takes as many as the Bayesian information criterion wants.
+    mixture
+        Clusters are a mixture of normal distributions, not k-means.
     cluster
         Keep this cluster, from 1; may be given several times. All are kept if left out.
     half
@@ -302,7 +317,7 @@ class SelectOptions:
     complement
         Keep all others instead.
     seed
-        Of k-means.
+        Of the clusters.
     """
 
     motion: str | None = None
@@ -312,6 +327,7 @@ class SelectOptions:
     near: str | None = None
     polygon: str | None = None
     clusters: int | None = None
+    mixture: bool = False
     cluster: list[int] = field(default_factory=list)
     half: int | None = None
     complement: bool = False

@@ -5,7 +5,8 @@ coordinates is neither that of the molecule nor that plus noise. With c and w me
 posterior and T the variance of the molecule's own distribution, the image by itself says l c / w with variance l,
 1 / l = 1 / w - 1 / T; and by the law of total variance T is the variance of c over particles plus the mean of w. The
 distribution that makes what the images say most likely is found by expectation maximisation on a grid
-(Richardson-Lucy, with a little smoothing in every turn: Silverman et al., J. R. Stat. Soc. B 1990).
+(Richardson-Lucy, with smoothing in every turn: Silverman et al., J. R. Stat. Soc. B 1990). The smoothing is the widest
+that tells particles which were left out as well as the best does.
 """
 
 from collections.abc import Callable
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
     from dynamight_core.analysis.domains import Domains
     from dynamight_core.analysis.results import Run
 
-# Grid points over this many standard deviations to either side, turns, and the smoothing of each in grid points.
-_GRID, _REACH, _TURNS, _SMOOTHING = 121, 3.0, 60, 1.0
+# Grid points over this many standard deviations to either side, and turns.
+_GRID, _REACH, _TURNS = 121, 3.0, 60
+# Smoothings to choose from, in grid points, groups of particles that are left out for it, and what is as good, nats.
+_SMOOTHINGS, _GROUPS, _AS_GOOD = (2.0, 1.0, 0.5), 2, 1.5
 # Particles that are looked at, resampled so many times for the error; motions.
 _MOST, _RESAMPLED, _MOTIONS = 10_000, 16, 3
 # An image that says nothing still has a variance: this share of T is the most a posterior's may be.
@@ -78,23 +81,42 @@ def without_errors(means: np.ndarray, variances: np.ndarray, seed: int = 0) -> D
     grid = np.linspace(-_REACH, _REACH, _GRID) * np.sqrt(total)
     power = -0.5 * (said[:, None] - grid) ** 2 / likelihood[:, None]
     kernel = np.exp(power - power.max(1, keepdims=True)).astype(np.float32)
+    smoothing = _chosen_smoothing(kernel)
     # The first column is of all particles, the others are resampled.
     draws = np.random.default_rng(seed).multinomial(len(means), np.full(len(means), 1 / len(means)), _RESAMPLED)
-    weights = (np.vstack([np.ones(len(means)), draws]) / len(means)).T.astype(np.float32)
-    share = np.full((_GRID, _RESAMPLED + 1), 1 / _GRID, dtype=np.float32)
-    for _ in range(_TURNS):
-        share *= kernel.T @ (weights / (kernel @ share))
-        share = gaussian_filter1d(share, _SMOOTHING, axis=0, mode="constant")
-        share /= share.sum(0)
-    density = share.astype(float) / (grid[1] - grid[0])
+    weights = np.vstack([np.ones(len(means)), draws]).T
+    share = _most_likely(kernel, weights, smoothing).astype(float)
+    density = share / (grid[1] - grid[0])
     mean = share[:, 0] @ grid
     return Distribution(
         grid + centre, density[:, 0], density[:, 1:].std(1), float(np.sqrt(share[:, 0] @ (grid - mean) ** 2))
     )
 
 
+def _most_likely(kernel: np.ndarray, weights: np.ndarray, smoothing: float) -> np.ndarray:
+    """Return (g, r) shares of the grid points that make (n, g) likelihoods of particles largest, for (n, r) weights."""
+    weights = (weights / weights.sum(0)).astype(np.float32)
+    share = np.full((kernel.shape[1], weights.shape[1]), 1 / kernel.shape[1], dtype=np.float32)
+    for _ in range(_TURNS):
+        share *= kernel.T @ (weights / (kernel @ share))
+        share = gaussian_filter1d(share, smoothing, axis=0, mode="constant")
+        share /= share.sum(0)
+    return share
+
+
+def _chosen_smoothing(kernel: np.ndarray) -> float:
+    """Return the widest smoothing with which particles that were left out are as likely as with the best."""
+    group = np.arange(len(kernel)) % _GROUPS
+    weights = np.stack([group != left for left in range(_GROUPS)], 1)
+    told = []
+    for smoothing in _SMOOTHINGS:
+        likelihood = kernel @ _most_likely(kernel, weights, smoothing)
+        told.append(float(np.log(likelihood[np.arange(len(kernel)), group] + 1e-30).sum()))
+    return next(s for s, value in zip(_SMOOTHINGS, told, strict=True) if value >= max(told) - _AS_GOOD)
+
+
 def motion_distributions(run: "Run", domains: "Domains | None" = None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return how particles are spread along the first motions.
+    """Return how particles are spread along the first motions, of those that spread by more than their error.
 
     Parameters
     ----------
@@ -113,8 +135,9 @@ def motion_distributions(run: "Run", domains: "Domains | None" = None) -> tuple[
     n = len(run.halves)
     rows = torch.linspace(0, n - 1, min(n, _MOST)).long().unique()
     every = run.motions.coordinates.numpy().astype(float)
-    chosen = [k for k in range(min(_MOTIONS, every.shape[1])) if every[:, k].std() > 1e-6]
     variances = coordinate_variances(run, rows).numpy().astype(float)
+    # Where the error is the larger, coordinates say nothing of the spread.
+    chosen = [k for k in range(min(_MOTIONS, every.shape[1])) if every[:, k].var() > variances[:, k].mean()]
     curves, widths = [], []
     for k in chosen:
         means = every[rows.numpy(), k]

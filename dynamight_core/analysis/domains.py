@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import starfile
 from scipy import ndimage
 from scipy.cluster.vq import kmeans2
 from scipy.sparse import csr_matrix
@@ -334,7 +335,9 @@ def write_domains(run: "Run", domains: Domains, say: Callable[[str], None] = pri
     ``domainN_mask.mrc`` is 1 within 7 A of the domain's Gaussians (both halves'), nearer to them than to those of
     others, with a soft edge of 6 A: for focused refinement, or as the bodies of multi-body refinement. ``domains.csv``
     has a row for each domain, ``particles.csv`` the angle (degrees) and shift (A) of each in every particle, in the
-    order of particles.star, ``points.csv`` the domain of the common points, ``residuals.csv`` what domains leave over.
+    order of particles.star, and for each and the whole molecule the amount of its motion about the mean (A rms) and its
+    direction, the mean displacement (A); ``points.csv`` the domain, motion and error of the common points,
+    ``residuals.csv`` what domains leave over. ``bodies.star`` is the --multibody_masks of RELION, two domains or more.
 
     Parameters
     ----------
@@ -346,8 +349,8 @@ def write_domains(run: "Run", domains: Domains, say: Callable[[str], None] = pri
         takes lines for the user.
     """
     out = run.path / "analysis" / "domains"
-    for mask in out.glob("domain*_mask.mrc"):
-        mask.unlink()
+    for earlier in (*out.glob("domain*_mask.mrc"), *out.glob("bodies.star")):
+        earlier.unlink()
     places = (run.motions.points + run.motions.mean).numpy()
     gaussians = np.concatenate([model.consensus_positions.cpu().numpy() for model in run.models])
     labels = domains.labels[cKDTree(run.motions.points.numpy()).query(gaussians)[1]]
@@ -361,7 +364,11 @@ def write_domains(run: "Run", domains: Domains, say: Callable[[str], None] = pri
         columns[f"domain{domain + 1}_angle_deg"] = domains.angles[:, domain]
         for i, name in enumerate("xyz"):
             columns[f"domain{domain + 1}_shift_{name}_A"] = domains.shifts[:, domain, i]
+    columns |= _amounts(run, domains)
     points = pd.DataFrame(places, columns=["x_A", "y_A", "z_A"]).assign(domain=domains.labels + 1)
+    motion, error = (np.asarray(run.summary[name]) for name in ("point_motion", "point_error"))
+    beyond = np.sqrt(np.clip(motion**2 - error**2, 0, None))
+    points = points.assign(motion_A=motion, error_A=error, motion_beyond_error_A=beyond)
     residuals = pd.DataFrame({
         "domains": range(1, len(domains.residuals) + 1), "residual_rms_A": domains.residuals
     })  # fmt: skip
@@ -371,9 +378,47 @@ def write_domains(run: "Run", domains: Domains, say: Callable[[str], None] = pri
         written.append(out / f"{name}.csv")
         with atomic_path(written[-1]) as path:
             table.to_csv(path, index=False, float_format="%.5g")
+    if len(domains) > 1:
+        written.append(_write_bodies(out, domains))
     many = f"{len(domains)} rigid domains" if len(domains) > 1 else "one rigid domain"
     say(f"The motion is that of {many}; masks, angles and shifts are in {out}.")
     return written
+
+
+def _amounts(run: "Run", domains: Domains) -> dict[str, np.ndarray]:
+    """Return columns of how much and whereto each domain, and the molecule, has moved from its mean conformation."""
+    coordinates = run.motions.coordinates.double().numpy()
+    centred = coordinates - coordinates.mean(0)
+    components = run.motions.components.double().numpy()
+    parts = {"molecule": np.ones(len(domains.labels), dtype=bool)}
+    parts |= {f"domain{domain + 1}": domains.labels == domain for domain in range(len(domains))}
+    columns = {}
+    for name, mine in parts.items():
+        fields = components[:, mine]
+        # The mean square over points is a quadratic form of the coordinates.
+        form = np.einsum("kmi,lmi->kl", fields, fields) / mine.sum()
+        columns[f"{name}_motion_A"] = np.sqrt(np.clip(((centred @ form) * centred).sum(1), 0, None))
+        mean = centred @ fields.mean(1)
+        columns |= {f"{name}_mean_{axis}_A": mean[:, i] for i, axis in enumerate("xyz")}
+    return columns
+
+
+def _write_bodies(out: Path, domains: Domains) -> Path:
+    """Write bodies.star for RELION's multi-body refinement: each body is turned against the largest, that against it.
+
+    The priors are twice as wide as what was found, which is drawn towards the mean, and at least 2 degrees and 1 A.
+    """
+    n = len(domains)
+    spread = np.sqrt(((domains.shifts - domains.shifts.mean(0)) ** 2).sum(2).mean(0) / 3)
+    table = pd.DataFrame({
+        "rlnBodyMaskName": [str((out / f"domain{domain + 1}_mask.mrc").resolve()) for domain in range(n)],
+        "rlnBodyRotateRelativeTo": [2, *[1] * (n - 1)],
+        "rlnBodySigmaAngles": np.maximum(2.0, 2 * domains.angles.std(0)).round(1),
+        "rlnBodySigmaOffsetAngst": np.maximum(1.0, 2 * spread).round(1),
+    })  # fmt: skip
+    with atomic_path(out / "bodies.star") as path:
+        starfile.write({"": table}, path)
+    return out / "bodies.star"
 
 
 def masks(gaussians: np.ndarray, labels: np.ndarray, n_domains: int, box: int, pixel_size: float) -> list[np.ndarray]:

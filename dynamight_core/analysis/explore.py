@@ -343,7 +343,7 @@ class Explorer:
             states = choose_states(self.run, options)
             write_states(
                 self.run, states, out, options.half, options.movie, options.maps, self._say, self._show_progress,
-                options.difference,
+                options.difference, options.full,
             )  # fmt: skip
             commands = [self._command("states", options, out=out)]
             if self.point_set is not None and states.coordinates is not None:

@@ -26,7 +26,10 @@ _REACH = 12.0
 
 
 def write_exports(run: "Run", embedding: str = "auto", say: Callable[[str], None] = print) -> list[Path]:
-    """Write RUN/analysis/motion.mrc, gaussians_half1.cif, gaussians_half2.cif and embedding.csv.
+    """Write RUN/analysis/motion.mrc and its error, gaussians_half1.cif, gaussians_half2.cif and embedding.csv.
+
+    ``motion_error.mrc`` is the error of a displacement, ``motion_beyond_error.mrc`` the motion that exceeds it: the
+    root of the difference of their squares.
 
     Maps and models are placed as the consensus map's header places it.
 
@@ -52,16 +55,23 @@ def write_exports(run: "Run", embedding: str = "auto", say: Callable[[str], None
     folder = run.path / "analysis"
     box, pixel_size = run.particles.box, run.particles.pixel_size
     corner = header_origin(run.config.inputs.map)
-    motion, table = folder / "motion.mrc", folder / "embedding.csv"
+    maps = [folder / f"motion{name}.mrc" for name in ("", "_error", "_beyond_error")]
+    table = folder / "embedding.csv"
     gaussians = [folder / f"gaussians_half{half}.cif" for half in (1, 2)]
-    write_map(motion, motion_map(run, box, pixel_size), pixel_size, corner)
+    motion, error = motion_maps(run, box, pixel_size)
+    beyond = np.sqrt(np.clip(motion**2 - error**2, 0, None))
+    for path, volume in zip(maps, (motion, error, beyond), strict=True):
+        write_map(path, volume, pixel_size, corner)
     for half, path in enumerate(gaussians, 1):
         write_gaussians(run, half, path, corner + box // 2 * pixel_size)
     columns, names = embed(run.motions.coordinates.numpy(), embedding, run.config.train.seed, say)
     with atomic_path(table) as path:
         pd.DataFrame(columns, columns=names).to_csv(path, index=False, float_format="%.6g")
-    say(f"Motion per voxel is in {motion}, the Gaussians with their motion in {gaussians[0]} and {gaussians[1].name}.")
-    return [motion, *gaussians, table]
+    say(
+        f"Motion per voxel, its error and what exceeds it are in {maps[0]}, {maps[1].name} and {maps[2].name}, the "
+        f"Gaussians with their motion in {gaussians[0]} and {gaussians[1].name}."
+    )
+    return [*maps, *gaussians, table]
 
 
 def write_arrows(run: "Run", motion: int = 1, n: int = 150, say: Callable[[str], None] = print) -> list[Path]:
@@ -86,32 +96,66 @@ def write_arrows(run: "Run", motion: int = 1, n: int = 150, say: Callable[[str],
     list
         RUN/analysis/motionK_arrows.bild and .csv.
     """
+    coordinates = run.motions.coordinates.double().numpy()
+    start = coordinates.mean(0)
+    start[motion - 1] = 0.0
+    end = start.copy()
+    end[motion - 1] = coordinates[:, motion - 1].std()
+    stem = run.path / "analysis" / f"motion{motion}_arrows"
+    files = write_shift_arrows(run, start, end, stem, n, f"motion {motion}, one standard deviation")
+    say(f"Arrows of motion {motion}, with their errors, are in {stem}.bild (ChimeraX) and .csv.")
+    return files
+
+
+def write_shift_arrows(
+    run: "Run", start: np.ndarray, end: np.ndarray, stem: Path, n: int = 150, title: str = "first state to last"
+) -> list[Path]:
+    """Write arrows from one conformation to another, with a sphere of the error's radius at each tip.
+
+    Parameters
+    ----------
+    run
+        finished and summarised.
+    start, end
+        (K,) coordinates, A rms.
+    stem
+        path of the files, without suffix.
+    n
+        arrows at most, spread evenly over the molecule.
+    title
+        of the comment in the BILD file.
+
+    Returns
+    -------
+    list
+        the .bild and .csv, placed as the consensus map's header places it.
+    """
     motions = run.motions
-    shift = (motions.components[motion - 1] * motions.coordinates[:, motion - 1].std()).numpy()
+    places = [motions.displacement(torch.as_tensor(at, dtype=torch.float32)[None])[0] for at in (start, end)]
     centre = header_origin(run.config.inputs.map) + run.box // 2 * run.pixel_size
-    start = (motions.points + motions.mean).numpy() + centre
+    shift = (places[1] - places[0]).numpy()
+    start = (motions.points + places[0]).numpy() + centre
     error = np.asarray(run.summary["point_error"])
     chosen = spread_out(start, n)
     size = np.linalg.norm(shift, axis=1)
-    stem = run.path / "analysis" / f"motion{motion}_arrows"
     table = pd.DataFrame({
         **{f"{name}_A": start[chosen, i] for i, name in enumerate("xyz")},
         **{f"shift_{name}_A": shift[chosen, i] for i, name in enumerate("xyz")},
         "shift_A": size[chosen], "error_A": error[chosen],
     })  # fmt: skip
-    lines = [f".comment motion {motion}, one standard deviation; spheres have the error as their radius"]
+    lines = [f".comment {title}; spheres have the error as their radius"]
     for row in chosen[size[chosen] > 0.05 * size.max()]:
         tip = start[row] + shift[row]
         ends = " ".join(f"{value:.2f}" for value in (*start[row], *tip))
         lines += [".color 0.15 0.25 0.35", ".transparency 0", f".arrow {ends} 0.4 1.0 0.7"]
         ball = " ".join(f"{value:.2f}" for value in (*tip, error[row]))
         lines += [".color 0.80 0.40 0.20", ".transparency 0.6", f".sphere {ball}"]
-    with atomic_path(stem.with_suffix(".bild")) as path:
+    files = [stem.with_suffix(".bild"), stem.with_suffix(".csv")]
+    with atomic_path(files[0]) as path:
         path.write_text("\n".join(lines) + "\n")
-    with atomic_path(stem.with_suffix(".csv")) as path:
+    with atomic_path(files[1]) as path:
         table.to_csv(path, index=False, float_format="%.5g")
-    say(f"Arrows of motion {motion}, with their errors, are in {stem}.bild (ChimeraX) and .csv.")
-    return [stem.with_suffix(".bild"), stem.with_suffix(".csv")]
+    return files
 
 
 def spread_out(points: np.ndarray, n: int) -> np.ndarray:
@@ -139,23 +183,29 @@ def motion_at(run: "Run", positions: torch.Tensor) -> np.ndarray:
     return (variance[:, None] * fields.square().sum(-1)).sum(0).sqrt().numpy()
 
 
-def motion_map(run: "Run", box: int, pixel_size: float) -> np.ndarray:
-    """Return the (box, box, box) motion at every voxel around the molecule, A rms; 0 elsewhere."""
+def motion_maps(run: "Run", box: int, pixel_size: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the (box, box, box) motion at every voxel around the molecule, A rms, and its error; 0 elsewhere."""
     coarse = max(1, min(box, round(box * pixel_size / _SPACING)))
     spacing = box * pixel_size / coarse
     axis = (np.arange(coarse + 1) - coarse // 2) * spacing
     grid = np.stack(np.meshgrid(axis, axis, axis, indexing="ij")[::-1], -1).reshape(-1, 3)
     gaussians = torch.cat([model.consensus_positions.cpu() for model in run.models]).numpy()
-    tree = cKDTree(gaussians)
-    near = np.isfinite(tree.query(grid, distance_upper_bound=_REACH + 2 * spacing)[0])
-    motion = np.zeros(len(grid), dtype=np.float32)
-    motion[near] = motion_at(run, torch.from_numpy(grid[near].astype(np.float32)))
+    near = np.isfinite(cKDTree(gaussians).query(grid, distance_upper_bound=_REACH + 2 * spacing)[0])
+    values = np.zeros((2, len(grid)), dtype=np.float32)
+    values[0, near] = motion_at(run, torch.from_numpy(grid[near].astype(np.float32)))
+    # The error is known at the common points: that of the nearest ones, by the inverse of their distance.
+    distance, nearest = cKDTree(run.motions.points.numpy()).query(grid[near], k=min(8, len(run.motions.points)))
+    weight = 1 / (distance + 1.0)
+    squared = np.asarray(run.summary["point_error"])[nearest] ** 2
+    values[1, near] = np.sqrt((weight * squared).sum(1) / weight.sum(1))
     # Voxels of the box in steps of the coarse grid, whose centre is the box's.
     where = (np.arange(box) - box // 2) * pixel_size / spacing + coarse // 2
-    fine = ndimage.map_coordinates(
-        motion.reshape([coarse + 1] * 3), np.meshgrid(where, where, where, indexing="ij"), order=1, mode="nearest"
-    )
-    return np.where(_near_points(gaussians, box, pixel_size), fine, 0).astype(np.float32)
+    place = np.meshgrid(where, where, where, indexing="ij")
+    inside = _near_points(gaussians, box, pixel_size)
+    fine = [
+        ndimage.map_coordinates(part.reshape([coarse + 1] * 3), place, order=1, mode="nearest") for part in values
+    ]
+    return tuple(np.where(inside, part, 0).astype(np.float32) for part in fine)
 
 
 def write_gaussians(run: "Run", half: int, path: str | Path, centre) -> None:

@@ -27,6 +27,7 @@ from sklearn.decomposition import PCA
 
 from dynamight_core.analysis.controls.result import read_controls
 from dynamight_core.analysis.exports import spread_out
+from dynamight_core.analysis.landscape import plane_landscape
 from dynamight_core.files import atomic_path, read_map
 from dynamight_core.reconstruction.bias import record_model_bias
 
@@ -100,6 +101,11 @@ _FILES = {
     "analysis/report.html": "this report",
     "analysis/motions.safetensors": "principal motions at the common points, and all particles' coordinates",
     "analysis/motion.mrc": "motion at every voxel around the molecule, Å rms",
+    "analysis/motion_error.mrc": "error of a displacement at every voxel, Å rms",
+    "analysis/motion_beyond_error.mrc": "motion that exceeds its error, Å rms",
+    "analysis/clusters.csv": "cluster of every particle: Gaussian mixture, k-means",
+    "analysis/cluster_centres.csv": "centres and sizes of the clusters",
+    "analysis/cluster_criterion.csv": "by which their number was chosen",
     "analysis/motion1_arrows.bild": "arrows of the first motion, spheres of its error at their tips (ChimeraX)",
     "analysis/motion1_arrows.csv": "the same as numbers",
     "analysis/agreement.csv": "how the halves agree on validation particles",
@@ -159,8 +165,10 @@ def write_report(run, path: str | Path | None = None, say: Callable[[str], None]
         ("controls", "Controls", _controls_section(page)),
         ("files", "Files and commands", _files_section(page)),
     ]
+    text = _assemble(page, sections)
+    page.table("numbers", pd.DataFrame(page.said, columns=["number in the text", "value"]))
     with atomic_path(path) as temporary:
-        temporary.write_text(_assemble(page, sections), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
     size = path.stat().st_size / 2**20
     say(f"Report: {path} ({size:.1f} MB); the numbers of its figures are in {page.tables}.")
     return path
@@ -181,6 +189,7 @@ class _Page:
     run: object
     folder: Path
     n_figures: int = field(default=0, init=False)
+    said: list[tuple[str, float]] = field(default_factory=list, init=False)
 
     def __post_init__(self):
         table = self.run.table
@@ -213,6 +222,15 @@ class _Page:
         """Write the numbers behind a figure, with six digits."""
         with atomic_path(self.tables / f"{name}.csv") as path:
             frame.to_csv(path, index=False, float_format="%.6g")
+
+    def say(self, what: str, value: float, form: str = ",") -> str:
+        """Return a number of the text in a format, and keep it for the table of these numbers."""
+        self.said.append((what, float(value)))
+        return format(value, form)
+
+    def share(self, k: int) -> str:
+        """Return which per cent of the motion is along principal motion k, from 0."""
+        return self.say(f"share of motion {k + 1}, %", 100 * self.shares[k], ".0f")
 
     def command(self, stage: str) -> str:
         """Return the command line that runs a stage on this run, as HTML."""
@@ -256,11 +274,12 @@ def _what_was_run(page: _Page) -> str:
     model = inputs.atomic_model
     atomic = f" of the atomic model <code>{escape(Path(model).name)}</code>" if model else ""
     return (
-        f"{len(page.halves):,} particles of <code>{escape(Path(inputs.star).name)}</code> with the map "
-        f"<code>{escape(Path(inputs.map).name)}</code>; {(page.halves == 1).sum():,} in half 1 and "
-        f"{(page.halves == 2).sum():,} in half 2, {n_validation:,} of them kept from training. "
-        f"{train.n_gaussians:,} Gaussians{atomic}, {train.n_latents} latent dimensions, {escape(train.decoder)} "
-        "decoder."
+        f"{page.say('particles', len(page.halves))} particles of <code>{escape(Path(inputs.star).name)}</code> with "
+        "the map "
+        f"<code>{escape(Path(inputs.map).name)}</code>; {page.say('half 1', (page.halves == 1).sum())} in half 1 and "
+        f"{page.say('half 2', (page.halves == 2).sum())} in half 2, {page.say('validation', n_validation)} of them "
+        f"kept from training. {page.say('Gaussians', train.n_gaussians)} Gaussians{atomic}, "
+        f"{page.say('latent dimensions', train.n_latents)} latent dimensions, {escape(train.decoder)} decoder."
     )
 
 
@@ -411,9 +430,11 @@ def _training_section(page: _Page) -> str:
     last = metrics.groupby("half").tail(1)
     seconds = metrics["seconds"].sum()
     return page.figure(figure, 620, "figure-training") + _caption(
-        f"{metrics['epoch'].max()} epochs of both halves took {seconds / 60:.1f} minutes; at the end "
-        f"{' and '.join(_number(v) for v in last['particles_per_second'])} particles a second, peak memory "
-        f"{metrics['peak_memory_gb'].max():.2g} GB. The data loss is minus the log-likelihood of a particle given the "
+        f"{page.say('epochs', metrics['epoch'].max())} epochs of both halves took "
+        f"{page.say('minutes of training', seconds / 60, '.1f')} minutes; at the end "
+        f"{' and '.join(page.say('particles a second', v, ',.0f') for v in last['particles_per_second'])} particles a "
+        f"second, peak memory {page.say('peak memory, GB', metrics['peak_memory_gb'].max(), '.2g')} GB. "
+        "The data loss is minus the log-likelihood of a particle given the "
         "noise spectrum, which is estimated anew as training goes: small steps in the curve are often its."
     )
 
@@ -430,7 +451,7 @@ def _landscape_section(page: _Page) -> str:
     # Above the limit the file would not hold all particles; particles.star does.
     page.table("landscape", pd.DataFrame(particles).iloc[page.shown])
     figure = _scatter(page, c[:, 0], second) if page.few else _density(page, c[:, 0], second)
-    titles = [f"motion {k + 1}, Å rms ({100 * share:.0f} % of the motion)" for k, share in enumerate(page.shares[:2])]
+    titles = [f"motion {k + 1}, Å rms ({page.share(k)} % of the motion)" for k in range(len(page.shares[:2]))]
     figure.update_xaxes(title=titles[0])
     figure.update_yaxes(title=titles[1] if len(titles) > 1 else "")
     how = (
@@ -451,7 +472,58 @@ def _landscape_section(page: _Page) -> str:
             "Distribution of the coordinates of the principal motions, each half by itself. Halves that agree on the "
             "motion agree here."
         )
+        + _free_energy(page, c[:, 0], second)
         + _distributions(page)
+        + _clusters(page)
+    )
+
+
+def _free_energy(page: _Page, x: np.ndarray, y: np.ndarray) -> str:
+    found = plane_landscape(x, y)
+    known = found.relative_error < 1.0
+    energy, error = (np.where(known, grid, np.nan) for grid in (found.free_energy, found.free_energy_error))
+    centres = [((edges[1:] + edges[:-1]) / 2).astype(np.float32) for edges in (found.x_edges, found.y_edges)]
+    grid = {"motion_1": np.repeat(centres[0], len(centres[1])), "motion_2": np.tile(centres[1], len(centres[0]))}
+    columns = {"particles": found.counts, "density": found.density, "free_energy_kT": energy, "error_kT": error}
+    page.table("free_energy", pd.DataFrame(grid | {name: part.ravel() for name, part in columns.items()}))
+    titles = ["free energy, kT", "its sampling error, kT"]
+    figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.14)
+    for column, (part, top) in enumerate(((energy, 6.0), (error, 1.0)), 1):
+        figure.add_heatmap(
+            x=centres[0], y=centres[1], z=part.T.astype(np.float32), colorscale="Viridis_r", zmin=0, zmax=top,
+            colorbar={"thickness": 12, "outlinewidth": 0, "x": 0.43 if column == 1 else 1.0}, row=1, col=column,
+            hovertemplate="%{x:.2f} Å, %{y:.2f} Å: %{z:.2f} kT<extra></extra>",
+        )  # fmt: skip
+        figure.update_xaxes(title="motion 1, Å rms", row=1, col=column)
+    figure.update_yaxes(title="motion 2, Å rms", row=1, col=1)
+    return page.figure(figure, 420, "figure-free-energy") + _caption(
+        "Minus the logarithm of the particles' density, smoothed, its least value at zero: a free energy if the sample "
+        "was frozen in equilibrium. The error is that of counting; errors of the coordinates flatten the landscape "
+        "besides."
+    )
+
+
+def _clusters(page: _Page) -> str:
+    folder = page.folder / "analysis"
+    if not (folder / "cluster_centres.csv").is_file():
+        return ""
+    centres, criterion = (pd.read_csv(folder / f"{name}.csv") for name in ("cluster_centres", "cluster_criterion"))
+    page.table("cluster_centres", centres)
+    page.table("cluster_criterion", criterion)
+    figure = go.Figure(go.Scatter(
+        x=criterion["clusters"], y=criterion["bic"] - criterion["bic"].min(), mode="lines+markers",
+        line={"color": _HALF_COLOURS[1]},
+    ))  # fmt: skip
+    figure.update_xaxes(title="clusters", dtick=1)
+    figure.update_yaxes(title="criterion above its least, per particle")
+    shown = centres[[c for c in centres if not c.startswith("motion") or int(c[6:].split("_")[0]) <= 3]]
+    return (
+        "<h3>Clusters</h3>" + _tabulate(shown) + page.figure(figure, 300, "figure-clusters")
+        + _caption(
+            "Groups of particles by their coordinates: a mixture of normal distributions, as many as the Bayesian "
+            "information criterion wants, and k-means of the same number; centres in Å rms. A continuous motion is cut "
+            "into several normal distributions, too: clusters are states only where the density between them is low."
+        )
     )
 
 
@@ -464,7 +536,7 @@ def _distributions(page: _Page) -> str:
     page.table("distribution_widths", widths)
     motions = curves["motion"].unique()
     if not len(motions):
-        return ""
+        return _absent("No motion spreads the particles by more than the error of one: nothing is said of states.")
     figure = make_subplots(1, len(motions), subplot_titles=[f"motion {k}" for k in motions])
     for column, motion in enumerate(motions, 1):
         mine = curves[curves["motion"] == motion]
@@ -493,10 +565,10 @@ def _distributions(page: _Page) -> str:
         "<h3>How the molecule is spread</h3>" + page.figure(figure, 380, "figure-distributions") + _tabulate(shown)
         + _caption(
             "The coordinates of particles are drawn towards the mean, and scatter by their errors. The distribution "
-            "that would give them, with the errors as they are estimated, is the coloured line; its peaks are what the "
-            "particles say of states. Where the error of one particle is as large as the spread, it says nothing. "
-            "The table <code>analysis/distributions.csv</code> also has the angle of each domain that goes with a "
-            "coordinate."
+            "that would give them, with the errors as they are estimated, is the coloured line, for motions that "
+            "spread by more than the error of one particle. States are peaks that lie apart by two such errors or "
+            "more: closer ones, as behind a sharp edge, are waves of the method. The table "
+            "<code>analysis/distributions.csv</code> also has the angle of each domain that goes with a coordinate."
         )
     )
 
@@ -582,7 +654,7 @@ def _density(page: _Page, x: np.ndarray, y: np.ndarray) -> go.Figure:
 def _coordinate_histograms(page: _Page) -> go.Figure:
     n = min(6, page.coordinates.shape[1])
     columns = min(3, n)
-    titles = [f"motion {k + 1} ({100 * page.shares[k]:.0f} %)" for k in range(n)]
+    titles = [f"motion {k + 1} ({page.share(k)} %)" for k in range(n)]
     figure = make_subplots(-(-n // columns), columns, subplot_titles=titles, vertical_spacing=0.2)
     rows = []
     for k in range(n):
@@ -626,16 +698,19 @@ def _latents_section(page: _Page) -> str:
             marker={"color": colours[shown], "size": 4.5, "opacity": 0.8}, hoverinfo="skip",
             showlegend=False, row=1, col=half,
         )  # fmt: skip
-        figure.update_xaxes(title=f"component 1 ({100 * shares[0]:.0f} %)", row=1, col=half)
-        figure.update_yaxes(title=f"component 2 ({100 * shares[1]:.0f} %)", row=1, col=half)
+        share = page.say(f"share of component 1, half {half}, %", 100 * shares[0], ".0f")
+        figure.update_xaxes(title=f"component 1 ({share} %)", row=1, col=half)
+        share = page.say(f"share of component 2, half {half}, %", 100 * shares[1], ".0f")
+        figure.update_yaxes(title=f"component 2 ({share} %)", row=1, col=half)
     table |= {f"direction_{axis}": direction[shown, i] for i, axis in enumerate("xyz")}
     page.table("latents", pd.DataFrame(table))
-    some = "" if page.few else f"A random {_MOST_POINTS:,} of them are drawn. "
+    some = "" if page.few else f"A random {page.say('particles drawn', _MOST_POINTS)} of them are drawn. "
     return page.figure(figure, 540, "figure-latents") + _caption(
         f"All particles under each half's decoder, whose latent spaces have nothing in common but what the images say: "
         f"principal components of each by itself. {some}Hue is the direction of a particle's mean displacement "
         f"about the mean conformation, in the plane in which these spread most; saturation its size (full at "
-        f"{spread:.2g} Å). Where both halves have learned the same motion, colours change in the same order in both; "
+        f"{page.say('displacement of full saturation, Å', spread, '.2g')} Å). "
+        "Where both halves have learned the same motion, colours change in the same order in both; "
         "orientation and sign of the axes mean nothing."
     )
 
@@ -714,7 +789,8 @@ def _errors_section(page: _Page) -> str:
         "on, and how far the noise of the particle's own image leaves its latent open; both are raised by 1.3 for what "
         "the halves do wrong alike, as simulated molecules showed. Training and validation particles "
         "should look alike; a validation curve with less motion or more error means that the decoders have learned "
-        f"noise. {above:.0f} % of the particles move by more than their error."
+        f"noise. {page.say('particles that move by more than their error, %', above, '.0f')} % of the particles "
+        "move by more than their error."
     )
 
 
@@ -760,10 +836,12 @@ def _gaussians_section(page: _Page) -> str:
     _add_arrows(figure, page, rest, moved, errors)
     _frame_scenes(figure, rest, page.components[0])
     return page.figure(figure, 500, "figure-gaussians") + _caption(
-        f"{len(cloud):,} of the {len(rest):,} points at which motion was compared, in the frame of the consensus map. "
+        f"{page.say('points drawn', len(cloud))} of the {page.say('points', len(rest))} points at which motion was "
+        "compared, in the frame of the consensus map. "
         "Larger points have larger errors (left); spheres at the arrows' tips have the error as their radius, to scale "
         "(right). Arrows go from the mean conformation to one standard deviation of the first motion's coordinate "
-        f"({_number(float(page.coordinates[:, 0].std()))} Å rms over the molecule), to scale."
+        f"({page.say('standard deviation along motion 1, Å rms', page.coordinates[:, 0].std(), '.3g')} Å rms over the "
+        "molecule), to scale."
     )
 
 
@@ -903,9 +981,9 @@ def _domains_section(page: _Page) -> str:
             "shift. A field that bends over a domain turns it too little: train again with these masks as rigid bodies "
             "to have domains turn as wholes. Angles of particles are drawn towards the mean by the noise of their "
             "images; see the distributions with the errors taken out. "
-            "Masks for focused or multi-body refinement are <code>analysis/domains/domain*_mask.mrc</code>, every "
-            "particle's angles and "
-            "shifts <code>analysis/domains/particles.csv</code>."
+            "Masks for focused refinement are <code>analysis/domains/domain*_mask.mrc</code>, "
+            "<code>bodies.star</code> beside them is the list of bodies for RELION's multi-body refinement; every "
+            "particle's angles and shifts <code>analysis/domains/particles.csv</code>."
         )
     )
 
@@ -957,7 +1035,7 @@ def _movie_section(page: _Page) -> str:
         )
     )  # fmt: skip
     _frame_scenes(figure, rest, page.components[0], 1.1 + 2 * reach / float(np.ptp(rest, 0).max()))
-    options = "".join(f'<option value="{k}">motion {k + 1} ({100 * page.shares[k]:.0f} %)</option>' for k in range(n))
+    options = "".join(f'<option value="{k}">motion {k + 1} ({page.share(k)} %)</option>' for k in range(n))
     controls = (
         f'<div class="controls"><select id="movie-motion">{options}</select>'
         '<button id="movie-play" type="button">Play</button>'
@@ -968,7 +1046,8 @@ def _movie_section(page: _Page) -> str:
         page.figure(figure, 500, "figure-movie", before=controls)
         + f'<script type="application/json" id="movie-data">{data}</script>'
         + _caption(
-            f"{len(chosen):,} points of the model, moved along one principal motion from the 5th to the 95th "
+            f"{page.say('points of the animation', len(chosen))} points of the model, moved along "
+            "one principal motion from the 5th to the 95th "
             "percentile of the particles' coordinates. Maps along a motion: "
             f"{page.command('states')}."
         )
@@ -1263,6 +1342,8 @@ def _files_section(page: _Page) -> str:
         }.get(name, "")
         rows.append((f"<code>{escape(name)}/</code> {len(sizes)} files", what, _size(sum(sizes))))
     frame = pd.DataFrame(rows, columns=["file", "what it holds", "size"])
+    plain = frame["file"].str.replace(r"</?code>", "", regex=True)
+    page.table("files", pd.DataFrame({"file": plain, "size": frame["size"]}))
     checkpoints = [p for p in page.folder.glob("half*/checkpoints/**/*") if p.is_file()]
     total = sum(p.stat().st_size for p in checkpoints)
     kept = f"<p>{len(checkpoints)} files of checkpoints besides, {_size(total)}; training resumes from them.</p>"

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.path import Path as Polygon
 
-from dynamight_core.analysis.states import check_motion, cluster_coordinates, parse_numbers
+from dynamight_core.analysis.clusters import cluster_coordinates
+from dynamight_core.analysis.states import check_motion, parse_numbers
 from dynamight_core.errors import InputError
 from dynamight_core.options import SelectOptions
 from dynamight_core.particles.metadata import write_star
@@ -108,13 +109,15 @@ def select_particles(run: "Run", options: SelectOptions) -> tuple[np.ndarray, np
     if o.polygon is not None:
         conditions.append(inside_polygon(coordinates, o.polygon))
     clusters = None
+    if o.mixture and o.clusters is None:
+        raise InputError("--mixture is of the --clusters; say how many, 0 for as many as are best")
     if o.cluster and o.clusters is None:
         raise InputError("--cluster keeps one of the --clusters (how many to make); give both")
     if o.clusters is not None:
-        clusters = cluster_coordinates(coordinates, o.clusters, o.seed)[0] + 1
+        clusters = cluster_coordinates(coordinates, o.clusters, o.seed, o.mixture)[0] + 1
         for number in o.cluster:
-            if not 1 <= number <= o.clusters:
-                raise InputError(f"--cluster is {number}; give a number from 1 to {o.clusters}")
+            if not 1 <= number <= clusters.max():
+                raise InputError(f"--cluster is {number}; give a number from 1 to {clusters.max()}")
         conditions.append(np.isin(clusters, o.cluster) if o.cluster else np.ones(len(clusters), dtype=bool))
     if o.half is not None:
         if o.half not in (1, 2):

@@ -10,7 +10,10 @@ import numpy as np
 import pandas as pd
 import torch
 
+from dynamight_core.analysis.clusters import cluster_coordinates, density_ridge, shortest_order
+from dynamight_core.analysis.exports import write_shift_arrows
 from dynamight_core.analysis.motions import motion_fields
+from dynamight_core.analysis.pushed import PushedMap
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path, header_origin, write_map
 from dynamight_core.options import HALVES, StatesOptions
@@ -20,6 +23,12 @@ if TYPE_CHECKING:
 
 # Frames a second, and how often an MP4 goes along the states and back.
 _FRAME_RATE, _MP4_TURNS = 8, 3
+# What is written beside the maps of states.
+_BESIDE = (
+    "movie.gif", "movie.mp4", "difference.mrc", "arrows.bild", "arrows.csv", "states.cxc", "states.csv",
+)  # fmt: skip
+# Share of a map's voxels below the surface that ChimeraX shows.
+_LEVEL = 0.98
 
 
 @dataclass
@@ -130,13 +139,19 @@ def choose_states(run: "Run", options: StatesOptions) -> States:
         if they cannot be had, or two kinds are asked for.
     """
     o = options
-    asked = [name for name in ("between", "clusters", "through", "at", "latent") if getattr(o, name)]
+    asked = [name for name in ("between", "clusters", "ridge", "through", "at", "latent") if getattr(o, name)]
+    if o.clusters == 0:
+        asked.append("clusters")
     if len(asked) > 1:
         raise InputError(f"--{asked[0]} and --{asked[1]} are two kinds of states; give one of them")
+    if o.clusters is None and (o.tour or o.mixture):
+        raise InputError(f"--{'tour' if o.tour else 'mixture'} is of the --clusters; say how many")
     if o.between:
         return states_between(run, *o.between, o.n)
     if o.clusters is not None:
-        return states_of_clusters(run, o.clusters, o.seed)
+        return states_of_clusters(run, o.clusters, o.seed, o.mixture, o.n if o.tour else None)
+    if o.ridge:
+        return states_through(run, list(density_ridge(_all_coordinates(run))), o.n, "ridge")
     if o.through:
         return states_through(run, [parse_numbers(text, "--through") for text in o.through], o.n)
     if o.at:
@@ -260,9 +275,24 @@ def states_through(run: "Run", points: list, n: int = 10, name: str = "path") ->
     return States(name, [f"{name}_state{i + 1:02d}" for i in range(n)], path)
 
 
-def states_of_clusters(run: "Run", n: int, seed: int = 0) -> States:
-    """Return the centres of n k-means clusters of the particles' coordinates, the first motion ascending."""
-    labels, centres = cluster_coordinates(_all_coordinates(run), n, seed)
+def states_of_clusters(
+    run: "Run", n: int, seed: int = 0, mixture: bool = False, tour: int | None = None
+) -> States:
+    """Return the centres of n clusters of the particles' coordinates, the first motion ascending.
+
+    Parameters
+    ----------
+    run
+        finished and summarised.
+    n, seed, mixture
+        see `clusters.cluster_coordinates`.
+    tour
+        instead, so many states on a path through the centres, each the nearest to the one before.
+    """
+    labels, centres = cluster_coordinates(_all_coordinates(run), n, seed, mixture)
+    n = len(centres)
+    if tour is not None:
+        return states_through(run, list(centres[shortest_order(centres)]), tour, f"clusters{n}_tour")
     counts = np.bincount(labels, minlength=n)
     names = [f"cluster{i + 1:02d}_{counts[i]}particles" for i in range(n)]
     return States(f"clusters{n}", names, centres, particles=counts, ordered=False)
@@ -293,33 +323,6 @@ def states_at_coordinates(run: "Run", coordinates: list) -> States:
     return States("coordinates", [f"state{i + 1:02d}" for i in range(len(rows))], rows, ordered=len(rows) > 2)
 
 
-def cluster_coordinates(coordinates: np.ndarray, n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Return k-means clusters of (p, K) coordinates, numbered by their centre on the first motion.
-
-    Coordinates are in A rms along every motion, so that distances mean the same in all directions.
-
-    Returns
-    -------
-    tuple
-        (p,) cluster of each particle, from 0, and (n, K) centres.
-
-    Raises
-    ------
-    InputError
-        if there are fewer than 1 or more clusters than particles.
-    """
-    # Slow to import, and most states need it not.
-    from sklearn.cluster import KMeans
-
-    if not 1 <= n <= len(coordinates):
-        raise InputError(f"--clusters is {n}; give a number from 1 to that of particles, {len(coordinates)}")
-    fitted = KMeans(n, n_init=10, random_state=seed).fit(coordinates)
-    order = np.argsort(fitted.cluster_centers_[:, 0])
-    rank = np.empty(n, dtype=int)
-    rank[order] = np.arange(n)
-    return rank[fitted.labels_], fitted.cluster_centers_[order]
-
-
 def write_states(
     run: "Run",
     states: States,
@@ -330,8 +333,9 @@ def write_states(
     say: Callable[[str], None] = print,
     progress: Callable[[str, int, int], None] | None = None,
     difference: bool = False,
+    full: bool = False,
 ) -> Path:
-    """Write a map of every state, their coordinates and, along a path, a movie.
+    """Write a map of every state, their coordinates and, along a path, a movie and arrows.
 
     Parameters
     ----------
@@ -351,21 +355,26 @@ def write_states(
         take lines for the user, and a stage's name with what is done and to do.
     difference
         whether to write also the last map minus the first.
+    full
+        whether maps are the reconstruction pushed along the field, not the Gaussian model.
 
     Returns
     -------
     Path
-        the folder, with one ``.mrc`` per state, ``states.csv`` and perhaps the movie and ``difference.mrc``.
+        the folder, with one ``.mrc`` per state, ``states.csv``, ``states.cxc`` for ChimeraX, and perhaps the movie,
+        ``arrows.bild`` and ``.csv`` from the first state to the last, and ``difference.mrc``.
 
     Raises
     ------
     InputError
-        if a difference of maps is asked for where there are none, or one alone.
+        if a difference of maps is asked for where there are none, or one alone, or full resolution of latents.
     """
+    if full and states.latents is not None:
+        raise InputError("--full moves the map by principal motions; give --at coordinates in place of --latent")
     if difference and (len(states) < 2 or not maps):
         raise InputError("--difference is the last map minus the first; ask for at least two states, with maps")
     out = Path(run.path) / "analysis" / "states" / states.name if out is None else Path(out)
-    models = StateModels(run, half)
+    models = PushedMap(run, half) if full else StateModels(run, half)
     _remove_earlier(out)
     if not maps:
         _write_table(out, states, maps)
@@ -384,7 +393,10 @@ def write_states(
         if progress:
             progress("rendering states", i + 1, len(states))
     _write_table(out, states, maps)
-    say(f"{len(states)} maps and states.csv are in {out}.")
+    _write_script(out, states, float(np.quantile(ends[0], _LEVEL)))
+    say(f"{len(states)} maps and states.csv are in {out}; states.cxc shows them in ChimeraX.")
+    if states.coordinates is not None and states.ordered and len(states) > 1:
+        write_shift_arrows(run, states.coordinates[0], states.coordinates[-1], out / "arrows")
     if movie and states.ordered and len(states) > 1:
         movies = write_movie(out / "movie", np.stack(projections), states.labels, run.pixel_size, say)
         say(f"The movie is {' and '.join(map(str, movies))}.")
@@ -608,8 +620,21 @@ def _remove_earlier(out: Path) -> None:
     """Remove the files of states that were written to the same folder before."""
     table = out / "states.csv"
     if table.exists():
-        for name in [*pd.read_csv(table).get("file", []), "movie.gif", "movie.mp4", "difference.mrc", "states.csv"]:
+        for name in [*pd.read_csv(table).get("file", []), *_BESIDE]:
             (out / name).unlink(missing_ok=True)
+
+
+def _write_script(out: Path, states: States, level: float) -> None:
+    """Write states.cxc, which opens the maps in ChimeraX: along a path as a series that plays, else side by side."""
+    files = " ".join(f"{label}.mrc" for label in states.labels)
+    series = states.ordered and len(states) > 1
+    lines = ["# States of a molecule; open this file in ChimeraX.", "close session"]
+    lines += [f"open {files} vseries true", "vseries play #1 direction oscillate loop true"] if series else [
+        f"open {files}"
+    ]
+    lines += [f"volume all step 1 level {level:.4g}", "view"]
+    with atomic_path(out / "states.cxc") as path:
+        path.write_text("\n".join(lines) + "\n")
 
 
 def _write_table(out: Path, states: States, maps: bool) -> None:

@@ -164,7 +164,8 @@ def test_what_is_saved_is_what_the_command_line_writes(explorer, folder):
     found = explorer.save_states({"through": ["-2", "0,0.5", "2"], "n": 3}, "way")
     out = folder / "analysis" / "states" / "way"
     maps = {f"path_state{i:02d}.mrc" for i in (1, 2, 3)}
-    assert {path.name for path in out.iterdir()} == {"states.csv", "movie.gif", "movie.mp4"} | maps
+    beside = {"states.csv", "states.cxc", "arrows.bild", "arrows.csv", "movie.gif", "movie.mp4"}
+    assert {path.name for path in out.iterdir()} == beside | maps
     table = pd.read_csv(out / "states.csv")
     np.testing.assert_allclose(table["motion1_A"], [-2, 0, 2], atol=1e-3)
     explorer.save_states({"at": ["-2", "2"], "difference": True, "movie": False}, "two")

@@ -237,6 +237,52 @@ def test_figures_show_the_numbers_of_their_tables(full):
     np.testing.assert_array_equal(figure_data(path, "figure-coordinates")[0]["y"], first["particles"])
 
 
+class Prose(HTMLParser):
+    """Collects the text that a reader sees, figures and lists of files left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts, self._hidden = [], []
+
+    def handle_starttag(self, tag, attributes):
+        if tag in ("script", "style", "code", "pre", "select", "nav", "footer", "h1"):
+            self._hidden.append(tag)
+
+    def handle_endtag(self, tag):
+        if self._hidden and self._hidden[-1] == tag:
+            self._hidden.pop()
+
+    def handle_data(self, text):
+        if not self._hidden:
+            self.parts.append(text)
+
+
+# Numbers of the language, not of the run: FSC thresholds, per cents of a definition, names of halves and motions.
+SAID = {"0.143", "0.5", "95", "1.3", "1", "2", "99.8", "3", "5"}
+
+
+def test_every_number_in_the_text_is_in_a_table(full):
+    run, path = full
+    prose = Prose()
+    html = path.read_text()
+    html = html[: html.index('<section id="files">')]
+    prose.feed(html)
+    text = " ".join(prose.parts)
+    shown = set(re.findall(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?", text.replace("\u2212", "-")))
+    tables = [pd.read_csv(file) for file in (run.path / "analysis" / "tables").glob("*.csv")]
+    known = np.concatenate([t.select_dtypes("number").to_numpy(dtype=float).ravel() for t in tables])
+    assert len(shown - SAID) > 20
+    missing = []
+    for word in shown - SAID:
+        value = float(word.replace(",", ""))
+        digits = len(word.partition("e")[0].partition(".")[2])
+        exponent = int(word.partition("e")[2] or 0)
+        rounding = 0.5 * 10.0 ** (exponent - digits)
+        if not (np.abs(known - value) <= rounding * 1.001 + 1e-6 * abs(value)).any():
+            missing.append(word)
+    assert not missing
+
+
 def test_one_motion_and_one_latent_are_enough(tmp_path):
     run = make_run(tmp_path / "run", n_motions=1)
     run.latents = run.latents[..., :1]

@@ -300,7 +300,9 @@ async function two(first, last) {
   molecule.setCoordinates(found.at);
   showVolumes([
     volume(found.gain, [0.16, 0.47, 0.75]), volume(found.loss, [0.77, 0.27, 0.2]),
-    surfaceOf(found, { plain: isDark() ? [0.7, 0.75, 0.8] : [0.62, 0.66, 0.7], plainShare: 1, opacity: 0.4 }),
+    // A projector loses what is dark.
+    surfaceOf(found, isDark() ? { plain: [0.88, 0.92, 0.96], plainShare: 1, opacity: 0.6 }
+      : { plain: [0.62, 0.66, 0.7], plainShare: 1, opacity: 0.4 }),
   ]);
   const key = (colour, text) => {
     const dot = element("span", { className: "key" });

@@ -1,0 +1,90 @@
+"""The reconstructed map pushed along the field: states of the molecule at the full resolution of the map."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from scipy import ndimage
+from scipy.spatial import cKDTree
+
+from dynamight_core.analysis.motions import motion_fields
+from dynamight_core.errors import InputError
+from dynamight_core.files import header_origin, read_map, write_map
+
+if TYPE_CHECKING:
+    from dynamight_core.analysis.results import Run
+
+# Spacing of the grid that the field is known on, A, and its reach from the Gaussians: in full, then fading, A.
+_SPACING, _REACH, _FADE = 4.0, 8.0, 8.0
+# Turns that find where a voxel came from.
+_TURNS = 8
+
+
+class PushedMap:
+    """A map, and where its voxels go in each state.
+
+    Parameters
+    ----------
+    run
+        finished and summarised.
+    half
+        "1", "2", or "both": whose field.
+    path
+        of the map; RUN/reconstruction/map.mrc if None.
+
+    Raises
+    ------
+    InputError
+        if there is no map.
+    """
+
+    def __init__(self, run: "Run", half: str = "both", path: Path | None = None):
+        path = run.path / "reconstruction" / "map.mrc" if path is None else Path(path)
+        if not path.exists():
+            raise InputError(f"{path} is missing, which --full moves; make it with dynamight reconstruct {run.path}")
+        self.run = run
+        self._map, self.pixel_size = read_map(path)
+        self._origin = header_origin(path)
+        self._numbers = (1, 2) if str(half) == "both" else (int(half),)
+        extent = len(self._map) * self.pixel_size
+        self._n_grid = max(2, round(extent / _SPACING)) + 1
+        self._step = extent / (self._n_grid - 1)
+        axis = (np.arange(self._n_grid) - (self._n_grid - 1) / 2) * self._step
+        grid = np.stack(np.meshgrid(axis, axis, axis, indexing="ij")[::-1], -1).reshape(-1, 3)
+        gaussians = np.concatenate([model.consensus_positions.cpu().numpy() for model in run.models])
+        distance = cKDTree(gaussians).query(grid, distance_upper_bound=_REACH + _FADE)[0]
+        self._near = np.isfinite(distance)
+        fade = np.clip((distance[self._near] - _REACH) / _FADE, 0, 1)
+        points = torch.from_numpy(grid[self._near].astype(np.float32))
+        parts = []
+        for number in self._numbers:
+            own = run.halves == number
+            fields = motion_fields(
+                run.models[number - 1], run.latents[number - 1][own], run.motions.coordinates[own], points
+            )
+            parts.append(np.concatenate([fields[0][None], fields[1]]))
+        # Mean and K motions at the grid points near the molecule, A and A per A rms.
+        self._fields = np.mean(parts, 0) * (0.5 + 0.5 * np.cos(np.pi * fade))[:, None]
+
+    def volume(self, coordinates) -> np.ndarray:
+        """Return the (box, box, box) map of the state at (K,) coordinates (A rms)."""
+        shift = np.tensordot(np.concatenate([[1.0], np.asarray(coordinates, dtype=float)]), self._fields, 1)
+        grid = np.zeros((len(self._near), 3))
+        grid[self._near] = shift
+        # Components z, y, x in voxels of the map, on the coarse grid.
+        field = grid.reshape([self._n_grid] * 3 + [3])[..., ::-1] / self.pixel_size
+        box = len(self._map)
+        voxels = np.stack(np.meshgrid(*[np.arange(box, dtype=float)] * 3, indexing="ij"))
+        # Where a voxel came from: x with x + shift(x) = here, by fixed-point iteration.
+        source = voxels.copy()
+        for _ in range(_TURNS):
+            place = (source - box // 2) * self.pixel_size / self._step + (self._n_grid - 1) / 2
+            source = voxels - np.stack(
+                [ndimage.map_coordinates(field[..., axis], place, order=1, mode="nearest") for axis in range(3)]
+            )
+        return ndimage.map_coordinates(self._map, source, order=3, mode="nearest").astype(np.float32)
+
+    def write(self, path: Path, volume: np.ndarray) -> None:
+        """Write a (box, box, box) map, placed as the reconstruction is by its header."""
+        write_map(path, volume, self.pixel_size, self._origin)
