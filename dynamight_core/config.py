@@ -10,7 +10,6 @@ from pathlib import Path
 import yaml
 
 from dynamight_core.errors import InputError, option_name
-from dynamight_core.files import atomic_path
 
 DECODERS = ("basis", "coordinate", "bodies")
 REGULARISATIONS = ("fixed", "dynamic")
@@ -243,6 +242,9 @@ class RunConfig:
 
     def write(self, run: Path) -> None:
         """Write ``run/config.yaml``."""
+        # Here, since it brings NumPy: the options alone are what help needs.
+        from dynamight_core.files import atomic_path
+
         with atomic_path(Path(run) / "config.yaml") as path:
             path.write_text(yaml.safe_dump(asdict(self), sort_keys=False))
 
