@@ -2,10 +2,10 @@
 
 Every voxel x is a pseudo-atom. The image of a map f is made by spreading f(x) at A (x + delta(x)), so its
 adjoint filters the image with the CTF and *reads* it there: only the forward field is needed, one bilinear read
-per voxel and particle, and no volume per particle. The denominator comes from the same operator: the point
-spread irfft(|CTF|^2) of every particle, read by the same rule at A x for all differences x of two voxels, is the
-kernel that the map was convolved with where nothing moves. Differences beyond half the box are left out: a box of
-images does not know their power spectrum any finer.
+per moving voxel and particle, and no volume per particle. What does not move is summed as Fourier slices. The
+denominator is that of the same operator: the point spread irfft(|CTF|^2) of every particle, read at A x for all
+differences x of two voxels, is the kernel that the map was convolved with where nothing moves. Differences beyond
+half the box are left out: a box of images does not know their power spectrum any finer.
 """
 
 from collections.abc import Callable
@@ -19,12 +19,14 @@ from dynamight_core.imaging.fourier import (
     expand_shells,
     fourier_to_volume,
     image_to_fourier,
+    plane_multiplicity,
     shell_means,
     shells,
     volume_to_fourier,
 )
 from dynamight_core.imaging.projector import Projector, kernel_correction
-from dynamight_core.imaging.voxels import Field, Voxels, bordered, moving_voxels, passes_within
+from dynamight_core.imaging.slices import SliceSums
+from dynamight_core.imaging.voxels import Field, bordered, moving_voxels, passes_within
 
 OVERSAMPLING = 2
 # Power of a shell that counts as none, as a fraction of what the strongest shell's slices would leave in it
@@ -91,14 +93,13 @@ class ParticleData:
         if weights is not None:
             self.weights = self.weights * expand_shells(weights.to(self.device), box)
 
-    def poses(self, indices: torch.Tensor) -> torch.Tensor:
-        """Return (b, 2, 4) matrices from homogeneous points (A) to pixels of the projector's grid, origin at index 0.
+    def matrices(self, indices: torch.Tensor) -> torch.Tensor:
+        """Return (b, 2, 3) ``x_image = A x_volume``."""
+        return self._matrices[indices].to(self.device).float()[:, :2]
 
-        The same places as `Projector.image_points` gives.
-        """
-        matrices = self._matrices[indices].to(self.device).float()[:, :2]
-        centre = matrices.new_full((len(matrices), 2, 1), float(self.projector.grid_size // 2))
-        return torch.cat([matrices * (self.projector.oversampling / self.pixel_size), centre], 2)
+    def poses(self, indices: torch.Tensor) -> torch.Tensor:
+        """Return (b, 2, 4) matrices from homogeneous points (A) to pixels of the projector's grid, from index 0 on."""
+        return self.projector.poses(self.matrices(indices))
 
     def transfer(self, indices: torch.Tensor) -> torch.Tensor:
         """Return the (b, box, box//2+1) transfer functions."""
@@ -138,8 +139,8 @@ def accumulate(
 ) -> BackprojectionSums:
     """Sum the backprojections of particles with and without deformation, and the kernel of the undeformed case.
 
-    Every voxel of the box is read, those outside `region` undeformed, so that the solvent keeps its noise and the
-    maps stay unmasked. Without a field nothing moves, and both sums are one.
+    Voxels outside `region` are summed undeformed, so that the solvent keeps its noise and the maps stay unmasked.
+    Without a field nothing moves, and both sums are one.
 
     Parameters
     ----------
@@ -153,7 +154,7 @@ def accumulate(
         (box, box, box) bool, or weights in [0, 1] that displacements are multiplied by (a soft edge); the
         inscribed sphere if None.
     kernel
-        whether to sum it too; it depends on poses and CTFs alone, and takes most of the time.
+        whether to sum it too; it depends on poses and CTFs alone.
     batch_size
         particles at a time.
     progress
@@ -177,32 +178,38 @@ def accumulate(
 
     centre = (box // 2,) * 3
     # Beyond the sphere inside the box some views are missing, and with them what a filter could make of it.
-    still = Voxels(inscribed_sphere(box, device) | moving, centre, data.pixel_size)
-    ball = Voxels(_half_ball(box, device), (0, *centre[1:]), data.pixel_size)
+    inside = inscribed_sphere(box, device) | moving
     parts = moving_voxels(moving, centre, data.pixel_size, field, region, latents, batch_size) if moving.any() else []
     passes = passes_within(memory, parts)
-    rigid, deformed = torch.zeros((box,) * 3, device=device), torch.zeros((box,) * 3, device=device)
-    half_kernel = torch.zeros(box // 2, box, box, device=device)
+    still, deformed = SliceSums(box, device), torch.zeros((box,) * 3, device=device)
+    # Reads of the finer grid have more power than slices: what the correction of the bilinear kernel makes of its
+    # aliases, which fall anywhere in the map's transform. The denominator of reads has it too, as an even floor.
+    aliases = (kernel_correction(box, OVERSAMPLING, device) - 1) * plane_multiplicity(box, device) / box**2
+    floor = torch.zeros((), device=device)
     for number, movers in enumerate(passes):
         for start in range(0, len(indices), batch_size):
             batch = indices[start : start + batch_size]
-            poses, transfer = data.poses(batch), data.transfer(batch)
-            images = bordered(data.projector.reading_grid(data.transforms(batch) * transfer.conj() * data.weights))
-            for part in movers:
-                part.read(images, part.place(poses, latents[batch].to(device)), deformed)
+            transfer = data.transfer(batch)
+            transforms = data.transforms(batch) * transfer.conj() * data.weights
             if number == 0:
-                still.read(images, still.place(poses), rigid)
-                if kernel:
-                    spread = data.projector.reading_grid(data.power(transfer))
-                    # The first row and column have no mirror image; the kernel has one everywhere.
-                    spread[..., 0, :] = spread[..., 0] = 0
-                    ball.read(bordered(spread), ball.place(poses), half_kernel)
+                power = data.power(transfer)
+                still.add(data.matrices(batch), transforms, power)
+                floor += (power * aliases)[:, :, :-1].sum()
+            if movers:
+                poses, images = data.poses(batch), bordered(data.projector.reading_grid(transforms))
+                for part in movers:
+                    part.read(images, part.place(poses, latents[batch].to(device)), deformed)
             if progress is not None:
                 progress(number * len(indices) + start + len(batch), len(passes) * len(indices))
         for part in movers:
             part.release()
+    rigid = still.images() * inside
     deformed = torch.where(moving, deformed, rigid)
-    return BackprojectionSums(deformed, rigid, _whole_kernel(half_kernel) if kernel else None, len(indices))
+    if not kernel:
+        return BackprojectionSums(deformed, rigid, None, len(indices))
+    point_spread = _faded(still.point_spread())
+    point_spread[centre] += floor
+    return BackprojectionSums(deformed, rigid, point_spread, len(indices))
 
 
 def fourier_denominator(kernel: torch.Tensor) -> torch.Tensor:
@@ -278,19 +285,10 @@ def inscribed_sphere(box: int, device: torch.device | str = "cpu", radius: float
     return squared <= (box // 2 - 1 if radius is None else radius) ** 2
 
 
-def _half_ball(box: int, device) -> torch.Tensor:
-    """Return (box//2, box, box) bool: the differences of voxels that the kernel is read at, z from 0 on."""
-    return inscribed_sphere(box, device)[box // 2 :]
-
-
-def _whole_kernel(half: torch.Tensor) -> torch.Tensor:
-    """Return the (box, box, box) kernel K(x) = K(-x) of its half z >= 0, faded out towards half the box."""
-    middle, box = len(half), half.shape[-1]
-    kernel = half.new_zeros(box, box, box)
-    kernel[middle:] = half
-    # index -i of an axis with its origin at the middle is box - i; index 0 has no mirror image and lies outside
-    kernel[1:middle, 1:, 1:] = half[1:, 1:, 1:].flip(0, 1, 2)
-    axis = torch.arange(box, device=half.device) - middle
-    radius = (axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2).float().sqrt()
-    edge = ((radius - _FADE * middle) / ((1 - _FADE) * middle)).clamp(0, 1)
-    return kernel * (0.5 + 0.5 * torch.cos(torch.pi * edge))
+def _faded(kernel: torch.Tensor) -> torch.Tensor:
+    """Fade a (box, box, box) kernel out towards half the box."""
+    middle = len(kernel) // 2
+    axis = (torch.arange(len(kernel), device=kernel.device) - middle).float().square()
+    radius = (axis[:, None, None] + axis[:, None] + axis).sqrt_()
+    edge = radius.sub_(_FADE * middle).div_((1 - _FADE) * middle).clamp_(0, 1)
+    return kernel * edge.mul_(torch.pi).cos_().mul_(0.5).add_(0.5)

@@ -13,6 +13,9 @@ import numba
 import numpy as np
 import torch
 
+# Rows of a few numbers, written out one by one, become one instruction; off unless asked for before anything compiles.
+numba.config.SLP_VECTORIZE = True
+
 # Pixels of the border before and after an image.
 BORDER = (1, 2)
 

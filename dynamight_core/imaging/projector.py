@@ -146,6 +146,11 @@ class Projector:
         points = torch.bmm(matrices[:, :2] * scale, positions.transpose(1, 2)) + self.grid_size // 2
         return points.transpose(1, 2)
 
+    def poses(self, matrices: torch.Tensor) -> torch.Tensor:
+        """Return (b, 2, 4) matrices from homogeneous points in A to the places that `image_points` gives."""
+        centre = matrices.new_full((len(matrices), 2, 1), float(self.grid_size // 2))
+        return torch.cat([matrices[:, :2] * (self.oversampling / self.pixel_size), centre], 2)
+
     def project(
         self,
         positions: torch.Tensor,

@@ -94,7 +94,8 @@ class HalfReconstruction:
         modes = self.modes if deformed else None
         field, coordinates = (None, None) if modes is None else (modes.field, modes.coordinates)
         operator = DeformedProjection(self.data, self.region, field, coordinates, batch_size)
-        numerator = self.sums.numerator if deformed else self.sums.rigid
+        # Slices are summed by another operator, close but not the same.
+        numerator = self.sums.numerator if deformed else operator.numerator(self.indices, batch_size)
         solution = least_squares(
             operator, numerator, self.denominator, regularisation, self.indices,
             lambda values: operator.residuals(values, held_out, batch_size),

@@ -69,6 +69,15 @@ class DeformedProjection:
         return volume
 
     @torch.no_grad()
+    def numerator(self, indices: torch.Tensor, batch_size: int) -> torch.Tensor:
+        """Return the (box, box, box) sum_i P_i* C_i y_i / Sigma."""
+        total = torch.zeros(int(self.shape.sum()), device=self.shape.device)
+        for batch in indices.split(batch_size):
+            transfer = self.data.transfer(batch)
+            total += self.backproject(self.data.transforms(batch) * transfer.conj() * self.data.weights, batch)
+        return self.volume(total)
+
+    @torch.no_grad()
     def normal(self, values: torch.Tensor, indices: torch.Tensor, batch_size: int) -> torch.Tensor:
         """Return (m,) sum_i P_i* C_i^2 P_i / Sigma of (m,) voxels."""
         total = torch.zeros_like(values)

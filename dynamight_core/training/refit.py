@@ -18,7 +18,8 @@ from dynamight_core.imaging.fourier import (
     shells,
     volume_to_fourier,
 )
-from dynamight_core.imaging.projector import Projector, read_bilinear
+from dynamight_core.imaging.projector import Projector
+from dynamight_core.imaging.voxels import Voxels, bordered
 from dynamight_core.model.initialise import fill_region, find_molecule, fit_to_map
 from dynamight_core.training.half import HalfTrainer
 
@@ -45,21 +46,14 @@ def deformed_map(trainer: HalfTrainer, mask: np.ndarray) -> torch.Tensor:
     mask
         (box, box, box) bool, voxels to reconstruct; zero outside.
     """
-    model, data = trainer.model, trainer.data
-    box, device = model.box, data.device
+    model, box, device = trainer.model, trainer.model.box, trainer.data.device
     projector = Projector(box, model.pixel_size, 2)
-    voxels = torch.from_numpy(np.argwhere(mask)[:, ::-1].copy()).float().to(device) - box // 2
-    voxels = voxels * model.pixel_size
-    displacement = model.evaluator(voxels)
-    posed = trainer.posed_data()
-    total = torch.zeros(len(voxels), device=device)
+    voxels = Voxels(torch.from_numpy(mask).to(device), (box // 2,) * 3, model.pixel_size, model)
+    posed, volume = trainer.posed_data(), torch.zeros(box, box, box, device=device)
     for rows in trainer.rows.split(_BATCH):
         batch = posed.batch(rows)
-        grid = projector.reading_grid(batch.transforms * batch.transfer.conj())
-        positions = voxels + displacement(trainer.latents[trainer.slot[rows]])
-        total += read_bilinear(grid[:, None], projector.image_points(positions, batch.matrices))[:, 0].sum(0)
-    volume = torch.zeros(box, box, box, device=device)
-    volume[torch.from_numpy(mask).to(device)] = total
+        images = bordered(projector.reading_grid(batch.transforms * batch.transfer.conj()))
+        voxels.read(images, voxels.place(projector.poses(batch.matrices), trainer.latents[trainer.slot[rows]]), volume)
     weight = _point_spread(trainer, projector)
     floor = expand_shells(shell_means(weight, box, 3), box, 3) * _FLOOR
     inside = shells(box, 3, device) < box // 2
@@ -70,17 +64,14 @@ def _point_spread(trainer: HalfTrainer, projector: Projector) -> torch.Tensor:
     """Return the (box, box, box//2+1) transform of the undeformed point spread function, kept on the trainer."""
     if trainer.point_spread is None:
         box, device = projector.box, trainer.data.device
-        axis = (torch.arange(box, device=device) - box // 2) * projector.pixel_size
-        z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
-        points = torch.stack([x, y, z], -1).reshape(-1, 3)
-        total = torch.zeros(len(points), device=device)
+        voxels = Voxels(torch.ones((box,) * 3, dtype=torch.bool, device=device), (box // 2,) * 3, projector.pixel_size)
+        total = torch.zeros(box, box, box, device=device)
         chosen = trainer.rows[:: max(1, len(trainer.rows) // _KERNEL_PARTICLES)]
         for rows in chosen.split(_BATCH):
             batch = trainer.data.batch(rows)
             power = batch.transfer.abs().square().to(batch.transforms.dtype)
-            grid = projector.reading_grid(power)
-            total += read_bilinear(grid[:, None], projector.image_points(points, batch.matrices))[:, 0].sum(0)
-        kernel = total.reshape(box, box, box) * (len(trainer.rows) / len(chosen))
+            voxels.read(bordered(projector.reading_grid(power)), voxels.place(projector.poses(batch.matrices)), total)
+        kernel = total * (len(trainer.rows) / len(chosen))
         trainer.point_spread = volume_to_fourier(kernel).real
     return trainer.point_spread
 

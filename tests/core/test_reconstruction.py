@@ -13,6 +13,7 @@ from dynamight_core.errors import InputError
 from dynamight_core.files import read_map
 from dynamight_core.imaging.backprojection import (
     ParticleData,
+    _faded,
     accumulate,
     fourier_denominator,
     inscribed_sphere,
@@ -32,6 +33,7 @@ from dynamight_core.imaging.fourier import (
 )
 from dynamight_core.imaging.poses import random_rotations, rotation_matrices
 from dynamight_core.imaging.projector import Projector
+from dynamight_core.imaging.slices import SliceSums
 from dynamight_core.imaging.voxels import ModalField, Voxels, bordered, lattice_spacing
 from dynamight_core.model.decoders import BasisDecoder
 from dynamight_core.options import InvertOptions, ReconstructOptions, SimulateOptions
@@ -295,6 +297,52 @@ def test_compiled_loops_and_torch_read_and_spread_alike(spacing):
     assert (spread - expected[:, 1:-2, 1:-2]).norm() < 1e-5 * spread.norm()
     forward, adjoint = float((spread * images).double().sum()), float((values * found).double().sum())
     assert abs(forward - adjoint) < 1e-5 * float(spread.norm() * images.norm())
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_slices_are_summed_as_the_sum_over_their_frequencies_says(threads):
+    box, n = 16, 4
+    generator = torch.Generator().manual_seed(0)
+    matrices = rotation_matrices(random_rotations(n, generator))[:, :2]
+    kept = shells(box) <= box // 2
+    transforms = image_to_fourier(torch.randn(n, box, box, generator=generator)) * kept
+    power = transforms.abs().square()
+    sums, by_torch = SliceSums(box, torch.device("cpu")), SliceSums(box, torch.device("cpu"))
+    torch.set_num_threads(threads)
+    sums.add(matrices, transforms, power)
+    torch.set_num_threads(1)
+    by_torch._add_torch(matrices, transforms, power)
+    assert (sums.sums - by_torch.sums).norm() < 1e-5 * by_torch.sums.norm()
+
+    ky, kx = torch.meshgrid(torch.fft.fftfreq(box, 1 / box), torch.arange(box // 2 + 1.0), indexing="ij")
+    used = kept & (ky.abs() < box // 2) & (kx < box // 2)
+    slices = torch.stack([kx[used], ky[used]], 1) @ matrices  # (n, p, 3)
+    voxels = (torch.ones(box, box, box).nonzero().flip(1) - box // 2).float()
+    phase = 2 * torch.pi / box * torch.einsum("vc,npc->nvp", voxels, slices)
+    twice = torch.where(kx == 0, 1.0, 2.0)[used]
+    for found, values in ((sums.images(), transforms), (sums.point_spread(), power)):
+        exact = (torch.polar(torch.ones_like(phase), phase) * (values[:, used] * twice)[:, None]).real.sum((0, 2))
+        exact = exact.view(box, box, box) / box**2
+        assert (found - exact).norm() < 1e-3 * exact.norm()
+
+
+def test_a_map_of_slices_is_as_good_as_one_whose_voxels_are_all_read(hinge, rigid_sums):
+    data, inside = hinge.particles(), inscribed_sphere(BOX)
+    voxels = Voxels(inside, (BOX // 2,) * 3, PIXEL)
+    numerator, kernel = torch.zeros(BOX, BOX, BOX), torch.zeros(BOX, BOX, BOX)
+    for batch in hinge.everything.split(32):
+        transfer, placed = data.transfer(batch), voxels.place(data.poses(batch))
+        images = data.projector.reading_grid(data.transforms(batch) * transfer.conj() * data.weights)
+        voxels.read(bordered(images), placed, numerator)
+        voxels.read(bordered(data.projector.reading_grid(data.power(transfer))), placed, kernel)
+    assert (rigid_sums.rigid - numerator).norm() < 0.05 * numerator.norm()
+    assert (rigid_sums.kernel - _faded(kernel)).norm() < 0.03 * rigid_sums.kernel.norm()
+    read = solve(numerator, fourier_denominator(_faded(kernel)), 0.3)
+    change = [hinge.mean_fsc(wbp(rigid_sums), label) - hinge.mean_fsc(read, label) for label in (0, 1)]
+    assert abs(sum(change) / 2) < 0.002 and max(map(abs, change)) < 0.004
+    # The denominator of slices serves voxels that are read.
+    served = solve(numerator, fourier_denominator(rigid_sums.kernel), 0.3)
+    assert max(abs(hinge.mean_fsc(served, label) - hinge.mean_fsc(read, label)) for label in (0, 1)) < 0.001
 
 
 def test_a_field_is_evaluated_as_coarsely_as_its_smoothness_allows():
