@@ -18,6 +18,8 @@ _SPACING, _FINE = 3.0, 2.0
 # A body's share falls to nothing where another is so much deeper, A; across a joint between flat faces depths change
 # twice as fast as places do.
 _JOINT = 8.0
+# Bodies touch if they share so many voxels of the molecule, a voxel half in either counting a quarter.
+_CONTACT = 5.0
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,10 @@ class RigidBodies:
     largest
         body with most of the molecule, which stays where it is.
     pivots
-        (B, 3) A, what each turns about: the middle of its joint with the body that it touches most, or its own.
-    jointed
-        (B,) bool, whether it touches another.
+        (B, 3) A, what each turns about: the middle of its joint with its parent, or its own.
+    parents
+        (B,) body that each hangs on and moves along with: of those that it touches, the one by which the largest is
+        reached; -1 for the largest, and where none is reached.
     centres
         (B, 3) A, centre of each.
     radii
@@ -45,7 +48,7 @@ class RigidBodies:
     depths: torch.Tensor
     largest: int
     pivots: torch.Tensor
-    jointed: torch.Tensor
+    parents: torch.Tensor
     centres: torch.Tensor
     radii: torch.Tensor
     shares: torch.Tensor
@@ -77,16 +80,31 @@ class RigidBodies:
         shares = body_shares(depths, largest, points, extent)
         mass = shares.sum(0).clamp(min=1e-6)
         centres = shares.T @ points / mass[:, None]
-        pivots, jointed = centres.clone(), torch.zeros(len(depths), dtype=torch.bool)
-        contacts = (within.T @ within).fill_diagonal_(0)
-        for body, other in enumerate(contacts.argmax(1)):
-            joint = within[:, body] * within[:, other]
-            # A few voxels' worth of joint: less is no contact.
-            if joint.sum() > 5:
-                pivots[body], jointed[body] = joint @ points_within / joint.sum(), True
+        parents, pivots = _tree(within.T @ within, largest), centres.clone()
+        for body in torch.where(parents >= 0)[0]:
+            joint = within[:, body] * within[:, parents[body]]
+            pivots[body] = joint @ points_within / joint.sum()
         squares = (points[:, None] - pivots).square().sum(-1)
         radii = ((shares * squares).sum(0) / mass).sqrt()
-        return cls(depths, largest, pivots, jointed, centres, radii, mass / len(points))
+        return cls(depths, largest, pivots, parents, centres, radii, mass / len(points))
+
+
+def _tree(contacts: torch.Tensor, root: int) -> torch.Tensor:
+    """Return the (B,) parents of bodies, from their (B, B) contacts: a tree of the closest ones; -1 for roots."""
+    parents = torch.full((len(contacts),), -1)
+    placed = torch.zeros(len(contacts), dtype=torch.bool)
+    placed[root] = True
+    while not placed.all():
+        open_contacts = contacts.clone()
+        open_contacts[placed], open_contacts[:, ~placed] = -1, -1
+        body, other = divmod(int(open_contacts.argmax()), len(contacts))
+        if open_contacts[body, other] > _CONTACT:
+            parents[body] = other
+        else:
+            # Nothing that is left touches what is placed: the next one stands by itself.
+            body = int(placed.long().argmin())
+        placed[body] = True
+    return parents
 
 
 def body_shares(depths: torch.Tensor, largest: int | None, points: torch.Tensor, extent: float) -> torch.Tensor:

@@ -165,9 +165,9 @@ class BodiesDecoder(nn.Module):
     """Rigid bodies: each turns and shifts, and where bodies meet their motions are blended.
 
     delta(z, x) = sum_b s_b(x) (T_b(z) T_b(rest)^-1 x - x), s_b being the body's share of the point and T_b(z) the turn
-    by the rotation vector w_b(z) about its pivot and the shift by t_b(z). Both are linear in the latent, so that the
-    latents' Gaussian prior is one of the motions, and the exponential map keeps large turns rigid. The largest body
-    stays where it is: its motion is the particle's pose.
+    by the rotation vector w_b(z) about its pivot and the shift by t_b(z), after which it moves along with its parent.
+    Both are linear in the latent, so that the latents' Gaussian prior is one of the motions, and the exponential map
+    keeps large turns rigid. The largest body stays where it is: its motion is the particle's pose.
 
     Parameters
     ----------
@@ -188,6 +188,21 @@ class BodiesDecoder(nn.Module):
             self.register_buffer(name, torch.as_tensor(value))
         others = torch.arange(len(bodies))
         self.register_buffer("moving", others[others != bodies.largest], persistent=False)
+        # Which moving bodies move along with each: itself and what hangs on it.
+        parents = bodies.parents.tolist()
+        along = torch.eye(len(bodies))
+        for body in range(len(bodies)):
+            above = parents[body]
+            while above >= 0:
+                along[above, body] = 1
+                above = parents[above]
+        moving = self.moving.tolist()
+        self.register_buffer("along", along[moving][:, moving], persistent=False)
+        # Moving bodies, as places in `moving`, parents before what hangs on them, with the place of each parent that
+        # moves.
+        order = sorted(range(len(moving)), key=lambda place: -int(self.along[place].sum()))
+        self._chain = [(k, moving.index(parents[moving[k]]) if parents[moving[k]] in moving else None) for k in order]
+        self.register_buffer("jointed", bodies.parents[moving] >= 0, persistent=False)
         # Latent of the reference conformation, where nothing is displaced.
         self.register_buffer("rest", torch.zeros(n_latents))
         self.motion = nn.Linear(n_latents, 6 * (len(bodies) - 1), bias=False)
@@ -198,7 +213,13 @@ class BodiesDecoder(nn.Module):
         output = _UNIT * self.motion(latents).reshape(len(latents), -1, 2, 3)
         pivots = self.pivots[self.moving]
         rotations = rotations_about(output[:, :, 0] / self.radii[self.moving, None])
-        return rotations, output[:, :, 1] + pivots - (rotations @ pivots[..., None])[..., 0]
+        shifts = output[:, :, 1] + pivots - (rotations @ pivots[..., None])[..., 0]
+        turned, shifted = list(rotations.unbind(1)), list(shifts.unbind(1))
+        for place, parent in self._chain:
+            if parent is not None:
+                shifted[place] = (turned[parent] @ shifted[place][..., None])[..., 0] + shifted[parent]
+                turned[place] = turned[parent] @ turned[place]
+        return torch.stack(turned, 1), torch.stack(shifted, 1)
 
     def motions(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what moving bodies do from the reference to (b, d) latents.
@@ -221,12 +242,12 @@ class BodiesDecoder(nn.Module):
     def joint_energy(self, latents: torch.Tensor) -> torch.Tensor:
         """Return the mean over (b, d) latents of minus the log-probability that joints come apart so far.
 
-        A body turns freely about its joint with another, the middle of which shifts by about `_SLIDE` only: what is
+        A body turns freely about its joint with its parent, the middle of which shifts by about `_SLIDE` only: what is
         seen of a motion at first, in a blurred reference, is a shift of the body's centre, and with a joint that holds,
         it is a turn.
         """
         output = _UNIT * self.motion(latents).reshape(len(latents), -1, 2, 3)
-        slides = output[:, self.jointed[self.moving], 1]
+        slides = output[:, self.jointed, 1]
         return 0.5 * slides.square().sum((1, 2)).mean() / _SLIDE**2
 
     def generators(self, positions: torch.Tensor) -> torch.Tensor:
@@ -234,13 +255,13 @@ class BodiesDecoder(nn.Module):
 
         Three turns, and three shifts where the body has no joint.
         """
-        shares = self.shares_of(positions)
+        shares = self.shares_of(positions) @ self.along.T
         arms = positions[:, None] - self.pivots[self.moving]
         axes = torch.eye(3).to(positions)
         turns = torch.linalg.cross(axes[:, None, None].expand(-1, *arms.shape), arms.expand(3, *arms.shape))
         turns = turns / self.radii[self.moving, None]
-        shifts = axes[:, None, None].expand_as(turns)[:, :, ~self.jointed[self.moving]]
-        fields = [turns * shares[..., None], shifts * shares[:, ~self.jointed[self.moving], None]]
+        shifts = axes[:, None, None].expand_as(turns)[:, :, ~self.jointed]
+        fields = [turns * shares[..., None], shifts * shares[:, ~self.jointed, None]]
         return torch.cat([part.transpose(1, 2).flatten(0, 1) for part in fields])
 
     @torch.no_grad()

@@ -83,6 +83,37 @@ def test_the_body_in_the_middle_is_the_largest_and_others_turn_about_their_joint
     assert bodies.pivots[:, 1:].abs().max() < 2.5
 
 
+def test_a_body_at_the_end_of_a_chain_moves_along_with_the_one_before():
+    ends = [(28.0, 60.0), (8.0, 28.0), (-60.0, 8.0)]
+    molecule = slab(-60, 60) > 0
+    bodies = RigidBodies.from_masks([slab(*pair) for pair in ends], PIXEL, molecule)
+    assert bodies.largest == 2
+    assert bodies.parents.tolist() == [1, 2, -1]
+    made = decoder(bodies)
+    # The first body does nothing by itself: it and the second are one body, generators included.
+    made.motion.weight.data[:6] = 0
+    points = torch.tensor([[40.0, 2.0, 0.0], [18.0, 0.0, 1.0], [52.0, -5.0, 3.0], [-30.0, 0.0, 0.0]])
+    moved = points + made.displacements(random(5, 4), points).detach()
+    distances = (moved[:, 1:3] - moved[:, :1]).norm(dim=2)
+    torch.testing.assert_close(distances, (points[1:3] - points[0]).norm(dim=1).expand(5, 2), atol=1e-3, rtol=0)
+    assert (moved - points)[:, :3].norm(dim=2).min() > 0.1
+    step = 1e-3
+    outputs = 10.0 * step * made.motion(random(5, 4)).reshape(5, 2, 2, 3)
+    made.motion.weight.data[9:] = 0
+    outputs = outputs[:, :, 0].flatten(1)
+    # Axes come before bodies.
+    fields = made.generators(points).reshape(3, 2, 4, 3).transpose(0, 1).flatten(0, 1)
+    expected = torch.einsum("bk,knc->bnc", outputs, fields)
+    torch.testing.assert_close(made.displacements(step * random(5, 4), points), expected, atol=2e-4, rtol=0)
+
+
+def test_bodies_that_touch_none_turn_about_their_own_centres():
+    masks = [slab(-60.0, -30.0), slab(-20.0, 60.0)]
+    bodies = RigidBodies.from_masks(masks, PIXEL, sum(masks) > 0)
+    assert bodies.parents.tolist() == [-1, -1]
+    assert torch.equal(bodies.pivots, bodies.centres)
+
+
 @pytest.mark.parametrize("edge", [0.0, 8.0, 16.0])
 def test_a_joint_lies_half_way_between_masks_however_soft_they_are(edge):
     bodies = three_bodies(edge)
@@ -152,7 +183,7 @@ def test_no_latent_is_no_motion_and_a_reference_that_moved_is_followed():
 def test_generators_are_the_derivatives_of_the_motions():
     made = decoder()
     points, latents, step = random(200, 3) * 20, random(3, 4), 1e-3
-    made.jointed = torch.tensor([True, True, False])
+    made.jointed = torch.tensor([True, False])
     outputs = 10.0 * step * made.motion(latents).reshape(3, 2, 2, 3)
     # Turns about x, y, z of both, then shifts of the last, which has no joint; the other has no shift.
     made.motion.weight.data[3:6] = 0
@@ -183,7 +214,7 @@ def test_a_turn_about_a_joint_costs_nothing_and_a_slide_its_square():
     # 10 A per unit of the latent, in the first body alone: half of (10 A / 2 A) squared.
     weight[0, 1, 0, 0] = 1
     assert made.joint_energy(torch.eye(4)[:1]).item() == pytest.approx(12.5)
-    made.jointed = torch.zeros(3, dtype=torch.bool)
+    made.jointed = torch.zeros(2, dtype=torch.bool)
     assert made.joint_energy(random(10, 4)) == 0
 
 
