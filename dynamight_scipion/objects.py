@@ -34,6 +34,7 @@ class DynamightModel(EMObject):
         # Files that the run was trained on, relative to the project
         self._consensusMap = String()
         self._mask = String()
+        self._atomicModel = String()
         # Whether coordinates count from the first voxel of the consensus map, and not from the centre of its box
         self._originInCorner = Boolean(False)
         # Of the particles, as they were given: A per pixel, and pixels
@@ -152,6 +153,14 @@ class DynamightModel(EMObject):
     def setMask(self, path):
         """Set the path of the mask of allowed motion, relative to the project; None if there is none."""
         self._mask.set(path)
+
+    def getAtomicModel(self):
+        """Return the path of the atomic model whose Gaussians these are, or None if they were filled into the map."""
+        return self._atomicModel.get()
+
+    def setAtomicModel(self, path):
+        """Set the path of the atomic model, relative to the project; None if there is none."""
+        self._atomicModel.set(path)
 
     def isOriginInCorner(self):
         """Whether coordinates in the consensus map's frame count from its first voxel, not from its centre."""

@@ -2,6 +2,7 @@
 
 from importlib.util import find_spec
 
+from .protocol_control import DynamightProtControl
 from .protocol_deformations import DynamightProtDeformations
 from .protocol_displace_model import DynamightProtDisplaceModel
 from .protocol_reconstruct import DynamightProtReconstruct
@@ -9,8 +10,8 @@ from .protocol_select import DynamightProtSelect
 from .protocol_states import DynamightProtStates
 
 __all__ = [
-    "DynamightProtDeformations", "DynamightProtDisplaceModel", "DynamightProtReconstruct", "DynamightProtSelect",
-    "DynamightProtStates",
+    "DynamightProtControl", "DynamightProtDeformations", "DynamightProtDisplaceModel", "DynamightProtReconstruct",
+    "DynamightProtSelect", "DynamightProtStates",
 ]  # fmt: skip
 
 # Hax's plugin, not the program of the same name

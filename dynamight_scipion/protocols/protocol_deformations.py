@@ -15,6 +15,7 @@ from dynamight_scipion import convert
 from dynamight_scipion.objects import FLEX_PROGRAM, RUN_FOLDER, DynamightModel
 
 from .protocol_base import NOT_NEGATIVE, POSITIVE, POSITIVE_OR_EMPTY, Between, EngineProtocol, addOption
+from .protocol_displace_model import ORIGINS
 from .protocol_from_model import setFlexInfo
 
 DECODERS = ("basis", "coordinate")
@@ -22,6 +23,7 @@ REGULARISATIONS = ("fixed", "dynamic")
 NORMALISATIONS = ("image", "set", "none")
 STORAGES = ("auto", "memory", "device", "file")
 EMBEDDINGS = ("auto", "pca")
+STRUCTURES = (".pdb", ".cif", ".mmcif", ".ent")
 PREMULTIPLIED = ("as their metadata say", "yes", "no")
 
 # Parameters and the engine's options that they stand for, by kind.
@@ -40,12 +42,13 @@ VALUES = {
 CHOICES = {
     "decoder": ("decoder", DECODERS), "regularisation": ("regularisation", REGULARISATIONS),
     "normalise": ("normalise", NORMALISATIONS), "storage": ("storage", STORAGES),
+    "structureOrigin": ("origin", ORIGINS),
 }  # fmt: skip
 # Options that have a --no- form, and flags that are given or left out.
 SWITCHES = {"latentRefinement": "latent-refinement", "gaussianAmplitudes": "gaussian-amplitudes"}
 FLAGS = {
     "invertContrast": "invert-contrast", "validationTrainsEncoders": "validation-trains-encoders",
-    "refinePoses": "refine-poses",
+    "refinePoses": "refine-poses", "fitStructure": "fit",
 }  # fmt: skip
 
 
@@ -154,6 +157,25 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
             help="Pseudo-atoms of each half's model: one or two per residue. Memory and time grow in proportion.",
         )
         form.addParam(
+            "inputStructure", params.PointerParam, pointerClass="AtomStruct", allowsNull=True,
+            expertLevel=LEVEL_ADVANCED, label="Atomic model (optional)",
+            help="Its atoms, coarse-grained, become the Gaussians of both halves, and its bonds the distances that are "
+            "kept; the number of Gaussians and the threshold are then without effect. It must be fitted to the "
+            "consensus map.\n*Both halves share it: the maps can show its features where the images do not, "
+            "and the FSC between the halves does not tell.* Run the control experiment 'wrong model' on the result "
+            "before you believe its maps.",
+        )
+        form.addParam(
+            "fitStructure", params.BooleanParam, default=False, expertLevel=LEVEL_ADVANCED, label="Fit it to the map?",
+            help="Fit the atomic model to the consensus map as a rigid body, near where it is.",
+        )
+        form.addParam(
+            "structureOrigin", params.EnumParam, choices=list(ORIGINS), default=0, expertLevel=LEVEL_ADVANCED,
+            display=params.EnumParam.DISPLAY_HLIST, label="Its coordinates count from",
+            help="Where the atomic model's coordinates are zero: at the centre of the box, or at its first voxel "
+            "(corner). *auto*: whichever puts the atoms into most density.",
+        )
+        form.addParam(
             "threshold", params.FloatParam, allowsNull=True, label="Map threshold",
             help="Gaussians fill the consensus map, low-passed at 15 Å, above this value. If left empty it is chosen "
             "such that weak, flexible density is kept and solvent is not.",
@@ -235,6 +257,15 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
             "refinePoses", params.BooleanParam, default=False, expertLevel=LEVEL_ADVANCED, label="Refine poses?",
             help="Let orientations and shifts follow the images. Poses that do so also follow the model's errors. The "
             "refined poses become the alignment of the particles that come out.",
+        )
+
+        form.addParam(
+            "inputBodies", params.MultiPointerParam, pointerClass="VolumeMask", allowsNull=True,
+            expertLevel=LEVEL_ADVANCED, label="Masks of rigid bodies (optional)",
+            help="Two or more masks that share the molecule between them. Each part then turns and shifts as one, with "
+            "soft joints between them, in the place of a free deformation: fewer things to learn from few or noisy "
+            "particles, and *nothing can be seen that these bodies cannot do*. The analysis of an earlier run proposes "
+            "such masks (extra/run/analysis/domains).",
         )
 
     def _defineTrainingParams(self, form):
@@ -364,6 +395,8 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
             notes += convert.writeVolume(
                 self.inputMask.get(), box, samplingRate, self._getMaskFile(), "mask of allowed motion", isMask=True
             )
+        for body, path, name in self._getBodies():
+            notes += convert.writeVolume(body, box, samplingRate, path, name, isMask=True)
         for note in notes:
             self.info(note)
         with open(self._getExtraPath("conversion.txt"), "w") as file:
@@ -377,6 +410,10 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
             arguments += ["--half-maps", self._getHalfMapFile(1), self._getHalfMapFile(2)]
         if self.inputMask.get() is not None:
             arguments += ["--mask", self._getMaskFile()]
+        if self._getBodies():
+            arguments += ["--bodies", *(path for _, path, _ in self._getBodies())]
+        if self.inputStructure.get() is not None:
+            arguments += ["--atomic-model", self.inputStructure.get().getFileName()]
         if self.doContinue:
             arguments += ["--start-from", self.previousModel.get().getRunFolder()]
         begun = self._getExtraPath("training.json")
@@ -398,6 +435,8 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
         model.readRun()
         model.setConsensusMap(self._getMapFile())
         model.setMask(self._getMaskFile() if self.inputMask.get() is not None else None)
+        structure = self.inputStructure.get()
+        model.setAtomicModel(None if structure is None else structure.getFileName())
         model.setParticles(Pointer(self, extended="outputParticles"))
 
         model.setOriginInCorner(convert.hasOriginInCorner(volume))
@@ -411,7 +450,7 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
             results[f"outputGaussians{half}"] = AtomStruct(path, pseudoatoms=True)
         self._defineOutputs(**results)
         for result in results.values():
-            for source in (self.inputParticles, self.inputVolume, self.inputMask):
+            for source in (self.inputParticles, *self._getOtherInputs()):
                 if source.get() is not None:
                     self._defineSourceRelation(source, result)
 
@@ -456,10 +495,22 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
         halves = list(self.inputVolume.get().getHalfMaps(asList=True))
         return halves if len(halves) == 2 else []
 
+    def _getBodies(self):
+        """Return of each body's mask the VolumeMask, the path on the particles' grid, and what it is called."""
+        masks = [pointer.get() for pointer in self.inputBodies]
+        return [
+            (mask, self._getExtraPath(f"body{number}.mrc"), f"mask of body {number}")
+            for number, mask in enumerate(masks, 1) if mask is not None
+        ]  # fmt: skip
+
+    def _getOtherInputs(self):
+        """Return the pointers to all inputs but the particles and the previous model."""
+        return [self.inputVolume, self.inputMask, self.inputStructure, *self.inputBodies]
+
     def _describeInputs(self):
         """Return what the inputs are, as text that differs where another input is given."""
         described = []
-        for pointer in (self.inputParticles, self.inputVolume, self.inputMask, self.previousModel):
+        for pointer in (self.inputParticles, *self._getOtherInputs(), self.previousModel):
             obj = pointer.get()
             if obj is None or (pointer is self.previousModel and not self.doContinue):
                 described.append(None)
@@ -489,13 +540,15 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
             errors += convert.checkParticles(particles, self.opticsStar.get())[0]
         if particles is not None and not errors:
             grid = particles.getXDim(), particles.getSamplingRate()
-            errors += [convert.describeVolume(v, *grid, name)[0] for v, name in self._namedVolumes(volume, mask)]
+            named = self._namedVolumes(volume, mask) + [(body, name) for body, _, name in self._getBodies()]
+            errors += [convert.describeVolume(v, *grid, name)[0] for v, name in named]
             errors += self._checkHalfMaps(volume)
             diameter = self.particleDiameter.get()
             if diameter is not None and diameter > grid[0] * grid[1]:
                 errors.append(
                     f"The particle diameter ({diameter:g} Å) is larger than the box ({grid[0] * grid[1]:.4g} Å)."
                 )
+        errors += self._checkPriors()
         if self.doContinue:
             errors += self._checkPrevious()
         return [error for error in errors if error]
@@ -512,6 +565,11 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
                 "The consensus map has no half-maps: both halves start from one map, which holds the data of both. It "
                 f"is low-passed at {self.initialResolution.get():g} Å for that; give a map with half-maps if you can."
             )
+        if self.inputStructure.get() is not None:
+            warnings.append(
+                "With an atomic model both halves share its features: the maps can show them where the images do not, "
+                "and the FSC between halves does not tell. Run the control experiment 'wrong model' on the result."
+            )
         if self.usesGpu() and len(self.getGpuList()) > 1:
             warnings.append(f"One GPU is used: number {self.getGpuList()[0]}, the first of the list.")
         return [warning for warning in warnings if warning]
@@ -526,6 +584,29 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
             return []
         missing = [path for path in self._getHalfMaps() if not os.path.exists(convert.plainPath(path))]
         return [f"The half-map {path} of the consensus map is not there: bring it back." for path in missing]
+
+    def _checkPriors(self):
+        """Return why atomic model or bodies cannot be used, as a list of sentences."""
+        errors, structure, bodies = [], self.inputStructure.get(), self._getBodies()
+        if structure is not None:
+            path = structure.getFileName() or ""
+            if not os.path.exists(path):
+                errors.append(f"The file of the atomic model is not there ({path}): import it again.")
+            elif not path.lower().endswith(STRUCTURES):
+                errors.append(f"The atomic model is in {path}: give one in PDB or mmCIF format.")
+            if self.widthClasses.get() > 1:
+                errors.append("The Gaussians of an atomic model have one width: leave the *classes of width* at 1.")
+        elif self.fitStructure:
+            errors.append("There is no atomic model to fit: give one, or do not fit.")
+        if len(bodies) == 1:
+            errors.append("One rigid body cannot move against others: give masks of two or more, or of none.")
+        if bodies and self.inputMask.get() is not None:
+            errors.append("The masks of bodies say already what may move: leave the *mask of allowed motion* out.")
+        if bodies and DECODERS[self.decoder.get()] != "basis":
+            errors.append("Rigid bodies are a decoder of their own: leave the *decoder* at basis.")
+        if bodies and REGULARISATIONS[self.regularisation.get()] == "dynamic":
+            errors.append("Rigid bodies keep all distances: leave the *regularisation* at fixed.")
+        return errors
 
     def _checkPrevious(self):
         model = self.previousModel.get()

@@ -67,7 +67,7 @@ def test_the_plugin_adds_next_to_nothing_to_the_start_of_scipion():
 
 OURS = {
     "DynamightProtDeformations", "DynamightProtReconstruct", "DynamightProtStates", "DynamightProtSelect",
-    "DynamightProtDisplaceModel",
+    "DynamightProtDisplaceModel", "DynamightProtControl",
 }  # fmt: skip
 
 

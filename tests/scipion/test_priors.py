@@ -1,0 +1,109 @@
+"""An atomic model and rigid bodies given to the deformations: what goes to the engine, and what is refused and said."""
+
+from pathlib import Path
+
+import gemmi
+import pytest
+from pwem.objects import AtomStruct, Pointer
+from pwem.protocols import ProtImportPdb
+
+from dynamight_core.simulate.truth import load_truth
+from dynamight_scipion.protocols import DynamightProtControl, DynamightProtDeformations
+from dynamight_scipion.protocols.protocol_control import WRONG_MODEL
+
+QUICK = {
+    "nEpochs": 1, "warmUpEpochs": 1, "refits": 0, "nLatents": 2, "nMotions": 2, "batchSize": 64, "embedding": 1,
+    "numberOfThreads": 1,
+}  # fmt: skip
+
+
+def inputs(chain):
+    return {"inputParticles": (chain["particles"], "outputParticles"), "inputVolume": (chain["volume"], "outputVolume")}
+
+
+@pytest.fixture(scope="module")
+def atoms(simulated, tmp_path_factory):
+    """The molecule as a PDB file: chain A rests, chain B moves; every fifth of its points."""
+    molecule = load_truth(simulated.particles.parent / "truth.npz").molecule
+    model = gemmi.Model(1)
+    for label, name in ((0, "A"), (1, "B")):
+        chain = gemmi.Chain(name)
+        for number, position in enumerate(molecule.positions[molecule.moving == label][::5].tolist(), 1):
+            residue, atom = gemmi.Residue(), gemmi.Atom()
+            residue.name, residue.seqid = "ALA", gemmi.SeqId(number, " ")
+            atom.name, atom.element, atom.pos = "CA", gemmi.Element("C"), gemmi.Position(*position)
+            residue.add_atom(atom)
+            chain.add_residue(residue)
+        model.add_chain(chain)
+    structure = gemmi.Structure()
+    structure.add_model(model)
+    structure.setup_entities()
+    path = tmp_path_factory.mktemp("atoms") / "atoms.cif"
+    structure.make_mmcif_document().write_file(str(path))
+    return path
+
+
+def test_an_atomic_model_goes_to_the_engine_with_its_warning_and_its_control(workflow, chain, atoms):
+    imported = workflow.run(ProtImportPdb, inputPdbData=ProtImportPdb.IMPORT_FROM_FILES, pdbFile=str(atoms))
+    given = inputs(chain) | {"inputStructure": (imported, "outputPdb")}
+    star = chain["deformations"].opticsStar.get()
+    protocol = workflow.new(DynamightProtDeformations, given, opticsStar=star, **QUICK)
+    assert any("both halves share its features" in line for line in protocol.warnings())
+    workflow.launch(protocol)
+    assert protocol.isFinished(), workflow.log(protocol)
+    model = protocol.outputModel
+    assert model.getNumberOfGaussians() == 600
+    assert model.getAtomicModel() == imported.outputPdb.getFileName()
+    assert any("control wrong-model, which would, was not run" in line for line in protocol.summary())
+
+    control = workflow.run(
+        DynamightProtControl, {"inputModel": (protocol, "outputModel")}, kind=WRONG_MODEL, selection="B",
+        numberOfThreads=1,
+    )  # fmt: skip
+    found = control.loadControl()
+    assert found["options"]["selection"] == "B"
+    assert any(found["sentence"] in line for line in control.summary())
+    assert len(control.outputFSCs) == 4
+    assert Path(control._getControlPath(""), "wrong.cif").exists()
+
+
+def test_what_the_priors_are_changes_the_steps(workflow, chain, atoms):
+    protocol = workflow.new(DynamightProtDeformations, inputs(chain))
+    before = protocol._describeInputs()
+    structure = AtomStruct(str(atoms))
+    structure.setObjId(77)
+    protocol.inputStructure.set(structure)
+    assert protocol._describeInputs() != before
+    assert "--fit" not in protocol._getTrainOptions()
+    protocol.fitStructure.set(True)
+    assert "--fit" in protocol._getTrainOptions()
+    before = protocol._describeInputs()
+    protocol.inputBodies.append(Pointer(chain["reconstruction"], extended="outputMask"))
+    assert protocol._describeInputs() != before
+
+
+def test_priors_that_cannot_be_used_are_refused_before_the_run(workflow, chain, atoms, tmp_path):
+    protocol = workflow.new(DynamightProtDeformations, inputs(chain), fitStructure=True)
+    assert "no atomic model to fit" in protocol.validate()[0]
+    protocol.inputStructure.set(AtomStruct(str(tmp_path / "gone.pdb")))
+    protocol.widthClasses.set(2)
+    first, second = protocol.validate()
+    assert "is not there" in first
+    assert "leave the *classes of width* at 1" in second
+    protocol.inputStructure.set(AtomStruct(str(atoms)))
+    protocol.widthClasses.set(1)
+    assert protocol.validate() == []
+    mask = Pointer(chain["reconstruction"], extended="outputMask")
+    protocol.inputBodies.append(mask)
+    protocol.inputMask.copy(mask)
+    one, both = protocol.validate()
+    assert "two or more" in one
+    assert "leave the *mask of allowed motion* out" in both
+    protocol.decoder.set(1)
+    protocol.regularisation.set(1)
+    assert "leave the *decoder* at basis" in protocol.validate()[2]
+    assert "leave the *regularisation* at fixed" in protocol.validate()[3]
+    control = workflow.new(
+        DynamightProtControl, {"inputModel": (chain["deformations"], "outputModel")}, kind=WRONG_MODEL
+    )  # fmt: skip
+    assert "without an atomic model" in control.validate()[0]
