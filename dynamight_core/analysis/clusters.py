@@ -58,8 +58,9 @@ def cluster_coordinates(
         fitted = _mixture(coordinates, n, seed)
         labels, centres = fitted.predict(coordinates), fitted.means_
     else:
-        fitted = KMeans(n, n_init=10, random_state=seed).fit(coordinates)
-        labels, centres = fitted.labels_, fitted.cluster_centers_
+        # Centres of many particles are those of a part of them.
+        fitted = KMeans(n, n_init=10, random_state=seed).fit(_some(coordinates, max(n, _SAMPLE)))
+        labels, centres = fitted.predict(coordinates), fitted.cluster_centers_
     order = np.argsort(centres[:, 0])
     return np.argsort(order)[labels], centres[order]
 
