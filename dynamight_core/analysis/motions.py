@@ -14,6 +14,9 @@ import torch
 from dynamight_core.files import atomic_path
 from dynamight_core.model.half import HalfModel
 
+# Of the variance of a half's coordinates: directions with less determine no fields of their own.
+_DAMPING = 1e-3
+
 
 @dataclass
 class PrincipalMotions:
@@ -110,7 +113,9 @@ def motion_fields(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the principal motions at any points under one half's decoder.
 
-    Least squares of the displacements of that half's particles on their coordinates.
+    Least squares of the displacements of that half's particles on their coordinates. Where these hang together in the
+    half (a single motion in which the halves differ a little is a line across two coordinates), the particles do not
+    tell their fields apart, and the smallest fields are taken.
 
     Parameters
     ----------
@@ -128,13 +133,17 @@ def motion_fields(
     """
     # Some thousand particles determine K + 1 fields.
     chosen = torch.linspace(0, len(latents) - 1, min(len(latents), 4000)).long().unique()
-    design = torch.cat([torch.ones(len(chosen), 1), coordinates[chosen]], 1)
-    solver = torch.linalg.pinv(design)
+    centre = coordinates[chosen].mean(0)
+    design = coordinates[chosen] - centre
+    scatter = design.T @ design / len(chosen)
+    damping = _DAMPING * scatter.trace() * torch.eye(len(scatter))
+    solver = torch.linalg.pinv(scatter + damping, hermitian=True) @ design.T / len(chosen)
     with torch.no_grad():
         evaluate = model.consensus_evaluator(points.to(model.latent_mean.device))
-    fields = torch.zeros(design.shape[1], len(points), 3)
+    mean, fields = torch.zeros(len(points), 3), torch.zeros(len(scatter), len(points), 3)
     with torch.no_grad():
         for part in torch.arange(len(chosen)).split(batch):
             shift = evaluate(latents[chosen[part]].to(model.latent_mean)).cpu()
+            mean += shift.sum(0) / len(chosen)
             fields += torch.tensordot(solver[:, part], shift, dims=1)
-    return fields[0], fields[1:]
+    return mean - torch.tensordot(centre, fields, dims=1), fields

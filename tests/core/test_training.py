@@ -424,6 +424,25 @@ def test_motion_fields_are_the_motions_at_other_points():
     assert torch.allclose(fields, motions.components, atol=0.05)
 
 
+def test_coordinates_that_hang_together_in_a_half_do_not_blow_up_its_fields():
+    model, _, latents = known_motion(400)
+    bent = latents.clone()
+    bent[:, 1:] = 0
+    points = model.gaussians.positions.detach()
+    with torch.no_grad():
+        shifts = model.displacements(bent, points)
+    motions = principal_motions(lambda rows: shifts[rows], 400, points, 1)
+    # The other half's motion differs by a tenth, so that this half's particles lie on a line across two coordinates,
+    # but for a trace that follows the bend of their motion.
+    first = motions.coordinates
+    bend = first.square() - first.square().mean()
+    second = 0.1 * first + 1e-3 * first.std() * bend / bend.std()
+    _, fields = motion_fields(model, bent, torch.cat([first, second], 1), points)
+    expected = motions.components[0]
+    assert (fields[0] - expected).norm() < 0.1 * expected.norm()
+    assert fields[1].norm() < 0.5 * expected.norm()
+
+
 def test_posterior_width_is_pushed_through_a_linear_decoder_exactly():
     generator = torch.Generator().manual_seed(0)
     field = torch.randn(3, 5 * 3, generator=generator)
