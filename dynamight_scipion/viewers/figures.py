@@ -48,6 +48,39 @@ def describeShare(share):
 # ---------------------------------------------------------------------- training
 
 
+def trainingPanels(metrics):
+    """Return what there is to draw of a training: (title, half to (epochs, values)) of every term that it had.
+
+    Parameters
+    ----------
+    metrics
+        one dict for each epoch and half, as the engine logs them.
+    """
+
+    def moves(row):
+        return row["kind"] in ("encoder", "refinement")
+
+    first = {row["half"]: row["data"] for row in reversed(metrics)}
+    # Terms that an epoch's kind does not have are left out, not drawn as zero.
+    terms = {
+        "Data loss against the first epoch (%)": lambda row: 100 * (row["data"] / first[row["half"]] - 1),
+        "KL term (encoder epochs)": lambda row: row["kl"] if row["kind"] == "encoder" else None,
+        "Change of distances (Å²)": lambda row: row["regularity"] + row["repulsion"] if moves(row) else None,
+        "Motion (Å rms)": lambda row: row["motion"] if moves(row) else None,
+    }
+    panels = []
+    for title, value in terms.items():
+        curves = {}
+        for half in HALF_COLOURS:
+            shown = [(row["epoch"], value(row)) for row in metrics if row["half"] == half]
+            shown = [(epoch, number) for epoch, number in shown if number is not None]
+            if shown:
+                curves[half] = tuple(zip(*shown, strict=True))
+        if curves:
+            panels.append((title, curves))
+    return panels
+
+
 def drawTraining(figure, metrics):
     """Draw how the training went: loss, KL term, regularisation and motion of both halves by epoch.
 
@@ -59,30 +92,18 @@ def drawTraining(figure, metrics):
         one dict for each epoch and half, as the engine logs them.
     """
     kinds = {row["epoch"]: row["kind"] for row in metrics}
-
-    def moves(row):
-        return row["kind"] in ("encoder", "refinement")
-
-    first = {row["half"]: row["data"] for row in reversed(metrics)}
-    # Terms that an epoch's kind does not have are left out, not drawn as zero.
-    panels = (
-        ("Data loss against the first epoch (%)", lambda row: 100 * (row["data"] / first[row["half"]] - 1)),
-        ("KL term (encoder epochs)", lambda row: row["kl"] if row["kind"] == "encoder" else None),
-        ("Change of distances (Å²)", lambda row: row["regularity"] + row["repulsion"] if moves(row) else None),
-        ("Motion (Å rms)", lambda row: row["motion"] if moves(row) else None),
-    )
-    for axes, (title, value) in zip(figure.subplots(2, 2, sharex=True).flat, panels, strict=True):
-        for half, colour in HALF_COLOURS.items():
-            shown = [(row["epoch"], value(row)) for row in metrics if row["half"] == half]
-            shown = [(epoch, number) for epoch, number in shown if number is not None]
-            if shown:
-                axes.plot(*zip(*shown, strict=True), color=colour, marker="o", markersize=2.5, linewidth=1.4)
+    panels = trainingPanels(metrics)
+    rows = 2 if len(panels) > 3 else 1
+    grid = figure.subplots(rows, len(panels) // rows, sharex=True, squeeze=False)
+    for axes, (title, curves) in zip(grid.flat, panels, strict=True):
+        for half, (epochs, values) in curves.items():
+            axes.plot(epochs, values, color=HALF_COLOURS[half], marker="o", markersize=2.5, linewidth=1.4)
         for epoch, kind in kinds.items():
             axes.axvspan(epoch - 0.5, epoch + 0.5, color=KIND_COLOURS.get(kind, "#eeeeee"), zorder=-1, linewidth=0)
         axes.set_title(title, fontsize=10, color=INK)
         axes.margins(x=0)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    for axes in figure.axes[2:]:
+    for axes in grid[-1]:
         axes.set_xlabel("epoch")
     handles = [Line2D([], [], color=colour, label=f"half {half}") for half, colour in HALF_COLOURS.items()]
     seen = set(kinds.values())

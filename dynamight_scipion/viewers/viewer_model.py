@@ -26,6 +26,7 @@ from .figures import (
     drawTraining,
     paletteOf,
     principalPlane,
+    trainingPanels,
 )
 from .pages import BrowserView, ExplorerView
 from .results import Results, readVolume
@@ -242,7 +243,8 @@ class DynamightModelViewer(EmProtocolViewer):
         metrics = self._results.readMetrics()
         if not metrics:
             return [self.infoMessage("No epoch is done yet.", "Training")]
-        return [figureView("Training", (10, 6.5), drawTraining, metrics)]
+        count = len(trainingPanels(metrics))
+        return [figureView("Training", (10, 6.5) if count > 3 else (4.4 * count, 4.2), drawTraining, metrics)]
 
     def _showParticles(self, _):
         plane = self.plane.get()

@@ -193,9 +193,23 @@ def test_curves_of_training_are_those_of_the_log(opened, chain):
     with open(chain["deformations"].outputModel.getRunPath("metrics.jsonl")) as file:
         rows = [json.loads(line) for line in file]
     motion = [row["motion"] for row in rows if row["half"] == 1 and row["kind"] in ("encoder", "refinement")]
-    (curve, _) = plot.getFigure().axes[3].lines
+    drawn = plot.getFigure().axes
+    (curve, _) = drawn[-1].lines
     np.testing.assert_allclose(curve.get_ydata(), motion)
     assert max(curve.get_xdata()) == max(row["epoch"] for row in rows)
+    assert all(axes.lines for axes in drawn), "no empty panel: these epochs have no KL term"
+
+
+def test_training_with_an_encoder_has_a_kl_term():
+    terms = {"data": 5.0, "kl": 0.3, "regularity": 0.1, "repulsion": 0.0, "motion": 1.0}
+    rows = [{"epoch": epoch, "half": half, "kind": "encoder"} | terms for epoch in (1, 2) for half in (1, 2)]
+    titles = [title for title, _ in figures.trainingPanels(rows)]
+    assert len(titles) == 4
+    figure = Figure()
+    figures.drawTraining(figure, rows)
+    np.testing.assert_array_equal(figure.axes[1].lines[0].get_ydata(), [0.3, 0.3])
+    warmUp = figures.trainingPanels([row | {"kind": "warm-up"} for row in rows])
+    assert [title for title, _ in warmUp] == titles[:1]
 
 
 def test_a_running_protocol_shows_its_training_and_nothing_more(workflow, opened, chain, monkeypatch):
