@@ -124,8 +124,14 @@ class DynamightDisplacedModelsViewer(_StatesViewer):
 
     def _defineParams(self, form):
         form.addSection(label="Structures")
+        distances = [state._dynDisplacementRms.get() for state in self._states.iterItems()]
         form.addParam(
-            "displacements", params.LabelParam, important=True, label="Displacement of the atoms",
+            "overview", params.LabelParam, important=True,
+            label=f"{len(distances)} states, moved by {min(distances):.1f} to {max(distances):.1f} Å rms",
+            help="How far the atoms of each state lie from where they were, rms over the structure.",
+        )
+        form.addParam(
+            "displacements", params.LabelParam, label="Displacement of the atoms",
             help="How far every atom lies in each state from where it was, in the order of the file.",
         )
         form.addParam(
@@ -135,7 +141,12 @@ class DynamightDisplacedModelsViewer(_StatesViewer):
         )
 
     def _getVisualizeDict(self):
-        return {"displacements": self._showDisplacements, "chimera": self._showChimera}
+        return {
+            "overview": self._showOverview, "displacements": self._showDisplacements, "chimera": self._showChimera,
+        }  # fmt: skip
+
+    def _showOverview(self, _):
+        return [self.infoMessage("\n\n".join(self.protocol.summary()), "Structures")]
 
     def _showDisplacements(self, _):
         with np.load(self.protocol._getPositionsPath()) as found:
