@@ -1,10 +1,18 @@
 """Devices and their memory."""
 
+import ctypes
 import resource
+import sys
+from functools import cache
 
 import torch
 
 from dynamight_core.errors import InputError
+
+# glibc's names for mallopt, and what they are set to, bytes: what is freed goes back to the system from this much at
+# the top of the heap on, and blocks from this size on are the system's own.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_KEPT, _LARGE = 2**29, 2**26
 
 
 def choose_device(name: str) -> torch.device:
@@ -36,11 +44,26 @@ def choose_device(name: str) -> torch.device:
 
 
 def set_threads(threads: int | None) -> None:
-    """Use so many CPU threads; all that the process may use if None."""
+    """Use so many CPU threads, all that the process may use if None; and keep freed memory for the next tensor."""
+    _keep_freed_memory()
     if threads is not None:
         if threads < 1:
             raise InputError(f"--threads is {threads}; give at least 1")
         torch.set_num_threads(threads)
+
+
+@cache
+def _keep_freed_memory() -> None:
+    """Let glibc keep blocks of some megabytes that are freed.
+
+    A batch makes and frees hundreds of them. Given back to the system each time, they come again as pages to be
+    faulted in and zeroed one by one: a fifth of the time of a training on a CPU.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:  # other C libraries have none
+            mallopt(_TRIM_THRESHOLD, _KEPT)
+            mallopt(_MMAP_THRESHOLD, _LARGE)
 
 
 def peak_memory(device: torch.device) -> int:
