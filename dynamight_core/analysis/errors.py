@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # True over estimated error where only the two visible parts are counted: 1.27 and 1.30 on two simulated hinges, 1.2 to
 # 1.4 in each fifth of their particles (benchmarks/analysis.py).
-_ALIKE = 1.3
+ALIKE = 1.3
 # Points that a coordinate's error is computed on.
 _SOME = 400
 
@@ -82,7 +82,7 @@ def motion_errors(
                 width[mine] = _pushed_through(
                     evaluators[h], latents[h][own].to(device), covariances[h][own].to(device), shifts[h][mine]
                 )
-        total = _ALIKE**2 * (between + width) + unseen**2
+        total = ALIKE**2 * (between + width) + unseen**2
         particle[rows] = total.mean(1).sqrt().cpu()
         disagreement[rows] = between.mean(1).sqrt().cpu()
         posterior[rows] = width.mean(1).sqrt().cpu()
@@ -115,7 +115,7 @@ def coordinate_variances(run: "Run", rows: torch.Tensor, batch: int = 128) -> to
             for axis in range(latents.shape[1]):
                 moved = evaluate(latents + spread[:, :, axis]).flatten(1) - shifts[h][mine]
                 variance[mine] += (moved @ solver).square()
-        variances[part] = _ALIKE**2 * variance
+        variances[part] = ALIKE**2 * variance
     return variances
 
 

@@ -13,7 +13,7 @@ import torch
 
 from dynamight_core import __version__
 from dynamight_core.analysis.detection import unseen_motion
-from dynamight_core.analysis.errors import MotionErrors, motion_errors
+from dynamight_core.analysis.errors import ALIKE, MotionErrors, motion_errors
 from dynamight_core.analysis.motions import PrincipalMotions, principal_motions
 from dynamight_core.analysis.verdict import judge
 from dynamight_core.config import RunConfig
@@ -181,6 +181,7 @@ def summarise(
         "verdict": verdict.asdict(),
         "motion_rms": float(magnitude.square().mean().sqrt()),
         "motion_between_particles_rms": float(between),
+        "error_factor": ALIKE,
         "error_rms": float(errors.particle.square().mean().sqrt()),
         "error_disagreement_rms": float(errors.disagreement.square().mean().sqrt()),
         "error_posterior_rms": float(errors.posterior.square().mean().sqrt()),

@@ -15,8 +15,8 @@ FSC / (1 + FSC)) (Rosenthal and Henderson 2003), the map correlates with the tru
 half-maps would have if they saw the blur is the one whose C_ref is that.
 
 The errors e_i are not known but their distribution is: what was used to deform particle i, less a conformation
-drawn from the posterior of its latent, and the disagreement of the two halves' decoders. Without deformation e_i is
-the motion itself. An error that both decoders make alike is in neither.
+drawn from the posterior of its latent, and the disagreement of the two halves' decoders, both raised by the factor by
+which error estimates are (`analysis.errors`). Without deformation e_i is the motion itself.
 """
 
 from typing import TYPE_CHECKING
@@ -71,7 +71,9 @@ def residual_motion(
     # Two decoders err apart: one by the difference over sqrt(2). What differs in all particles alike is between the
     # halves' frames, which the half-maps' FSC sees.
     apart = (shift - other(run.latents[2 - half][rows].to(device))) / 2**0.5
-    return (used - own(drawn.to(device)) + apart - apart.mean(0)).cpu()
+    # Runs that were summarised before errors were raised have no factor.
+    error = run.summary.get("error_factor", 1.0) * (shift - own(drawn.to(device)) + apart - apart.mean(0))
+    return (used - shift + error).cpu()
 
 
 def motion_coherence(
