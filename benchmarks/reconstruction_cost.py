@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from scipy.optimize import curve_fit
 
-from dynamight_core.imaging.backprojection import ParticleData, inscribed_sphere
+from dynamight_core.imaging.backprojection import ParticleData
 from dynamight_core.imaging.ctf import CtfParameters, evaluate_ctf
 from dynamight_core.imaging.poses import random_rotations, rotation_matrices
 from dynamight_core.imaging.voxels import ModalField, Voxels, bordered
@@ -51,7 +51,10 @@ def setup(box, particles, device):
         None, device,
     )  # fmt: skip
     modes = Modes(ModalField(waves), torch.randn(particles, MODES, generator=generator).to(device), 0.0)
-    return data, modes, inscribed_sphere(box, radius=0.3 * box).float()
+    axis = (torch.arange(box) - box // 2).float().square()
+    radius = (axis[:, None, None] + axis[:, None] + axis).sqrt() / box
+    # The displacement fades out, as around a molecule.
+    return data, modes, 0.5 + 0.5 * torch.cos(torch.pi * ((radius - 0.2) / 0.1).clamp(0, 1))
 
 
 def measure(box, particles, device):
@@ -80,14 +83,17 @@ def measure(box, particles, device):
 
 
 def errors(box, device):
-    """Return how far sums of a few particles are from those of every voxel read singly, at its own displacement."""
+    """Return how far sums of a few particles are from those of every voxel read singly, at its own displacement.
+
+    Of voxels that do not move, reads are the worse: white images alias.
+    """
     data, modes, region = setup(box, COMPARED, device)
     batch = torch.arange(COMPARED)
     sums = HalfReconstruction.of(data, batch, modes, region).sums
     images = bordered(data.projector.reading_grid(data.transforms(batch) * data.transfer(batch).conj() * data.weights))
     found = {}
     for name, volume, field in (("moved", sums.numerator, modes.field), ("still", sums.rigid, None)):
-        voxels = Voxels((region > 0).to(device), (box // 2,) * 3, data.pixel_size, field)
+        voxels = Voxels((region > 0).to(device), (box // 2,) * 3, data.pixel_size, field, region.to(device))
         exact = torch.zeros_like(volume)
         for part in voxels.split(2**20):
             part.read(images, part.place(data.poses(batch), modes.coordinates), exact)
