@@ -6,7 +6,8 @@ Prints a JSON object for each run: the overlap of the first motions (as many as 
 0 to 1; the Rand index of the rigid domains over the common points; for each moving domain the correlation of the
 angle with the truth and both standard deviations, degrees; for one moving domain the Kolmogorov-Smirnov distance to
 the true distribution of its angle (about the mean) of the distribution along motion 1, errors taken out, and of the
-coordinates as they are; then, pooled over the runs, predicted and true error (A rms) of each fifth of the particles
+coordinates as they are, for all particles and for some of them, drawn so that their true angles have two peaks at +-0.6
+of the range; then, pooled over the runs, predicted and true error (A rms) of each fifth of the particles
 by predicted error.
 """
 
@@ -64,17 +65,23 @@ def angle_distribution(run: Run, truth: Truth) -> dict:
     slope = float(torch.rad2deg(angles[1] - angles[0])) / 4
     rows = torch.arange(len(run.halves))
     coordinates = motions.coordinates[:, 0].double().numpy()
-    found = without_errors(coordinates, coordinate_variances(run, rows)[:, 0].double().numpy())
-    true = np.degrees(truth.angles[:, 0].double().numpy())
-    true = np.sort((true - true.mean()) / slope)
-    ranks = (np.arange(len(true)) + 0.5) / len(true)
-    mean = np.average(found.values, weights=found.density)
-    plain = np.sort(coordinates - coordinates.mean())
-    return {
-        "ks_errors_taken_out": float(np.abs(found.cumulative(true + mean) - ranks).max()),
-        "ks_as_estimated": float(np.abs(np.interp(true, plain, ranks) - ranks).max()),
-        "angle_std_errors_taken_out": found.spread * abs(slope),
-    }
+    variances = coordinate_variances(run, rows)[:, 0].double().numpy()
+    angles = np.degrees(truth.angles[:, 0].double().numpy())
+    away = np.abs(angles) / np.abs(angles).max() - 0.6
+    peaks = np.random.default_rng(0).random(len(angles)) < np.exp(-0.5 * (away / 0.1) ** 2)
+    out = {}
+    for name, kept in (("", np.ones(len(angles), dtype=bool)), ("two_peaks_", peaks)):
+        found = without_errors(coordinates[kept], variances[kept])
+        true = np.sort((angles[kept] - angles[kept].mean()) / slope)
+        ranks = (np.arange(len(true)) + 0.5) / len(true)
+        mean = np.average(found.values, weights=found.density)
+        plain = np.sort(coordinates[kept] - coordinates[kept].mean())
+        out |= {
+            f"{name}ks_errors_taken_out": float(np.abs(found.cumulative(true + mean) - ranks).max()),
+            f"{name}ks_as_estimated": float(np.abs(np.interp(true, plain, ranks) - ranks).max()),
+            f"{name}angle_std": [found.spread * abs(slope), float(angles[kept].std())],
+        }
+    return out
 
 
 def errors(run: Run, truth: Truth) -> tuple[torch.Tensor, torch.Tensor]:
