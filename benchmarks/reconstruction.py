@@ -14,8 +14,9 @@ reconstruction of the simulator (torch-fourier-slice), without deformation.
 
 Controls replace what could make half-maps agree: "noise", the images by white noise; "phases", their phases beyond
 shell 10 by random ones; "permuted", each particle's deformation by that of another one of its half; "own" nothing, for
-images that are noise already. Shells in which the corrected FSC is more than three standard deviations of
-white noise volumes from zero are counted.
+images that are noise already. Shells in which the corrected FSC is more than three standard deviations from zero are
+counted ("beyond"). The standard deviation is that of the FSC of white noise volumes, or, where maps were made of
+several draws of noise, that of all pairs of a first half-map and a second one.
 """
 
 import argparse
@@ -80,6 +81,8 @@ DOMAINS = {"moving": 1, "second": 2, "static": 0}
 CONTROLS = ("noise", "phases", "permuted", "own")
 # Shell beyond which a control randomises phases, and shells that the mask blurs across it.
 RANDOM_FROM, BLUR = 10, 3
+# Draws of noise for its control.
+DRAWS = 4
 
 
 def quiet(*_):
@@ -165,8 +168,45 @@ def permuted(modes, halves, seed):
     return replace(modes, coordinates=coordinates)
 
 
+def noise_control(case, seed, ways, methods, options):
+    """Return figures["way method"]["domain figure"] of maps of several draws of noise, and seconds."""
+    draws, masks, seconds = [], None, {}
+    for draw in range(DRAWS):
+        maps, masks, took = half_maps(case, seed, ways, methods, options, "noise", 1000 * draw + seed)
+        draws.append(maps)
+        seconds |= {f"{name}, {draw}": value for name, value in took.items()}
+    figures = {}
+    for name in draws[0]:
+        row = figures[name] = {}
+        for domain, mask in masks.items():
+            firsts, others = ([maps[name][half] for maps in draws] for half in (0, 1))
+            curves = torch.stack([half_map_fsc(a, b, mask).corrected[1:] for a in firsts for b in others])
+            deviation = curves.square().mean(0).sqrt()
+            # Pairs of one draw are independent, the others give the deviation.
+            own = curves[:: DRAWS + 1]
+            row[f"{domain} corrected"] = float(own.mean())
+            row[f"{domain} error"] = float(curves.mean(1).std() / DRAWS)
+            row[f"{domain} deviation"] = float(deviation.mean())
+            row[f"{domain} white"] = float(chance_deviation(mask)[1:].mean())
+            row[f"{domain} beyond"] = float((own.abs() > 3 * deviation).sum(1).float().mean())
+    return figures, seconds
+
+
 def benchmark(case, seed, ways, methods, options, control=None, say=print):
     """Return figures["way method"]["domain figure"] and seconds of one data set."""
+    if control == "noise":
+        return noise_control(case, seed, ways, methods, options)
+    maps, masks, seconds = half_maps(case, seed, ways, methods, options, control, seed, say)
+    if control is not None:
+        return {name: against_zero(pair, masks, control) for name, pair in maps.items()}, seconds
+    folder = FOLDER / f"{case}-{seed}"
+    truth = load_truth(folder / "truth.npz")
+    maps["fourier"] = [torch.from_numpy(read_map(folder / f"consensus_half{half}.mrc")[0]) for half in (1, 2)]
+    return {name: against_truth(pair, truth, masks) for name, pair in maps.items()}, seconds
+
+
+def half_maps(case, seed, ways, methods, options, control=None, noise_seed=0, say=print):
+    """Return maps["way method"] = both half-maps, masks by domain, and seconds of one data set."""
     # What was learned is not needed for the deformations that no run has.
     truth, run = trained_run(case, seed, say, None if set(ways) - {"true", "oracle"} else 4)
     if "inverse" in ways and not inverse_path(run, 1).exists():
@@ -175,7 +215,7 @@ def benchmark(case, seed, ways, methods, options, control=None, say=print):
     masks = {name: truth.domain_mask(label) for name, label in DOMAINS.items()}
     masks = {name: mask for name, mask in masks.items() if mask.any()}
     weights = images.noise_weights(0)
-    images.images = controlled(images, control, seed)
+    images.images = controlled(images, control, noise_seed)
     rows = [torch.where(run.halves == half)[0] for half in (1, 2)]
     errors = torch.tensor(run.table["dynMotionError"].to_numpy())
     maps, seconds, denominators, shares = {}, {}, [None, None], options.regularisation
@@ -218,12 +258,9 @@ def benchmark(case, seed, ways, methods, options, control=None, say=print):
                         pair.append(half.least_squares(raised, others, deformed)[0])
                 maps[name] = pair
                 seconds[name] = time.process_time() - started
-    if control is None:
-        folder = FOLDER / f"{case}-{seed}"
-        maps["fourier"] = [torch.from_numpy(read_map(folder / f"consensus_half{half}.mrc")[0]) for half in (1, 2)]
-        return {name: against_truth(pair, truth, masks) for name, pair in maps.items()}, seconds
-    masks["molecule"] = sum(masks.values()).clamp(max=1)
-    return {name: against_zero(pair, masks, control) for name, pair in maps.items()}, seconds
+    if control is not None:
+        masks["molecule"] = sum(masks.values()).clamp(max=1)
+    return maps, masks, seconds
 
 
 def against_truth(pair, truth, masks):
