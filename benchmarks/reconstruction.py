@@ -139,6 +139,13 @@ def modes_of(way, truth, run, half, images, options):
     return half_modes(run, half, images, options)[0]
 
 
+def within(particles, cone):
+    """Return (n,) bool: views within `cone` degrees of the z axis, or against it."""
+    tilt = torch.rad2deg(particles.angles[:, 1]) % 360
+    away = torch.minimum(tilt, 360 - tilt)
+    return (away <= cone) | (away >= 180 - cone)
+
+
 def controlled(images, control, seed):
     """Return what gives (b, box, box) images for a control."""
     given = images.images
@@ -192,20 +199,21 @@ def noise_control(case, seed, ways, methods, options):
     return figures, seconds
 
 
-def benchmark(case, seed, ways, methods, options, control=None, say=print):
+def benchmark(case, seed, ways, methods, options, control=None, cone=180.0, say=print):
     """Return figures["way method"]["domain figure"] and seconds of one data set."""
     if control == "noise":
         return noise_control(case, seed, ways, methods, options)
-    maps, masks, seconds = half_maps(case, seed, ways, methods, options, control, seed, say)
+    maps, masks, seconds = half_maps(case, seed, ways, methods, options, control, seed, cone, say)
     if control is not None:
         return {name: against_zero(pair, masks, control) for name, pair in maps.items()}, seconds
     folder = FOLDER / f"{case}-{seed}"
     truth = load_truth(folder / "truth.npz")
-    maps["fourier"] = [torch.from_numpy(read_map(folder / f"consensus_half{half}.mrc")[0]) for half in (1, 2)]
+    if cone >= 90:
+        maps["fourier"] = [torch.from_numpy(read_map(folder / f"consensus_half{half}.mrc")[0]) for half in (1, 2)]
     return {name: against_truth(pair, truth, masks) for name, pair in maps.items()}, seconds
 
 
-def half_maps(case, seed, ways, methods, options, control=None, noise_seed=0, say=print):
+def half_maps(case, seed, ways, methods, options, control=None, noise_seed=0, cone=180.0, say=print):
     """Return maps["way method"] = both half-maps, masks by domain, and seconds of one data set."""
     # What was learned is not needed for the deformations that no run has.
     truth, run = trained_run(case, seed, say, None if set(ways) - {"true", "oracle"} else 4)
@@ -216,7 +224,8 @@ def half_maps(case, seed, ways, methods, options, control=None, noise_seed=0, sa
     masks = {name: mask for name, mask in masks.items() if mask.any()}
     weights = images.noise_weights(0)
     images.images = controlled(images, control, noise_seed)
-    rows = [torch.where(run.halves == half)[0] for half in (1, 2)]
+    seen = within(run.particles, cone)
+    rows = [torch.where((run.halves == half) & seen)[0] for half in (1, 2)]
     errors = torch.tensor(run.table["dynMotionError"].to_numpy())
     maps, seconds, denominators, shares = {}, {}, [None, None], options.regularisation
     for way in ways:
@@ -304,6 +313,7 @@ def main():
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--methods", nargs="+", default=["wbp", "cg"], choices=METHODS)
     parser.add_argument("--control", choices=CONTROLS, help="what half-maps must not share")
+    parser.add_argument("--cone", type=float, default=180.0, help="use views within so many degrees of one axis")
     parser.add_argument("--option", nargs="*", default=[], help="options of reconstruct, name=value")
     parser.add_argument("--prepare", action="store_true", help="make data sets and runs alone")
     parser.add_argument("--out", type=Path, help="append figures to this file, a JSON object a line")
@@ -316,8 +326,11 @@ def main():
             if arguments.prepare:
                 trained_run(case, seed)
                 continue
-            figures, seconds = benchmark(case, seed, arguments.ways, arguments.methods, options, arguments.control)
-            lines.append({"case": case, "seed": seed, "control": arguments.control, "figures": figures})
+            figures, seconds = benchmark(
+                case, seed, arguments.ways, arguments.methods, options, arguments.control, arguments.cone
+            )
+            name = case if arguments.cone >= 90 else f"{case} within {arguments.cone:g}"
+            lines.append({"case": name, "seed": seed, "control": arguments.control, "figures": figures})
             print(f"{case} {seed}: CPU seconds", {k: round(v, 1) for k, v in seconds.items()}, flush=True)
             if arguments.out:
                 with arguments.out.open("a") as file:
