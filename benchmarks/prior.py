@@ -33,7 +33,7 @@ from dynamight_core.files import read_map
 from dynamight_core.imaging.fourier import shells, volume_to_fourier
 from dynamight_core.model.atomic import coarse_grain, wrong_model
 from dynamight_core.options import ReconstructOptions, SimulateOptions
-from dynamight_core.reconstruction.deformation import model_map
+from dynamight_core.reconstruction.deformation import model_map, model_points
 from dynamight_core.reconstruction.stage import reconstruct_run
 from dynamight_core.simulate.dataset import simulate
 from dynamight_core.simulate.molecules import DATA
@@ -122,7 +122,7 @@ def share_of_wrong(volume, right, wrong, rest, mask):
 
 
 def measure(case, prior, particles, seed, n_gaussians):
-    """Train, reconstruct and compare with the truth; return the figures as a dictionary."""
+    """Train and reconstruct, unless that was done before, and compare with the truth; return figures by name."""
     folder, paths = data_set(case, particles, seed)
     truth = load_truth(folder / "truth.npz")
     more, model = PRIORS[prior]
@@ -132,20 +132,19 @@ def measure(case, prior, particles, seed, n_gaussians):
         atomic_model=None if model is None else str(paths[model]),
     )  # fmt: skip
     run_folder = folder / f"run-{prior.replace(', ', '-').replace(' ', '-')}"
-    started = time.monotonic()
-    trained = train(inputs, options, run_folder, overwrite=True, say=lambda line: None)
-    run = summarise(trained, say=lambda line: None)
-    figures = {"prior": prior, "seed": seed, "particles": len(truth), "seconds_train": time.monotonic() - started}
-    found = compare(trained, run, truth, "train")
-    figures |= {name: found[name] for name in ("r", "error", "static")}
-    figures["verdict"] = run.summary["verdict"]["verdict"]
+    if not (run_folder / "reconstruction" / "fsc.star").exists():
+        trained = train(inputs, options, run_folder, overwrite=True, say=lambda line: None)
+        summarise(trained, say=lambda line: None)
+        reconstruct_run(Run(run_folder), ReconstructOptions(rigid=prior == "smoothness"), say=lambda line: None)
     run = Run(run_folder)
-    reconstruct_run(run, ReconstructOptions(rigid=prior == "smoothness"), say=lambda line: None)
+    found = compare(run, run, truth, "train")
+    figures = {"prior": prior, "seed": seed, "particles": len(truth), "verdict": run.summary["verdict"]["verdict"]}
+    figures |= {name: found[name] for name in ("r", "error", "motion", "static")}
     state = truth.true_map()
     masks = {"moving": truth.domain_mask(1), "rest": truth.domain_mask(0)}
     (right, wrong), both = structures(truth, paths)
     rest = state - right
-    gaussians = model_map(run, [None, None])
+    gaussians = model_map(run, model_points(run, [None, None]))
     for way in ("", "rigid/") if prior == "smoothness" else ("",):
         where = run_folder / "reconstruction" / way
         halves = [torch.from_numpy(read_map(where / f"half{half}_unfil.mrc")[0]) for half in (1, 2)]
