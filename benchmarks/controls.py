@@ -2,20 +2,22 @@
 
     python benchmarks/controls.py good --cases hinge igg rigid --seeds 0 1 2
     python benchmarks/controls.py small --snr 8 2 0.5 --seeds 0 1 2 3
+    python benchmarks/controls.py rest --snr 8 2 0.5 --seeds 0 1 2 3
     python benchmarks/controls.py borrowed --snr 8 2 0.5 --seeds 0 1 2 3
     python benchmarks/controls.py permuted --snr 8 2 0.5 --seeds 0 1 2 3
 
 `good`: the runs of benchmarks/reconstruction.py. `small`: hinges of 600 particles of 32 pixels of 6 A, at several
-signal-to-noise ratios. `borrowed`: the decoders of these runs on images of the same molecule at rest, latents inferred
-anew: deformations that are sound in themselves, for a motion that is not there. `permuted`: the runs of `small` with
-latents permuted among the particles of a half. The last two are judged without shrinking, since support by held-out
-images leaves little of such motions.
+signal-to-noise ratios. `rest`: runs on the same molecules at rest. `borrowed`: the decoders of `small` on these images,
+latents inferred anew: deformations that are sound in themselves, for a motion that is not there. `permuted`: the runs
+of `small` with latents permuted among the particles of a half. The last two are judged without shrinking, since support
+by held-out images leaves little of such motions.
 
 Data sets and runs are kept in the temporary folder and used again. Prints a line for each control, and for each kind
 how often it said that motion improves the map (or, of noise, that a map appears), with the 95 % interval of that share.
 """
 
 import argparse
+import functools
 import shutil
 import sys
 import time
@@ -54,9 +56,9 @@ def small_set(snr, seed, motion_range=20.0):
     return folder
 
 
-def small_run(snr, seed):
+def small_run(snr, seed, motion_range=20.0):
     """Return the run of a small data set, trained if it is not there."""
-    folder = small_set(snr, seed)
+    folder = small_set(snr, seed, motion_range)
     if not (folder / "keep" / "analysis" / "summary.json").exists():
         inputs = InputOptions(star=str(folder / "particles.star"), map=str(folder / "consensus.mrc"))
         trained = train(inputs, TrainOptions(seed=seed, **TRAINING), folder / "keep", overwrite=True, say=quiet)
@@ -105,19 +107,22 @@ def permuted_run(snr, seed):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("good", "small", "borrowed", "permuted"))
+    parser.add_argument("what", choices=("good", "small", "rest", "borrowed", "permuted"))
     parser.add_argument("--cases", nargs="+", default=["hinge", "rigid"], help="of benchmarks/reconstruction.py")
     parser.add_argument("--snr", type=float, nargs="+", default=[8.0, 2.0, 0.5])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     arguments = parser.parse_args()
-    make = {"small": small_run, "borrowed": borrowed_run, "permuted": permuted_run}.get(arguments.what)
+    make = {
+        "small": small_run, "rest": functools.partial(small_run, motion_range=0.0), "borrowed": borrowed_run,
+        "permuted": permuted_run,
+    }.get(arguments.what)  # fmt: skip
     counted = defaultdict(list)
     for case in arguments.cases if arguments.what == "good" else arguments.snr:
         for seed in arguments.seeds:
             # A copy: others may be reading the run.
             run = changed(trained_run(case, seed)[1], "controls", {}) if make is None else make(case, seed)
-            shrink = arguments.what in ("good", "small")
+            shrink = arguments.what in ("good", "small", "rest")
             for kind in arguments.kinds:
                 started = time.process_time()
                 control = control_run(run, ControlOptions(kind, shrink=shrink, seed=seed), quiet)
