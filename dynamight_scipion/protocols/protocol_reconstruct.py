@@ -22,6 +22,8 @@ METHOD_TEXTS = ("weighted backprojection (least squares where views are missing)
 BACKPROJECTION = METHODS.index("wbp")
 CONSENSUS, OF_PARTICLE, AT_LATENT = range(3)
 RIGID = "rigid"
+# Of the FSC, where it says the resolution.
+THRESHOLD = 0.143
 # FSC columns of the engine's table, and their labels.
 CURVES = {
     "rlnFourierShellCorrelationCorrected": "corrected for the mask",
@@ -392,5 +394,9 @@ def readFsc(starFile, column):
     frequency, correlation = zip(*rows, strict=True)
     curve = FSC(objLabel=CURVES[column])
     # Shell 0 is the mean of the maps, of which no correlation is taken; FSC.setData wants lists.
-    curve.setData(list(frequency), [1.0, *correlation[1:]])
+    values = [1.0, *correlation[1:]]
+    if min(values) >= THRESHOLD:
+        # pwem would extrapolate such a curve to a resolution beyond Nyquist.
+        values[-1] = THRESHOLD - 1e-6
+    curve.setData(list(frequency), values)
     return curve

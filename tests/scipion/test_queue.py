@@ -93,7 +93,7 @@ def queued(workflow, protocolClass, chain, bySteps, **parameters):
     return protocol
 
 
-def waitFor(workflow, protocol, isReached, seconds=90):
+def waitFor(workflow, protocol, isReached, seconds=300):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         workflow.project._updateProtocol(protocol)
