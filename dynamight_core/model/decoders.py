@@ -160,7 +160,6 @@ class CoordinateDecoder(nn.Module):
         return evaluate
 
 
-
 class BodiesDecoder(nn.Module):
     """Rigid bodies: each turns and shifts, and where bodies meet their motions are blended.
 

@@ -22,7 +22,7 @@ from dynamight_core.imaging.fourier import (
 from dynamight_core.model.initialise import find_molecule
 
 # RELION writes this where the resolution is infinite.
-_INFINITE = 999.0
+INFINITE = 999.0
 # Draws of random phases at most, and the box from which on one will do.
 _MOST_DRAWS, _DRAWN_ONCE = 10, 256
 # Bands of the local resolution, and their standard deviation as a share of their distance.
@@ -246,7 +246,7 @@ def write_fsc_star(
     table = {
         "rlnSpectralIndex": index,
         "rlnResolution": frequency,
-        "rlnAngstromResolution": np.where(index > 0, 1 / np.maximum(frequency, 1e-12), _INFINITE),
+        "rlnAngstromResolution": np.where(index > 0, 1 / np.maximum(frequency, 1e-12), INFINITE),
         "rlnFourierShellCorrelationCorrected": curves.corrected,
         "rlnFourierShellCorrelationParticleMaskFraction": in_part,
         "rlnFourierShellCorrelationUnmaskedMaps": curves.unmasked,
@@ -257,7 +257,7 @@ def write_fsc_star(
     table = {name: np.asarray(values.cpu() if torch.is_tensor(values) else values) for name, values in table.items()}
     resolution = resolution_at(curves.corrected, box, pixel_size)
     block = {
-        "rlnFinalResolution": min(resolution, _INFINITE),
+        "rlnFinalResolution": min(resolution, INFINITE),
         **(general or {}),
         "rlnParticleBoxFractionSolventMask": factor,
         "rlnRandomiseFrom": box * pixel_size / _random_from(curves.unmasked),

@@ -15,6 +15,7 @@ from dynamight_core.imaging.fourier import (
     volume_to_fourier,
 )
 from dynamight_core.reconstruction.fsc import (
+    INFINITE,
     HalfMapFsc,
     half_map_fsc,
     local_resolution,
@@ -211,6 +212,6 @@ def write_reconstruction(
         "rlnMaskName": files.mask.name,
     }
     if counted is not None:
-        general["dynResolutionWithMotion"] = min(counted, 999.0)  # as RELION writes infinity
+        general["dynResolutionWithMotion"] = min(counted, INFINITE)
     write_fsc_star(files.fsc, curves, pixel_size, mask, extra, general)
     return files

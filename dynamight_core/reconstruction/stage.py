@@ -218,14 +218,11 @@ def reconstruct_run(
     model = model_map(run, gaussians)
     extra = {"dynModelConsensus": fourier_shell_correlation(model, consensus, mask)}
 
-    def in_region(pair: list[torch.Tensor], name: str) -> torch.Tensor:
-        return half_map_fsc(*pair, regions[name], options.seed).corrected
-
     def curves(pair: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         average = (pair[0] + pair[1]) / 2
         named = extra | {"dynModelMap": fourier_shell_correlation(model, average, mask)}
         for name, volume in regions.items():
-            named[f"dynRegion_{name}"] = in_region(pair, name)
+            named[f"dynRegion_{name}"] = half_map_fsc(*pair, volume, options.seed).corrected
             named[f"dynRegionModel_{name}"] = fourier_shell_correlation(model, average, volume)
         return named
 
@@ -241,17 +238,20 @@ def reconstruct_run(
     # Maps lie where the consensus does, for programs that go by headers.
     origin = header_origin(run.config.inputs.map)
 
-    def write(to: Path, pair: list[torch.Tensor], deformed: bool) -> ReconstructionFiles:
+    def write(to: Path, pair: list[torch.Tensor], columns: dict, deformed: bool) -> ReconstructionFiles:
         return write_reconstruction(
-            to, *pair, particles.pixel_size, mask, curves(pair), options.seed, options.b_factor,
+            to, *pair, particles.pixel_size, mask, columns, options.seed, options.b_factor,
             options.local_resolution, origin, coherence(mask, deformed),
         )  # fmt: skip
 
     # Rigid maps of an earlier reconstruction would be compared in another mask.
     shutil.rmtree(folder / "rigid", ignore_errors=True)
-    plain = half_maps(False) if rigid else None
-    written_rigid = write(folder / "rigid", plain, False) if rigid else None
-    deformed = write(folder, maps, True)
+    columns, written_rigid = {True: curves(maps)}, None
+    if rigid:
+        plain = half_maps(False)
+        columns[False] = curves(plain)
+        written_rigid = write(folder / "rigid", plain, columns[False], False)
+    deformed = write(folder, maps, columns[True], True)
     record_stage(run, "reconstruct", options, method_used=method)
     bias = record_model_bias(run)
     if bias:
@@ -265,12 +265,12 @@ def reconstruct_run(
         )
     for name, volume in regions.items():
         text = []
-        for pair, moved in ((maps, True), *([(plain, False)] if rigid else [])):
-            curve, rho = in_region(pair, name), coherence(volume, moved)
+        for moved, found in columns.items():
+            curve, rho = found[f"dynRegion_{name}"], coherence(volume, moved)
             counted = "" if rho is None else f" ({_ends(count_residual_motion(curve, rho), particles):.1f} A)"
             text.append(f"{_ends(curve, particles):.1f} A{counted}")
         say(f"In {name}: {text[0]}" + (f", {text[1]} without deformation." if rigid else "."))
-    after = fourier_shell_correlation(model, (maps[0] + maps[1]) / 2, mask)
+    after = columns[True]["dynModelMap"]
     say(
         f"Gaussian model and consensus agree to FSC {float(extra['dynModelConsensus'][1:].mean()):.3f} (mean over "
         f"shells), model and final map to {float(after[1:].mean()):.3f}."
