@@ -6,8 +6,8 @@ way. Images have a border of zeros, one pixel before and two after, and places a
 outside reads as nothing and needs no branch.
 """
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 
 import numba
 import numpy as np
@@ -23,18 +23,34 @@ BORDER = (1, 2)
 _OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz", "arcp"}}
 
 
-def compiled(function):
+def compiled(function, inline: bool = False):
     """Compile a function, kept on disk beside the module or, where that is read-only, in the user's cache."""
+    options = _OPTIONS | {"forceinline": inline}
     try:
-        return numba.njit(cache=True, **_OPTIONS)(function)
+        return numba.njit(cache=True, **options)(function)
     except RuntimeError:
         # Neither can be written: compile once a process.
-        return numba.njit(**_OPTIONS)(function)
+        return numba.njit(**options)(function)
 
 
-@lru_cache(maxsize=4)
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads)
+def part_of_a_loop(function):
+    """Compile a function as a part of the compiled functions that call it.
+
+    A function of its own would be optimised twice, by itself and within the caller that is kept on disk: the process
+    that compiles and those that find it on disk would differ in the last digits.
+    """
+    return compiled(function, inline=True)
+
+
+_local = threading.local()
+
+
+def _pool() -> ThreadPoolExecutor:
+    """Return the calling thread's own pool, of as many threads as torch has for it."""
+    threads = torch.get_num_threads()
+    if getattr(_local, "threads", None) != threads:
+        _local.pool, _local.threads = ThreadPoolExecutor(threads), threads
+    return _local.pool
 
 
 def in_threads(function, bounds: np.ndarray, *arguments) -> None:
@@ -43,10 +59,10 @@ def in_threads(function, bounds: np.ndarray, *arguments) -> None:
     if len(tasks) == 1:
         function(*tasks[0], *arguments)
         return
-    list(_pool(torch.get_num_threads()).map(lambda task: function(*task, *arguments), tasks))
+    list(_pool().map(lambda task: function(*task, *arguments), tasks))
 
 
-@compiled
+@part_of_a_loop
 def _displacements(run, shift, nodes, corner, spacing, across, down):
     """Fill in the displacement (pixels) of each voxel of a row; see `read_rows`."""
     x0, n = run[2], run[3] - run[2]
@@ -85,7 +101,7 @@ def _displacements(run, shift, nodes, corner, spacing, across, down):
         left_x, left_y = right_x, right_y
 
 
-@compiled
+@part_of_a_loop
 def _places(run, pose, across, down, stride, index, right, lower):
     """Fill in the pixel before each voxel of a row, and how far beyond it the voxel lies; see `read_rows`."""
     x0, n = np.float32(run[2]), run[3] - run[2]

@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from dynamight_core.imaging.compiled import compiled, in_threads
+from dynamight_core.imaging.compiled import compiled, in_threads, part_of_a_loop
 from dynamight_core.imaging.fourier import shells
 
 # Fourier voxels to one of the map's, and those that a point is spread on, an axis. The "exponential of semicircle"
@@ -184,7 +184,7 @@ class SliceSums:
         return volume / box**2
 
 
-@compiled
+@part_of_a_loop
 def _add_row(to, weight, row):
     """Add a weighted row of `_ROW` numbers."""
     to[0] += weight * row[0]

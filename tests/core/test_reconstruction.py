@@ -1,6 +1,9 @@
 """Deformed weighted backprojection, the inverse field, FSC and the maps of a reconstruction."""
 
+import os
 import re
+import subprocess
+import sys
 
 import mrcfile
 import numpy as np
@@ -297,6 +300,41 @@ def test_compiled_loops_and_torch_read_and_spread_alike(spacing):
     assert (spread - expected[:, 1:-2, 1:-2]).norm() < 1e-5 * spread.norm()
     forward, adjoint = float((spread * images).double().sum()), float((values * found).double().sum())
     assert abs(forward - adjoint) < 1e-5 * float(spread.norm() * images.norm())
+
+
+_LOOPS = """
+import hashlib, torch
+from dynamight_core.imaging.poses import random_rotations, rotation_matrices
+from dynamight_core.imaging.slices import SliceSums
+from dynamight_core.imaging.voxels import ModalField, Voxels, bordered
+torch.set_num_threads(1)
+generator = torch.Generator().manual_seed(0)
+field = ModalField(lambda points: torch.sin(points / torch.tensor([10.0, 20.0])[:, None, None]))
+matrices = rotation_matrices(random_rotations(4, generator))[:, :2]
+poses = torch.cat([matrices / 3, torch.full((4, 2, 1), 12.0)], 2)
+images, volume = torch.randn(4, 24, 24, generator=generator), torch.zeros(24, 24, 24)
+for spacing in (1, 4):
+    voxels = Voxels(torch.ones(24, 24, 24, dtype=torch.bool), (12, 12, 12), 3.0, field, spacing=spacing)
+    placed = voxels.place(poses, torch.randn(4, 2, generator=generator))
+    voxels.read(bordered(images), placed, volume)
+    images = images + voxels.spread(volume, placed, 24)
+sums = SliceSums(24, torch.device("cpu"))
+sums.add(matrices, torch.fft.rfft2(images), torch.fft.rfft2(images).abs())
+for found in (volume, images, sums.sums):
+    print(hashlib.md5(found.numpy().tobytes()).hexdigest())
+"""
+
+
+def test_the_process_that_compiles_and_one_that_finds_it_compiled_give_the_same_numbers(tmp_path):
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", _LOOPS], env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}, check=True,
+            capture_output=True, text=True,
+        ).stdout
+        for _ in range(2)
+    ]  # fmt: skip
+    assert list(tmp_path.rglob("*.nbc"))
+    assert said[0] == said[1]
 
 
 @pytest.mark.parametrize("threads", [1, 3])
