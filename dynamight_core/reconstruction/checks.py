@@ -50,7 +50,8 @@ def check_options(options: ReconstructOptions) -> None:
 
 
 def check_run(run: "Run") -> None:
-    """Refuse deformations that were learned on particles of another size."""
+    """Refuse a run that was stopped before it was judged, and deformations learned on particles of another size."""
+    _ = run.summary  # which takes minutes of work to be missed otherwise
     particles = run.particles
     extent = particles.box * particles.pixel_size
     for half, model in enumerate(run.models, 1):

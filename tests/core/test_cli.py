@@ -563,7 +563,8 @@ def interrupt_at(wanted, number):
 def test_an_interrupted_process_exits_with_130_and_leaves_a_run(data, tmp_path):
     run = tmp_path / "run"
     words = [str(word) for word in train_words(data, run, "--epochs", "500")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # Two threads: both halves are at work when the signal comes.
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     # A shell's background jobs ignore the signal, and hand that down to what they start.
     process = subprocess.Popen(
         [sys.executable, "-m", "dynamight_core", *words],
@@ -592,6 +593,15 @@ def test_a_run_that_has_not_finished_is_refused_by_later_stages(data, tmp_path, 
     code, text = dynamight("reconstruct", tmp_path / "run")
     assert code == 2
     assert "has not finished" in text
+
+
+def test_a_run_that_was_stopped_before_it_was_judged_is_refused_at_once(trained, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    (run / "analysis" / "summary.json").unlink()
+    code, text = dynamight("reconstruct", run, "--overwrite")
+    assert code == 2
+    assert "summary.json is missing; make it by going on with dynamight train --resume" in text
+    assert "Half 1" not in text
 
 
 def test_an_existing_run_needs_resume_or_overwrite_and_resume_the_same_options(data, trained):
