@@ -78,7 +78,7 @@ def benchmark(case, seed, train_options, reconstruct=True, bodies=None):
     figures = {"case": case, "seed": seed, "decoder": options.decoder, "bodies": bodies or "none"}
     figures["seconds_train"] = time.monotonic() - started
     lines = [json.loads(line) for line in (folder / f"run-{os.getpid()}" / "metrics.jsonl").read_text().splitlines()]
-    figures["particles_per_second"] = len(truth) * len(lines) / 2 / sum(m["seconds"] for m in lines)
+    figures["particles_per_second"] = len(truth) * len(lines) / sum(m["seconds"] for m in lines)
     figures["peak_memory_gb"] = lines[-1]["peak_memory_gb"]
     run = summarise(trained, say=lambda line: None)
     verdict = run.summary["verdict"]

@@ -93,7 +93,7 @@ _MEANING = {
 }  # fmt: skip
 _FILES = {
     "config.yaml": "every option of every stage as used, versions, checksum of the input",
-    "metrics.jsonl": "one line per epoch and half: losses, weights, seconds, memory",
+    "metrics.jsonl": "one line per epoch and half: losses, weights; seconds and memory of both",
     "particles.star": "the input rows with half, validation, latents, motions (Å), rms motion and error (Å)",
     "latents.safetensors": "latents and their covariances under both halves' decoders",
     "half1/model.safetensors": "Gaussians and networks of half 1",
@@ -427,13 +427,13 @@ def _training_section(page: _Page) -> str:
             )  # fmt: skip
     figure.update_xaxes(title="epoch", row=2)
     figure.update_layout(legend={"orientation": "h", "y": 1.13, "x": 0, "yanchor": "bottom"}, margin={"t": 92})
-    last = metrics.groupby("half").tail(1)
-    seconds = metrics["seconds"].sum()
+    # Both halves' lines give the time of the epoch of both.
+    seconds = metrics.groupby("epoch")["seconds"].first().sum()
     return page.figure(figure, 620, "figure-training") + _caption(
         f"{page.say('epochs', metrics['epoch'].max())} epochs of both halves took "
         f"{page.say('minutes of training', seconds / 60, '.1f')} minutes; at the end "
-        f"{' and '.join(page.say('particles a second', v, ',.0f') for v in last['particles_per_second'])} particles a "
-        f"second, peak memory {page.say('peak memory, GB', metrics['peak_memory_gb'].max(), '.2g')} GB. "
+        f"{page.say('particles a second', metrics['particles_per_second'].iloc[-1], ',.0f')} particles a second, peak "
+        f"memory {page.say('peak memory, GB', metrics['peak_memory_gb'].max(), '.2g')} GB. "
         "The data loss is minus the log-likelihood of a particle given the "
         "noise spectrum, which is estimated anew as training goes: small steps in the curve are often its."
     )

@@ -16,8 +16,8 @@ from dynamight_core.training.schedule import schedule
 
 # Measured on two cores of a server processor at box 64: seconds per particle, epoch and Gaussian, and per
 # particle, epoch and pixel, of every kind of decoder. Latent inference is worth so many epochs each time.
-_SECONDS_PER_GAUSSIAN = {"basis": 9e-8, "coordinate": 1.6e-6, "bodies": 9e-8}
-_SECONDS_PER_PIXEL = 3.4e-8
+_SECONDS_PER_GAUSSIAN = {"basis": 7e-8, "coordinate": 1.6e-6, "bodies": 7e-8}
+_SECONDS_PER_PIXEL = 1.8e-8
 _INFERENCE_EPOCHS = 6.0
 _CORES = 2
 # Bytes for every Gaussian and particle of a batch while a step runs, gradients included.

@@ -37,6 +37,10 @@ class Batch:
         return len(self.rows)
 
 
+class StoppedError(RuntimeError):
+    """Batches are asked for after `TrainingImages.stop`."""
+
+
 class TrainingImages:
     """Batches of a particle set at the working box.
 
@@ -60,6 +64,7 @@ class TrainingImages:
         self._matrices = matrices.to(self.device)
         self._ctf = ctf
         self._transfer = None
+        self._stopped = False
         needed = 2 * len(ctf) * box * (box // 2 + 1)
         # A CTF costs as much as the rest of a projection: keep it where it fits. Half precision is 5e-4 of it.
         if not ctf.has_odd_aberrations and needed < available_memory() / 4:
@@ -72,8 +77,12 @@ class TrainingImages:
 
     def batch(self, rows: torch.Tensor) -> Batch:
         """Return the batch of (b,) `rows`."""
-        images = self._images.images(rows)
+        images = self.images(rows)
         return Batch(rows, images, image_to_fourier(images), self.transfer(rows), self._matrices[rows])
+
+    def stop(self) -> None:
+        """Let threads that go through the images meet a `StoppedError` at their next batch."""
+        self._stopped = True
 
     def close(self) -> None:
         """Let go of the images and of any file that holds them."""
@@ -81,6 +90,8 @@ class TrainingImages:
 
     def images(self, rows: torch.Tensor) -> torch.Tensor:
         """Return (b, box, box) images alone."""
+        if self._stopped:
+            raise StoppedError("training was stopped")
         return self._images.images(rows)
 
     def transfer(self, rows: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from dynamight_core.errors import InputError
 from dynamight_core.files import read_map
 from dynamight_core.imaging.fourier import lowpass_volume, resample_volume
 from dynamight_core.model.bodies import RigidBodies, body_shares
+from dynamight_core.model.gaussians import GaussianModel
 from dynamight_core.model.half import HalfModel
 from dynamight_core.model.initialise import MolecularRegion, fill_region, find_molecule, fit_to_map
 from dynamight_core.particles.cache import ImageCache
@@ -226,14 +227,13 @@ def load_images(
     return TrainingImages(cache, p.ctf, p.matrices, prepared.working_box, prepared.working_pixel_size, device)
 
 
-def start_model(prepared: Prepared, inputs: InputOptions, options: TrainOptions, half: int, device) -> HalfModel:
-    """Return the model of a half with its Gaussians fitted to its start map.
+def start_gaussians(prepared: Prepared, options: TrainOptions, half: int) -> GaussianModel:
+    """Return the Gaussians of a half, fitted to its start map.
 
     The fit runs on a grid of a third of the initial resolution, where the filtered map has all its detail.
     """
     particles = prepared.particles
     generator = torch.Generator().manual_seed(options.seed * 10 + half)
-    torch.manual_seed(options.seed * 10 + half)
     extent = particles.box * particles.pixel_size
     coarse = min(particles.box, 2 * round(extent / max(particles.pixel_size, options.initial_resolution / 4) / 2))
     pixel_size = extent / coarse
@@ -243,11 +243,18 @@ def start_model(prepared: Prepared, inputs: InputOptions, options: TrainOptions,
         resample_volume(prepared.volumes[half - 1], coarse), pixel_size, options.initial_resolution
     )
     if prepared.atomic is not None:
-        gaussians = prepared.atomic.gaussians(volume * soft, pixel_size)
-    else:
-        positions = fill_region(prepared.region.mask, options.n_gaussians, particles.pixel_size, generator)
-        gaussians = fit_to_map(positions, volume * soft, pixel_size, options.width_classes, generator=generator)
-    diameter = inputs.particle_diameter or 0.9 * extent
+        return prepared.atomic.gaussians(volume * soft, pixel_size)
+    positions = fill_region(prepared.region.mask, options.n_gaussians, particles.pixel_size, generator)
+    return fit_to_map(positions, volume * soft, pixel_size, options.width_classes, generator=generator)
+
+
+def start_model(
+    prepared: Prepared, gaussians: GaussianModel, inputs: InputOptions, options: TrainOptions, half: int, device
+) -> HalfModel:
+    """Return the untrained model of a half about its `start_gaussians`."""
+    diameter = inputs.particle_diameter or 0.9 * prepared.particles.box * prepared.particles.pixel_size
+    # The networks draw their weights from the global generator.
+    torch.manual_seed(options.seed * 10 + half)
     return HalfModel(
         gaussians, prepared.working_box, prepared.working_pixel_size, options.n_latents, options.decoder, diameter,
         prepared.motion_mask, prepared.bodies,

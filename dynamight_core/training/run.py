@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from dynamight_core.files import atomic_path
 from dynamight_core.training.checkpoint import checkpoint_epochs, load_checkpoint, save_checkpoint
 from dynamight_core.training.continuation import PreviousRun
 from dynamight_core.training.data import TrainingImages
-from dynamight_core.training.devices import choose_device, peak_memory, set_threads
+from dynamight_core.training.devices import choose_device, peak_memory, set_threads, side_by_side
 from dynamight_core.training.half import HalfTrainer
 from dynamight_core.training.inference import infer_latents
 from dynamight_core.training.linear import linear_motions, start_from
@@ -32,6 +33,7 @@ from dynamight_core.training.prepare import (
     load_images,
     match_grey_scale,
     prepare,
+    start_gaussians,
     start_model,
 )
 from dynamight_core.training.reference import update_references
@@ -132,29 +134,31 @@ class Trained:
         Training particles keep going from their last inference under their own half, everything else from the
         encoder's guess; or from a place where other particles are, if that explains the image better.
         """
-        for index, (trainer, model) in enumerate(zip(self.trainers, self.models, strict=True)):
-            own = trainer.rows
-            if not self.options.latent_refinement:
-                # The paper's way ends with encoder epochs: their latents give the prior.
-                trainer.infer(steps=0, restart=True)
-            model.set_latent_centres(trainer.latents)
-            others = torch.ones(len(self.data), dtype=torch.bool)
-            others[own] = False
-            rest = torch.where(others)[0]
-            tell = None
-            if progress:
-                name = f"inferring latents, half {index + 1}"
-                tell = lambda done, total, name=name: progress(name, done, total)  # noqa: E731
-            posed = trainer.posed_data()
-            for rows, starts, steps in (
-                (own, [trainer.latents, *model.latent_starts(len(own))], 3),
-                (rest, [trainer.encode(rest), *model.latent_starts(len(rest))], 6),
-            ):
-                source = posed if rows is own else self.data
-                posterior = infer_latents(model, source, rows, starts, steps, integrate=True, progress=tell)
-                self.latents[index, rows] = posterior.latents.cpu()
-                self.covariances[index, rows] = posterior.covariances.cpu()
-            model.set_consensus_frame(self.latents[index, own].to(self.data.device))
+        data = self.data
+        side_by_side(lambda index: self._infer_half(index, progress), (0, 1), data.device, data.stop)
+
+    def _infer_half(self, index: int, progress) -> None:
+        trainer, model = self.trainers[index], self.models[index]
+        own = trainer.rows
+        if not self.options.latent_refinement:
+            # The paper's way ends with encoder epochs: their latents give the prior.
+            trainer.infer(steps=0, restart=True)
+        model.set_latent_centres(trainer.latents)
+        others = torch.ones(len(self.data), dtype=torch.bool)
+        others[own] = False
+        rest = torch.where(others)[0]
+        name = f"inferring latents, half {index + 1}"
+        tell = (lambda done, total: progress(name, done, total)) if progress else None
+        posed = trainer.posed_data()
+        for rows, starts, steps in (
+            (own, [trainer.latents, *model.latent_starts(len(own))], 3),
+            (rest, [trainer.encode(rest), *model.latent_starts(len(rest))], 6),
+        ):
+            source = posed if rows is own else self.data
+            posterior = infer_latents(model, source, rows, starts, steps, integrate=True, progress=tell)
+            self.latents[index, rows] = posterior.latents.cpu()
+            self.covariances[index, rows] = posterior.covariances.cpu()
+        model.set_consensus_frame(self.latents[index, own].to(self.data.device))
 
     def save(self) -> None:
         """Write the models and the latents."""
@@ -177,9 +181,12 @@ class Trained:
 
 def _make_trainers(prepared, inputs, options, data, previous, say) -> tuple[HalfTrainer, HalfTrainer]:
     trainers = []
+    if previous is None:
+        start = partial(start_gaussians, prepared, options)
+        gaussians = side_by_side(start, (1, 2), torch.device("cpu"), data.stop)
     for half in (1, 2):
         if previous is None:
-            model = start_model(prepared, inputs, options, half, data.device)
+            model = start_model(prepared, gaussians[half - 1], inputs, options, half, data.device)
         else:
             model = previous.model(half, prepared, data.device)
         mine = prepared.halves == half
@@ -196,7 +203,7 @@ def _make_trainers(prepared, inputs, options, data, previous, say) -> tuple[Half
 
 def _train_epochs(trainers, run: Path, epochs: list[Epoch], say, progress) -> None:
     """Run the schedule on both halves, writing metrics and checkpoints, from the last checkpoint on."""
-    options = trainers[0].options
+    options, data = trainers[0].options, trainers[0].data
     folders = [run / f"half{half}" / "checkpoints" for half in (1, 2)]
     metrics: list[dict] = []
     rises = [0, 0]
@@ -218,8 +225,11 @@ def _train_epochs(trainers, run: Path, epochs: list[Epoch], say, progress) -> No
         epoch = epochs[number - 1]
         if epoch.update_reference:
             update_references(trainers)
-        for index, trainer in enumerate(trainers):
-            entry = _run_epoch(trainer, epoch, number)
+        started = time.monotonic()
+        entries = side_by_side(partial(_run_epoch, epoch, number), trainers, data.device, data.stop)
+        pace = _pace(trainers, time.monotonic() - started)
+        for index, entry in enumerate(entries):
+            entry |= pace
             if epoch.kind != "warm-up" and entry["data"] > last[index]:
                 rises[index] += 1
             last[index] = entry["data"]
@@ -240,9 +250,8 @@ def _train_epochs(trainers, run: Path, epochs: list[Epoch], say, progress) -> No
             progress("training", number, len(epochs))
 
 
-def _run_epoch(trainer: HalfTrainer, epoch: Epoch, number: int) -> dict:
-    """Run one epoch on one half and return its line of metrics."""
-    started = time.monotonic()
+def _run_epoch(epoch: Epoch, number: int, trainer: HalfTrainer) -> dict:
+    """Run one epoch on one half and return its line of metrics, but for its `_pace`."""
     if epoch.infer == "linear":
         trainer.estimate_noise(False)
         start_from(trainer, linear_motions(trainer, trainer.options.n_latents))
@@ -266,7 +275,6 @@ def _run_epoch(trainer: HalfTrainer, epoch: Epoch, number: int) -> dict:
     else:
         sums = trainer.reference_epoch(number)
     trainer.started = trainer.started or epoch.kind != "warm-up"
-    seconds = time.monotonic() - started
     return {
         "epoch": number,
         "half": trainer.half,
@@ -276,9 +284,15 @@ def _run_epoch(trainer: HalfTrainer, epoch: Epoch, number: int) -> dict:
         "sparse_weight": epoch.sparse,
         "gaussian_width": float(trainer.model.gaussians.widths.detach().mean()),
         "noise": float(trainer.model.noise_power.mean()) / trainer.model.box**2,
+    }
+
+
+def _pace(trainers, seconds: float) -> dict:
+    """Return what both halves' lines of metrics say about an epoch of both that took so many seconds."""
+    return {
         "seconds": seconds,
-        "particles_per_second": len(trainer.rows) / seconds,
-        "peak_memory_gb": peak_memory(trainer.data.device) / 2**30,
+        "particles_per_second": sum(len(trainer.rows) for trainer in trainers) / seconds,
+        "peak_memory_gb": peak_memory(trainers[0].data.device) / 2**30,
     }
 
 

@@ -174,11 +174,11 @@ def test_such_a_run_resumes(fab, tmp_path, monkeypatch):
     original = run_module._run_epoch
 
     def stop_at(last):
-        def epoch(trainer, kind, number):
+        def epoch(kind, number, trainer):
             if number == last:
                 assert trainer.model.gaussians.fixed
                 raise KeyboardInterrupt
-            return original(trainer, kind, number)
+            return original(kind, number, trainer)
 
         return epoch
 

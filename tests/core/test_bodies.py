@@ -333,10 +333,10 @@ def test_a_run_with_bodies_that_was_stopped_resumes_to_the_same_numbers(hinge_se
     monkeypatch.setattr(run_module, "_CHECKPOINT_SECONDS", 0.0)
     original = run_module._run_epoch
 
-    def epoch(trainer, kind, current):
+    def epoch(kind, current, trainer):
         if current == 5 and trainer.half == 2:
             raise KeyboardInterrupt
-        return original(trainer, kind, current)
+        return original(kind, current, trainer)
 
     monkeypatch.setattr(run_module, "_run_epoch", epoch)
     with pytest.raises(KeyboardInterrupt):

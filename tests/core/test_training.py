@@ -2,6 +2,7 @@
 
 import copy
 import json
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,12 +24,22 @@ from dynamight_core.model.gaussians import GaussianModel
 from dynamight_core.model.half import HalfModel
 from dynamight_core.simulate.truth import load_truth
 from dynamight_core.training.data import TrainingImages
+from dynamight_core.training.devices import side_by_side
 from dynamight_core.training.half import HalfTrainer
 from dynamight_core.training.inference import infer_latents, random_pixels
 from dynamight_core.training.linear import linear_motions, start_from
 from dynamight_core.training.reference import update_references
 from dynamight_core.training.run import train
 from dynamight_core.training.schedule import schedule
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    """Leave the next test as many threads as this one found."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
 
 QUICK = {"n_gaussians": 300, "n_latents": 3, "epochs": 5, "warm_up_epochs": 1, "refits": 1}
 
@@ -240,9 +251,9 @@ def test_reference_update_moves_the_reference_to_what_particles_have():
 
 
 def test_a_run_stopped_at_any_epoch_resumes_to_the_same_numbers(hinge_set, tmp_path, monkeypatch):
-    """With all that a checkpoint has to hold."""
+    """With all that a checkpoint has to hold, the halves side by side."""
     options = TrainOptions(
-        **QUICK, encoder_epochs=2, width_classes=2, regularisation="dynamic", refine_poses=True,
+        **QUICK, threads=2, encoder_epochs=2, width_classes=2, regularisation="dynamic", refine_poses=True,
         validation_trains_encoders=True,
     )  # fmt: skip
     few = starfile.read(hinge_set.particles)
@@ -257,10 +268,11 @@ def test_a_run_stopped_at_any_epoch_resumes_to_the_same_numbers(hinge_set, tmp_p
     original = run_module._run_epoch
 
     def stop_at(number):
-        def epoch(trainer, kind, current):
+        def epoch(kind, current, trainer):
+            assert torch.get_num_threads() == 1 and threading.current_thread() is not threading.main_thread()
             if current == number and trainer.half == 2:
                 raise KeyboardInterrupt
-            return original(trainer, kind, current)
+            return original(kind, current, trainer)
 
         return epoch
 
@@ -284,6 +296,27 @@ def test_a_run_stopped_at_any_epoch_resumes_to_the_same_numbers(hinge_set, tmp_p
     assert not np.allclose(table["dynAngleRot"], table["rlnAngleRot"])
 
 
+def test_halves_side_by_side_share_the_threads_and_fail_as_one_after_the_other(monkeypatch):
+    device, together, stopped = torch.device("cpu"), threading.Barrier(2, timeout=60), threading.Event()
+
+    def work(item):
+        together.wait()  # goes on only where both run at once
+        return item, torch.get_num_threads(), threading.current_thread() is threading.main_thread()
+
+    def wait_or_fail(item):
+        return stopped.wait(60) if item else 1 / item
+
+    torch.set_num_threads(4)
+    assert side_by_side(work, ("a", "b"), device, stopped.set) == [("a", 2, False), ("b", 2, False)]
+    assert not stopped.is_set()
+    with pytest.raises(ZeroDivisionError):
+        side_by_side(wait_or_fail, (1, 0), device, stopped.set)
+    assert torch.get_num_threads() == 4
+    torch.set_num_threads(1)
+    monkeypatch.setattr(together, "wait", lambda: None)
+    assert side_by_side(work, ("a", "b"), device, stopped.set) == [("a", 1, True), ("b", 1, True)]
+
+
 def test_training_stops_when_the_loss_has_risen_often_enough(tmp_path, monkeypatch):
     options = TrainOptions(epochs=20, warm_up_epochs=3, stop_after_rises=3)
     # Rises of the warm-up do not count, nor do those of one half for the other.
@@ -291,11 +324,12 @@ def test_training_stops_when_the_loss_has_risen_often_enough(tmp_path, monkeypat
     saved = []
     monkeypatch.setattr(
         run_module, "_run_epoch",
-        lambda trainer, epoch, number: {"epoch": number, "data": losses[trainer.half][number - 1]},
+        lambda epoch, number, trainer: {"epoch": number, "data": losses[trainer.half][number - 1]},
     )  # fmt: skip
     monkeypatch.setattr(run_module, "update_references", lambda trainers: None)
     monkeypatch.setattr(run_module, "save_checkpoint", lambda folder, trainer, number, state: saved.append(number))
-    trainers = [SimpleNamespace(options=options, half=half) for half in (1, 2)]
+    data = SimpleNamespace(device=torch.device("cpu"), stop=None)
+    trainers = [SimpleNamespace(options=options, half=half, data=data, rows=range(100)) for half in (1, 2)]
     said = []
     run_module._train_epochs(trainers, tmp_path, schedule(options), said.append, None)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
