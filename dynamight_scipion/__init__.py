@@ -29,6 +29,10 @@ class Plugin(pwem.Plugin):
     _supportedVersions = [ENGINE_VERSION]
     _url = "https://doi.org/10.1038/s41592-024-02377-5"
 
+    def getName(self):
+        """Return what stands before the protocols' labels; the module's name would leave them no room in the tree."""
+        return PROGRAM
+
     @classmethod
     def _defineVariables(cls):
         cls._defineEmVar(

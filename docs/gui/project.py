@@ -113,6 +113,7 @@ def make_project(files):
     )
     states = run("states along motion 1", protocols.DynamightProtStates, model, nStates=8, **threads)
     run("conformations", protocols.DynamightProtSelect, model, nClusters=3, maxError=5.0, **threads)
+    run("is it the particles' motion", protocols.DynamightProtControl, model, **threads)
     structure = run(
         "atomic model", ProtImportPdb, inputPdbData=ProtImportPdb.IMPORT_FROM_FILES, pdbFile=str(files / "model.cif"),
         skipChimera=True,

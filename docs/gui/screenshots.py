@@ -275,7 +275,7 @@ def pictures(driver):
     forms = {
         "deformations": ("deformations", 4), "reconstruct": ("map with motion corrected", 3),
         "states": ("states along motion 1", 1), "select": ("conformations", 1),
-        "displace": ("atomic model along motion 1", 1),
+        "displace": ("atomic model along motion 1", 1), "control": ("is it the particles' motion", 1),
     }  # fmt: skip
     for name, (label, tabs) in forms.items():
         for expert in (False, True):
@@ -326,9 +326,11 @@ def viewers(driver):
         "states along motion 1": {"movie": ("movie", {}), "states": ("slices", {})},
         "conformations": {"classes": ("drawing", {})},
         "atomic model along motion 1": {"displacements": ("displacements", {})},
+        "is it the particles' motion": {"control": ("curves", {})},
     }  # fmt: skip
     for label, shown in figures.items():
-        yield from driver.steps(f"analyse-{label.replace(' ', '-')}", lambda la=label: driver.analyse(la))
+        name = "analyse-" + label.replace("'", "").replace(" ", "-")
+        yield from driver.steps(name, lambda la=label: driver.analyse(la))
         yield driver.close_all
         for name, (parameter, values) in shown.items():
             yield from driver.steps(

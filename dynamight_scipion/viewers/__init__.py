@@ -4,6 +4,7 @@ Scipion offers the viewers of an object in the alphabetical order of the names h
 before its own tables, and only for sets of this plugin.
 """
 
+from .viewer_control import DynamightControlViewer
 from .viewer_model import DynamightModelViewer as ADynamightModelViewer
 from .viewer_reconstruct import DynamightReconstructViewer
 from .viewer_states import DynamightDisplacedModelsViewer as ADynamightDisplacedModelsViewer
@@ -11,5 +12,5 @@ from .viewer_states import DynamightStatesViewer as ADynamightStatesViewer
 
 __all__ = [
     "ADynamightDisplacedModelsViewer", "ADynamightModelViewer", "ADynamightStatesViewer",
-    "DynamightReconstructViewer",
+    "DynamightControlViewer", "DynamightReconstructViewer",
 ]  # fmt: skip

@@ -317,7 +317,8 @@ def drawFsc(figure, curves, threshold=0.143):
     axes.axhline(threshold, color=SOFT, linestyle="--", linewidth=0.8)
     axes.axhline(0, color=FAINT, linewidth=0.8)
     axes.text(0.002, threshold + 0.012, f"{threshold:g}", color=SOFT, fontsize=8, transform=axes.get_yaxis_transform())
-    axes.set_ylim(-0.08, 1.04)
+    # Curves of noise go far below zero.
+    axes.set_ylim(min(-0.08, *(min(correlation) - 0.04 for _, _, correlation, _ in curves)), 1.04)
     axes.set_xlim(0, max(frequency[-1] for _, frequency, *_ in curves))
     axes.set_xlabel("resolution (Å)")
     axes.xaxis.set_major_formatter(lambda value, _: f"{1 / value:.1f}" if value > 1e-9 else "∞")

@@ -33,6 +33,16 @@ def test_scipion_discovers_the_plugin():
     assert Config.getDomain().getPlugins()["dynamight_scipion"] is dynamight_scipion
 
 
+def test_labels_begin_with_a_name_that_leaves_them_room():
+    labels = {
+        p.getClassLabel()
+        for p in Config.getDomain().getProtocols().values()
+        if p.__module__.startswith("dynamight_scipion")
+    }
+    assert "dynamight - estimate deformations" in labels
+    assert all(label.startswith("dynamight - ") and len(label) < 40 for label in labels)
+
+
 def test_plugin_manager_takes_the_plugin_for_the_module_of_the_distribution():
     info = PluginInfo(pipName="scipion-em-dynamight", name="scipion-em-dynamight", remote=False)
     assert info.getDirName() == "dynamight_scipion"
@@ -100,7 +110,6 @@ def test_protocol_tree_is_read_and_merged_with_scipions_own(caplog):
     single_particles = list(branches(views["Protocols SPA"]))
     for branch in [("3D",), ("3D", "Analysis"), ("3D", "Analysis", "Heterogeneity"), ("3D", "Reconstruct")]:
         assert single_particles.count(branch) == 1, "a branch of Scipion's own is doubled, not extended"
-
 
     for view in ("Flexibility Hub", "Protocols SPA"):
         assert sorted(name for name in protocols(views[view]) if name in OURS) == sorted(OURS)

@@ -10,7 +10,7 @@ from dynamight_scipion.protocols import DynamightProtDeformations, DynamightProt
 
 def test_the_template_is_offered_asks_for_files_and_becomes_a_wired_workflow(workflow, simulated, tmp_path):
     offered = TemplateList()
-    offered.addPluginTemplates("dynamight_scipion-flexible_molecule")
+    offered.addPluginTemplates("dynamight-flexible_molecule")
     (template,) = offered.templates
     assert "[" not in template.description
     assert len(template.description) > 50

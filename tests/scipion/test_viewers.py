@@ -18,15 +18,18 @@ from pyworkflow.gui.plotter import Plotter
 from pyworkflow.viewer import DESKTOP_TKINTER, MessageView
 
 from dynamight_scipion.protocols import (
+    DynamightProtControl,
     DynamightProtDeformations,
     DynamightProtDisplaceModel,
     DynamightProtSelect,
     DynamightProtStates,
 )
+from dynamight_scipion.protocols.protocol_control import KINDS
 from dynamight_scipion.viewers import (
     ADynamightDisplacedModelsViewer,
     ADynamightModelViewer,
     ADynamightStatesViewer,
+    DynamightControlViewer,
     DynamightReconstructViewer,
     chimera,
     figures,
@@ -265,6 +268,23 @@ def test_fsc_curves_are_those_of_the_protocol(opened, chain):
         for label, line in drawn.items():
             np.testing.assert_allclose(line.get_ydata(), curves[label][1])
         plot.close()
+
+
+def test_a_control_shows_its_verdict_and_its_curves(opened, workflow, chain):
+    model = {"inputModel": (chain["deformations"], "outputModel")}
+    control = workflow.new(DynamightProtControl, model, kind=KINDS.index("noise-particles"), numberOfThreads=1)
+    assert viewersOf(control)[0] is DynamightControlViewer
+    workflow.launch(control)
+    viewer = opened(control)
+    assert parameters(viewer) == ["verdict", "curves"]
+    assert viewer.getDefinition().getParam("verdict").label.get() == control.loadControl()["verdict"].capitalize()
+    (plot,) = eye(viewer, "curves")
+    (axes,) = plot.getFigure().axes
+    wanted = {curve.getObjLabel(): curve.getData()[1] for curve in (c.clone() for c in control.outputFSCs.iterItems())}
+    for name, values in wanted.items():
+        (line,) = [line for line in axes.lines if line.get_label() == name]
+        assert list(line.get_ydata()) == values
+        assert axes.get_ylim()[0] < min(values)
 
 
 def test_slices_before_and_after_follow_the_slider(opened, chain):
