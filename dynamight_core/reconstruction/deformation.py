@@ -36,10 +36,18 @@ def half_field(run: "Run", half: int, through_inverse: bool, device: torch.devic
     return ConsensusField(model)
 
 
+def supported(run: "Run") -> bool:
+    """Return whether held-out particles support the motions of a run, or at least do not deny them."""
+    return run.summary["verdict"]["verdict"] != "not supported"
+
+
 def half_modes(
     run: "Run", half: int, images: FullImages, options: ReconstructOptions
 ) -> tuple[Modes, Support | None]:
     """Return the modes of a half's deformations, shrunk to what its held-out particles support.
+
+    There are none where the verdict is that images do not support the motions. Large motions that were learned wrong
+    can explain single modes better than no motion does, and blur what the map shows of the rest.
 
     The support is None if it was not asked for, or nothing moves, or too few particles were held out.
     """
@@ -47,6 +55,8 @@ def half_modes(
     field = half_field(run, half, options.through_inverse, images.device)
     latents = run.latents[half - 1].to(images.device)
     modes = find_modes(field, latents, model.consensus_positions, images.pixel_size)
+    if options.shrink and not supported(run):
+        return modes.scaled(torch.zeros(len(modes))), None
     rows = torch.where((run.halves == half) & run.validation)[0]
     if not options.shrink or not len(modes) or len(rows) < LEAST_PARTICLES:
         return modes, None

@@ -34,6 +34,7 @@ from dynamight_core.reconstruction.deformation import (
     inverse_path,
     model_map,
     model_points,
+    supported,
 )
 from dynamight_core.reconstruction.fsc import fourier_shell_correlation, half_map_fsc, resolution_at, soft_mask
 from dynamight_core.reconstruction.half_map import LEAST_SHARE, HalfReconstruction, shares_from_fsc
@@ -167,6 +168,11 @@ def reconstruct_run(
     rigid = options.rigid and in_frame
     folder = Path(run.path) / "reconstruction"
 
+    if options.shrink and not supported(run):
+        say(
+            "The images do not support the motions of this run: the maps are made without them. With --no-shrink they "
+            "are made with what was learned."
+        )
     halves, used, missing, weights = [], [], [], images.noise_weights(options.seed)
     for half in (1, 2):
         modes, support = half_modes(run, half, images, options)
