@@ -22,6 +22,8 @@ PICTURES = Path(__file__).resolve().parent.parent / "pictures"
 KEPT = ("project", "form-deformations", "viewer-particles", "wizard-threshold", "viewer-maps")
 # Where the wizards' figures are clicked, as fractions of the first axes
 CLICKS = {"path": ((0.1, 0.9), (0.45, 0.5), (0.85, 0.75)), "particle": ((0.2, 0.25),), "motion": ((0.5, 0.5),)}
+# Likewise from where to where they are dragged on
+DRAGS = {"region": ((0.6, 0.05), (0.97, 0.5))}
 # Milliseconds that a window gets to draw itself.
 PAUSE = 1800
 
@@ -248,6 +250,22 @@ class Driver:
             event = MouseEvent("button_press_event", dialog.canvas, x, y, button=1)
             dialog.canvas.callbacks.process("button_press_event", event)
 
+    def drag(self, *ends):
+        """Drag from one place of the newest dialog's figure to another, fractions of its axes."""
+        from matplotlib.backend_bases import MouseEvent
+
+        dialog = self.children()[-1]
+        places = [dialog.figure.axes[0].transAxes.transform(end) for end in ends]
+        for kind, (x, y) in zip(("press", "motion", "release"), (places[0], places[1], places[1]), strict=True):
+            name = "motion_notify_event" if kind == "motion" else f"button_{kind}_event"
+            dialog.canvas.callbacks.process(name, MouseEvent(name, dialog.canvas, x, y, button=1))
+
+    def give_mask(self, label):
+        """Give a protocol, as it is shown, the mask that it wrote as its input."""
+        protocol = self.runs[label]
+        protocol.inputMask.set(protocol)
+        protocol.inputMask.setExtended("outputMask")
+
     @staticmethod
     def _forms():
         """Return the forms that are open, the newest first."""
@@ -299,12 +317,15 @@ def wizards(driver):
         "gaussians": ("deformations", 1, "nGaussians"), "motion": ("states along motion 1", 0, "motion"),
         "path": ("states along motion 1", 0, "path"), "particle": ("states along motion 1", 0, "firstParticle"),
         "region": ("conformations", 0, "region"), "reach": ("map with motion corrected", 1, "regionRadius"),
+        "mask": ("map with motion corrected", 0, "inputMask"),
     }  # fmt: skip
+    yield lambda: driver.give_mask("map with motion corrected")
     for name, (label, tab, parameter) in opened.items():
         # The last step waits: some dialogs have something to work out first.
         yield from driver.steps(
             f"wizard-{name}", lambda la=label, t=tab: driver.form(la, t), lambda p=parameter: driver.wizard(p),
             lambda: time.sleep(1), lambda n=name: driver.click(*CLICKS.get(n, ())),
+            lambda n=name: driver.drag(*DRAGS[n]) if n in DRAGS else None,
         )  # fmt: skip
         yield driver.close_all
 

@@ -252,6 +252,7 @@ def drawCoordinate(axes, particles, number):
         axes.stairs(counts, edges, color=colour, fill=True, alpha=0.15)
         axes.stairs(counts, edges, color=colour, label=f"half {half}")
     axes.set_xlabel("place along it (Å rms)")
+    axes.locator_params(axis="x", nbins=4)
     axes.margins(x=0)
 
 

@@ -89,12 +89,12 @@ def branches(menu, path=()):
             yield from branches(child, (*path, child.text))
 
 
-def protocols(menu):
-    """Names of the classes in a protocol tree."""
+def leaves(menu):
+    """Yield the protocols in a protocol tree."""
     for child in menu.childs:
         if child.tag == ProtocolTreeConfig.TAG_PROTOCOL:
-            yield child.value
-        yield from protocols(child)
+            yield child
+        yield from leaves(child)
 
 
 def test_protocol_tree_is_read_and_merged_with_scipions_own(caplog):
@@ -110,9 +110,14 @@ def test_protocol_tree_is_read_and_merged_with_scipions_own(caplog):
     single_particles = list(branches(views["Protocols SPA"]))
     for branch in [("3D",), ("3D", "Analysis"), ("3D", "Analysis", "Heterogeneity"), ("3D", "Reconstruct")]:
         assert single_particles.count(branch) == 1, "a branch of Scipion's own is doubled, not extended"
+    for menu in views.values():
+        for leaf in leaves(menu):
+            protocol = Config.getDomain().getProtocols().get(leaf.value)
+            if protocol is not None and protocol.__module__.startswith("dynamight_scipion"):
+                assert leaf.text in (protocol.getClassLabel(), protocol.getClassLabel(prependPackageName=False))
 
     for view in ("Flexibility Hub", "Protocols SPA"):
-        assert sorted(name for name in protocols(views[view]) if name in OURS) == sorted(OURS)
+        assert sorted(leaf.value for leaf in leaves(views[view]) if leaf.value in OURS) == sorted(OURS)
 
 
 @pytest.mark.parametrize("name", sorted(OURS))
