@@ -108,20 +108,6 @@ def test_reconstruct_writes_maps_on_the_grid_of_the_consensus_and_says_the_resol
     assert "--overwrite" in text
 
 
-def test_motions_that_images_do_not_support_move_nothing_unless_asked_to(trained, tmp_path):
-    run = shutil.copytree(trained, tmp_path / "run")
-    summary = run / "analysis" / "summary.json"
-    text = json.loads(summary.read_text())
-    text["verdict"]["verdict"] = "not supported"
-    summary.write_text(json.dumps(text))
-    for word, still in (("--shrink", True), ("--no-shrink", False)):
-        code, text = dynamight("reconstruct", run, "--overwrite", word)
-        assert code == 0, text
-        assert ("do not support the motions of this run: the maps are made without them" in text) == still
-        found, rigid = (read_map(run / "reconstruction" / name)[0] for name in ("map.mrc", "rigid/map.mrc"))
-        assert np.allclose(found, rigid, atol=1e-4 * np.abs(rigid).max()) == still
-
-
 def test_reconstruct_by_least_squares_in_a_particles_frame_with_regions(trained, data, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(trained, run)

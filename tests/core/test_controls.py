@@ -112,6 +112,19 @@ def test_where_nothing_moves_there_is_nothing_to_explain(copied, kind):
     assert "no improvement to explain" in found["sentence"]
 
 
+def test_motions_that_images_do_not_support_move_nothing_in_a_reconstruction_unless_asked_to(copied):
+    summary = copied / "analysis" / "summary.json"
+    found = json.loads(summary.read_text())
+    found["verdict"]["verdict"] = "not supported"
+    summary.write_text(json.dumps(found))
+    for word, still in (("--shrink", True), ("--no-shrink", False)):
+        code, text = dynamight("reconstruct", copied, "--overwrite", word)
+        assert code == 0, text
+        assert ("do not support the motions of this run: the maps are made without them" in text) == still
+        moved, rigid = (read_map(copied / "reconstruction" / name)[0] for name in ("map.mrc", "rigid/map.mrc"))
+        assert np.allclose(moved, rigid, atol=1e-4 * np.abs(rigid).max()) == still
+
+
 def test_noise_has_the_spectrum_of_the_model_and_no_two_images_are_alike():
     power = torch.linspace(3.0, 1.0, 17) * 32**2
     noise = NoiseImages(power, 400, 32, seed=1).images(torch.arange(400))

