@@ -34,9 +34,11 @@ if TYPE_CHECKING:
 # Conformations that domains are found on, neighbours that a point's rigid motion and membership are smoothed over.
 _CONFORMATIONS, _NEIGHBOURS = 24, 24
 _ITERATIONS, _STARTS = 40, 6
-# Domains are added until they leave less than this share of the motion that one body leaves, or less than this, A; and
-# while each takes away at least this share of what was left.
-_ENOUGH, _LEAST_RESIDUAL, _WORTH = 0.3, 0.25, 0.15
+# Domains are tried while each takes away at least this share of what was left, and until they leave less than this, A.
+_WORTH, _LEAST_RESIDUAL = 0.15, 0.25
+# The last domain that is kept took away at least this share of what was left: a field that bends a little over a rigid
+# domain makes it better told by two, but not twice as well.
+_HALVED = 0.5
 _MOST_DOMAINS = 6
 # A domain is hinged where it meets the largest if turns about there leave less than this share of its motion.
 _HINGED = 0.15
@@ -116,11 +118,25 @@ def find_domains(motions: "PrincipalMotions", n_domains: int | None = None, seed
             break
         found.append(labels)
         residuals.append(residual)
-        if n_domains is None and residual < max(_LEAST_RESIDUAL, _ENOUGH * residuals[0]):
+        if n_domains is None and residual < _LEAST_RESIDUAL:
             break
-    order = np.argsort(-np.bincount(found[-1]))
-    labels = np.argsort(order)[found[-1]]
-    return _rigid_motions(points, components, coordinates, labels, residuals)
+    count = n_domains or _enough(residuals)
+    found = found[count - 1]
+    order = np.argsort(-np.bincount(found))
+    labels = np.argsort(order)[found]
+    return _rigid_motions(points, components, coordinates, labels, residuals[:count])
+
+
+def _enough(residuals: list[float]) -> int:
+    """Return the most domains of which the last halved what was left; if none did, those of which it took away most.
+
+    `residuals` are what 1, 2, ... domains leave.
+    """
+    left = np.array(residuals[1:]) / residuals[:-1]
+    halved = np.flatnonzero(left <= 1 - _HALVED)
+    if len(halved):
+        return int(halved[-1]) + 2
+    return int(left.argmin()) + 2 if len(left) else 1
 
 
 def _typical(coordinates: np.ndarray) -> np.ndarray:

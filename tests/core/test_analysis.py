@@ -12,7 +12,7 @@ from sklearn.metrics import rand_score
 
 from dynamight_core.analysis.agreement import halves_agreement
 from dynamight_core.analysis.distribution import without_errors
-from dynamight_core.analysis.domains import find_domains, kabsch, rotation_vectors, write_domains
+from dynamight_core.analysis.domains import _enough, find_domains, kabsch, rotation_vectors, write_domains
 from dynamight_core.analysis.errors import coordinate_variances
 from dynamight_core.analysis.exports import write_arrows
 from dynamight_core.analysis.motions import PrincipalMotions, principal_motions
@@ -50,6 +50,19 @@ def test_domains_and_their_angles_are_those_of_the_truth(molecule, n):
         measured = sign * (found.angles[:, domain] - found.angles[:, domain].mean())
         assert np.corrcoef(measured, expected)[0, 1] > 0.99
         assert measured.std() == pytest.approx(expected.std(), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("left", "count"),
+    [
+        # Fields that were learned: they bend over domains, and some show them better than others.
+        ([1.30, 0.39, 0.24, 0.20], 2), ([1.44, 0.20, 0.11, 0.10], 2), ([1.06, 0.55, 0.39, 0.33], 2),
+        ([1.25, 0.62, 0.33, 0.26], 2), ([3.86, 1.00, 0.77, 0.70], 2), ([0.81, 0.45, 0.13, 0.12], 3),
+        ([1.30, 0.39, 0.15], 3), ([0.1], 1),
+    ],
+)  # fmt: skip
+def test_as_many_domains_are_kept_as_halve_what_is_left(left, count):
+    assert _enough(left) == count
 
 
 def test_a_body_that_moves_as_a_whole_is_one_domain():
