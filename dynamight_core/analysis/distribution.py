@@ -6,7 +6,8 @@ posterior and T the variance of the molecule's own distribution, the image by it
 1 / l = 1 / w - 1 / T; and by the law of total variance T is the variance of c over particles plus the mean of w. The
 distribution that makes what the images say most likely is found by expectation maximisation on a grid
 (Richardson-Lucy, with smoothing in every turn: Silverman et al., J. R. Stat. Soc. B 1990). The smoothing is the widest
-that tells particles which were left out as well as the best does.
+that tells particles which were left out as well as the best does. Smoothing turn by turn draws two peaks together: the
+distribution is stretched to the variance T that it must have.
 """
 
 from collections.abc import Callable
@@ -86,11 +87,11 @@ def without_errors(means: np.ndarray, variances: np.ndarray, seed: int = 0) -> D
     draws = np.random.default_rng(seed).multinomial(len(means), np.full(len(means), 1 / len(means)), _RESAMPLED)
     weights = np.vstack([np.ones(len(means)), draws]).T
     share = _most_likely(kernel, weights, smoothing).astype(float)
-    density = share / (grid[1] - grid[0])
     mean = share[:, 0] @ grid
-    return Distribution(
-        grid + centre, density[:, 0], density[:, 1:].std(1), float(np.sqrt(share[:, 0] @ (grid - mean) ** 2))
-    )
+    stretch = np.sqrt(total / (share[:, 0] @ (grid - mean) ** 2))
+    grid = mean + stretch * (grid - mean)
+    density = share / (grid[1] - grid[0])
+    return Distribution(grid + centre, density[:, 0], density[:, 1:].std(1), float(np.sqrt(total)))
 
 
 def _most_likely(kernel: np.ndarray, weights: np.ndarray, smoothing: float) -> np.ndarray:
