@@ -73,7 +73,11 @@ class FullImages:
         )
 
     def noise_weights(self, seed: int, n_images: int = 200) -> torch.Tensor:
-        """Return (box//2+1,) one over the noise power around the particle, per shell, relative to white noise."""
+        """Return (box//2+1,) one over the noise power around the particle, per shell, relative to white noise.
+
+        Images are brought to mean 0 there: shell 0 has next to no noise and would weigh ten times as much as others,
+        for what reading voxels between pixels spreads from it over all shells. It has the weight of shell 1.
+        """
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(len(self.particles), generator=generator)[:n_images].sort().values
         diameter = self.preprocessing.circle_diameter(self.particles.box, self.particles.pixel_size)
@@ -83,6 +87,7 @@ class FullImages:
             transforms = image_to_fourier(self.images(part) * outside)
             power += shell_means(transforms.abs().square(), self.box).sum(0)
         power = power / (len(chosen) * outside.square().sum())
+        power[0] = power[1]
         return 1 / power.clamp(min=1e-3 * float(power.mean()))
 
     def training_images(self, rows: torch.Tensor, box: int) -> TrainingImages:

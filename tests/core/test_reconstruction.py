@@ -53,6 +53,7 @@ from dynamight_core.reconstruction.fsc import (
     write_fsc_star,
 )
 from dynamight_core.reconstruction.half_map import HalfReconstruction, shares_from_fsc
+from dynamight_core.reconstruction.images import FullImages
 from dynamight_core.reconstruction.inverse import (
     ForwardFromInverse,
     InverseField,
@@ -335,6 +336,12 @@ def test_the_process_that_compiles_and_one_that_finds_it_compiled_give_the_same_
     ]  # fmt: skip
     assert list(tmp_path.rglob("*.nbc"))
     assert said[0] == said[1]
+
+
+def test_white_noise_weighs_alike_in_all_shells(trained):
+    """Shell 0 too, which holds no noise since the mean around the particle is taken away."""
+    weights = FullImages(trained[1], torch.device("cpu")).noise_weights(0)
+    assert 1 / 1.5 < weights.min() and weights.max() < 1.5
 
 
 @pytest.mark.parametrize("threads", [1, 3])
