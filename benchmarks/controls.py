@@ -5,15 +5,21 @@
     python benchmarks/controls.py rest --snr 8 2 0.5 --seeds 0 1 2 3
     python benchmarks/controls.py borrowed --snr 8 2 0.5 --seeds 0 1 2 3
     python benchmarks/controls.py permuted --snr 8 2 0.5 --seeds 0 1 2 3
+    python benchmarks/controls.py wrong --seeds 0 1 2
 
 `good`: the runs of benchmarks/reconstruction.py. `small`: hinges of 600 particles of 32 pixels of 6 A, at several
 signal-to-noise ratios. `rest`: runs on the same molecules at rest. `borrowed`: the decoders of `small` on these images,
 latents inferred anew: deformations that are sound in themselves, for a motion that is not there. `permuted`: the runs
 of `small` with latents permuted among the particles of a half. The last two are judged without shrinking, since support
-by held-out images leaves little of such motions.
+by held-out images leaves little of such motions. `wrong`: the control wrong-model on the antibody's runs of
+benchmarks/prior.py with the right atomic model; the part that is replaced is the one that the control finds, or, with
+--given, that of the benchmark by the Fc.
 
 Data sets and runs are kept in the temporary folder and used again. Prints a line for each control, and for each kind
-how often it said that motion improves the map (or, of noise, that a map appears), with the 95 % interval of that share.
+how often it said that motion improves the map (or, of noise, that a map appears; of a wrong model, that the map is
+drawn to it or follows it), with the 95 % interval of that share. Beside the share of the model that noise particles
+give stands, for `good` runs, what is true of it: the density of the moving domain (regression on the true map) in maps
+of the noise of the run's own particles, their images less what is known to be in them.
 """
 
 import argparse
@@ -23,22 +29,28 @@ import sys
 import time
 from collections import defaultdict
 
+import prior
 import safetensors.torch
 import torch
 from reconstruction import FOLDER, quiet, trained_run
 from scipy.stats import binomtest
 
-from dynamight_core.analysis.controls.maps import ControlImages
+from dynamight_core.analysis.controls.maps import ControlImages, HalfDeformations, maps_of, reconstruct
+from dynamight_core.analysis.controls.noise import share_of_model
 from dynamight_core.analysis.controls.stage import control_run
 from dynamight_core.analysis.results import Run, summarise
 from dynamight_core.config import InputOptions, TrainOptions
+from dynamight_core.imaging.fourier import fourier_to_image
 from dynamight_core.options import ControlOptions, SimulateOptions
+from dynamight_core.particles.preprocess import Preprocessing, prepare_images
 from dynamight_core.simulate.dataset import simulate
 from dynamight_core.training.inference import infer_latents
 from dynamight_core.training.run import train
 
 KINDS = ("shuffled-latents", "held-out", "noise-particles")
-POSITIVE = {"from the motion", "improves the map", "a map appears from noise"}
+POSITIVE = {
+    "from the motion", "improves the map", "a map appears from noise", "drawn to the model", "follows the model",
+}  # fmt: skip
 # Validation particles enough for a map of them; the rest is as small as it may be.
 TRAINING = {"n_gaussians": 300, "n_latents": 2, "epochs": 6, "refits": 1, "warm_up_epochs": 2}
 TRAINING["validation_fraction"] = 0.25
@@ -105,23 +117,63 @@ def permuted_run(snr, seed):
     return changed(run, "permuted", {"latents": latents})
 
 
+@torch.no_grad()
+def true_share(run, truth, seed):
+    """Return what the noise of a run's own particles adds to the moving domain's density, and its error."""
+    images = ControlImages(run, torch.arange(len(run.halves)), torch.device("cpu"))
+    if images.box != truth.box or not truth.domain_mask(1).any():
+        return None
+    particles, plain = images.particles, Preprocessing(images.box, mask=False, normalise="none")
+    pair = []
+    for half in (1, 2):
+        deformations = HalfDeformations.of(images, half, ControlOptions("noise-particles", seed=seed))
+
+        def noise(rows):
+            clean = fourier_to_image(truth.clean_transforms(rows), truth.box)
+            shifts, ones = particles.shifts[rows], torch.ones(len(rows))
+            return images.training.images(rows) - prepare_images(clean, shifts, ones, truth.pixel_size, plain)
+
+        places = torch.where(images.halves == half)[0]
+        summed = reconstruct(images.data(half, images=noise), places, deformations.modes, deformations.region)
+        pair.append(maps_of(summed)[0])
+    return share_of_model(pair, [truth.true_map()] * 2, truth.domain_mask(1), seed)
+
+
+def wrong_controls(seeds, given, counted):
+    """Make the control wrong-model on runs of benchmarks/prior.py with the right atomic model."""
+    for seed in seeds:
+        prior.measure("igg", "right", None, seed, 2000)
+        folder, _ = prior.data_set("igg", None, seed)
+        run = changed(Run(folder / "run-right"), "controls", {})
+        selection, replacement = prior.CASES["igg"][2:] if given else (None, None)
+        options = ControlOptions("wrong-model", seed=seed, selection=selection, replacement=replacement)
+        started = time.process_time()
+        control = control_run(run, options, print)
+        counted["igg", "wrong-model"].append(control.verdict in POSITIVE)
+        print(f"wrong igg {seed}: {control.verdict}; {time.process_time() - started:.0f} s", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("good", "small", "rest", "borrowed", "permuted"))
+    parser.add_argument("what", choices=("good", "small", "rest", "borrowed", "permuted", "wrong"))
     parser.add_argument("--cases", nargs="+", default=["hinge", "rigid"], help="of benchmarks/reconstruction.py")
     parser.add_argument("--snr", type=float, nargs="+", default=[8.0, 2.0, 0.5])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--given", action="store_true", help="of wrong: the Fc in the Fab's place")
     arguments = parser.parse_args()
     make = {
         "small": small_run, "rest": functools.partial(small_run, motion_range=0.0), "borrowed": borrowed_run,
         "permuted": permuted_run,
     }.get(arguments.what)  # fmt: skip
     counted = defaultdict(list)
-    for case in arguments.cases if arguments.what == "good" else arguments.snr:
+    if arguments.what == "wrong":
+        wrong_controls(arguments.seeds, arguments.given, counted)
+    for case in {"good": arguments.cases, "wrong": []}.get(arguments.what, arguments.snr):
         for seed in arguments.seeds:
             # A copy: others may be reading the run.
-            run = changed(trained_run(case, seed)[1], "controls", {}) if make is None else make(case, seed)
+            truth, run = trained_run(case, seed) if make is None else (None, make(case, seed))
+            run = changed(run, "controls", {}) if make is None else run
             shrink = arguments.what in ("good", "small", "rest")
             for kind in arguments.kinds:
                 started = time.process_time()
@@ -129,6 +181,10 @@ def main():
                 counted[case, kind].append(control.verdict in POSITIVE)
                 print(f"{arguments.what} {case} {seed} {kind}: {control.verdict}; {_figures(control.figures)}; "
                       f"{time.process_time() - started:.0f} s", flush=True)  # fmt: skip
+                if kind == "noise-particles" and truth is not None:
+                    share = true_share(run, truth, seed)
+                    if share is not None:
+                        print(f"    the noise of its own particles: {share[0]:.4f}+-{share[1]:.4f}", flush=True)
     print()
     for (case, kind), found in counted.items():
         low, high = binomtest(sum(found), len(found)).proportion_ci()
@@ -137,11 +193,11 @@ def main():
 
 
 def _figures(figures):
-    names = ("gain", "permuted_map_gain", "permuted_gain", "share_of_model")
+    names = ("gain", "permuted_map_gain", "permuted_gain", "share_of_model", "share_of_model_alone")
     parts = [f"{n} {figures[n]:.3f}+-{figures[f'{n}_error']:.3f}" for n in names if n in figures]
     if "shells_outside" in figures:
-        parts.append(f"{figures['shells_outside']} of {figures['shells']} shells (at rest "
-                     f"{figures['shells_outside_rigid']})")  # fmt: skip
+        parts.append(f"{figures['shells_outside']} of {figures['shells']} shells (alone "
+                     f"{figures['shells_outside_alone']}, at rest {figures['shells_outside_rigid']})")  # fmt: skip
         parts.append(f"motion {figures['invented_motion_rms']:.2f} against {figures['real_motion_rms']:.2f} A")
     return ", ".join(parts)
 

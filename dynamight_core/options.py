@@ -129,7 +129,8 @@ class ReconstructOptions:
     through_inverse
         Deform through the inverse network, as the paper does; needs dynamight invert before.
     shrink
-        Shrink each mode of motion to what held-out particles support of it; without, use it as it was learned.
+        Shrink each mode of motion to what held-out particles support of it, and use none if the verdict is that images
+        do not support the motions; without, use them as they were learned.
     error_weights
         Weight particles by the error of their deformation (dynMotionError).
     conformation
@@ -347,8 +348,8 @@ class ControlOptions:
     permutations
         How often the deformations are permuted among particles.
     shrink
-        Shrink each mode of motion to what held-out particles support of it, as a reconstruction does; without, judge
-        the motion as it was learned.
+        Shrink each mode of motion to what held-out particles support of it, and use none if the verdict is that images
+        do not support the motions, as a reconstruction does; without, judge them as they were learned.
     selection
         Of wrong-model: the part of the atomic model that is replaced, such as "H/1-213 L". What moves most against the
         largest rigid domain if left out.
@@ -364,7 +365,7 @@ class ControlOptions:
 
     kind: str
     particles: int = 10000
-    permutations: int = 4
+    permutations: int = 6
     shrink: bool = True
     selection: str | None = None
     replacement: str | None = None

@@ -1247,7 +1247,9 @@ _CONTROLS = {
     "noise-particles": (
         "Noise in the place of particles", ("nothing appears from noise", "a trace appears from noise"),
         "FSC of the half-maps of noise",
-        {"deformed": "deformed by the model", "rigid": "not deformed"}, [], "",
+        {"beside": "deformed as noise beside a signal asks", "alone": "as noise alone asks", "rigid": "not deformed"},
+        [("beside a signal", "share_of_model"), ("alone", "share_of_model_alone")],
+        "share of the moving part's density",
     ),
     "wrong-model": (
         "A wrong atomic model", ("follows the data",), "FSC of the map in the part with a wrong model",
@@ -1313,7 +1315,7 @@ def _control_section(page: _Page, control: dict) -> str:
         figure.update_yaxes(title=unit, row=1, col=2)
     figure.update_layout(legend={"orientation": "h", "y": 1.04, "x": 0, "yanchor": "bottom", "entrywidth": 150})
     name = f"figure-{control['kind']}"
-    bars = " Right: means over particles, bars of three standard errors." if gains else ""
+    bars = f" Right: {unit}, with bars of three standard errors." if gains else ""
     return head + page.figure(figure, 420, name) + _caption(
         f"{quantity}.{bars} The numbers are in <code>analysis/controls/{control['kind']}.csv</code>."
     )

@@ -22,7 +22,7 @@ CURVES = {
         "deformed": "with deformations", "rigid": "without deformation",
         "deformed_to_rigid": "with deformations, against a rigid map",
     },
-    "noise-particles": {"deformed": "noise, deformed", "rigid": "noise, not deformed"},
+    "noise-particles": {"beside": "noise beside a signal", "alone": "noise alone", "rigid": "noise, not deformed"},
     "wrong-model": {
         "deformed_right": "with the right structure", "deformed_wrong": "with the wrong structure",
         "rigid_right": "rigid map, with the right structure", "rigid_wrong": "rigid map, with the wrong structure",
@@ -42,7 +42,8 @@ class DynamightProtControl(ModelProtocol, ProtAnalysis3D):
     *held-out particles*: a map of the particles that trained nothing, with and without their deformations. No pixel of
     that map had a say in how it was moved.
 
-    *noise particles*: pure noise with the particles' poses and CTFs. What appears is the model's own.
+    *noise particles*: noise with the particles' poses and CTFs, beside the model's own projections and alone. What
+    appears of the noise is the model's own.
 
     *wrong model*: for models that were estimated with an atomic model. A domain of it is replaced by another structure,
     and training and reconstruction are made anew: the map follows the data or the model.
@@ -86,7 +87,7 @@ class DynamightProtControl(ModelProtocol, ProtAnalysis3D):
             "measured fall with the root.",
         )  # fmt: skip
         form.addParam(
-            "nPermutations", params.IntParam, default=4, expertLevel=LEVEL_ADVANCED, label="Permutations",
+            "nPermutations", params.IntParam, default=6, expertLevel=LEVEL_ADVANCED, label="Permutations",
             condition=f"kind < {NOISE}",
             validators=[params.GE(2, "must be at least 2")],
             help="How often the deformations are permuted among the particles. Each takes one reconstruction of both "
@@ -95,8 +96,9 @@ class DynamightProtControl(ModelProtocol, ProtAnalysis3D):
         form.addParam(
             "shrink", params.BooleanParam, default=True, expertLevel=LEVEL_ADVANCED,
             label="Shrink motion to what is supported?",
-            help="As a reconstruction does: each mode of motion counts as far as held-out particles support it. "
-            "Without, the motion is judged as it was learned.",
+            help="As a reconstruction does: each mode of motion counts as far as held-out particles support it, and "
+            "none if the verdict on the model is that images do not support its motions. Without, the motion is judged "
+            "as it was learned.",
         )  # fmt: skip
         form.addParam(
             "seed", params.IntParam, default=0, expertLevel=LEVEL_ADVANCED, label="Random seed",

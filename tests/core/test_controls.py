@@ -12,7 +12,9 @@ import torch
 from typer.testing import CliRunner
 
 from dynamight_core import cli
-from dynamight_core.analysis.controls.noise import NoiseImages
+from dynamight_core.analysis.controls.maps import ControlImages
+from dynamight_core.analysis.controls.noise import NoiseImages, SignalBesideNoise
+from dynamight_core.analysis.controls.shuffled import mean_over_draws
 from dynamight_core.analysis.controls.wrong_model import Structures, moving_domain, shares_of_wrong
 from dynamight_core.analysis.results import Run, summarise
 from dynamight_core.config import InputOptions, TrainOptions
@@ -74,6 +76,30 @@ def test_a_motion_that_is_there_passes_every_control(hinge_run, kind, verdict):
     assert f"control {kind}" in Run.open(hinge_run).config.stages
 
 
+def test_noise_alone_lines_up_with_the_model_more_than_beside_a_signal_and_not_at_all_at_rest(hinge_run):
+    figures = control(hinge_run, "noise-particles")[0]["figures"]
+    beside, alone = figures["share_of_model"], figures["share_of_model_alone"]
+    assert beside > 3 * figures["share_of_model_error"]
+    assert alone > 1.3 * beside
+    assert figures["shells_outside_rigid"] <= 1
+    assert set(figures["curves"]) == {"beside", "alone", "rigid"}
+
+
+@torch.no_grad()
+def test_the_signal_beside_noise_is_what_each_particle_looks_like_to_its_model(hinge_run):
+    run = Run.open(hinge_run)
+    images = ControlImages(run, torch.arange(len(run.halves)), torch.device("cpu"))
+    rows = torch.where(run.halves == 1)[0][:100]
+    nothing = NoiseImages(torch.zeros(images.box // 2 + 1), len(images), images.box, seed=0)
+    given = SignalBesideNoise(nothing, run.models[0], run.latents[0], images.training, images.matrices)
+    shown, seen = given.images(rows), images.training.images(rows)
+    # The model explains the signal: what is left beside it is noise alone.
+    assert float((seen - shown).square().mean()) < float(seen.square().mean())
+    assert float((shown * seen).sum() / shown.square().sum()) == pytest.approx(1, abs=0.1)
+    # And it is that of the particle, not of another one.
+    assert float((seen - shown).square().mean()) < float((seen - shown.roll(1, 0)).square().mean())
+
+
 def test_maps_of_held_out_particles_are_on_the_grid_of_the_particles(hinge_set, hinge_run):
     control(hinge_run, "held-out", "--particles", "200")
     consensus, pixel_size = read_map(hinge_set.consensus)
@@ -93,12 +119,12 @@ def test_a_map_of_other_particles_motion_is_not_improved_by_motion(copied):
         tensors["latents"][half - 1, mine] = tensors["latents"][half - 1, order]
     safetensors.torch.save_file(tensors, path)
     found, _ = control(copied, "shuffled-latents")
-    assert found["verdict"] in ("not from the motion", "no improvement"), found["sentence"]
+    assert found["verdict"] in ("not from the motion", "no improvement", "undecided"), found["sentence"]
     lost = found["figures"]["gain"] - found["figures"]["permuted_map_gain"]
     assert abs(lost) < 3 * found["figures"]["permuted_map_gain_error"]
 
 
-@pytest.mark.parametrize("kind", ["shuffled-latents", "held-out"])
+@pytest.mark.parametrize("kind", ["shuffled-latents", "held-out", "noise-particles"])
 def test_where_nothing_moves_there_is_nothing_to_explain(copied, kind):
     for half in (1, 2):
         path = copied / f"half{half}" / "model.safetensors"
@@ -123,6 +149,13 @@ def test_motions_that_images_do_not_support_move_nothing_in_a_reconstruction_unl
         assert ("do not support the motions of this run: the maps are made without them" in text) == still
         moved, rigid = (read_map(copied / "reconstruction" / name)[0] for name in ("map.mrc", "rigid/map.mrc"))
         assert np.allclose(moved, rigid, atol=1e-4 * np.abs(rigid).max()) == still
+    code, text = dynamight("reconstruct", copied, "--overwrite", "--conformation", "particle:5")
+    assert code == 2
+    assert "do not support the motions" in text
+    assert "--no-shrink" in text
+    found, text = control(copied, "noise-particles")
+    assert found["verdict"] == "no motion", "what nothing moves makes no map of noise, and proves nothing"
+    assert "The verdict on this run" in text
 
 
 def test_noise_has_the_spectrum_of_the_model_and_no_two_images_are_alike():
@@ -212,3 +245,17 @@ def test_a_wrong_model_control_needs_an_atomic_model(hinge_run):
     code, text = dynamight("control", hinge_run, "--kind", "wrong-model")
     assert code == 2
     assert "without an atomic model" in text
+
+
+def test_draws_of_both_halves_are_pooled_and_few_of_them_are_widened():
+    generator = np.random.default_rng(0)
+    halves = np.repeat([1.0, 2.0], 500)
+    beyond = {4: 0, 8: 0}
+    for draws in beyond:
+        for _ in range(2000):
+            # What differs between draws is alike in all particles of a half, and far above what differs between them.
+            values = np.repeat(generator.normal(size=(draws, 2)), 500, axis=1) + 1e-3 * generator.normal(size=1000)
+            mean, error = mean_over_draws(values, halves, 1 / draws)
+            beyond[draws] += abs(mean) > 3 * error
+    # Two sides of three standard deviations: 0.27 %.
+    assert all(1 <= n <= 16 for n in beyond.values()), beyond

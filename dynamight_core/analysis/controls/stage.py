@@ -18,6 +18,7 @@ from dynamight_core.imaging.fourier import resample_volume
 from dynamight_core.options import CONTROLS, ControlOptions
 from dynamight_core.reconstruction.bias import record_model_bias
 from dynamight_core.reconstruction.checks import check_run
+from dynamight_core.reconstruction.deformation import supported
 from dynamight_core.reconstruction.stage import record_stage
 from dynamight_core.training.devices import choose_device
 
@@ -64,7 +65,7 @@ def control_run(
         else:
             control, volumes = held_out(images, options, tell) or (None, {})
     if control is None:
-        control = _nothing_moves(options)
+        control = _nothing_moves(run, options)
     control.options = vars(options).copy()
     path = write_control(run, control)
     _write_maps(run, control.kind, volumes)
@@ -111,10 +112,13 @@ def _rows(run: "Run", options: ControlOptions) -> torch.Tensor:
     return torch.cat(chosen).sort().values
 
 
-def _nothing_moves(options: ControlOptions) -> Control:
+def _nothing_moves(run: "Run", options: ControlOptions) -> Control:
+    why = "Held-out images support none of the motion" if supported(run) else (
+        "The verdict on this run is that the images do not support its motions"
+    )  # fmt: skip
     text = (
-        "Held-out images support none of the motion, and the map is the rigid one: there is no improvement to explain. "
-        "--no-shrink judges the motion as it was learned."
+        f"{why}, and the map is the rigid one: there is no improvement to explain, and nothing that could line up "
+        "noise. --no-shrink judges the motion as it was learned."
     )
     return Control(options.kind, "no motion", text, {}, pd.DataFrame())
 

@@ -72,6 +72,8 @@ def wrong_model_control(
 ) -> tuple[Control, dict[str, torch.Tensor]]:
     """Train with a wrong model, reconstruct, and compare the map with both structures.
 
+    If no motion is supported then, the map is the rigid one, and nothing is to compare.
+
     Parameters
     ----------
     run
@@ -116,8 +118,14 @@ def wrong_model_control(
     other = summarise(trained, say=lambda _: None)
     images = ControlImages(other, torch.arange(len(other.halves)), device)
     volumes = {"deformed": [], "rigid": []}
-    for half in (1, 2):
-        deformations = HalfDeformations.of(images, half, options)
+    halves = [HalfDeformations.of(images, half, options) for half in (1, 2)]
+    if not any(len(deformations.modes) for deformations in halves):
+        text = (
+            f"With another structure in the place of {selection}, held-out images support no motion, and the map is "
+            "the rigid one, which no model touched. What the model does to it where there is motion stays open."
+        )
+        return Control("wrong-model", "no motion", text, {}, pd.DataFrame()), {}
+    for half, deformations in enumerate(halves, 1):
         summed = reconstruct(
             images.data(half), images.chosen(half, len(images), options.seed), deformations.modes, deformations.region,
             progress=lambda d, n, half=half: progress(f"map of half {half}", d, n),
