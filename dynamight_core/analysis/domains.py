@@ -111,17 +111,17 @@ def find_domains(motions: "PrincipalMotions", n_domains: int | None = None, seed
     neighbours = cKDTree(points).query(points, k=min(_NEIGHBOURS, len(points)))[1]
     features = _local_motions(points, conformations, neighbours)
     rng = np.random.default_rng(seed)
-    found, residuals = [], []
+    divisions, residuals = [], []
     for count in range(1, (n_domains or _MOST_DOMAINS) + 1):
         labels, residual = _divide(points, conformations, features, neighbours, count, rng)
         if n_domains is None and residuals and residual > (1 - _WORTH) * residuals[-1]:
             break
-        found.append(labels)
+        divisions.append(labels)
         residuals.append(residual)
         if n_domains is None and residual < _LEAST_RESIDUAL:
             break
     count = n_domains or _enough(residuals)
-    found = found[count - 1]
+    found = divisions[count - 1]
     order = np.argsort(-np.bincount(found))
     labels = np.argsort(order)[found]
     return _rigid_motions(points, components, coordinates, labels, residuals[:count])

@@ -10,6 +10,7 @@ from scipy import ndimage
 from dynamight_core.imaging.fourier import lowpass_volume, shells
 from dynamight_core.model.gaussians import GaussianModel
 from dynamight_core.model.graph import NeighbourGraph, edge_lengths, repulsion
+from dynamight_core.parallel import check_stopped
 
 # Scale at which noise and molecule are told apart, A.
 _THRESHOLD_RESOLUTION = 15.0
@@ -155,6 +156,7 @@ def _descend(model, volume, pixel_size, steps, groups, penalty: Callable[[], tor
     optimizer = torch.optim.Adam(groups)
     scale = target.abs().square().sum()
     for _ in range(steps):
+        check_stopped()
         optimizer.zero_grad()
         residual = torch.view_as_real(model.transform(box, pixel_size) * inside - target)
         loss = residual.square().sum() / scale

@@ -51,7 +51,7 @@ def check_options(options: ReconstructOptions) -> None:
 
 def check_run(run: "Run") -> None:
     """Refuse a run that was stopped before it was judged, and deformations learned on particles of another size."""
-    _ = run.summary  # which takes minutes of work to be missed otherwise
+    _ = run.summary  # refuses a run that has none: now, and not after minutes of work
     particles = run.particles
     extent = particles.box * particles.pixel_size
     for half, model in enumerate(run.models, 1):

@@ -61,7 +61,7 @@ class AtomicModel:
         if fit is not None:
             write_moved(self.record["file"], np.array(fit["rotation"]), np.array(fit["shift"]), path)
 
-    def gaussians(self, volume: torch.Tensor, pixel_size: float) -> GaussianModel:
+    def gaussians(self, volume: torch.Tensor, pixel_size: float, generator: torch.Generator) -> GaussianModel:
         """Return Gaussians at the model's places, with its amplitudes and edges; scale and width fitted to a map.
 
         Parameters
@@ -70,10 +70,12 @@ class AtomicModel:
             (box, box, box), filtered as wanted and zero in the solvent.
         pixel_size
             A.
+        generator
+            of what is drawn at random.
         """
         coarse = self.coarse
         positions = torch.from_numpy(coarse.positions.astype(np.float32))
-        model = GaussianModel(positions, pixel_size, 1.0, edges=torch.from_numpy(coarse.edges))
+        model = GaussianModel(positions, pixel_size, 1.0, generator=generator, edges=torch.from_numpy(coarse.edges))
         with torch.no_grad():
             model.relative_amplitudes.copy_(torch.from_numpy(coarse.amplitudes / coarse.amplitudes.mean()))
         return fit_scale(model, volume, pixel_size)

@@ -21,7 +21,7 @@ _SECONDS_PER_PIXEL = 1.8e-8
 _INFERENCE_EPOCHS = 6.0
 _CORES = 2
 # Bytes for every Gaussian and particle of a batch while a step runs, gradients included.
-_BYTES_PER_GAUSSIAN = {"basis": 160, "coordinate": 1600, "bodies": 160}
+_BYTES_PER_GAUSSIAN = {"basis": 160, "coordinate": 3000, "bodies": 160}
 _PROGRAM_BYTES = 6e8
 
 
@@ -82,17 +82,18 @@ def check_inputs(
     say("A run could start.")
 
 
-def estimate_memory(n: int, working_box: int, options: TrainOptions) -> float:
+def estimate_memory(n: int, working_box: int, options: TrainOptions, halves_at_once: int = 1) -> float:
     """Return about how many bytes a training takes.
 
     Images and transfer functions in half precision, 2 n w^2 + 2 n w (w/2 + 1); for a batch of b particles and
-    N Gaussians 160 b N (1,600 with the coordinate network), which its gradients need; images and transforms of
-    the batch, oversampled, 100 b w^2; latents and covariances of all particles; and 0.6 GB for the program.
+    N Gaussians 160 b N (3,000 with the coordinate network), which its gradients need; images and transforms of
+    the batch, oversampled, 100 b w^2; both twice where the halves train side by side; latents and covariances of all
+    particles; and 0.6 GB for the program.
     """
     w, d, b = working_box, options.n_latents, min(options.batch_size, n)
     kept = 2 * n * w**2 + 2 * n * w * (w // 2 + 1) + 16 * n * (d + d**2)
     step = _BYTES_PER_GAUSSIAN[options.decoder] * b * options.n_gaussians + 100 * b * w**2
-    return kept + step + _PROGRAM_BYTES
+    return kept + halves_at_once * step + _PROGRAM_BYTES
 
 
 def estimate_seconds(
@@ -130,7 +131,8 @@ def _read_all(reader: ImageReader, prepared: Prepared | None, inputs: InputOptio
 
 def _say_estimates(prepared: Prepared, options: TrainOptions, device: torch.device, say) -> None:
     n, box = len(prepared.particles), prepared.working_box
-    needed = estimate_memory(n, box, options)
+    threads = options.threads or torch.get_num_threads()
+    needed = estimate_memory(n, box, options, 2 if device.type == "cpu" and threads > 1 else 1)
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
         say(f"Memory: about {needed / 1e9:.1f} GB where {free / 1e9:.1f} GB of the GPU are free.")
@@ -141,7 +143,6 @@ def _say_estimates(prepared: Prepared, options: TrainOptions, device: torch.devi
         f"Memory: about {needed / 1e9:.1f} GB where {free / 1e9:.1f} GB are free"
         + ("." if needed < free else "; images will be kept in a file, and a smaller --batch-size saves more.")
     )
-    threads = options.threads or torch.get_num_threads()
     fixed = prepared.atomic is not None
     seconds = estimate_seconds(n, box, options, threads, fixed)
     say(

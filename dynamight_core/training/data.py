@@ -6,6 +6,7 @@ import torch
 
 from dynamight_core.imaging.ctf import CtfParameters, evaluate_ctf
 from dynamight_core.imaging.fourier import image_to_fourier
+from dynamight_core.parallel import check_stopped
 from dynamight_core.particles.memory import available_memory
 
 
@@ -37,10 +38,6 @@ class Batch:
         return len(self.rows)
 
 
-class StoppedError(RuntimeError):
-    """Batches are asked for after `TrainingImages.stop`."""
-
-
 class TrainingImages:
     """Batches of a particle set at the working box.
 
@@ -64,7 +61,6 @@ class TrainingImages:
         self._matrices = matrices.to(self.device)
         self._ctf = ctf
         self._transfer = None
-        self._stopped = False
         needed = 2 * len(ctf) * box * (box // 2 + 1)
         # A CTF costs as much as the rest of a projection: keep it where it fits. Half precision is 5e-4 of it.
         if not ctf.has_odd_aberrations and needed < available_memory() / 4:
@@ -80,18 +76,13 @@ class TrainingImages:
         images = self.images(rows)
         return Batch(rows, images, image_to_fourier(images), self.transfer(rows), self._matrices[rows])
 
-    def stop(self) -> None:
-        """Let threads that go through the images meet a `StoppedError` at their next batch."""
-        self._stopped = True
-
     def close(self) -> None:
         """Let go of the images and of any file that holds them."""
         self._images.close()
 
     def images(self, rows: torch.Tensor) -> torch.Tensor:
         """Return (b, box, box) images alone."""
-        if self._stopped:
-            raise StoppedError("training was stopped")
+        check_stopped()
         return self._images.images(rows)
 
     def transfer(self, rows: torch.Tensor) -> torch.Tensor:

@@ -3,10 +3,7 @@
 import ctypes
 import resource
 import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from functools import cache
-from typing import TypeVar
 
 import torch
 
@@ -16,8 +13,6 @@ from dynamight_core.errors import InputError
 # the top of the heap on, and blocks from this size on are the system's own.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _KEPT, _LARGE = 2**29, 2**26
-
-_Item, _Result = TypeVar("_Item"), TypeVar("_Result")
 
 
 def choose_device(name: str) -> torch.device:
@@ -55,40 +50,6 @@ def set_threads(threads: int | None) -> None:
         if threads < 1:
             raise InputError(f"--threads is {threads}; give at least 1")
         torch.set_num_threads(threads)
-
-
-def side_by_side(
-    function: Callable[[_Item], _Result], items: Sequence[_Item], device: torch.device, stop: Callable[[], None]
-) -> list[_Result]:
-    """Return ``[function(item) for item in items]``, on a CPU all at once with an equal share of its threads each.
-
-    Most operations of a training are too small for many threads: two halves that are independent make better use of
-    them. On a GPU, or where there are fewer threads than items, one comes after the other. An item's numbers depend on
-    the number of threads alone, not on what runs beside it, if `function` keeps away from global random numbers.
-
-    Parameters
-    ----------
-    stop
-        makes those at work raise something soon. It is called where one has failed or Ctrl-C comes, and whatever
-        it was that came is raised once all have ended.
-    """
-    threads = torch.get_num_threads()
-    if device.type != "cpu" or threads < len(items):
-        return [function(item) for item in items]
-    # New threads take the number of threads that is set when they first ask.
-    torch.set_num_threads(threads // len(items))
-    try:
-        with ThreadPoolExecutor(len(items)) as pool:
-            futures = [pool.submit(function, item) for item in items]
-            try:
-                for future in wait(futures, return_when=FIRST_EXCEPTION).done:
-                    future.result()
-            except BaseException:
-                stop()
-                raise
-    finally:
-        torch.set_num_threads(threads)
-    return [future.result() for future in futures]
 
 
 @cache

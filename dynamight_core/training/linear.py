@@ -14,6 +14,7 @@ import torch
 from scipy.cluster.vq import kmeans2
 
 from dynamight_core.imaging.fourier import expand_shells, image_to_fourier
+from dynamight_core.parallel import check_stopped
 from dynamight_core.training.half import HalfTrainer
 
 # Regions of the molecule that move each by itself; three functions each.
@@ -86,6 +87,7 @@ def start_from(trainer: HalfTrainer, motions: LinearMotions) -> None:
     optimizer = torch.optim.Adam(model.decoder.parameters(), lr=_FIT_RATE)
     power = motions.fields.square().mean()
     for _ in range(_FIT_STEPS):
+        check_stopped()
         latents = torch.randn(32, options.n_latents, generator=generator).to(positions)
         wanted = torch.einsum("bk,knc->bnc", latents[:, :n_motions], motions.fields)
         loss = (model.decoder.displacements(latents, positions) - wanted).square().mean() / power

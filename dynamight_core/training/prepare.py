@@ -243,7 +243,7 @@ def start_gaussians(prepared: Prepared, options: TrainOptions, half: int) -> Gau
         resample_volume(prepared.volumes[half - 1], coarse), pixel_size, options.initial_resolution
     )
     if prepared.atomic is not None:
-        return prepared.atomic.gaussians(volume * soft, pixel_size)
+        return prepared.atomic.gaussians(volume * soft, pixel_size, generator)
     positions = fill_region(prepared.region.mask, options.n_gaussians, particles.pixel_size, generator)
     return fit_to_map(positions, volume * soft, pixel_size, options.width_classes, generator=generator)
 

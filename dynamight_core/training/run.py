@@ -20,10 +20,11 @@ from dynamight_core import __version__
 from dynamight_core.config import InputOptions, RunConfig, TrainOptions, changed_options
 from dynamight_core.errors import InputError, option_name
 from dynamight_core.files import atomic_path
+from dynamight_core.parallel import side_by_side
 from dynamight_core.training.checkpoint import checkpoint_epochs, load_checkpoint, save_checkpoint
 from dynamight_core.training.continuation import PreviousRun
 from dynamight_core.training.data import TrainingImages
-from dynamight_core.training.devices import choose_device, peak_memory, set_threads, side_by_side
+from dynamight_core.training.devices import choose_device, peak_memory, set_threads
 from dynamight_core.training.half import HalfTrainer
 from dynamight_core.training.inference import infer_latents
 from dynamight_core.training.linear import linear_motions, start_from
@@ -66,7 +67,7 @@ def train(
     say
         takes lines for the user.
     progress
-        takes a stage's name, what is done and what there is to do.
+        takes a stage's name, what is done and what there is to do; called from threads of both halves.
 
     Raises
     ------
@@ -135,7 +136,7 @@ class Trained:
         encoder's guess; or from a place where other particles are, if that explains the image better.
         """
         data = self.data
-        side_by_side(lambda index: self._infer_half(index, progress), (0, 1), data.device, data.stop)
+        side_by_side(lambda index: self._infer_half(index, progress), (0, 1), data.device)
 
     def _infer_half(self, index: int, progress) -> None:
         trainer, model = self.trainers[index], self.models[index]
@@ -183,7 +184,7 @@ def _make_trainers(prepared, inputs, options, data, previous, say) -> tuple[Half
     trainers = []
     if previous is None:
         start = partial(start_gaussians, prepared, options)
-        gaussians = side_by_side(start, (1, 2), torch.device("cpu"), data.stop)
+        gaussians = side_by_side(start, (1, 2), torch.device("cpu"))
     for half in (1, 2):
         if previous is None:
             model = start_model(prepared, gaussians[half - 1], inputs, options, half, data.device)
@@ -226,7 +227,7 @@ def _train_epochs(trainers, run: Path, epochs: list[Epoch], say, progress) -> No
         if epoch.update_reference:
             update_references(trainers)
         started = time.monotonic()
-        entries = side_by_side(partial(_run_epoch, epoch, number), trainers, data.device, data.stop)
+        entries = side_by_side(partial(_run_epoch, epoch, number), trainers, data.device)
         pace = _pace(trainers, time.monotonic() - started)
         for index, entry in enumerate(entries):
             entry |= pace

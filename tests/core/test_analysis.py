@@ -126,6 +126,10 @@ def test_the_distribution_behind_uncertain_coordinates_is_recovered(peaks):
     ranks = (np.arange(n) + 0.5) / n
     assert np.abs(found.cumulative(np.sort(true)) - ranks).max() < 0.05
     assert found.spread == pytest.approx(true.std(), rel=0.05)
+    # The density has that spread, which smoothing alone would not give it.
+    weights = found.density / found.density.sum()
+    variance = weights @ found.values**2 - (weights @ found.values) ** 2
+    assert variance**0.5 == pytest.approx(found.spread, rel=1e-3)
     middle = np.abs(found.values).argmin()
     if peaks:
         # Between the peaks there is less than the coordinates show, and it is known how little.

@@ -22,9 +22,10 @@ from dynamight_core.imaging.fourier import fourier_to_image, image_to_fourier
 from dynamight_core.imaging.poses import random_rotations, rotation_matrices, rotations_about
 from dynamight_core.model.gaussians import GaussianModel
 from dynamight_core.model.half import HalfModel
+from dynamight_core.model.initialise import fit_to_map
+from dynamight_core.parallel import StoppedError, side_by_side
 from dynamight_core.simulate.truth import load_truth
 from dynamight_core.training.data import TrainingImages
-from dynamight_core.training.devices import side_by_side
 from dynamight_core.training.half import HalfTrainer
 from dynamight_core.training.inference import infer_latents, random_pixels
 from dynamight_core.training.linear import linear_motions, start_from
@@ -297,24 +298,43 @@ def test_a_run_stopped_at_any_epoch_resumes_to_the_same_numbers(hinge_set, tmp_p
 
 
 def test_halves_side_by_side_share_the_threads_and_fail_as_one_after_the_other(monkeypatch):
-    device, together, stopped = torch.device("cpu"), threading.Barrier(2, timeout=60), threading.Event()
+    device, together, ends = torch.device("cpu"), threading.Barrier(2, timeout=60), []
+    empty = SimpleNamespace(images=lambda rows: torch.zeros(len(rows), 8, 8))
+    points = torch.tensor([[0.0, 0.0, 0.0], [4.0, 0.0, 0.0], [0.0, 4.0, 4.0], [-4.0, 0.0, 4.0]])
+    volume = GaussianModel(points, 4.0, 1.0).render(16, 4.0).detach()
+    ctf = CtfParameters.create(torch.full((2,), 15000.0))
+    images = TrainingImages(empty, ctf, torch.eye(3).expand(2, 3, 3), 8, 4.0).batch
 
     def work(item):
         together.wait()  # goes on only where both run at once
         return item, torch.get_num_threads(), threading.current_thread() is threading.main_thread()
 
-    def wait_or_fail(item):
-        return stopped.wait(60) if item else 1 / item
+    def fit(rows):
+        fit_to_map(points, volume, 4.0)
+
+    def goes_on_or_fails(item):
+        together.wait()
+        if not item:
+            return 1 / item
+        try:
+            while True:
+                item(torch.arange(2))
+        except StoppedError:
+            ends.append(item)
+            raise
 
     torch.set_num_threads(4)
-    assert side_by_side(work, ("a", "b"), device, stopped.set) == [("a", 2, False), ("b", 2, False)]
-    assert not stopped.is_set()
-    with pytest.raises(ZeroDivisionError):
-        side_by_side(wait_or_fail, (1, 0), device, stopped.set)
+    assert side_by_side(work, ("a", "b"), device) == [("a", 2, False), ("b", 2, False)]
+    # Whoever reads images or fits Gaussians comes upon it that another has failed; elsewhere nothing was stopped.
+    for loop in (images, fit):
+        with pytest.raises(ZeroDivisionError):
+            side_by_side(goes_on_or_fails, (loop, 0), device)
+        assert ends.pop() is loop
+        loop(torch.arange(2))
     assert torch.get_num_threads() == 4
     torch.set_num_threads(1)
     monkeypatch.setattr(together, "wait", lambda: None)
-    assert side_by_side(work, ("a", "b"), device, stopped.set) == [("a", 1, True), ("b", 1, True)]
+    assert side_by_side(work, ("a", "b"), device) == [("a", 1, True), ("b", 1, True)]
 
 
 def test_training_stops_when_the_loss_has_risen_often_enough(tmp_path, monkeypatch):
