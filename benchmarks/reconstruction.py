@@ -85,7 +85,7 @@ RANDOM_FROM, BLUR = 10, 3
 DRAWS = 4
 
 
-def quiet(*_):
+def quiet(*_, **__):
     """Say nothing."""
 
 

@@ -370,7 +370,7 @@ def _headline(page: _Page) -> pd.DataFrame:
         if curves is not None:
             rows.append((f"resolution {name}, FSC 0.143", curves[1], "Å"))
             if np.isfinite(curves[2]):
-                rows.append((f"resolution {name}, with the motion that was not undone", curves[2], "Å"))
+                rows.append((f"resolution {name}, at least", curves[2], "Å"))
     return pd.DataFrame(rows, columns=["number", "value", "unit"]).astype({"value": object})
 
 
@@ -1143,6 +1143,7 @@ _FSC_NAMES = {
     "rlnFourierShellCorrelationCorrected": "half-maps, corrected",
     "rlnFourierShellCorrelationUnmaskedMaps": "half-maps, unmasked",
     "dynFourierShellCorrelationWithMotion": "half-maps, residual motion counted",
+    "dynFourierShellCorrelationAtLeast": "the same, less a standard error",
     "rlnFourierShellCorrelationMaskedMaps": "half-maps, in the mask",
     "rlnCorrectedFourierShellCorrelationPhaseRandomizedMaskedMaps": "random phases, in the mask",
     "dynModelConsensus": "Gaussian model and consensus",
@@ -1151,7 +1152,7 @@ _FSC_NAMES = {
 
 
 def _read_fsc(path: Path) -> tuple[pd.DataFrame, float, float] | None:
-    """Return the curves of an fsc.star, its resolution, and that with residual motion counted (A; NaN if unknown).
+    """Return the curves of an fsc.star, its resolution, and what that is at least (A; NaN where none is told).
 
     None if there is no such file.
     """
@@ -1159,8 +1160,8 @@ def _read_fsc(path: Path) -> tuple[pd.DataFrame, float, float] | None:
         return None
     blocks = starfile.read(path, always_dict=True)
     general = blocks["general"]
-    counted = general.get("dynResolutionWithMotion", float("nan"))
-    return blocks["fsc"], float(general["rlnFinalResolution"]), float(counted)
+    cautious = float(general.get("dynResolutionAtLeast", float("nan")))
+    return blocks["fsc"], float(general["rlnFinalResolution"]), cautious
 
 
 def _fsc_section(page: _Page) -> str:
@@ -1173,11 +1174,11 @@ def _fsc_section(page: _Page) -> str:
         return _absent(f"There are no half-maps yet. {page.command('reconstruct')} makes them and their FSC.")
     figure = go.Figure()
     tables, resolutions = [], []
-    for name, (curves, resolution, counted) in found.items():
+    for name, (curves, resolution, cautious) in found.items():
         curves = curves[curves["rlnSpectralIndex"] > 0]
         tables.append(curves.assign(map=name))
         row = {"map": name, "resolution at FSC 0.143, Å": resolution}
-        resolutions.append(row | ({"residual motion counted, Å": counted} if np.isfinite(counted) else {}))
+        resolutions.append(row | ({"at least, Å": cautious} if np.isfinite(cautious) else {}))
         regions = {name: name.removeprefix("dynRegion_") for name in curves if name.startswith("dynRegion_")}
         for column, title in (_FSC_NAMES | {name: f"half-maps, in {part}" for name, part in regions.items()}).items():
             # The model's agreement with the consensus is the same before and after.
@@ -1209,9 +1210,10 @@ def _fsc_section(page: _Page) -> str:
         + page.figure(figure, 560, "figure-fsc")
         + _caption(
             "Solid: FSC of the half-maps in the mask, corrected by random phases. Dashed: FSC of the Gaussian model "
-            "and a map, and that of the half-maps as it would be if they saw the motion that was not undone: both are "
-            "blurred by it alike. Dotted curves are hidden until clicked in the legend. A half-map FSC of 0.143 "
-            "corresponds to 0.5 with the true structure."
+            "and a map. Dotted curves are hidden until clicked in the legend; among them the FSC as it would be if the "
+            "half-maps saw the motion that was not undone, which blurs both alike, and the same less a standard error: "
+            "where that falls below 0.143 is the resolution at least. A half-map FSC of 0.143 corresponds to 0.5 with "
+            "the true structure."
         )
     )
 

@@ -7,9 +7,11 @@ counts the plane kx = 0 of the half transform twice, so that its curve is a smoo
 import torch
 
 from dynamight_core.errors import InputError
-from dynamight_core.imaging.fourier import shell_sums, volume_to_fourier
+from dynamight_core.imaging.fourier import resample_volume, shell_sums, volume_to_fourier
 
 THRESHOLD = 0.143
+# Voxels a side of the box in which the scatter of a mask's shells is computed; beyond, it falls off as 1 / shell.
+_MASK_BOX = 64
 
 
 def fourier_shell_correlation(
@@ -47,6 +49,38 @@ def _correlate(a: torch.Tensor, b: torch.Tensor, box: int) -> torch.Tensor:
     cross = shell_sums((a * b.conj()).real, box, 3)
     power = (shell_sums(a.abs().square(), box, 3) * shell_sums(b.abs().square(), box, 3)).sqrt()
     return torch.where(power > 0, cross / power.clamp(min=torch.finfo(power.dtype).tiny), 0.0)
+
+
+def fsc_deviation(mask: torch.Tensor) -> torch.Tensor:
+    """Return the (box//2+1,) standard deviation by chance of the FSC in a mask of two volumes of white noise.
+
+    A mask m convolves transforms with its own: two voxels k and k' of noise correlate by the transform of m^2 at k -
+    k'. So the variance in a shell S is the sum of |FT(m^2)(k - k')|^2 over all pairs in S, over |S|^2 FT(m^2)(0)^2:
+    one over the number of its independent voxels. An FSC of c strays by 1 - c^2 of this.
+
+    Parameters
+    ----------
+    mask
+        (box, box, box), 0 to 1.
+    """
+    box = mask.shape[-1]
+    n_shells = box // 2 + 1
+    coarse = resample_volume(mask.float(), _MASK_BOX) if box > _MASK_BOX else mask.float()
+    size = coarse.shape[-1]
+    power = torch.fft.fftn(coarse.square()).abs().square()
+    # Sums over all pairs of a shell's voxels by the shell's own correlation.
+    spread = torch.fft.fftn(power).real
+    signed = torch.fft.fftfreq(size, 1 / size, device=mask.device)
+    radius = torch.sqrt(sum(axis.square() for axis in torch.meshgrid(signed, signed, signed, indexing="ij"))).round()
+    deviations = torch.ones(n_shells, device=mask.device)
+    for shell in range(1, size // 2 + 1):
+        inside = (radius == shell).float()
+        pairs = (spread * torch.fft.fftn(inside).abs().square()).sum() / size**3
+        deviations[shell] = (pairs / (inside.sum().square() * power[0, 0, 0])).clamp(0, 1).sqrt()
+    last = size // 2
+    beyond = torch.arange(last, n_shells, device=mask.device)
+    deviations[last:] = deviations[last] * last / beyond
+    return deviations
 
 
 def resolution_at(

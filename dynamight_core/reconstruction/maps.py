@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from dynamight_core.files import write_map
+from dynamight_core.imaging.correlation import fsc_deviation
 from dynamight_core.imaging.fourier import (
     expand_shells,
     fourier_to_volume,
@@ -23,7 +24,7 @@ from dynamight_core.reconstruction.fsc import (
     soft_mask,
     write_fsc_star,
 )
-from dynamight_core.reconstruction.residual import count_residual_motion
+from dynamight_core.reconstruction.residual import cautious_fsc, count_residual_motion
 
 # Lowest resolution of the Guinier plot, A.
 _GUINIER = 10.0
@@ -102,8 +103,9 @@ class ReconstructionFiles:
         of the sharpened map, A^2.
     curves
         of the two halves.
-    resolution_with_motion
-        as `resolution`, with the motion counted that was not undone; None if that is not known.
+    resolution_at_least
+        as `resolution`, with the motion counted that was not undone, if that is known, and a standard error of the FSC
+        taken off.
     """
 
     half_maps: tuple[Path, Path]
@@ -115,7 +117,7 @@ class ReconstructionFiles:
     resolution_unmasked: float
     b_factor: float
     curves: HalfMapFsc
-    resolution_with_motion: float | None = None
+    resolution_at_least: float
 
 
 def write_reconstruction(
@@ -169,10 +171,10 @@ def write_reconstruction(
     final = final_map(half1, half2, curves.corrected)
     if b_factor is None:
         b_factor = guinier_b_factor(final * mask, pixel_size, resolution)
-    extra, counted = dict(extra or {}), None
+    cautious = cautious_fsc(curves.corrected, coherence, fsc_deviation(mask))
+    extra = dict(extra or {}) | {"dynFourierShellCorrelationAtLeast": cautious}
     if coherence is not None:
         seen = count_residual_motion(curves.corrected, coherence)
-        counted = resolution_at(seen, box, pixel_size)
         extra |= {"dynResidualMotionCoherence": coherence, "dynFourierShellCorrelationWithMotion": seen}
     files = ReconstructionFiles(
         half_maps=(folder / "half1_unfil.mrc", folder / "half2_unfil.mrc"),
@@ -184,7 +186,7 @@ def write_reconstruction(
         resolution_unmasked=resolution_at(curves.unmasked, box, pixel_size),
         b_factor=b_factor,
         curves=curves,
-        resolution_with_motion=counted,
+        resolution_at_least=resolution_at(cautious, box, pixel_size),
     )
     volumes = {
         files.half_maps[0]: half1, files.half_maps[1]: half2, files.mask: mask,
@@ -205,13 +207,12 @@ def write_reconstruction(
     for path, volume in volumes.items():
         write_map(path, volume.numpy(), pixel_size, origin, notes.get(path))
     general = {
+        "dynResolutionAtLeast": min(files.resolution_at_least, INFINITE),
         "rlnBfactorUsedForSharpening": b_factor,
         "rlnUnfilteredMapHalf1": files.half_maps[0].name,
         "rlnUnfilteredMapHalf2": files.half_maps[1].name,
         "rlnPostprocessedMap": files.sharpened.name,
         "rlnMaskName": files.mask.name,
     }
-    if counted is not None:
-        general["dynResolutionWithMotion"] = min(counted, INFINITE)
     write_fsc_star(files.fsc, curves, pixel_size, mask, extra, general)
     return files

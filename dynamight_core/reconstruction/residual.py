@@ -129,6 +129,25 @@ def count_residual_motion(fsc: torch.Tensor, coherence: torch.Tensor) -> torch.T
     return torch.where(fsc > 0, squared / (2 - squared), fsc)
 
 
+def cautious_fsc(fsc: torch.Tensor, coherence: torch.Tensor | None, deviation: torch.Tensor) -> torch.Tensor:
+    """Return the (box//2+1,) FSC that half-maps have at least: residual motion counted, less one standard error.
+
+    A small mask holds few independent Fourier voxels, and what the FSC strays by chance may pass for shells of
+    resolution.
+
+    Parameters
+    ----------
+    fsc
+        of the half-maps.
+    coherence
+        rho, from `motion_coherence`; None if the residual motion is not known.
+    deviation
+        of the FSC of noise in the mask (`fsc_deviation`); that of an FSC of c is 1 - c^2 of it.
+    """
+    seen = fsc.cpu() if coherence is None else count_residual_motion(fsc, coherence)
+    return seen - (1 - seen.clamp(0, 1).square()) * deviation.cpu()
+
+
 def points_in_mask(
     run: "Run", mask: torch.Tensor, pixel_size: float, seed: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:

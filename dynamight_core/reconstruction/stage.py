@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path, header_origin, read_map
+from dynamight_core.imaging.correlation import fsc_deviation
 from dynamight_core.imaging.fourier import resample_volume
 from dynamight_core.options import InvertOptions, ReconstructOptions
 from dynamight_core.particles.memory import available_memory
@@ -42,7 +44,7 @@ from dynamight_core.reconstruction.images import FullImages
 from dynamight_core.reconstruction.inverse import InverseReport, fit_inverse, save_inverse
 from dynamight_core.reconstruction.maps import ReconstructionFiles, write_reconstruction
 from dynamight_core.reconstruction.residual import (
-    count_residual_motion,
+    cautious_fsc,
     motion_coherence,
     points_in_mask,
     residual_motion,
@@ -156,6 +158,12 @@ def reconstruct_run(
     device = choose_device(options.device)
     particles = run.particles
     check_run(run)
+    motionless, in_frame = options.shrink and not supported(run), options.conformation == "reference"
+    if motionless and not in_frame:
+        raise InputError(
+            f"--conformation is '{options.conformation}', but the images do not support the motions of {run.path} and "
+            "none is used; give reference, or --no-shrink for the motions as they were learned"
+        )
     gaussians = model_points(run, [half_conformation(run, half, options.conformation, "cpu") for half in (1, 2)])
     mask = None if options.mask is None else read_mask("--mask", options.mask, run, gaussians, say)
     regions = read_regions(options.regions, run, gaussians)
@@ -164,11 +172,10 @@ def reconstruct_run(
     images = FullImages(run, device)
     check_memory(images.box, images.device, options)
     check_halves(run.halves, say)
-    in_frame = options.conformation == "reference"
     rigid = options.rigid and in_frame
     folder = Path(run.path) / "reconstruction"
 
-    if options.shrink and not supported(run):
+    if motionless:
         say(
             "The images do not support the motions of this run: the maps are made without them. With --no-shrink they "
             "are made with what was learned."
@@ -224,14 +231,6 @@ def reconstruct_run(
     model = model_map(run, gaussians)
     extra = {"dynModelConsensus": fourier_shell_correlation(model, consensus, mask)}
 
-    def curves(pair: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-        average = (pair[0] + pair[1]) / 2
-        named = extra | {"dynModelMap": fourier_shell_correlation(model, average, mask)}
-        for name, volume in regions.items():
-            named[f"dynRegion_{name}"] = half_map_fsc(*pair, volume, options.seed).corrected
-            named[f"dynRegionModel_{name}"] = fourier_shell_correlation(model, average, volume)
-        return named
-
     def coherence(volume: torch.Tensor, deformed: bool) -> torch.Tensor | None:
         points, weights = points_in_mask(run, volume, particles.pixel_size, options.seed)
         if not in_frame or not len(points):
@@ -240,6 +239,18 @@ def reconstruct_run(
             residual_motion(run, half, used[half - 1] if deformed else None, points, options.seed) for half in (1, 2)
         ]
         return motion_coherence(torch.cat(left), weights, particles.box, particles.pixel_size)
+
+    deviations = {name: fsc_deviation(volume) for name, volume in regions.items()}
+
+    def curves(pair: list[torch.Tensor], deformed: bool) -> dict[str, torch.Tensor]:
+        average = (pair[0] + pair[1]) / 2
+        named = extra | {"dynModelMap": fourier_shell_correlation(model, average, mask)}
+        for name, volume in regions.items():
+            corrected = half_map_fsc(*pair, volume, options.seed).corrected
+            named[f"dynRegion_{name}"] = corrected
+            named[f"dynRegionAtLeast_{name}"] = cautious_fsc(corrected, coherence(volume, deformed), deviations[name])
+            named[f"dynRegionModel_{name}"] = fourier_shell_correlation(model, average, volume)
+        return named
 
     # Maps lie where the consensus does, for programs that go by headers.
     origin = header_origin(run.config.inputs.map)
@@ -252,10 +263,10 @@ def reconstruct_run(
 
     # Rigid maps of an earlier reconstruction would be compared in another mask.
     shutil.rmtree(folder / "rigid", ignore_errors=True)
-    columns, written_rigid = {True: curves(maps)}, None
+    columns, written_rigid = {True: curves(maps, True)}, None
     if rigid:
         plain = half_maps(False)
-        columns[False] = curves(plain)
+        columns[False] = curves(plain, False)
         written_rigid = write(folder / "rigid", plain, columns[False], False)
     deformed = write(folder, maps, columns[True], True)
     record_stage(run, "reconstruct", options, method_used=method)
@@ -264,17 +275,17 @@ def reconstruct_run(
         say(f"Warning: {bias}.")
     before = "" if not rigid else f", {_claim(written_rigid)} without deformation (same method and mask)"
     say(f"Resolution at FSC 0.143: {_claim(deformed)} with motion corrected{before}.")
-    if in_frame:
-        say(
-            "In brackets: with the motion counted that was not undone, as far as it is known; both half-maps are "
-            "blurred by it alike and do not show it."
-        )
-    for name, volume in regions.items():
-        text = []
-        for moved, found in columns.items():
-            curve, rho = found[f"dynRegion_{name}"], coherence(volume, moved)
-            counted = "" if rho is None else f" ({_ends(count_residual_motion(curve, rho), particles):.1f} A)"
-            text.append(f"{_ends(curve, particles):.1f} A{counted}")
+    undone = (
+        "with the motion counted that was not undone, which blurs both half-maps alike and does not show in them, and "
+        if in_frame else ""
+    )
+    say(f"In brackets, what one may rely on: {undone}with a standard error of the FSC in the mask taken off.")
+    for name in regions:
+        text = [
+            f"{_ends(found[f'dynRegion_{name}'], particles):.1f} A "
+            f"({_ends(found[f'dynRegionAtLeast_{name}'], particles):.1f} A)"
+            for found in columns.values()
+        ]
         say(f"In {name}: {text[0]}" + (f", {text[1]} without deformation." if rigid else "."))
     after = columns[True]["dynModelMap"]
     say(
@@ -294,9 +305,8 @@ def _ends(curve: torch.Tensor, particles) -> float:
 
 
 def _claim(files: ReconstructionFiles) -> str:
-    """Return the resolution of maps in words, in brackets with the residual motion counted."""
-    counted = files.resolution_with_motion
-    return f"{files.resolution:.1f} A" + ("" if counted is None else f" ({counted:.1f} A)")
+    """Return the resolution of maps in words, in brackets what it is at least."""
+    return f"{files.resolution:.1f} A ({files.resolution_at_least:.1f} A)"
 
 
 def _named(progress: Progress | None, stage: str):

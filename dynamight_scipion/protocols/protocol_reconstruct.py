@@ -30,6 +30,7 @@ CURVES = {
     "rlnFourierShellCorrelationMaskedMaps": "in the mask",
     "rlnFourierShellCorrelationUnmaskedMaps": "unmasked",
     "rlnCorrectedFourierShellCorrelationPhaseRandomizedMaskedMaps": "phases randomised",
+    "dynFourierShellCorrelationAtLeast": "at least",
 }
 
 
@@ -93,8 +94,9 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
         form.addSection(label="Motion")
         form.addParam(
             "shrink", params.BooleanParam, default=True, label="Shrink unsupported motion?",
-            help="Each mode of motion is used as far as held-out particles support it; where they support none, "
-            "the map is that without deformation. With No, motion is used as it was learned.",
+            help="Each mode of motion is used as far as held-out particles support it; where they support none, or the "
+            "verdict on the model is that images do not support its motions, the map is that without deformation. With "
+            "No, motion is used as it was learned.",
         )
         form.addParam(
             "errorWeights", params.BooleanParam, default=False, label="Weight particles by their error?",
@@ -200,7 +202,7 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
         model = self.inputModel.get()
         results = {
             "outputVolume": self._createVolume(self._getMapPath()),
-            "outputFSC": readFsc(self._getMapPath("fsc.star"), next(iter(CURVES))),
+            "outputFSC": readFsc(self._getMapPath("fsc.star"), *next(iter(CURVES.items()))),
             "outputMask": VolumeMask(self._getMapPath("mask.mrc")),
             "outputFSCs": self._createFscs(),
             "outputSharpened": Volume(self._getMapPath("map_sharpened.mrc")),
@@ -229,15 +231,15 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
         return volume
 
     def _createFscs(self):
-        """Return all FSC curves, with and without deformation."""
+        """Return all FSC curves, with and without deformation, those of the regions among them."""
         curves = SetOfFSCs.create(self._getPath())
+        # The engine calls a region by its file.
+        regions = {f"dynRegion_region{number}": f"in region {number}" for number, _ in self._getRegions()}
         for folder, which in ((), "motion corrected"), ((RIGID,), "without deformation"):
             if folder and not self._hasRigid():
                 continue
-            for column, label in CURVES.items():
-                curve = readFsc(self._getMapPath(*folder, "fsc.star"), column)
-                curve.setObjLabel(f"{which}, {label}")
-                curves.append(curve)
+            for column, label in (CURVES | regions).items():
+                curves.append(readFsc(self._getMapPath(*folder, "fsc.star"), column, f"{which}, {label}"))
         return curves
 
     # ------------------------------------------------------------------ what goes to the engine
@@ -256,9 +258,14 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
     def _getMasks(self):
         """Return of each mask the VolumeMask, the path on the particles' grid, and what it is called."""
         masks = [(self.inputMask.get(), self._getExtraPath("mask.mrc"), "mask of the FSC")]
-        for number, pointer in enumerate(self.inputRegions, 1):
-            masks.append((pointer.get(), self._getExtraPath(f"region{number}.mrc"), f"mask of region {number}"))
+        for number, region in self._getRegions():
+            masks.append((region, self._getExtraPath(f"region{number}.mrc"), f"mask of region {number}"))
         return [mask for mask in masks if mask[0] is not None]
+
+    def _getRegions(self):
+        """Return number, from 1, and VolumeMask of the regions."""
+        found = [(number, pointer.get()) for number, pointer in enumerate(self.inputRegions, 1)]
+        return [(number, region) for number, region in found if region is not None]
 
     def _describeInputs(self):
         """Return what the inputs are, as a list that differs where another input is given."""
@@ -336,11 +343,11 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
             lines.append(f"Without deformation, by the same method and in the same mask: *{plain:.2f} Å*.")
             if plain <= found:
                 lines.append("The motion gains no resolution: outputRigid is as good.")
-        counted = readResolution(self._getMapPath("fsc.star"), "dynResolutionWithMotion")
-        if counted is not None:
-            lines.append(
-                f"With the motion counted that was not undone, which half-maps do not see: *{counted:.2f} Å*."
-            )
+        cautious = readResolution(self._getMapPath("fsc.star"), "dynResolutionAtLeast")
+        lines.append(
+            f"What one may rely on: *{cautious:.2f} Å*, with the motion counted that was not undone, which half-maps "
+            "do not see, and a standard error of the FSC taken off."
+        )
         if self.throughInverse:
             lines += self._describeInverse()
         return lines + self._warnUnsupported()
@@ -374,7 +381,7 @@ def readResolution(starFile, label="rlnFinalResolution"):
     return None if found is None else float(found)
 
 
-def readFsc(starFile, column):
+def readFsc(starFile, column, label):
     """Read a curve of the engine's fsc.star.
 
     Parameters
@@ -382,7 +389,9 @@ def readFsc(starFile, column):
     starFile
         path.
     column
-        label of the curve.
+        of the curve.
+    label
+        that the curve gets.
 
     Returns
     -------
@@ -392,7 +401,7 @@ def readFsc(starFile, column):
     table = Table(fileName=starFile, tableName="fsc")
     rows = [(float(row.rlnResolution), float(getattr(row, column))) for row in table]
     frequency, correlation = zip(*rows, strict=True)
-    curve = FSC(objLabel=CURVES[column])
+    curve = FSC(objLabel=label)
     # Shell 0 is the mean of the maps, of which no correlation is taken; FSC.setData wants lists.
     values = [1.0, *correlation[1:]]
     if min(values) >= THRESHOLD:

@@ -101,7 +101,7 @@ def test_reconstruct_writes_maps_on_the_grid_of_the_consensus_and_says_the_resol
     curves, general = blocks["fsc"], blocks["general"]
     assert {"rlnFourierShellCorrelationCorrected", "dynModelConsensus", "dynModelMap"} <= set(curves)
     assert (curves["dynResidualMotionCoherence"] <= 1 + 1e-6).all()
-    assert general["dynResolutionWithMotion"] >= general["rlnFinalResolution"] - 1e-6
+    assert general["dynResolutionAtLeast"] >= general["rlnFinalResolution"] - 1e-6
     assert Run.open(trained).config.stages["reconstruct"]["method_used"] == "wbp"
     code, text = dynamight("reconstruct", trained)
     assert code == 2

@@ -1,10 +1,11 @@
 """What motion that was not undone takes from the correlation of a map with the truth."""
 
+import pytest
 import torch
 
+from dynamight_core.imaging.correlation import fourier_shell_correlation, fsc_deviation
 from dynamight_core.imaging.projector import spread_bilinear
-from dynamight_core.reconstruction.fsc import fourier_shell_correlation
-from dynamight_core.reconstruction.residual import count_residual_motion, motion_coherence
+from dynamight_core.reconstruction.residual import cautious_fsc, count_residual_motion, motion_coherence
 
 BOX, PIXEL_SIZE = 32, 3.0
 
@@ -68,3 +69,31 @@ def test_counted_motion_lowers_the_correlation_with_the_truth_by_the_coherence()
     with_truth = (2 * fsc.clamp(min=0) / (1 + fsc.clamp(min=0))).sqrt()
     assert torch.allclose((2 * seen.clamp(min=0) / (1 + seen.clamp(min=0))).sqrt(), rho * with_truth, atol=1e-6)
     assert torch.equal(seen[4:], fsc[4:])
+
+
+def ball(box, radius, centre=0.0):
+    """Return a (box, box, box) soft ball."""
+    axis = (torch.arange(box) - box // 2).float()
+    distance = ((axis[:, None, None] - centre) ** 2 + axis[None, :, None] ** 2 + axis[None, None, :] ** 2).sqrt()
+    return torch.sigmoid((radius - distance) / 1.5)
+
+
+@pytest.mark.parametrize(("box", "radius", "draws"), [(32, 5.0, 150), (64, 9.0, 80), (80, 10.0, 40)])
+def test_the_deviation_of_an_fsc_in_a_mask_is_that_of_white_noise(box, radius, draws):
+    mask, generator = ball(box, radius, 2.0), torch.Generator().manual_seed(0)
+    pairs = (torch.randn(2, *mask.shape, generator=generator) for _ in range(draws))
+    drawn = torch.stack([fourier_shell_correlation(*pair, mask) for pair in pairs]).square().mean(0).sqrt()
+    ratio = (fsc_deviation(mask) / drawn)[4:]
+    assert abs(float(ratio.mean()) - 1) < 0.1
+    # Shells stray together, for the mask makes neighbours alike: by 1 / sqrt(2 draws) each.
+    assert ratio.min() > 1 - 4 / (2 * draws) ** 0.5
+    assert ratio.max() < 1 + 4 / (2 * draws) ** 0.5
+
+
+def test_a_cautious_fsc_takes_off_more_where_less_is_known():
+    fsc, large, small = torch.linspace(1, -0.1, 12), torch.full((12,), 0.02), torch.full((12,), 0.1)
+    rho = torch.linspace(1, 0.6, 12)
+    assert torch.equal(cautious_fsc(fsc, None, large)[:1], fsc[:1])
+    assert (cautious_fsc(fsc, None, large)[1:] < fsc[1:]).all()
+    assert (cautious_fsc(fsc, None, small)[1:] < cautious_fsc(fsc, None, large)[1:]).all()
+    assert (cautious_fsc(fsc, rho, large) <= cautious_fsc(fsc, None, large)).all()

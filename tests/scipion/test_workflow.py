@@ -195,7 +195,9 @@ def test_the_map_has_half_maps_sampling_fsc_and_mask(chain):
     assert (frequency[0], correlation[0]) == (0.0, 1.0)
     assert frequency[-1] == pytest.approx(1 / (2 * PIXEL))
     assert float(reconstruction.outputFSC.calculateResolution()) > 2 * PIXEL - 0.1
-    assert len(reconstruction.outputFSCs) == 8
+    labels = {curve.getObjLabel() for curve in reconstruction.outputFSCs}
+    assert len(labels) == 10
+    assert {"motion corrected, at least", "without deformation, at least"} <= labels
     assert reconstruction.outputRigid.hasHalfMaps()
     assert "Resolution with motion corrected" in reconstruction.summary()[0]
     assert not Path(model.getRunPath("reconstruction")).exists(), "the model's own run is left as it was"
@@ -211,6 +213,9 @@ def test_masks_are_handed_on_and_an_inverse_field_is_an_option_whose_error_is_to
     workflow.launch(inverse)
     assert inverse.isFinished(), workflow.log(inverse)
     assert "In region1: " in workflow.log(inverse)
+    # The region is the mask itself, and so is its curve.
+    curves = {curve.getObjLabel(): [list(axis) for axis in curve.getData()] for curve in inverse.outputFSCs}
+    assert curves["motion corrected, in region 1"] == curves["motion corrected, corrected for the mask"]
     given, used = (protocol.outputMask.getFileName() for protocol in (chain["reconstruction"], inverse))
     np.testing.assert_array_equal(mrcfile.read(used), mrcfile.read(given))
     assert [f"Inverse field of half {half}" in "\n".join(inverse.summary()) for half in (1, 2)] == [True, True]
