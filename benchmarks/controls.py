@@ -5,19 +5,22 @@
     python benchmarks/controls.py rest --snr 8 2 0.5 --seeds 0 1 2 3
     python benchmarks/controls.py borrowed --snr 8 2 0.5 --seeds 0 1 2 3
     python benchmarks/controls.py permuted --snr 8 2 0.5 --seeds 0 1 2 3
+    python benchmarks/controls.py free --snr 0.15 --seeds 0 1
     python benchmarks/controls.py wrong --seeds 0 1 2
 
 `good`: the runs of benchmarks/reconstruction.py. `small`: hinges of 600 particles of 32 pixels of 6 A, at several
 signal-to-noise ratios. `rest`: runs on the same molecules at rest. `borrowed`: the decoders of `small` on these images,
 latents inferred anew: deformations that are sound in themselves, for a motion that is not there. `permuted`: the runs
 of `small` with latents permuted among the particles of a half. The last two are judged without shrinking, since support
-by held-out images leaves little of such motions. `wrong`: the control wrong-model on the antibody's runs of
+by held-out images leaves little of such motions. `free`: hinges as those of `good`,
+trained without regularisation. `wrong`: the control wrong-model on the antibody's runs of
 benchmarks/prior.py with the right atomic model; the part that is replaced is the one that the control finds, or, with
 --given, that of the benchmark by the Fc.
 
 Data sets and runs are kept in the temporary folder and used again. Prints a line for each control, and for each kind
 how often it said that motion improves the map (or, of noise, that a map appears; of a wrong model, that the map is
-drawn to it or follows it), with the 95 % interval of that share. Beside the share of the model that noise particles
+drawn to it or follows it), with the 95 % interval of that share; and for a wrong model, how much of it is found in the
+map of the right one. Beside the share of the model that noise particles
 give stands, for `good` runs, what is true of it: the density of the moving domain (regression on the true map) in maps
 of the noise of the run's own particles, their images less what is known to be in them.
 """
@@ -37,13 +40,16 @@ from scipy.stats import binomtest
 
 from dynamight_core.analysis.controls.maps import ControlImages, HalfDeformations, maps_of, reconstruct
 from dynamight_core.analysis.controls.noise import share_of_model
+from dynamight_core.analysis.controls.result import controls_folder
 from dynamight_core.analysis.controls.stage import control_run
+from dynamight_core.analysis.controls.wrong_model import densities, moving_domain, shares_of_wrong
 from dynamight_core.analysis.results import Run, summarise
 from dynamight_core.config import InputOptions, TrainOptions
 from dynamight_core.imaging.fourier import fourier_to_image
 from dynamight_core.options import ControlOptions, SimulateOptions
 from dynamight_core.particles.preprocess import Preprocessing, prepare_images
 from dynamight_core.simulate.dataset import simulate
+from dynamight_core.simulate.truth import load_truth
 from dynamight_core.training.inference import infer_latents
 from dynamight_core.training.run import train
 
@@ -76,6 +82,19 @@ def small_run(snr, seed, motion_range=20.0):
         trained = train(inputs, TrainOptions(seed=seed, **TRAINING), folder / "keep", overwrite=True, say=quiet)
         summarise(trained, say=quiet)
     return Run(folder / "keep")
+
+
+def free_run(snr, seed):
+    """Return truth and run of a hinge trained without regularisation, made if they are not there."""
+    folder = FOLDER / f"free-{snr:g}-{seed}"
+    if not (folder / "truth.npz").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        simulate(SimulateOptions(snr=snr, seed=seed), folder)
+    if not (folder / "keep" / "analysis" / "summary.json").exists():
+        inputs = InputOptions(star=str(folder / "particles.star"), map=str(folder / "consensus.mrc"))
+        options = TrainOptions(seed=seed, n_gaussians=2000, stiffness=0.0, rigidity=0.0)
+        summarise(train(inputs, options, folder / "keep", overwrite=True, say=quiet), say=quiet)
+    return load_truth(folder / "truth.npz"), Run(folder / "keep")
 
 
 def changed(run, name, tensors):
@@ -139,6 +158,20 @@ def true_share(run, truth, seed):
     return share_of_model(pair, [truth.true_map()] * 2, truth.domain_mask(1), seed)
 
 
+@torch.no_grad()
+def share_without(run, selection, seed):
+    """Return the share of the control's wrong structure in the map of a run that never saw it."""
+    images = ControlImages(run, torch.arange(len(run.halves)), torch.device("cpu"))
+    pair = []
+    for half in (1, 2):
+        deformations = HalfDeformations.of(images, half, ControlOptions("wrong-model", seed=seed))
+        places = images.chosen(half, len(images), seed)
+        pair.append(maps_of(reconstruct(images.data(half), places, deformations.modes, deformations.region))[0])
+    right, wrong = (controls_folder(run) / "wrong-model" / f"{name}.cif" for name in ("right", "wrong"))
+    found = densities(right, wrong, selection or moving_domain(run, right), images)
+    return float(shares_of_wrong([(pair[0] + pair[1]) / 2], found)[0][0])
+
+
 def wrong_controls(seeds, given, counted):
     """Make the control wrong-model on runs of benchmarks/prior.py with the right atomic model."""
     for seed in seeds:
@@ -151,11 +184,12 @@ def wrong_controls(seeds, given, counted):
         control = control_run(run, options, print)
         counted["igg", "wrong-model"].append(control.verdict in POSITIVE)
         print(f"wrong igg {seed}: {control.verdict}; {time.process_time() - started:.0f} s", flush=True)
+        print(f"    in the map with the right model: {share_without(run, selection, seed):.3f}", flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("good", "small", "rest", "borrowed", "permuted", "wrong"))
+    parser.add_argument("what", choices=("good", "small", "rest", "borrowed", "permuted", "free", "wrong"))
     parser.add_argument("--cases", nargs="+", default=["hinge", "rigid"], help="of benchmarks/reconstruction.py")
     parser.add_argument("--snr", type=float, nargs="+", default=[8.0, 2.0, 0.5])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -166,15 +200,16 @@ def main():
         "small": small_run, "rest": functools.partial(small_run, motion_range=0.0), "borrowed": borrowed_run,
         "permuted": permuted_run,
     }.get(arguments.what)  # fmt: skip
+    trained = {"good": trained_run, "free": free_run}.get(arguments.what)
     counted = defaultdict(list)
     if arguments.what == "wrong":
         wrong_controls(arguments.seeds, arguments.given, counted)
     for case in {"good": arguments.cases, "wrong": []}.get(arguments.what, arguments.snr):
         for seed in arguments.seeds:
             # A copy: others may be reading the run.
-            truth, run = trained_run(case, seed) if make is None else (None, make(case, seed))
-            run = changed(run, "controls", {}) if make is None else run
-            shrink = arguments.what in ("good", "small", "rest")
+            truth, run = trained(case, seed) if trained else (None, make(case, seed))
+            run = changed(run, "controls", {}) if trained else run
+            shrink = arguments.what not in ("borrowed", "permuted")
             for kind in arguments.kinds:
                 started = time.process_time()
                 control = control_run(run, ControlOptions(kind, shrink=shrink, seed=seed), quiet)

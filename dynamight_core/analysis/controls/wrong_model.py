@@ -133,7 +133,7 @@ def wrong_model_control(
         for name, volume in zip(volumes, maps_of(summed), strict=True):
             volumes[name].append(volume)
     means = {name: (pair[0] + pair[1]) / 2 for name, pair in volumes.items()}
-    structures = _structures(right, wrong, selection, images)
+    structures = densities(right, wrong, selection, images)
     return _judged(means, structures, selection, images), means
 
 
@@ -224,7 +224,7 @@ def _project(run: Run) -> str | None:
     return inputs.project or str(Path(inputs.star).parent)
 
 
-def _structures(right: Path, wrong: Path, selection: str, images: ControlImages) -> Structures:
+def densities(right: Path, wrong: Path, selection: str, images: ControlImages) -> Structures:
     """Return the densities of the domain, of what replaced it and of the rest, as the Gaussians' width shows them."""
     chosen = selected_atoms(read_structure(right), selection, right)
     models = [_atoms(path) for path in (right, wrong)]
