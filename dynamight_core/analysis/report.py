@@ -1142,8 +1142,8 @@ def _round_length(length: float) -> float:
 _FSC_NAMES = {
     "rlnFourierShellCorrelationCorrected": "half-maps, corrected",
     "rlnFourierShellCorrelationUnmaskedMaps": "half-maps, unmasked",
-    "dynFourierShellCorrelationWithMotion": "half-maps, residual motion counted",
-    "dynFourierShellCorrelationAtLeast": "the same, less a standard error",
+    "dynFourierShellCorrelationWithMotion": "residual motion counted",
+    "dynFourierShellCorrelationAtLeast": "at least: less an error",
     "rlnFourierShellCorrelationMaskedMaps": "half-maps, in the mask",
     "rlnCorrectedFourierShellCorrelationPhaseRandomizedMaskedMaps": "random phases, in the mask",
     "dynModelConsensus": "Gaussian model and consensus",
@@ -1285,7 +1285,8 @@ def _control_section(page: _Page, control: dict) -> str:
     figure = make_subplots(1, 2 if gains else 1, column_widths=[0.62, 0.38] if gains else [1.0])
     frequency, colours = np.array(figures["resolution"]), ["#1f6f8b", "#c8643c", "#6a8f3f", "#b08d2f"]
     if "three_deviations" in figures:
-        band = np.array(figures["three_deviations"])[1:]
+        # A correlation cannot stray farther than this.
+        band = np.array(figures["three_deviations"])[1:].clip(max=1)
         for values, name in ((band, "three deviations"), (-band, None)):
             figure.add_scatter(
                 x=frequency[1:], y=values, mode="lines", line={"color": "#9aa5ad", "dash": "dot"}, name=name or "",

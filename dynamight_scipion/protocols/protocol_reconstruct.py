@@ -32,6 +32,7 @@ CURVES = {
     "rlnCorrectedFourierShellCorrelationPhaseRandomizedMaskedMaps": "phases randomised",
     "dynFourierShellCorrelationAtLeast": "at least",
 }
+REGION = "in region "
 
 
 class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
@@ -234,7 +235,7 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
         """Return all FSC curves, with and without deformation, those of the regions among them."""
         curves = SetOfFSCs.create(self._getPath())
         # The engine calls a region by its file.
-        regions = {f"dynRegion_region{number}": f"in region {number}" for number, _ in self._getRegions()}
+        regions = {f"dynRegion_region{number}": f"{REGION}{number}" for number, _ in self._getRegions()}
         for folder, which in ((), "motion corrected"), ((RIGID,), "without deformation"):
             if folder and not self._hasRigid():
                 continue

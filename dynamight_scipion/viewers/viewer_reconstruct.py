@@ -6,7 +6,7 @@ from pwem.viewers import EmProtocolViewer
 from pyworkflow.viewer import DESKTOP_TKINTER
 
 from dynamight_scipion.protocols import DynamightProtReconstruct
-from dynamight_scipion.protocols.protocol_reconstruct import RIGID, readResolution
+from dynamight_scipion.protocols.protocol_reconstruct import REGION, RIGID, readResolution
 
 from .chimera import beforeAndAfter, chimeraView
 from .figures import HALF_COLOURS, Layer, drawFsc, greyLayers
@@ -20,6 +20,7 @@ _STYLES = {
     "in the mask": {"linewidth": 1.0, "linestyle": "--"},
     "unmasked": {"linewidth": 1.0, "linestyle": ":"},
     "phases randomised": {"linewidth": 1.0, "linestyle": "-.", "alpha": 0.6},
+    "at least": {"linewidth": 1.4, "alpha": 0.5},
 }
 CORRECTED = "corrected for the mask"
 
@@ -49,8 +50,8 @@ class DynamightReconstructViewer(EmProtocolViewer):
         group = form.addGroup("Fourier shell correlation")
         group.addParam(
             "allCurves", params.BooleanParam, default=False, label="All curves?",
-            help="No: only those corrected for the mask by random phases, which the resolution is read from. Yes: also "
-            "in the mask, unmasked, and with random phases.",
+            help="No: only those corrected for the mask by random phases, which the resolution is read from, of the "
+            "molecule and of regions. Yes: also in the mask, unmasked, with random phases, and what one may rely on.",
         )
         group.addParam(
             "fsc", params.LabelParam, label="FSC of the half-maps",
@@ -105,9 +106,15 @@ class DynamightReconstructViewer(EmProtocolViewer):
             # Items of a set are one object, filled again and again.
             curve = item.clone()
             which, kind = curve.getObjLabel().split(", ", 1)
-            if kind == CORRECTED or self.allCurves:
-                colour = AFTER if which == "motion corrected" else BEFORE
-                curves.append((curve.getObjLabel(), *curve.getData(), {"color": colour, **_STYLES[kind]}))
+            isRegion = kind.startswith(REGION)
+            if kind == CORRECTED or isRegion or self.allCurves:
+                style = {"color": AFTER if which == "motion corrected" else BEFORE}
+                if isRegion:
+                    # The dashes of a region are as long as its number.
+                    style |= {"linewidth": 1.4, "linestyle": (0, (1 + 3 * int(kind.removeprefix(REGION)), 2))}
+                else:
+                    style |= _STYLES[kind]
+                curves.append((curve.getObjLabel(), *curve.getData(), style))
         return [figureView("Fourier shell correlation", (7.5, 5), drawFsc, curves)]
 
     def _showSlices(self, _):

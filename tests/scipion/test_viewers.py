@@ -261,7 +261,7 @@ def test_one_latent_dimension_is_drawn_on_a_line():
 def test_fsc_curves_are_those_of_the_protocol(opened, chain):
     viewer = opened(chain["reconstruction"])
     curves = {item.getObjLabel(): item.clone().getData() for item in chain["reconstruction"].outputFSCs}
-    for everything, count in ((False, 2), (True, 8)):
+    for everything, count in ((False, 2), (True, 10)):
         (plot,) = eye(viewer, "fsc", allCurves=everything)
         drawn = {line.get_label(): line for line in plot.getFigure().axes[0].lines if "," in line.get_label()}
         assert len(drawn) == count

@@ -40,6 +40,7 @@ from dynamight_scipion.objects import DynamightModel
 from dynamight_scipion.protocols import DynamightProtDeformations, DynamightProtReconstruct
 from dynamight_scipion.protocols.protocol_deformations import CHOICES, FLAGS, SWITCHES, VALUES, describeShares
 from dynamight_scipion.protocols.protocol_reconstruct import METHODS
+from dynamight_scipion.viewers import DynamightReconstructViewer
 
 BOX, PIXEL, PARTICLES = 32, 6.0, 300
 
@@ -216,6 +217,11 @@ def test_masks_are_handed_on_and_an_inverse_field_is_an_option_whose_error_is_to
     # The region is the mask itself, and so is its curve.
     curves = {curve.getObjLabel(): [list(axis) for axis in curve.getData()] for curve in inverse.outputFSCs}
     assert curves["motion corrected, in region 1"] == curves["motion corrected, corrected for the mask"]
+    viewer = DynamightReconstructViewer(project=workflow.project)
+    viewer.setProtocol(inverse)
+    (view,) = viewer._showFsc(None)
+    drawn = [line.get_label() for line in view.getFigure().axes[0].lines]
+    assert {"motion corrected, corrected for the mask", "motion corrected, in region 1"} <= set(drawn)
     given, used = (protocol.outputMask.getFileName() for protocol in (chain["reconstruction"], inverse))
     np.testing.assert_array_equal(mrcfile.read(used), mrcfile.read(given))
     assert [f"Inverse field of half {half}" in "\n".join(inverse.summary()) for half in (1, 2)] == [True, True]

@@ -225,8 +225,8 @@ def _judged(curves, scatters, shares, invented, real, images) -> Control:
     elif share < _TRACE:
         verdict = "a trace appears from noise"
         text = (
-            f"The model makes a trace of itself of noise: {numbers}. So much of the moving part's density is not what "
-            "the images show: details as weak as that are not to be trusted."
+            f"The model makes a trace of itself of noise: {numbers}. So much of what the moving part shows is noise "
+            "that latents lined up with the model: details as weak as that are not to be trusted."
         )
     else:
         verdict = "a map appears from noise"
