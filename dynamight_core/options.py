@@ -135,7 +135,7 @@ class ReconstructOptions:
         Weight particles by the error of their deformation (dynMotionError).
     conformation
         Frame of the map: reference (the consensus), particle:ROW (of particles.star, from 1), or latent:NUMBERS of
-        half 1's decoder, separated by commas.
+        half 1's decoder, separated by commas. The reference alone where no motion is used, see shrink.
     mask
         Mask of the FSC (.mrc, 0 to 1, soft edge). Made from the map if left out.
     regions

@@ -1274,6 +1274,9 @@ def _controls_section(page: _Page) -> str:
 
 def _control_section(page: _Page, control: dict) -> str:
     title, good, quantity, names, gains, unit = _CONTROLS[control["kind"]]
+    # Controls of other versions may lack some.
+    names = {name: label for name, label in names.items() if name in control["figures"].get("curves", ())}
+    gains = [(label, name) for label, name in gains if f"{name}_error" in control["figures"]]
     figures, colour = control["figures"], "supported" if control["verdict"] in good else "not-supported"
     if control["verdict"] in ("undecided", "no motion", "partly from the motion"):
         colour = "undecided"

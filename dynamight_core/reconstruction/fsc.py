@@ -12,7 +12,7 @@ import torch
 
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
-from dynamight_core.imaging.correlation import fourier_shell_correlation, resolution_at
+from dynamight_core.imaging.correlation import fourier_shell_correlation, fsc_deviation, resolution_at
 from dynamight_core.imaging.fourier import (
     fourier_to_volume,
     frequencies_3d,
@@ -42,12 +42,31 @@ class HalfMapFsc:
         what the mask alone correlates. The mean over several draws in a small box.
     corrected
         the masked curve without that part.
+    draws
+        of random phases.
+    first_corrected
+        the first shell of which anything was taken off.
     """
 
     unmasked: torch.Tensor
     masked: torch.Tensor
     randomised: torch.Tensor
     corrected: torch.Tensor
+    draws: int = 1
+    first_corrected: int = 0
+
+    def standard_error(self, mask: torch.Tensor) -> torch.Tensor:
+        """Return the (box//2+1,) standard error of the corrected curve in the (box, box, box) mask of the curves.
+
+        An FSC of m strays by (1 - m^2) d, d being the deviation of that of noise in the mask, and the mean r of n
+        draws of random phases by (1 - r^2) d / sqrt(n). Both go into the corrected curve c = (m - r) / (1 - r), of
+        which 1 - c = (1 - m) / (1 - r): its error is d (1 - c) sqrt((1 + m)^2 + (1 + r)^2 / n).
+        """
+        deviation = fsc_deviation(mask).to(self.masked)
+        masked, randomised = self.masked.clamp(-1, 1), self.randomised.clamp(-1, 1)
+        both = ((1 + masked).square() + (1 + randomised).square() / self.draws).sqrt()
+        beyond = torch.arange(len(masked), device=masked.device) >= self.first_corrected
+        return deviation * torch.where(beyond, (1 - self.corrected).clamp(min=0) * both, 1 - masked.square())
 
 
 def half_map_fsc(half1: torch.Tensor, half2: torch.Tensor, mask: torch.Tensor, seed: int = 0) -> HalfMapFsc:
@@ -77,7 +96,7 @@ def half_map_fsc(half1: torch.Tensor, half2: torch.Tensor, mask: torch.Tensor, s
     beyond = torch.arange(len(masked), device=masked.device) >= first + 2
     # Below zero as often as above it where there is nothing but noise.
     corrected = torch.where(beyond, (masked - randomised) / (1 - randomised).clamp(min=1e-6), masked)
-    return HalfMapFsc(unmasked, masked, randomised, corrected)
+    return HalfMapFsc(unmasked, masked, randomised, corrected, draws, first + 2)
 
 
 def _random_from(unmasked: torch.Tensor) -> int:

@@ -129,8 +129,8 @@ def count_residual_motion(fsc: torch.Tensor, coherence: torch.Tensor) -> torch.T
     return torch.where(fsc > 0, squared / (2 - squared), fsc)
 
 
-def cautious_fsc(fsc: torch.Tensor, coherence: torch.Tensor | None, deviation: torch.Tensor) -> torch.Tensor:
-    """Return the (box//2+1,) FSC that half-maps have at least: residual motion counted, less one standard error.
+def cautious_fsc(fsc: torch.Tensor, error: torch.Tensor, coherence: torch.Tensor | None) -> torch.Tensor:
+    """Return the (box//2+1,) FSC that half-maps have at least: less one standard error, residual motion counted.
 
     A small mask holds few independent Fourier voxels, and what the FSC strays by chance may pass for shells of
     resolution.
@@ -139,13 +139,13 @@ def cautious_fsc(fsc: torch.Tensor, coherence: torch.Tensor | None, deviation: t
     ----------
     fsc
         of the half-maps.
+    error
+        its standard error (`HalfMapFsc.standard_error`).
     coherence
         rho, from `motion_coherence`; None if the residual motion is not known.
-    deviation
-        of the FSC of noise in the mask (`fsc_deviation`); that of an FSC of c is 1 - c^2 of it.
     """
-    seen = fsc.cpu() if coherence is None else count_residual_motion(fsc, coherence)
-    return seen - (1 - seen.clamp(0, 1).square()) * deviation.cpu()
+    less = (fsc - error).cpu()
+    return less if coherence is None else count_residual_motion(less, coherence)
 
 
 def points_in_mask(

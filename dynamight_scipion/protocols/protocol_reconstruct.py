@@ -312,6 +312,12 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
 
     def _validateConformation(self):
         model = self.inputModel.get()
+        if self.conformation.get() != CONSENSUS and self.shrink and model.getVerdict() == "not supported":
+            return [
+                "The images do not support the motions of this model, and the map is made without them: there is no "
+                "other *conformation* than that of the consensus. With *Shrink unsupported motion?* at No, motions are "
+                "used as they were learned."
+            ]
         if self.conformation.get() == OF_PARTICLE:
             try:
                 self._findRow()
@@ -345,10 +351,12 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
             if plain <= found:
                 lines.append("The motion gains no resolution: outputRigid is as good.")
         cautious = readResolution(self._getMapPath("fsc.star"), "dynResolutionAtLeast")
-        lines.append(
-            f"What one may rely on: *{cautious:.2f} Å*, with the motion counted that was not undone, which half-maps "
-            "do not see, and a standard error of the FSC taken off."
-        )
+        if cautious is not None:
+            blur = "with the motion counted that was not undone, which half-maps do not see, and "
+            lines.append(
+                f"What one may rely on: *{cautious:.2f} Å*, {blur if self.conformation.get() == CONSENSUS else ''}"
+                "with a standard error of the FSC taken off."
+            )
         if self.throughInverse:
             lines += self._describeInverse()
         return lines + self._warnUnsupported()

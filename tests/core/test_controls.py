@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import gemmi
 import numpy as np
@@ -14,13 +15,14 @@ from typer.testing import CliRunner
 from dynamight_core import cli
 from dynamight_core.analysis.controls.maps import ControlImages
 from dynamight_core.analysis.controls.noise import NoiseImages, SignalBesideNoise
-from dynamight_core.analysis.controls.shuffled import mean_over_draws
+from dynamight_core.analysis.controls.shuffled import judge_shuffled, mean_over_draws
 from dynamight_core.analysis.controls.wrong_model import Structures, moving_domain, shares_of_wrong
 from dynamight_core.analysis.results import Run, summarise
 from dynamight_core.config import InputOptions, TrainOptions
 from dynamight_core.files import read_map
 from dynamight_core.imaging.fourier import image_to_fourier, shell_means
 from dynamight_core.model.gaussians import GaussianModel
+from dynamight_core.options import ControlOptions
 from dynamight_core.reconstruction.fsc import soft_mask
 from dynamight_core.simulate.molecules import hinge_molecule
 from dynamight_core.structures import selected_atoms
@@ -155,7 +157,7 @@ def test_motions_that_images_do_not_support_move_nothing_in_a_reconstruction_unl
     assert "--no-shrink" in text
     found, text = control(copied, "noise-particles")
     assert found["verdict"] == "no motion", "what nothing moves makes no map of noise, and proves nothing"
-    assert "The verdict on this run" in text
+    assert "The verdict on the run" in text
 
 
 def test_noise_has_the_spectrum_of_the_model_and_no_two_images_are_alike():
@@ -259,3 +261,38 @@ def test_draws_of_both_halves_are_pooled_and_few_of_them_are_widened():
             beyond[draws] += abs(mean) > 3 * error
     # Two sides of three standard deviations: 0.27 %.
     assert all(1 <= n <= 16 for n in beyond.values()), beyond
+
+
+@pytest.mark.parametrize(
+    ("own", "of_map", "of_all", "scatter", "verdict"),
+    [
+        (1.0, 0.4, -0.4, 0.02, "from the motion"),
+        (1.0, 0.4, 0.3, 0.02, "partly from the motion"),
+        (1.0, 0.98, -0.4, 0.02, "not from the motion"),
+        # Draws that differ so much could hide a gain from motion.
+        (1.0, 0.98, -0.4, 0.3, "undecided"),
+        (1.0, 0.8, -0.4, 0.2, "undecided"),
+        (-0.2, -0.2, -0.4, 0.02, "no improvement"),
+        (0.03, 0.0, -0.4, 0.02, "undecided"),
+    ],
+)
+def test_what_permuting_takes_decides_what_a_gain_comes_from(own, of_map, of_all, scatter, verdict):
+    def centred(values):
+        return values - values.mean()
+
+    # 400 particles, whose mean has an error of 0.015, and six draws.
+    generator = np.random.default_rng(1)
+    halves = torch.tensor([1, 2]).repeat(200)
+    images = SimpleNamespace(
+        rows=torch.arange(400), halves=halves, box=16, pixel_size=6.0,
+        particles=SimpleNamespace(image_groups=torch.arange(400)),
+    )  # fmt: skip
+    gains = {"own": own + 0.3 * centred(generator.normal(size=400))}
+    for kind, mean in (("map", of_map), ("all", of_all)):
+        draws = scatter * np.apply_along_axis(centred, 0, generator.normal(size=(6, 2)))
+        for turn in range(6):
+            noise = 0.3 * centred(generator.normal(size=400))
+            gains[f"{kind} permuted {turn + 1}"] = mean + draws[turn][halves.numpy() - 1] + noise
+    curves = {name: torch.linspace(1, 0, 9) for name in ("own", "rigid", "permuted 1")}
+    found = judge_shuffled(gains, curves, torch.arange(400), images, ControlOptions("shuffled-latents"))
+    assert found.verdict == verdict, found.sentence

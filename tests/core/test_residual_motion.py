@@ -3,8 +3,11 @@
 import pytest
 import torch
 
+import dynamight_core.reconstruction.fsc as fsc_module
 from dynamight_core.imaging.correlation import fourier_shell_correlation, fsc_deviation
+from dynamight_core.imaging.fourier import fourier_to_volume, frequencies_3d, volume_to_fourier
 from dynamight_core.imaging.projector import spread_bilinear
+from dynamight_core.reconstruction.fsc import half_map_fsc
 from dynamight_core.reconstruction.residual import cautious_fsc, count_residual_motion, motion_coherence
 
 BOX, PIXEL_SIZE = 32, 3.0
@@ -90,10 +93,29 @@ def test_the_deviation_of_an_fsc_in_a_mask_is_that_of_white_noise(box, radius, d
     assert ratio.max() < 1 + 4 / (2 * draws) ** 0.5
 
 
+@pytest.mark.parametrize("draws", [1, 10])
+def test_the_error_of_a_corrected_fsc_is_what_it_strays_by(draws, monkeypatch):
+    # Half-maps of a structure that fades into noise; with one draw of random phases, as in large boxes, or ten.
+    monkeypatch.setattr(fsc_module, "_MOST_DRAWS", draws)
+    box, generator = 48, torch.Generator().manual_seed(0)
+    mask = ball(box, 6.0)
+    falling = torch.exp(-((frequencies_3d(box).norm(dim=-1) * box / 7) ** 2))
+    signal = 60 * fourier_to_volume(volume_to_fourier(torch.randn((box,) * 3, generator=generator)) * falling, box)
+    curves, errors = [], []
+    for seed in range(40):
+        halves = signal * mask + torch.randn(2, box, box, box, generator=generator)
+        found = half_map_fsc(*halves, mask, seed)
+        assert found.draws == draws
+        curves.append(found.corrected)
+        errors.append(found.standard_error(mask))
+    spread, error = torch.stack(curves).std(0), torch.stack(errors).square().mean(0).sqrt()
+    ratio = (error / spread)[found.first_corrected + 2 :]
+    assert 0.85 < float(ratio.mean()) < 1.25
+
+
 def test_a_cautious_fsc_takes_off_more_where_less_is_known():
     fsc, large, small = torch.linspace(1, -0.1, 12), torch.full((12,), 0.02), torch.full((12,), 0.1)
     rho = torch.linspace(1, 0.6, 12)
-    assert torch.equal(cautious_fsc(fsc, None, large)[:1], fsc[:1])
-    assert (cautious_fsc(fsc, None, large)[1:] < fsc[1:]).all()
-    assert (cautious_fsc(fsc, None, small)[1:] < cautious_fsc(fsc, None, large)[1:]).all()
-    assert (cautious_fsc(fsc, rho, large) <= cautious_fsc(fsc, None, large)).all()
+    assert torch.equal(cautious_fsc(fsc, large, None), fsc - large)
+    assert (cautious_fsc(fsc, small, rho) < cautious_fsc(fsc, large, rho)).all()
+    assert (cautious_fsc(fsc, large, rho) <= cautious_fsc(fsc, large, None)).all()

@@ -18,7 +18,7 @@ from dynamight_core.options import ControlOptions, ReconstructOptions
 from dynamight_core.particles.cache import ImageCache
 from dynamight_core.particles.images import ImageReader
 from dynamight_core.particles.preprocess import Preprocessing
-from dynamight_core.reconstruction.deformation import deforming_region, half_modes
+from dynamight_core.reconstruction.deformation import deforming_region, half_modes, supported
 from dynamight_core.reconstruction.half_map import LEAST_SHARE, HalfReconstruction
 from dynamight_core.reconstruction.images import FullImages
 from dynamight_core.reconstruction.least_squares import DeformedProjection
@@ -100,6 +100,15 @@ class ControlImages:
         places = torch.where(mine)[0]
         generator = torch.Generator().manual_seed(seed)
         return places[torch.randperm(len(places), generator=generator)[:most]].sort().values
+
+
+def why_nothing_moves(run: "Run", options: ControlOptions) -> str:
+    """Return in words why a run without modes of motion has none."""
+    if not options.shrink:
+        return "The run has learned no motion"
+    if not supported(run):
+        return "The verdict on the run is that the images do not support its motions"
+    return "Held-out images support none of the motion"
 
 
 @dataclass

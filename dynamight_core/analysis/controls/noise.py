@@ -156,7 +156,7 @@ def noise_particles(images: ControlImages, options: ControlOptions, tell) -> Con
     moving = moving_mask(run, box, images.pixel_size).to(mask)
     curves = {name: fourier_shell_correlation(*pair, mask).cpu() for name, pair in pairs.items()}
     scatters = {name: _scatter_of_nothing(pair, mask, options.seed) for name, pair in pairs.items()}
-    shares = {name: share_of_model(pair, shown, moving, options.seed) for name, pair in pairs.items()}
+    shares = {name: share_of_model(pairs[name], shown, moving, options.seed) for name in ("beside", "alone")}
     return _judged(curves, scatters, shares, invented, real, images)
 
 
@@ -220,7 +220,7 @@ def _judged(curves, scatters, shares, invented, real, images) -> Control:
         f"that hold {100 * share:.1f} +- {100 * error:.1f} % of the moving part's density, and half-maps whose FSC in "
         f"the molecule is beyond three standard deviations of none in {outside['beside']} of {n_shells} shells"
     )
-    if outside["beside"] <= _ALLOWED and share < _SIGMAS * error:
+    if outside["beside"] <= _ALLOWED and abs(share) < _SIGMAS * error:
         verdict, text = "nothing appears from noise", f"The model makes no map of noise: {numbers}."
     elif share < _TRACE:
         verdict = "a trace appears from noise"

@@ -100,10 +100,23 @@ def shuffled_latents(images: ControlImages, options: ControlOptions, tell) -> Co
     gains = {name: torch.cat(parts).double().numpy() for name, parts in gains.items()}
     region = moving_mask(images.run, images.box, images.pixel_size)
     curves = {name: fourier_shell_correlation(*pair, region.to(pair[0])) for name, pair in volumes.items()}
-    return _judged(gains, curves, torch.cat(judged), images, options)
+    return judge_shuffled(gains, curves, torch.cat(judged), images, options)
 
 
-def _judged(gains, curves, judged, images, options) -> Control:
+def judge_shuffled(gains: dict, curves: dict, judged: torch.Tensor, images: ControlImages, options) -> Control:
+    """Return the verdict on the gains over the rigid map, nats an image, of (n,) judging particles.
+
+    Parameters
+    ----------
+    gains
+        (n,) each: "own", and for every draw "map ...", the map alone permuted, and "all ...", judges as well.
+    curves
+        FSC of the half-maps in the moving part, by map.
+    judged
+        (n,) which of the images' particles.
+    images, options
+        of the control.
+    """
     own, of_map, of_all = (
         per_image(np.stack([v for name, v in gains.items() if name.startswith(kind)]), images, judged)
         for kind in ("own", "map", "all")

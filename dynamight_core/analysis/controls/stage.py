@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 
 from dynamight_core.analysis.controls.held_out import held_out
-from dynamight_core.analysis.controls.maps import ControlImages
+from dynamight_core.analysis.controls.maps import ControlImages, why_nothing_moves
 from dynamight_core.analysis.controls.noise import noise_particles
 from dynamight_core.analysis.controls.result import Control, controls_folder, write_control
 from dynamight_core.analysis.controls.shuffled import shuffled_latents
@@ -18,7 +18,6 @@ from dynamight_core.imaging.fourier import resample_volume
 from dynamight_core.options import CONTROLS, ControlOptions
 from dynamight_core.reconstruction.bias import record_model_bias
 from dynamight_core.reconstruction.checks import check_run
-from dynamight_core.reconstruction.deformation import supported
 from dynamight_core.reconstruction.stage import record_stage
 from dynamight_core.training.devices import choose_device
 
@@ -113,13 +112,10 @@ def _rows(run: "Run", options: ControlOptions) -> torch.Tensor:
 
 
 def _nothing_moves(run: "Run", options: ControlOptions) -> Control:
-    why = "Held-out images support none of the motion" if supported(run) else (
-        "The verdict on this run is that the images do not support its motions"
-    )  # fmt: skip
-    text = (
-        f"{why}, and the map is the rigid one: there is no improvement to explain, and nothing that could line up "
-        "noise. --no-shrink judges the motion as it was learned."
-    )
+    why = why_nothing_moves(run, options)
+    text = f"{why}, and the map is the rigid one: there is no improvement to explain, and nothing that lines up noise."
+    if options.shrink:
+        text += " --no-shrink judges the motion as it was learned."
     return Control(options.kind, "no motion", text, {}, pd.DataFrame())
 
 

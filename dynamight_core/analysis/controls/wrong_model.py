@@ -24,6 +24,7 @@ from dynamight_core.analysis.controls.maps import (
     maps_of,
     plain,
     reconstruct,
+    why_nothing_moves,
 )
 from dynamight_core.analysis.controls.result import Control, controls_folder
 from dynamight_core.analysis.domains import find_domains, masks
@@ -120,9 +121,10 @@ def wrong_model_control(
     volumes = {"deformed": [], "rigid": []}
     halves = [HalfDeformations.of(images, half, options) for half in (1, 2)]
     if not any(len(deformations.modes) for deformations in halves):
+        why = why_nothing_moves(other, options)
         text = (
-            f"With another structure in the place of {selection}, held-out images support no motion, and the map is "
-            "the rigid one, which no model touched. What the model does to it where there is motion stays open."
+            f"Trained with another structure in the place of {selection}: {why}, and the map is the "
+            "rigid one, which no model touched. What the model does to it where there is motion stays open."
         )
         return Control("wrong-model", "no motion", text, {}, pd.DataFrame()), {}
     for half, deformations in enumerate(halves, 1):
