@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from reconstruction import CASES, half_maps, modes_of, quiet, trained_run
 
+from dynamight_core.imaging.correlation import fsc_deviation
 from dynamight_core.options import ReconstructOptions
 from dynamight_core.reconstruction.fsc import fourier_shell_correlation, half_map_fsc, resolution_at
 from dynamight_core.reconstruction.images import FullImages
@@ -57,7 +58,7 @@ def claims(case, seed):
             curve = found.corrected
             coherence = motion_coherence(drawn, weights, box, truth.pixel_size)
             counted = count_residual_motion(curve, coherence)
-            cautious = cautious_fsc(curve, found.standard_error(mask), coherence)
+            cautious = cautious_fsc(curve, found.standard_error(fsc_deviation(mask)), coherence)
             with_truth = fourier_shell_correlation((pair[0] + pair[1]) / 2, state, mask)
             ends = [box / resolution_at(c, box, 1.0) for c in (curve, counted, cautious)]
             ends.append(box / resolution_at(with_truth, box, 1.0, 0.5))

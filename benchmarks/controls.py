@@ -12,17 +12,16 @@
 signal-to-noise ratios. `rest`: runs on the same molecules at rest. `borrowed`: the decoders of `small` on these images,
 latents inferred anew: deformations that are sound in themselves, for a motion that is not there. `permuted`: the runs
 of `small` with latents permuted among the particles of a half. The last two are judged without shrinking, since support
-by held-out images leaves little of such motions. `free`: hinges as those of `good`,
-trained without regularisation. `wrong`: the control wrong-model on the antibody's runs of
-benchmarks/prior.py with the right atomic model; the part that is replaced is the one that the control finds, or, with
---given, that of the benchmark by the Fc.
+by held-out images leaves little of such motions. `free`: hinges as those of `good`, trained without regularisation.
+`wrong`: the control wrong-model on the antibody's runs of benchmarks/prior.py with the right atomic model; the part
+that is replaced is the one that the control finds, or, with --given, that of the benchmark by the Fc.
 
 Data sets and runs are kept in the temporary folder and used again. Prints a line for each control, and for each kind
 how often it said that motion improves the map (or, of noise, that a map appears; of a wrong model, that the map is
 drawn to it or follows it), with the 95 % interval of that share; and for a wrong model, how much of it is found in the
-map of the right one. Beside the share of the model that noise particles
-give stands, for `good` runs, what is true of it: the density of the moving domain (regression on the true map) in maps
-of the noise of the run's own particles, their images less what is known to be in them.
+map of the right one. Beside the share of the model that noise particles give stands, for `good` and `free` runs, what
+is true of it: the density of the moving domain (regression on the true map) in maps of the noise of the run's own
+particles, their images less what is known to be in them.
 """
 
 import argparse
@@ -77,10 +76,14 @@ def small_set(snr, seed, motion_range=20.0):
 def small_run(snr, seed, motion_range=20.0):
     """Return the run of a small data set, trained if it is not there."""
     folder = small_set(snr, seed, motion_range)
+    return kept_run(folder, TrainOptions(seed=seed, **TRAINING))
+
+
+def kept_run(folder, options):
+    """Return the run of a data set's folder, trained if it is not there."""
     if not (folder / "keep" / "analysis" / "summary.json").exists():
         inputs = InputOptions(star=str(folder / "particles.star"), map=str(folder / "consensus.mrc"))
-        trained = train(inputs, TrainOptions(seed=seed, **TRAINING), folder / "keep", overwrite=True, say=quiet)
-        summarise(trained, say=quiet)
+        summarise(train(inputs, options, folder / "keep", overwrite=True, say=quiet), say=quiet)
     return Run(folder / "keep")
 
 
@@ -90,11 +93,8 @@ def free_run(snr, seed):
     if not (folder / "truth.npz").exists():
         folder.mkdir(parents=True, exist_ok=True)
         simulate(SimulateOptions(snr=snr, seed=seed), folder)
-    if not (folder / "keep" / "analysis" / "summary.json").exists():
-        inputs = InputOptions(star=str(folder / "particles.star"), map=str(folder / "consensus.mrc"))
-        options = TrainOptions(seed=seed, n_gaussians=2000, stiffness=0.0, rigidity=0.0)
-        summarise(train(inputs, options, folder / "keep", overwrite=True, say=quiet), say=quiet)
-    return load_truth(folder / "truth.npz"), Run(folder / "keep")
+    options = TrainOptions(seed=seed, n_gaussians=2000, stiffness=0.0, rigidity=0.0)
+    return load_truth(folder / "truth.npz"), kept_run(folder, options)
 
 
 def changed(run, name, tensors):

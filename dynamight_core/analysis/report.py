@@ -1295,7 +1295,7 @@ def _control_section(page: _Page, control: dict) -> str:
                 x=frequency[1:], y=values, mode="lines", line={"color": "#9aa5ad", "dash": "dot"}, name=name or "",
                 showlegend=name is not None, row=1, col=1,
             )  # fmt: skip
-    others = [name for name in figures["curves"] if name not in names]
+    others = [name for name in figures["curves"] if name.startswith("permuted")]
     for name in others:
         figure.add_scatter(
             x=frequency[1:], y=figures["curves"][name][1:], mode="lines", line={"color": "#c9a0b4", "width": 1.2},

@@ -12,7 +12,7 @@ import torch
 
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
-from dynamight_core.imaging.correlation import fourier_shell_correlation, fsc_deviation, resolution_at
+from dynamight_core.imaging.correlation import fourier_shell_correlation, resolution_at
 from dynamight_core.imaging.fourier import (
     fourier_to_volume,
     frequencies_3d,
@@ -55,14 +55,19 @@ class HalfMapFsc:
     draws: int = 1
     first_corrected: int = 0
 
-    def standard_error(self, mask: torch.Tensor) -> torch.Tensor:
-        """Return the (box//2+1,) standard error of the corrected curve in the (box, box, box) mask of the curves.
+    def standard_error(self, deviation: torch.Tensor) -> torch.Tensor:
+        """Return the (box//2+1,) standard error of the corrected curve.
 
         An FSC of m strays by (1 - m^2) d, d being the deviation of that of noise in the mask, and the mean r of n
         draws of random phases by (1 - r^2) d / sqrt(n). Both go into the corrected curve c = (m - r) / (1 - r), of
         which 1 - c = (1 - m) / (1 - r): its error is d (1 - c) sqrt((1 + m)^2 + (1 + r)^2 / n).
+
+        Parameters
+        ----------
+        deviation
+            d, from `fsc_deviation` of the mask of the curves.
         """
-        deviation = fsc_deviation(mask).to(self.masked)
+        deviation = deviation.to(self.masked)
         masked, randomised = self.masked.clamp(-1, 1), self.randomised.clamp(-1, 1)
         both = ((1 + masked).square() + (1 + randomised).square() / self.draws).sqrt()
         beyond = torch.arange(len(masked), device=masked.device) >= self.first_corrected

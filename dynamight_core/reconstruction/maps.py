@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from dynamight_core.files import write_map
+from dynamight_core.imaging.correlation import fsc_deviation
 from dynamight_core.imaging.fourier import (
     expand_shells,
     fourier_to_volume,
@@ -170,7 +171,7 @@ def write_reconstruction(
     final = final_map(half1, half2, curves.corrected)
     if b_factor is None:
         b_factor = guinier_b_factor(final * mask, pixel_size, resolution)
-    cautious = cautious_fsc(curves.corrected, curves.standard_error(mask), coherence)
+    cautious = cautious_fsc(curves.corrected, curves.standard_error(fsc_deviation(mask)), coherence)
     extra = dict(extra or {}) | {"dynFourierShellCorrelationAtLeast": cautious}
     if coherence is not None:
         seen = count_residual_motion(curves.corrected, coherence)

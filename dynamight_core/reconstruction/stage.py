@@ -13,6 +13,7 @@ import torch
 
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path, header_origin, read_map
+from dynamight_core.imaging.correlation import fsc_deviation
 from dynamight_core.imaging.fourier import resample_volume
 from dynamight_core.options import InvertOptions, ReconstructOptions
 from dynamight_core.particles.memory import available_memory
@@ -239,12 +240,14 @@ def reconstruct_run(
         ]
         return motion_coherence(torch.cat(left), weights, particles.box, particles.pixel_size)
 
+    deviations = {name: fsc_deviation(volume) for name, volume in regions.items()}
+
     def curves(pair: list[torch.Tensor], deformed: bool) -> dict[str, torch.Tensor]:
         average = (pair[0] + pair[1]) / 2
         named = extra | {"dynModelMap": fourier_shell_correlation(model, average, mask)}
         for name, volume in regions.items():
             found = half_map_fsc(*pair, volume, options.seed)
-            error, left = found.standard_error(volume), coherence(volume, deformed)
+            error, left = found.standard_error(deviations[name]), coherence(volume, deformed)
             named[f"dynRegion_{name}"] = found.corrected
             named[f"dynRegionAtLeast_{name}"] = cautious_fsc(found.corrected, error, left)
             named[f"dynRegionModel_{name}"] = fourier_shell_correlation(model, average, volume)

@@ -101,13 +101,13 @@ def test_the_error_of_a_corrected_fsc_is_what_it_strays_by(draws, monkeypatch):
     mask = ball(box, 6.0)
     falling = torch.exp(-((frequencies_3d(box).norm(dim=-1) * box / 7) ** 2))
     signal = 60 * fourier_to_volume(volume_to_fourier(torch.randn((box,) * 3, generator=generator)) * falling, box)
-    curves, errors = [], []
+    curves, errors, deviation = [], [], fsc_deviation(mask)
     for seed in range(40):
         halves = signal * mask + torch.randn(2, box, box, box, generator=generator)
         found = half_map_fsc(*halves, mask, seed)
         assert found.draws == draws
         curves.append(found.corrected)
-        errors.append(found.standard_error(mask))
+        errors.append(found.standard_error(deviation))
     spread, error = torch.stack(curves).std(0), torch.stack(errors).square().mean(0).sqrt()
     ratio = (error / spread)[found.first_corrected + 2 :]
     assert 0.85 < float(ratio.mean()) < 1.25

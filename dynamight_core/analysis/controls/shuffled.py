@@ -35,8 +35,8 @@ from dynamight_core.reconstruction.fsc import fourier_shell_correlation, soft_ma
 
 # Particles of the other half that a map is judged on, and standard errors that a verdict asks for.
 _JUDGES, _SIGMAS = 500, 3.0
-# Share of the gain: if less than this can be lost by permuting, it does not come from the motion. Where particles are
-# few and noisy, real motion loses as little as a third of it.
+# Share of the gain: only if what is lost by permuting is below this, its error included, does the gain not come from
+# the motion. Where particles are few and noisy, real motion may lose less than half of it, with an error as large.
 _LITTLE = 0.25
 
 
