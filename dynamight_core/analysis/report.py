@@ -1200,7 +1200,8 @@ def _fsc_section(page: _Page) -> str:
     ticks = _resolution_ticks(float(next(iter(found.values()))[0]["rlnResolution"].max()))
     figure.update_xaxes(title="resolution, Å", tickvals=[1 / t for t in ticks], ticktext=[f"{t:g}" for t in ticks])
     figure.update_yaxes(title="Fourier shell correlation", range=[-0.1, 1.04])
-    figure.update_layout(legend={"orientation": "h", "x": 0, "y": -0.2, "yanchor": "top"}, margin={"t": 40})
+    legend = {"orientation": "h", "x": 0, "y": -0.2, "yanchor": "top", "entrywidth": 215}
+    figure.update_layout(legend=legend, margin={"t": 40})
     note = ""
     if "before" not in found:
         note = _absent("There is no reconstruction of the same particles without deformation to compare with.")
