@@ -165,7 +165,9 @@ class DynamightProtControl(ModelProtocol, ProtAnalysis3D):
             return ["The control has not been made yet."]
         control = self.loadControl()
         lines = [f"*{control['verdict'].capitalize()}.* {control['sentence']}"]
-        lines.append(f"The numbers behind it: {self._getControlPath('.csv')}")
+        table = self._getControlPath(".csv")
+        if os.path.exists(table):
+            lines.append(f"The numbers behind it: {table}")
         return lines + self._warnUnsupported()
 
     def _methods(self):

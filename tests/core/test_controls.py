@@ -135,9 +135,15 @@ def test_where_nothing_moves_there_is_nothing_to_explain(copied, kind):
         state["reference_shift"].zero_()
         state["motion_mask"] = torch.zeros(8, 8, 8)
         safetensors.torch.save_file(state, path, metadata)
-    found, _ = control(copied, kind)
+    folder = copied / "analysis" / "controls"
+    folder.mkdir(parents=True, exist_ok=True)
+    table = folder / f"{kind}.csv"
+    table.write_text("gain\n1.0\n")
+    found, text = control(copied, kind)
     assert found["verdict"] == "no motion"
     assert "no improvement to explain" in found["sentence"]
+    assert not table.exists(), "the table of an earlier control does not belong to this one"
+    assert ".csv" not in text
 
 
 def test_motions_that_images_do_not_support_move_nothing_in_a_reconstruction_unless_asked_to(copied):

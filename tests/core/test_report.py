@@ -318,7 +318,7 @@ def test_controls_are_shown_with_their_verdicts_curves_and_errors(tmp_path):
     }  # fmt: skip
     table = pd.DataFrame({"particle": [1]})
     write_control(run, Control("shuffled-latents", "from the motion", "It is 2.5 +- 0.25 nats.", figures, table))
-    write_control(run, Control("held-out", "no motion", "Nothing moves.", {}, pd.DataFrame()))
+    write_control(run, Control("held-out", "no motion", "Nothing moves."))
     path = write_report(run, say=lambda line: None)
     text = path.read_text()
     for words in ("From the motion", "It is 2.5 ± 0.25 nats.", "No motion", "Nothing moves."):

@@ -28,7 +28,7 @@ class Control:
     figures
         numbers by name, and curves (lists) over the shells of `resolution`.
     table
-        the numbers behind: a row for each particle, shell or map.
+        the numbers behind: a row for each particle, shell or map; None where nothing was to judge.
     options
         of the control.
     """
@@ -36,8 +36,8 @@ class Control:
     kind: str
     verdict: str
     sentence: str
-    figures: dict
-    table: pd.DataFrame
+    figures: dict = field(default_factory=dict)
+    table: pd.DataFrame | None = None
     options: dict = field(default_factory=dict)
 
 
@@ -46,15 +46,21 @@ def controls_folder(run: "Run") -> Path:
     return Path(run.path) / "analysis" / "controls"
 
 
-def write_control(run: "Run", control: Control) -> Path:
-    """Write a control to RUN/analysis/controls/KIND.json, and its table to KIND.csv; returns the former."""
+def write_control(run: "Run", control: Control) -> list[Path]:
+    """Write a control to RUN/analysis/controls/KIND.json, and its table, if it has one, to KIND.csv; return the paths."""
     path = controls_folder(run) / f"{control.kind}.json"
-    with atomic_path(path.with_suffix(".csv")) as temporary:
-        control.table.to_csv(temporary, index=False, float_format="%.6g")
+    table = path.with_suffix(".csv")
+    # That of an earlier control does not belong to this one.
+    table.unlink(missing_ok=True)
+    written = [path]
+    if control.table is not None:
+        with atomic_path(table) as temporary:
+            control.table.to_csv(temporary, index=False, float_format="%.6g")
+        written.append(table)
     values = {name: value for name, value in asdict(control).items() if name != "table"}
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(values, indent=1))
-    return path
+    return written
 
 
 def read_controls(folder: str | Path) -> dict[str, dict]:

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 
 from dynamight_core.analysis.controls.held_out import held_out
@@ -66,12 +65,12 @@ def control_run(
     if control is None:
         control = _nothing_moves(run, options)
     control.options = vars(options).copy()
-    path = write_control(run, control)
+    written = write_control(run, control)
     _write_maps(run, control.kind, volumes)
     record_stage(run, f"control {options.kind}", options)
     record_model_bias(run)
     say(control.sentence)
-    say(f"The numbers are in {path} and {path.with_suffix('.csv')}; dynamight analyse {run.path} shows them.")
+    say(f"Written: {' and '.join(map(str, written))}; dynamight analyse {run.path} shows what the control found.")
     return control
 
 
@@ -116,7 +115,7 @@ def _nothing_moves(run: "Run", options: ControlOptions) -> Control:
     text = f"{why}, and the map is the rigid one: there is no improvement to explain, and nothing that lines up noise."
     if options.shrink:
         text += " --no-shrink judges the motion as it was learned."
-    return Control(options.kind, "no motion", text, {}, pd.DataFrame())
+    return Control(options.kind, "no motion", text)
 
 
 def _write_maps(run: "Run", kind: str, volumes: dict[str, torch.Tensor]) -> None:

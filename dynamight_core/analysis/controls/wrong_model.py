@@ -126,7 +126,7 @@ def wrong_model_control(
             f"Trained with another structure in the place of {selection}: {why}, and the map is the "
             "rigid one, which no model touched. What the model does to it where there is motion stays open."
         )
-        return Control("wrong-model", "no motion", text, {}, pd.DataFrame()), {}
+        return Control("wrong-model", "no motion", text), {}
     for half, deformations in enumerate(halves, 1):
         summed = reconstruct(
             images.data(half), images.chosen(half, len(images), options.seed), deformations.modes, deformations.region,
