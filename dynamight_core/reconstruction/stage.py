@@ -180,124 +180,194 @@ def reconstruct_run(
             "The images do not support the motions of this run: the maps are made without them. With --no-shrink they "
             "are made with what was learned."
         )
-    halves, used, missing, weights = [], [], [], images.noise_weights(options.seed)
-    for half in (1, 2):
-        modes, support = half_modes(run, half, images, options)
-        if support is not None:
-            say(support.sentence(half))
-        used.append(modes)
-        modes, points = in_conformation(run, half, modes, options.conformation, images.pixel_size)
-        region = deforming_region(points, images.box, images.pixel_size, options.region_radius)
-        tell = _named(progress, f"reconstructing, half {half}")
-        blur = None if not options.error_weights else torch.tensor(run.table["dynMotionError"].to_numpy())
-        summed = HalfReconstruction.of(
-            images.data(weights, blur), torch.where(run.halves == half)[0], modes, region, options.batch_size, tell,
-            available_memory() // 4,
-        )  # fmt: skip
-        halves.append(summed)
-        missing.append(check_views(summed.denominator, half, images.pixel_size, say))
-
+    sums = _HalfSums.of(run, options, images, say, progress)
     method = options.method
     if method == "auto":
-        method = choose_method(any(missing), images.box, images.device, options, say)
-
-    def grown(volume):
-        return resample_volume(volume.cpu(), particles.box)
-
+        method = choose_method(sums.views_are_missing, images.box, images.device, options, say)
     shares = options.regularisation
-    first = [grown(half.backprojected(LEAST_SHARE if shares is None else shares)) for half in halves]
+    first = sums.backprojected(LEAST_SHARE if shares is None else shares)
     if mask is None:
         mask = soft_mask((first[0] + first[1]) / 2, particles.pixel_size)
     if shares is None:
         fsc = half_map_fsc(*first, mask, options.seed).corrected
         shares = shares_from_fsc(fsc)[: images.box // 2 + 1]
 
-    def half_maps(deformed: bool) -> list[torch.Tensor]:
-        if method == "wbp":
-            return [grown(half.backprojected(shares, deformed)) for half in halves]
-        maps = []
-        for number, half in enumerate(halves, 1):
-            name = "least squares" if deformed else "rigid least squares"
-            others = torch.where(run.halves != number)[0]
-            volume, solution = half.least_squares(
-                shares, others[:: max(1, len(others) // HELD_OUT)], deformed, options.steps, options.batch_size,
-                _named(progress, f"{name}, half {number}"),
-            )  # fmt: skip
-            say(f"Half {number}, {name}: {solution.steps} steps until held-out images were explained no better.")
-            maps.append(grown(volume))
-        return maps
-
-    maps = half_maps(True)
-    model = model_map(run, gaussians)
-    extra = {"dynModelConsensus": fourier_shell_correlation(model, consensus, mask)}
-
-    def coherence(volume: torch.Tensor, deformed: bool) -> torch.Tensor | None:
-        points, weights = points_in_mask(run, volume, particles.pixel_size, options.seed)
-        if not in_frame or not len(points):
-            return None
-        left = [
-            residual_motion(run, half, used[half - 1] if deformed else None, points, options.seed) for half in (1, 2)
-        ]
-        return motion_coherence(torch.cat(left), weights, particles.box, particles.pixel_size)
-
-    deviations = {name: fsc_deviation(volume) for name, volume in regions.items()}
-
-    def curves(pair: list[torch.Tensor], deformed: bool) -> dict[str, torch.Tensor]:
-        average = (pair[0] + pair[1]) / 2
-        named = extra | {"dynModelMap": fourier_shell_correlation(model, average, mask)}
-        for name, volume in regions.items():
-            found = half_map_fsc(*pair, volume, options.seed)
-            error, left = found.standard_error(deviations[name]), coherence(volume, deformed)
-            named[f"dynRegion_{name}"] = found.corrected
-            named[f"dynRegionAtLeast_{name}"] = cautious_fsc(found.corrected, error, left)
-            named[f"dynRegionModel_{name}"] = fourier_shell_correlation(model, average, volume)
-        return named
-
-    # Maps lie where the consensus does, for programs that go by headers.
-    origin = header_origin(run.config.inputs.map)
-
-    def write(to: Path, pair: list[torch.Tensor], columns: dict, deformed: bool) -> ReconstructionFiles:
-        return write_reconstruction(
-            to, *pair, particles.pixel_size, mask, columns, options.seed, options.b_factor,
-            options.local_resolution, origin, coherence(mask, deformed),
-        )  # fmt: skip
-
+    judged = _Judgement(run, options, mask, regions, model_map(run, gaussians), consensus, sums.modes)
     # Rigid maps of an earlier reconstruction would be compared in another mask.
     shutil.rmtree(folder / "rigid", ignore_errors=True)
-    columns, written_rigid = {True: curves(maps, True)}, None
-    if rigid:
-        plain = half_maps(False)
-        columns[False] = curves(plain, False)
-        written_rigid = write(folder / "rigid", plain, columns[False], False)
-    deformed = write(folder, maps, columns[True], True)
+    columns, written = {}, {}
+    # The deformed maps last: whoever finds them finds the rigid ones beside them.
+    for deformed in (False, True) if rigid else (True,):
+        pair = sums.maps(method, shares, deformed)
+        columns[deformed] = judged.columns(pair, deformed)
+        to = folder if deformed else folder / "rigid"
+        written[deformed] = judged.write(to, pair, columns[deformed], deformed)
     record_stage(run, "reconstruct", options, method_used=method)
     bias = record_model_bias(run)
     if bias:
         say(f"Warning: {bias}.")
-    before = "" if not rigid else f", {_claim(written_rigid)} without deformation (same method and mask)"
-    say(f"Resolution at FSC 0.143: {_claim(deformed)} with motion corrected{before}.")
+    for line in _outcome(run, judged, written, columns):
+        say(line)
+    return Reconstruction(written[True], written.get(False))
+
+
+class _HalfSums:
+    """What the particles of both halves add up to, and the maps that follow from it.
+
+    Parameters
+    ----------
+    run, options
+        of the reconstruction.
+    halves
+        the sums of each half.
+    modes
+        of each half, its motion as far as it is used.
+    views_are_missing
+        whether a cone of directions is missing in a half.
+    say, progress
+        take lines for the user, and a stage's name with what is done and to do.
+    """
+
+    def __init__(self, run, options, halves, modes, views_are_missing, say: Say, progress: Progress | None):
+        self.run, self.options, self.halves, self.modes = run, options, halves, modes
+        self.views_are_missing, self._say, self._progress = views_are_missing, say, progress
+
+    @classmethod
+    def of(
+        cls, run: "Run", options: ReconstructOptions, images: FullImages, say: Say, progress: Progress | None
+    ) -> "_HalfSums":
+        """Read each half's particles once and add them up where its motion puts them."""
+        halves, used, missing, weights = [], [], [], images.noise_weights(options.seed)
+        for half in (1, 2):
+            modes, support = half_modes(run, half, images, options)
+            if support is not None:
+                say(support.sentence(half))
+            used.append(modes)
+            modes, points = in_conformation(run, half, modes, options.conformation, images.pixel_size)
+            region = deforming_region(points, images.box, images.pixel_size, options.region_radius)
+            tell = _named(progress, f"reconstructing, half {half}")
+            blur = None if not options.error_weights else torch.tensor(run.table["dynMotionError"].to_numpy())
+            summed = HalfReconstruction.of(
+                images.data(weights, blur), torch.where(run.halves == half)[0], modes, region, options.batch_size,
+                tell, available_memory() // 4,
+            )  # fmt: skip
+            halves.append(summed)
+            missing.append(check_views(summed.denominator, half, images.pixel_size, say))
+        return cls(run, options, halves, used, any(missing), say, progress)
+
+    def maps(self, method: str, shares, deformed: bool) -> list[torch.Tensor]:
+        """Return both half-maps in the particles' box, with motion undone or rigid."""
+        if method == "wbp":
+            return self.backprojected(shares, deformed)
+        maps = []
+        for number, half in enumerate(self.halves, 1):
+            name = "least squares" if deformed else "rigid least squares"
+            others = torch.where(self.run.halves != number)[0]
+            volume, solution = half.least_squares(
+                shares, others[:: max(1, len(others) // HELD_OUT)], deformed, self.options.steps,
+                self.options.batch_size, _named(self._progress, f"{name}, half {number}"),
+            )  # fmt: skip
+            self._say(f"Half {number}, {name}: {solution.steps} steps until held-out images were explained no better.")
+            maps.append(self._grown(volume))
+        return maps
+
+    def backprojected(self, shares, deformed: bool = True) -> list[torch.Tensor]:
+        """Return both half-maps by weighted backprojection, in the particles' box."""
+        return [self._grown(half.backprojected(shares, deformed)) for half in self.halves]
+
+    def _grown(self, volume: torch.Tensor) -> torch.Tensor:
+        return resample_volume(volume.cpu(), self.run.particles.box)
+
+
+class _Judgement:
+    """The curves by which maps are judged, in one mask and in regions, and how maps are written with them.
+
+    Parameters
+    ----------
+    run, options
+        of the reconstruction.
+    mask, regions
+        in the particles' box; the latter by name.
+    model, consensus
+        map of the Gaussian model in the frame of the maps, and the consensus map, in the particles' box.
+    modes
+        of each half, its motion as far as it is used.
+    """
+
+    def __init__(self, run, options, mask, regions: dict[str, torch.Tensor], model, consensus, modes):
+        self._run, self._options, self._mask, self.regions = run, options, mask, regions
+        self._model, self._modes = model, modes
+        self._deviations = {name: fsc_deviation(volume) for name, volume in regions.items()}
+        self.with_consensus = fourier_shell_correlation(model, consensus, mask)
+        # Only in the frame of the consensus is it known where the halves' motions leave a point.
+        self.in_frame = options.conformation == "reference"
+
+    def columns(self, pair: list[torch.Tensor], deformed: bool) -> dict[str, torch.Tensor]:
+        """Return curves of a pair of half-maps beside those of RELION, by their column of fsc.star."""
+        average = (pair[0] + pair[1]) / 2
+        named = {
+            "dynModelConsensus": self.with_consensus,
+            "dynModelMap": fourier_shell_correlation(self._model, average, self._mask),
+        }
+        for name, volume in self.regions.items():
+            found = half_map_fsc(*pair, volume, self._options.seed)
+            error, left = found.standard_error(self._deviations[name]), self._coherence(volume, deformed)
+            named[f"dynRegion_{name}"] = found.corrected
+            named[f"dynRegionAtLeast_{name}"] = cautious_fsc(found.corrected, error, left)
+            named[f"dynRegionModel_{name}"] = fourier_shell_correlation(self._model, average, volume)
+        return named
+
+    def write(self, to: Path, pair: list[torch.Tensor], columns: dict, deformed: bool) -> ReconstructionFiles:
+        """Write a pair of half-maps and what follows from them to a folder."""
+        run, options = self._run, self._options
+        # Maps lie where the consensus does, for programs that go by headers.
+        origin = header_origin(run.config.inputs.map)
+        return write_reconstruction(
+            to, *pair, run.particles.pixel_size, self._mask, columns, options.seed, options.b_factor,
+            options.local_resolution, origin, self._coherence(self._mask, deformed),
+        )  # fmt: skip
+
+    def _coherence(self, volume: torch.Tensor, deformed: bool) -> torch.Tensor | None:
+        """Return what the motion that was not undone leaves of a mask's Fourier coefficients, or None if unknown."""
+        run, options = self._run, self._options
+        points, weights = points_in_mask(run, volume, run.particles.pixel_size, options.seed)
+        if not self.in_frame or not len(points):
+            return None
+        left = [
+            residual_motion(run, half, self._modes[half - 1] if deformed else None, points, options.seed)
+            for half in (1, 2)
+        ]
+        return motion_coherence(torch.cat(left), weights, run.particles.box, run.particles.pixel_size)
+
+
+def _outcome(
+    run: "Run", judged: _Judgement, written: dict[bool, ReconstructionFiles], columns: dict[bool, dict]
+) -> list[str]:
+    """Return what was reached, in lines for the user; `written` and `columns` are by whether motion is undone."""
+    before = f", {_claim(written[False])} without deformation (same method and mask)" if False in written else ""
+    lines = [f"Resolution at FSC 0.143: {_claim(written[True])} with motion corrected{before}."]
     undone = (
         "with the motion counted that was not undone, which blurs both half-maps alike and does not show in them, and "
-        if in_frame else ""
+        if judged.in_frame else ""
     )
-    say(f"In brackets, what one may rely on: {undone}with a standard error of the FSC in the mask taken off.")
-    for name in regions:
-        text = [
-            f"{_ends(found[f'dynRegion_{name}'], particles):.1f} A "
-            f"({_ends(found[f'dynRegionAtLeast_{name}'], particles):.1f} A)"
-            for found in columns.values()
-        ]
-        say(f"In {name}: {text[0]}" + (f", {text[1]} without deformation." if rigid else "."))
-    after = columns[True]["dynModelMap"]
-    say(
-        f"Gaussian model and consensus agree to FSC {float(extra['dynModelConsensus'][1:].mean()):.3f} (mean over "
+    lines.append(f"In brackets, what one may rely on: {undone}with a standard error of the FSC in the mask taken off.")
+    for name in judged.regions:
+        text = {
+            deformed: f"{_ends(found[f'dynRegion_{name}'], run.particles):.1f} A "
+            f"({_ends(found[f'dynRegionAtLeast_{name}'], run.particles):.1f} A)"
+            for deformed, found in columns.items()
+        }
+        lines.append(f"In {name}: {text[True]}" + (f", {text[False]} without deformation." if False in text else "."))
+    files, after = written[True], columns[True]["dynModelMap"]
+    lines.append(
+        f"Gaussian model and consensus agree to FSC {float(judged.with_consensus[1:].mean()):.3f} (mean over "
         f"shells), model and final map to {float(after[1:].mean()):.3f}."
     )
-    say(
-        f"The maps are in {folder}: map.mrc, map_sharpened.mrc (B-factor {deformed.b_factor:.0f} A^2), "
+    lines.append(
+        f"The maps are in {files.final.parent}: map.mrc, map_sharpened.mrc (B-factor {files.b_factor:.0f} A^2), "
         "half1_unfil.mrc, half2_unfil.mrc, mask.mrc and fsc.star."
     )
-    return Reconstruction(deformed, written_rigid)
+    return lines
 
 
 def _ends(curve: torch.Tensor, particles) -> float:

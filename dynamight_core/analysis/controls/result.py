@@ -47,7 +47,7 @@ def controls_folder(run: "Run") -> Path:
 
 
 def write_control(run: "Run", control: Control) -> list[Path]:
-    """Write a control to RUN/analysis/controls/KIND.json, and its table, if it has one, to KIND.csv; return the paths."""
+    """Write a control to RUN/analysis/controls/KIND.json, its table to KIND.csv if it has one; return the paths."""
     path = controls_folder(run) / f"{control.kind}.json"
     table = path.with_suffix(".csv")
     # That of an earlier control does not belong to this one.
