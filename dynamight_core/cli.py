@@ -63,8 +63,10 @@ HELP = {
     "encoder_learning_rate": "Adam's step of the encoder.",
     "gaussian_learning_rate": "Adam's step of the Gaussians' positions (A).",
     "kl_weight": "Weight of the Kullback-Leibler term in encoder epochs; 1 is the full evidence bound.",
+    "motion_resolution": "Filter of images while motion is learned (A); 0: none. Where they show most if left out.",
     "regularisation": "fixed (--stiffness) or dynamic (the paper's lambda, --regularisation-ratio).",
-    "stiffness": "Weight of the distance-keeping and repulsion terms (1/A^2, per particle), if fixed.",
+    "stiffness": "Weight of the distance-keeping and repulsion terms (1/A^2, per particle), if fixed. Less where "
+    "images tell little.",
     "regularisation_ratio": "Share of the gradient norm that regularisation gets, if dynamic.",
     "rigidity": "Weight of keeping distances up to 25 A inside parts that move as one (1/A^2, per particle).",
     "sparse_motion": "Weight of the mean displacement (1/A), ramped in over the second third of the epochs.",

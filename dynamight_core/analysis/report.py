@@ -388,14 +388,15 @@ def _training_section(page: _Page) -> str:
     if not path.exists():
         return _absent(f"{escape(path.name)} is missing; {page.command('train')} writes it.")
     metrics = pd.DataFrame([json.loads(line) for line in path.read_text().splitlines() if line.strip()])
-    first = metrics.groupby("half")["data"].transform("first")
+    # The loss of filtered images is another one than that of all frequencies.
+    first = metrics.groupby(["half", "resolution"])["data"].transform("first")
     metrics.insert(3, "data_change_percent", 100 * (metrics["data"] / first - 1))
     page.table("training", metrics)
     moves = metrics["kind"].isin(["encoder", "refinement"])
     regularisation = metrics["regularity"] + metrics["repulsion"]
     # Terms that an epoch's kind does not have are left out, not drawn as zero.
     panels = [
-        ("data loss against the first epoch, %", metrics["data_change_percent"]),
+        ("data loss against the first epoch with the same filter, %", metrics["data_change_percent"]),
         ("KL term (encoder epochs)", metrics["kl"].where(metrics["kind"] == "encoder")),
         ("regularisation R<sub>d</sub> + R<sub>r</sub>, Å²", regularisation.where(moves)),
         ("rms motion, Å", metrics["motion"].where(moves)),

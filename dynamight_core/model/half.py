@@ -68,6 +68,10 @@ class HalfModel(nn.Module):
         self.register_buffer("latent_covariance", torch.eye(n_latents))
         # Where the latents of the training particles cluster; known once training has ended.
         self.register_buffer("latent_centres", torch.zeros(_CENTRES, n_latents))
+        # Filter of the images where motion is learned and latents are inferred, A; 0 is none.
+        self.register_buffer("resolution", torch.zeros(()))
+        # Regularisation that the motions which the images show can bear, as a share of what the options say.
+        self.register_buffer("regularisation_share", torch.ones(()))
         self.register_buffer("noise_power", torch.full((box // 2 + 1,), float(box**2)))
         # Displacement of each Gaussian from the consensus frame to the reference, A; known once training has ended.
         self.register_buffer("reference_shift", torch.zeros_like(gaussians.positions.detach()))
@@ -77,15 +81,19 @@ class HalfModel(nn.Module):
         """Return (b, box, box//2+1) model images, CTF applied, of (b, n, 3) `positions` or the reference."""
         return self.gaussians.project(self.projector, matrices, positions, transfer)
 
-    def frequency_weights(self) -> torch.Tensor:
+    def frequency_weights(self, resolution: float | None = None) -> torch.Tensor:
         """Return (box, box//2+1) weights that make a sum of |residual|^2 minus twice the log-likelihood.
 
-        One over the noise power, twice for columns that stand for two, zero at the origin and beyond Nyquist.
+        One over the noise power, twice for columns that stand for two, zero at the origin and beyond Nyquist. They fall
+        to 1/e at `resolution` (A), the model's own if None, not at all if 0: to a model that is off by a part of its
+        size, a detail says nothing.
         """
         device = self.noise_power.device
         radius = shells(self.box, 2, device)
         inside = (radius > 0) & (radius < self.box // 2)
-        return expand_shells(1 / self.noise_power, self.box) * plane_multiplicity(self.box, device) * inside
+        weights = expand_shells(1 / self.noise_power, self.box) * plane_multiplicity(self.box, device) * inside
+        resolution = self.resolution if resolution is None else resolution
+        return weights * torch.exp(-((radius / (self.box * self.pixel_size) * resolution) ** 4))
 
     def evaluator(self, positions: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
         """Return the map from (b, d) latents to (b, n, 3) displacements (A) of (n, 3) reference positions (A)."""

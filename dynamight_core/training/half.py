@@ -80,7 +80,9 @@ class HalfTrainer:
         # On top of the given pose: rotation vectors in radians, shifts in A.
         self.rotations = nn.Parameter(torch.zeros(n, 3, device=data.device))
         self.shifts = nn.Parameter(torch.zeros(n, 2, device=data.device))
-        self.stiffness = options.stiffness
+        self.regularise(float(model.regularisation_share))
+        if options.motion_resolution is not None:
+            model.resolution.fill_(options.motion_resolution)
         # Whether the networks have been trained: before, displacements are those of no motion.
         self.started = False
         self.graph = NeighbourGraph.of(model.gaussians)
@@ -104,6 +106,13 @@ class HalfTrainer:
         """(n, 5) rotation vectors (radians) and shifts (A) on top of the given poses."""
         return torch.cat([self.rotations, self.shifts], 1)
 
+    def regularise(self, share: float) -> None:
+        """Let regularisation weigh `share` of what the options say, here and in runs that start from this one."""
+        self.model.regularisation_share.fill_(share)
+        self.rigidity = self.options.rigidity * share
+        # The paper's lambda is found as training goes.
+        self.stiffness = self.options.stiffness * (share if self.options.regularisation == "fixed" else 1)
+
     def _gaussian_optimizer(self) -> torch.optim.Optimizer:
         gaussians, options = self.model.gaussians, self.options
         if gaussians.fixed:
@@ -124,7 +133,7 @@ class HalfTrainer:
 
     def warm_up_epoch(self, epoch: int) -> EpochSums:
         """Fit the Gaussians to the images without deformation."""
-        return self._gaussian_epoch(epoch, lambda rows: None)
+        return self._gaussian_epoch(epoch, lambda rows: None, self.model.frequency_weights(resolution=0))
 
     def reference_epoch(self, epoch: int) -> EpochSums:
         """Move only the Gaussians, encoder and decoder fixed (paper, Methods: reference update)."""
@@ -136,10 +145,9 @@ class HalfTrainer:
             with torch.no_grad():
                 return evaluate(latents[self.slot[rows]])
 
-        return self._gaussian_epoch(epoch, shift)
+        return self._gaussian_epoch(epoch, shift, self.model.frequency_weights())
 
-    def _gaussian_epoch(self, epoch, displacement) -> EpochSums:
-        weights = self.model.frequency_weights()
+    def _gaussian_epoch(self, epoch, displacement, weights) -> EpochSums:
         sums = EpochSums()
         for rows in self._batches(epoch)[0]:
             batch = self.data.batch(rows)
@@ -288,7 +296,7 @@ class HalfTrainer:
         else:
             loss = self.stiffness * (regularity + repelled)
         if self.long_edges is not None:
-            loss = loss + self.options.rigidity * rigidity(self.long_edges, few)
+            loss = loss + self.rigidity * rigidity(self.long_edges, few)
         if sparse > 0:
             loss = loss + sparse * (displacement.square().sum(-1) + _MAGNITUDE_EDGE**2).sqrt().mean()
         share = len(batch) / len(self.rows)

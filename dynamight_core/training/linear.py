@@ -6,26 +6,39 @@ the scores then have the covariance H + H C H, with C that of the coefficients: 
 whitened scores H^-1/2 g whose variance exceeds that of noise are motions, and a particle's projections say where it
 is along them. How far noise alone reaches is seen on scores of simulated noise. The size of a motion is
 corrected for the noise that added to it (Baik, Ben Arous & Peche, Annals of Probability 2005).
+
+First order holds as far as a motion is smaller than the details that are looked at. So the images are filtered, at the
+resolution at which they show most: too fine, and large motions look like noise; too coarse, and there is little to see.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from scipy.cluster.vq import kmeans2
 
 from dynamight_core.imaging.fourier import expand_shells, image_to_fourier
+from dynamight_core.model.graph import LongEdges, deformation_regularity, edge_lengths, rigidity
 from dynamight_core.parallel import check_stopped
 from dynamight_core.training.half import HalfTrainer
 
 # Regions of the molecule that move each by itself; three functions each.
 _REGIONS = 30
 _INFORMATION_PARTICLES = 48
+# Filters that are tried, A; 0 is none. Of many particles so many say which is best.
+_RESOLUTIONS = (0.0, 10.0, 14.0, 20.0, 28.0, 40.0)
+_CHOOSING = 10_000
 # Variance of a motion over the largest that simulated noise has, which itself fluctuates by some per cent.
 _MARGIN = 1.1
 # Finite-difference step of the information, A.
 _STEP = 0.5
 # Adam's steps and step size that bring a decoder to the motions.
 _FIT_STEPS, _FIT_RATE = 300, 5e-3
+# Regularisation may cost these motions, which are ragged, so many times what they gain; in training it freezes them
+# where it costs more (chosen on simulated molecules, seeds 10 and 11 of benchmarks/engine.py).
+_BEARABLE = 3.75
+# Particles that say what it costs.
+_REGULARISED = 32
 
 
 @dataclass
@@ -38,23 +51,54 @@ class LinearMotions:
         (K, n, 3) displacement of the Gaussians per unit of a latent, A.
     latents
         (particles, K) posterior means; their prior is a standard normal distribution.
+    gain
+        by how much they explain an image better, nats.
+    resolution
+        filter at which they were found, A; 0 is none.
     """
 
     fields: torch.Tensor
     latents: torch.Tensor
+    gain: float
+    resolution: float
 
 
 def linear_motions(trainer: HalfTrainer, most: int) -> LinearMotions:
-    """Find the motions of a half's training particles to first order, at most `most`."""
-    options = trainer.options
-    positions = trainer.model.gaussians.positions.detach()
+    """Find the motions of a half's training particles to first order, at most `most`.
+
+    At the resolution of the options, or where they gain most; unfiltered where nothing shows.
+    """
+    options, model = trainer.options, trainer.model
+    positions = model.gaussians.positions.detach()
     if options.decoder == "bodies":
         # What bodies can do is known.
-        basis = trainer.model.decoder.generators(positions)
+        basis = model.decoder.generators(positions)
     else:
         basis = _smooth_basis(positions, options.seed)
-    scores, noise = _scores(trainer, basis, torch.Generator().manual_seed(options.seed * 10 + trainer.half))
-    values, vectors = torch.linalg.eigh(_information(trainer, basis).double())
+    resolution, rows = options.motion_resolution, trainer.rows
+    if resolution is None:
+        few = rows[:: -(-len(rows) // _CHOOSING)]
+        motions = max(_motions_at(trainer, few, basis, _RESOLUTIONS, most), key=lambda motions: motions.gain)
+        if len(few) == len(rows):
+            return motions
+        resolution = motions.resolution
+    return _motions_at(trainer, rows, basis, [resolution], most)[0]
+
+
+def _motions_at(trainer: HalfTrainer, rows, basis, resolutions: Sequence[float], most: int) -> list[LinearMotions]:
+    """Return the motions of (n,) particles at each of the resolutions."""
+    weights = [trainer.model.frequency_weights(resolution) for resolution in resolutions]
+    scores = _scores(trainer, rows, basis, weights)
+    information = _information(trainer, rows, basis, weights)
+    return [
+        LinearMotions(*_principal_components(*pair, seen, basis, most), resolution)
+        for pair, seen, resolution in zip(scores, information, resolutions, strict=True)
+    ]
+
+
+def _principal_components(scores, noise, information, basis, most: int):
+    """Return fields, latents and gain of the motions in (particles, p) scores, beside those of noise."""
+    values, vectors = torch.linalg.eigh(information.double())
     seen = values > 1e-6 * values[-1]
     whiten = vectors[:, seen] / values[seen].sqrt()
     white, null = (part.double() @ whiten for part in (scores - scores.mean(0), noise))
@@ -68,20 +112,24 @@ def linear_motions(trainer: HalfTrainer, most: int) -> LinearMotions:
     strengths = (above + (above**2 - 4 * p / n).clamp(min=0).sqrt()) / 2
     fields = torch.einsum("pk,pnc->knc", whiten @ axes[:, kept] * strengths.sqrt(), basis.double())
     latents = white @ axes[:, kept] * strengths.sqrt() / (1 + strengths)
-    return LinearMotions(fields.float(), latents.float())
+    # The divergence of normal distributions of variance 1 + strength and 1.
+    gain = float(0.5 * (strengths - strengths.log1p()).sum())
+    return fields.float(), latents.float(), gain
 
 
 def start_from(trainer: HalfTrainer, motions: LinearMotions) -> None:
-    """Let decoder and latents of a half start from linear motions."""
+    """Let decoder and latents of a half start from linear motions, with what was learned about filter and weights."""
     model, options = trainer.model, trainer.options
     n_motions = len(motions.fields)
     trainer.latents = torch.zeros(len(trainer.rows), options.n_latents, device=trainer.data.device)
     trainer.latents[:, :n_motions] = motions.latents
     model.latent_mean.zero_()
     model.latent_covariance.copy_(torch.eye(options.n_latents))
+    model.resolution.fill_(motions.resolution)
     trainer.started = True
     if not n_motions:
         return
+    trainer.regularise(_bearable_share(trainer, motions))
     generator = torch.Generator().manual_seed(options.seed * 10 + trainer.half)
     positions = model.gaussians.positions.detach()
     optimizer = torch.optim.Adam(model.decoder.parameters(), lr=_FIT_RATE)
@@ -96,6 +144,24 @@ def start_from(trainer: HalfTrainer, motions: LinearMotions) -> None:
         optimizer.step()
 
 
+def _bearable_share(trainer: HalfTrainer, motions: LinearMotions) -> float:
+    """Return the share of the options' regularisation that does not freeze motions.
+
+    What a motion gains in likelihood grows with the square of what an image tells about it, where that is little, and
+    what it costs in regularisation is the same for all images: with fixed weights noise decides what may move.
+    """
+    options = trainer.options
+    if options.decoder == "bodies" or options.regularisation != "fixed":
+        return 1.0
+    positions = trainer.model.gaussians.positions.detach()
+    few = motions.latents[:: max(1, len(motions.latents) // _REGULARISED)]
+    displaced = positions + torch.einsum("bk,knc->bnc", few, motions.fields)
+    cost = options.stiffness * deformation_regularity(trainer.graph, edge_lengths(trainer.graph.edges, displaced))
+    generator = torch.Generator().manual_seed(options.seed * 10 + trainer.half)
+    cost = cost + options.rigidity * rigidity(LongEdges.build(positions, displaced, generator), displaced)
+    return min(1.0, _BEARABLE * motions.gain / max(float(cost), 1e-12))
+
+
 def _smooth_basis(positions: torch.Tensor, seed: int) -> torch.Tensor:
     """Return (3 * regions, n, 3) fields: each moves one region along one axis, its neighbours in part."""
     regions = max(1, min(_REGIONS, len(positions) // 5))
@@ -106,40 +172,38 @@ def _smooth_basis(positions: torch.Tensor, seed: int) -> torch.Tensor:
     return torch.einsum("nr,ac->ranc", share, axes).reshape(-1, len(positions), 3)
 
 
-def _scores(trainer: HalfTrainer, basis: torch.Tensor, generator: torch.Generator):
-    """Return two (particles, p) tensors: the scores of the images, and those of noise in their place."""
+def _scores(trainer: HalfTrainer, rows: torch.Tensor, basis: torch.Tensor, weights: list[torch.Tensor]):
+    """Return for each of the weights two (n, p) tensors: scores of (n,) images, and those of noise in their place."""
     model, data = trainer.model, trainer.posed_data()
-    weights = model.frequency_weights()
+    generator = torch.Generator().manual_seed(trainer.options.seed * 10 + trainer.half)
     amplitude = expand_shells(model.noise_power.sqrt(), model.box) / model.box
-    scores, noise = [], []
-    for rows in trainer.rows.split(128):
-        batch = data.batch(rows)
-        positions = model.gaussians.positions.detach().repeat(len(rows), 1, 1).requires_grad_()
+    found = [([], []) for _ in weights]
+    for part in rows.split(128):
+        batch = data.batch(part)
+        positions = model.gaussians.positions.detach().repeat(len(part), 1, 1).requires_grad_()
         image = model.project(batch.matrices, batch.transfer, positions)
-        white = torch.randn(len(rows), model.box, model.box, generator=generator).to(weights)
-        for residual, out in (
-            (batch.transforms - image.detach(), scores),
-            (image_to_fourier(white) * amplitude, noise),
-        ):
-            # Its gradient is that of the log-likelihood of an image with this residual.
-            fit = ((image.real * residual.real + image.imag * residual.imag) * weights).sum()
-            (gradient,) = torch.autograd.grad(fit, positions, retain_graph=True)
-            out.append(gradient.flatten(1) @ basis.flatten(1).T)
-    return torch.cat(scores), torch.cat(noise)
+        white = torch.randn(len(part), model.box, model.box, generator=generator).to(amplitude)
+        for kind, residual in enumerate((batch.transforms - image.detach(), image_to_fourier(white) * amplitude)):
+            products = image.real * residual.real + image.imag * residual.imag
+            for pair, weight in zip(found, weights, strict=True):
+                # Its gradient is that of the log-likelihood of an image with this residual.
+                (gradient,) = torch.autograd.grad((products * weight).sum(), positions, retain_graph=True)
+                pair[kind].append(gradient.flatten(1) @ basis.flatten(1).T)
+    return [(torch.cat(scores), torch.cat(noise)) for scores, noise in found]
 
 
 @torch.no_grad()
-def _information(trainer: HalfTrainer, basis: torch.Tensor) -> torch.Tensor:
-    """Return the (p, p) mean information of an image about the coefficients, 1/A^2."""
+def _information(trainer: HalfTrainer, rows: torch.Tensor, basis: torch.Tensor, weights: list[torch.Tensor]):
+    """Return for each of the weights the (p, p) mean information of an image about the coefficients, 1/A^2."""
     model, data = trainer.model, trainer.posed_data()
-    amplitude = model.frequency_weights().sqrt()
-    chosen = trainer.rows[:: max(1, len(trainer.rows) // _INFORMATION_PARTICLES)]
-    total = 0.0
+    chosen = rows[:: max(1, len(rows) // _INFORMATION_PARTICLES)]
+    total = basis.new_zeros(len(weights), len(basis), len(basis))
     for row in chosen:
         batch = data.batch(row[None])
-        matrices = batch.matrices.expand(len(basis), -1, -1)
-        transfer = (batch.transfer * amplitude).expand(len(basis), -1, -1)
+        matrices, transfer = (part.expand(len(basis), -1, -1) for part in (batch.matrices, batch.transfer))
         ends = [model.project(matrices, transfer, model.gaussians.positions + step * basis) for step in (_STEP, -_STEP)]
-        change = torch.view_as_real(ends[0] - ends[1]).flatten(1) / (2 * _STEP)
-        total = total + change @ change.T
+        change = (ends[0] - ends[1]) / (2 * _STEP)
+        for each, weight in zip(total, weights, strict=True):
+            seen = torch.view_as_real(change * weight.sqrt()).flatten(1)
+            each += seen @ seen.T
     return total / len(chosen)

@@ -43,6 +43,8 @@ from dynamight_core.training.schedule import Epoch, schedule
 
 # A run loses at most about this much when it is killed, seconds.
 _CHECKPOINT_SECONDS = 60.0
+# The filter of the images becomes so much finer, once.
+_FINER = 0.7
 # Options that may differ when a run is resumed: they change no number but in the last digits.
 _FREE_TO_CHANGE = {"device", "threads", "storage"}
 
@@ -229,8 +231,14 @@ def _train_epochs(trainers, run: Path, epochs: list[Epoch], say, progress) -> No
         started = time.monotonic()
         entries = side_by_side(partial(_run_epoch, epoch, number), trainers, data.device)
         pace = _pace(trainers, time.monotonic() - started)
+        if epoch.infer == "linear":
+            for trainer in trainers:
+                say(_start_in_words(trainer))
         for index, entry in enumerate(entries):
             entry |= pace
+            if epoch.finer:
+                # The loss of more frequencies is another one.
+                last[index] = float("inf")
             if epoch.kind != "warm-up" and entry["data"] > last[index]:
                 rises[index] += 1
             last[index] = entry["data"]
@@ -256,6 +264,8 @@ def _run_epoch(epoch: Epoch, number: int, trainer: HalfTrainer) -> dict:
     if epoch.infer == "linear":
         trainer.estimate_noise(False)
         start_from(trainer, linear_motions(trainer, trainer.options.n_latents))
+    if epoch.finer:
+        trainer.model.resolution.mul_(_FINER)
     if epoch.infer != "no":
         trainer.infer(steps=1 if epoch.infer == "again" else 4, restart=epoch.infer == "encoder")
     if epoch.refit:
@@ -282,10 +292,25 @@ def _run_epoch(epoch: Epoch, number: int, trainer: HalfTrainer) -> dict:
         "kind": epoch.kind,
         **asdict(sums),
         "lambda": trainer.stiffness,
+        "resolution": float(trainer.model.resolution),
         "sparse_weight": epoch.sparse,
         "gaussian_width": float(trainer.model.gaussians.widths.detach().mean()),
         "noise": float(trainer.model.noise_power.mean()) / trainer.model.box**2,
     }
+
+
+def _start_in_words(trainer: HalfTrainer) -> str:
+    """Return what the images of a half said where training starts from motions to first order."""
+    model = trainer.model
+    if not trainer.latents.any():
+        return f"Half {trainer.half}: images show no motion to first order."
+    resolution = float(model.resolution)
+    seen = f"most at {resolution:.3g} A, where they are filtered" if resolution else "most unfiltered"
+    if trainer.options.motion_resolution is not None:
+        seen = f"filtered at {resolution:.3g} A, as told" if resolution else "unfiltered, as told"
+    share = float(model.regularisation_share)
+    weaker = "" if share == 1 else f" They show so little that regularisation has {100 * share:.2g} % of its weight."
+    return f"Half {trainer.half}: images show motion to first order, {seen}.{weaker}"
 
 
 def _pace(trainers, seconds: float) -> dict:

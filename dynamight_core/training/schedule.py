@@ -22,6 +22,8 @@ class Epoch:
         whether the reference is moved before it.
     refit
         whether the Gaussians are filled anew into the half's own deformed map before it.
+    finer
+        whether the filter of the images becomes finer before it.
     prepare
         whether noise and, where it is dynamic, lambda are estimated anew and the graph rebuilt before it.
     """
@@ -31,6 +33,7 @@ class Epoch:
     infer: str = "no"
     update_reference: bool = False
     refit: bool = False
+    finer: bool = False
     prepare: bool = True
 
 
@@ -40,7 +43,8 @@ def schedule(options: TrainOptions, continued: bool = False, fixed: bool = False
     Warm-up; then refinement epochs from linear motions, or from encoder epochs (the paper's way). After every
     `reference_interval` of those come `reference_epochs` in which only the Gaussians move, and every third of the
     interval the reference is moved (paper, Methods: 30, 5 and 10). The sparse-motion prior is ramped in over the
-    second third of the epochs: from the first step on, it would freeze everything.
+    second third of the epochs: from the first step on, it would freeze everything. Images are filtered more in the
+    first two thirds than in the last: large motions are found by large details, and sharpened by small ones.
 
     Parameters
     ----------
@@ -69,5 +73,6 @@ def schedule(options: TrainOptions, continued: bool = False, fixed: bool = False
         refit = refined > 0 and not fixed and any(
             refined == round(rounds * (k + 1) / (options.refits + 2)) for k in range(options.refits)
         )
-        epochs.append(Epoch(kind, ramp * options.sparse_motion, infer, update, refit))
+        finer = not (continued or first) and options.motion_resolution is None and refined == round(2 * rounds / 3)
+        epochs.append(Epoch(kind, ramp * options.sparse_motion, infer, update, refit, finer))
     return epochs

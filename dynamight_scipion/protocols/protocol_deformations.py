@@ -33,9 +33,10 @@ VALUES = {
     "nLatents": "n-latents", "nEpochs": "epochs", "warmUpEpochs": "warm-up-epochs", "encoderEpochs": "encoder-epochs",
     "inferenceInterval": "inference-interval", "batchSize": "batch-size", "learningRate": "learning-rate",
     "encoderLearningRate": "encoder-learning-rate", "gaussianLearningRate": "gaussian-learning-rate",
-    "klWeight": "kl-weight", "stiffness": "stiffness", "regularisationRatio": "regularisation-ratio",
-    "rigidity": "rigidity", "sparseMotion": "sparse-motion", "refits": "refits", "refitResolution": "refit-resolution",
-    "referenceInterval": "reference-interval", "referenceEpochs": "reference-epochs",
+    "klWeight": "kl-weight", "motionResolution": "motion-resolution", "stiffness": "stiffness",
+    "regularisationRatio": "regularisation-ratio", "rigidity": "rigidity", "sparseMotion": "sparse-motion",
+    "refits": "refits", "refitResolution": "refit-resolution", "referenceInterval": "reference-interval",
+    "referenceEpochs": "reference-epochs",
     "stopAfterRises": "stop-after-rises", "validationFraction": "validation-fraction", "nMotions": "n-motions",
     "seed": "seed",
 }  # fmt: skip
@@ -219,6 +220,13 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
             help="Motions kept that both halves have in common, the largest first. They become the particles' zFlex.",
         )
         form.addParam(
+            "motionResolution", params.FloatParam, allowsNull=True, expertLevel=LEVEL_ADVANCED,
+            label="Filter of the images (Å)",
+            help="Details much smaller than the motion tell nothing about it until it is nearly known: images are "
+            "low-passed while motion is learned. If left empty it is done where the images show most, and less so "
+            "towards the end. 0 is no filter.",
+        )
+        form.addParam(
             "regularisation", params.EnumParam, choices=list(REGULARISATIONS), default=0,
             display=params.EnumParam.DISPLAY_HLIST, label="Regularisation",
             help="Neighbouring Gaussians shall keep their distance. *fixed*: with a given weight. *dynamic*: the "
@@ -227,8 +235,9 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
         form.addParam(
             "stiffness", params.FloatParam, default=30.0, validators=[NOT_NEGATIVE], condition="regularisation==0",
             label="Stiffness (1/Å²)",
-            help="Weight of the kept distances against the likelihood of one particle. Raise it where motion looks "
-            "torn, lower it where it looks too small.",
+            help="Weight of the kept distances against the likelihood of one particle; less where images tell so "
+            "little that it would freeze the motion. Raise it where motion looks torn, lower it where it looks too "
+            "small.",
         )
         form.addParam(
             "regularisationRatio", params.FloatParam, default=0.9, validators=[NOT_NEGATIVE],

@@ -76,7 +76,8 @@ def _write_metrics(folder):
         for half in (1, 2):
             lines.append({
                 "epoch": epoch, "half": half, "kind": kind, "data": 2000.0 - 10 * epoch + half, "kl": 0.3 * epoch,
-                "regularity": 0.01, "repulsion": 0.002, "motion": 0.5 * epoch, "lambda": 30.0, "sparse_weight": 0.0,
+                "regularity": 0.01, "repulsion": 0.002, "motion": 0.5 * epoch, "lambda": 30.0, "resolution": 14.0,
+                "sparse_weight": 0.0,
                 "seconds": 2.0, "particles_per_second": 456.0, "peak_memory_gb": 0.5,
             })  # fmt: skip
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
