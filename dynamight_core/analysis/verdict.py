@@ -10,6 +10,8 @@ from dynamight_core.training.inference import infer_latents, random_pixels
 
 # Standard errors that a verdict asks for.
 _SIGMAS = 3.0
+# A gain of less is none, however small its error, nats.
+_NOTHING = 0.01
 # Gains and their null are compared over so many permutations.
 _PERMUTATIONS = 4
 
@@ -94,7 +96,7 @@ def judge(
     )
     if gain > _SIGMAS * gain_error and above_null > _SIGMAS * spread:
         name, text = "supported", f"The images support these motions: {numbers}."
-    elif gain < _SIGMAS * gain_error and gain < 0.5 * max(gain_error, 0.1) + gain_error:
+    elif gain < _SIGMAS * gain_error and gain < gain_error + 0.5 * max(gain_error, _NOTHING):
         name = "not supported"
         text = f"The images do not support these motions: {numbers}. Use the rigid map."
     else:

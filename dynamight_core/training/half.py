@@ -136,7 +136,7 @@ class HalfTrainer:
         return self._gaussian_epoch(epoch, lambda rows: None, self.model.frequency_weights(resolution=0))
 
     def reference_epoch(self, epoch: int) -> EpochSums:
-        """Move only the Gaussians, encoder and decoder fixed (paper, Methods: reference update)."""
+        """Move only the Gaussians, encoder and decoder fixed (paper, Methods: reference update), unfiltered."""
         latents = self.current_latents(self.rows)
         with torch.no_grad():
             evaluate = self.model.evaluator(self.model.gaussians.positions)
@@ -145,7 +145,7 @@ class HalfTrainer:
             with torch.no_grad():
                 return evaluate(latents[self.slot[rows]])
 
-        return self._gaussian_epoch(epoch, shift, self.model.frequency_weights())
+        return self._gaussian_epoch(epoch, shift, self.model.frequency_weights(resolution=0))
 
     def _gaussian_epoch(self, epoch, displacement, weights) -> EpochSums:
         sums = EpochSums()

@@ -44,7 +44,8 @@ def schedule(options: TrainOptions, continued: bool = False, fixed: bool = False
     `reference_interval` of those come `reference_epochs` in which only the Gaussians move, and every third of the
     interval the reference is moved (paper, Methods: 30, 5 and 10). The sparse-motion prior is ramped in over the
     second third of the epochs: from the first step on, it would freeze everything. Images are filtered more in the
-    first two thirds than in the last: large motions are found by large details, and sharpened by small ones.
+    first two thirds than in the last: large motions are found by large details, and sharpened by small ones. Epochs
+    in which only the Gaussians move see all frequencies; such are also the last ones.
 
     Parameters
     ----------
@@ -75,4 +76,7 @@ def schedule(options: TrainOptions, continued: bool = False, fixed: bool = False
         )
         finer = not (continued or first) and options.motion_resolution is None and refined == round(2 * rounds / 3)
         epochs.append(Epoch(kind, ramp * options.sparse_motion, infer, update, refit, finer))
+    if not first:
+        # What the filter hid while motion was learned is fitted with the motion as it is.
+        epochs += [Epoch("reference", prepare=step == 0) for step in range(options.reference_epochs)]
     return epochs
