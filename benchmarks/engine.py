@@ -6,6 +6,7 @@
     python benchmarks/engine.py hinge --seeds 0 1 2 --bodies analysed
     python benchmarks/engine.py rigid --seeds 0 1 2 3 4
     python benchmarks/engine.py noisy --seeds 0 1 2
+    python benchmarks/engine.py faint --seeds 0 1 2
     python benchmarks/engine.py igg --seeds 0 1 2
 
 Every figure is the mean over both halves of one data set; the last lines are mean and standard deviation over
@@ -44,6 +45,7 @@ CASES = {
     "hinge": {},
     "rigid": {"motion_range": 0.0},
     "noisy": {"snr": 0.05},
+    "faint": {"snr": 0.1, "particles": 4000},
     "igg": {"molecule": "igg", "particles": 4000, "pixel_size": 4.0, "motion_range": 40.0},
 }
 

@@ -135,7 +135,7 @@ class TrainOptions:
     motion_resolution
         A; filter of the images while motion is learned and latents are inferred, their weight there 1/e; 0 is none. If
         None, the one at which the images show most motion to first order, and 0.7 of it in the last third of the
-        epochs; with encoder epochs none.
+        epochs; with encoder epochs none. A run that starts from another's models keeps their last one.
     regularisation
         "fixed": the weight of R_d + R_r is `stiffness` (1/A^2, against the log-likelihood of one particle), or less
         where images tell so little that it would freeze the motions that they show;
@@ -151,7 +151,8 @@ class TrainOptions:
         how often in the refinement epochs the Gaussians are filled anew into the half's own deformed map, and the
         filter of that map, A.
     reference_interval, reference_epochs
-        every so many epochs, so many in which only the Gaussians move and the reference is updated.
+        every so many epochs, so many in which only the Gaussians move and the reference is updated; and as many at the
+        end.
     stop_after_rises
         stop when an epoch's data loss has risen over the one before so many times in all.
     validation_fraction

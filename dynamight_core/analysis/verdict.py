@@ -10,7 +10,7 @@ from dynamight_core.training.inference import infer_latents, random_pixels
 
 # Standard errors that a verdict asks for.
 _SIGMAS = 3.0
-# A gain of less is none, however small its error, nats.
+# Errors of the gain count as at least this where it is asked whether there is any, nats.
 _NOTHING = 0.01
 # Gains and their null are compared over so many permutations.
 _PERMUTATIONS = 4

@@ -9,6 +9,9 @@ corrected for the noise that added to it (Baik, Ben Arous & Peche, Annals of Pro
 
 First order holds as far as a motion is smaller than the details that are looked at. So the images are filtered, at the
 resolution at which they show most: too fine, and large motions look like noise; too coarse, and there is little to see.
+Likelihood and information are then those with filtered weights, which training climbs. Their noise is less than H, and
+a motion's strength understated, the more the filter takes: whitening by the noise as it is would find motions as well
+in the coarsest images, where they are blurred, and where training would not find them again.
 """
 
 from collections.abc import Sequence
@@ -17,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from scipy.cluster.vq import kmeans2
 
+from dynamight_core.config import TrainOptions
 from dynamight_core.imaging.fourier import expand_shells, image_to_fourier
 from dynamight_core.model.graph import LongEdges, deformation_regularity, edge_lengths, rigidity
 from dynamight_core.parallel import check_stopped
@@ -36,7 +40,7 @@ _STEP = 0.5
 _FIT_STEPS, _FIT_RATE = 300, 5e-3
 # Regularisation may cost these motions, which are ragged, so many times what they gain; in training it freezes them
 # where it costs more (chosen on simulated molecules, seeds 10 and 11 of benchmarks/engine.py).
-_BEARABLE = 3.75
+_BEARABLE = 3.0
 # Particles that say what it costs.
 _REGULARISED = 32
 
@@ -78,26 +82,42 @@ def linear_motions(trainer: HalfTrainer, most: int) -> LinearMotions:
     resolution, rows = options.motion_resolution, trainer.rows
     if resolution is None:
         few = rows[:: -(-len(rows) // _CHOOSING)]
-        motions = max(_motions_at(trainer, few, basis, _RESOLUTIONS, most), key=lambda motions: motions.gain)
+        motions = _most_telling(trainer, few, basis, _RESOLUTIONS, most)
         if len(few) == len(rows):
             return motions
-        resolution = motions.resolution
-    return _motions_at(trainer, rows, basis, [resolution], most)[0]
+        # What does not show in some may show in all.
+        resolutions = [motions.resolution] if len(motions.fields) else _RESOLUTIONS
+    else:
+        resolutions = [resolution]
+    return _most_telling(trainer, rows, basis, resolutions, most)
 
 
-def _motions_at(trainer: HalfTrainer, rows, basis, resolutions: Sequence[float], most: int) -> list[LinearMotions]:
-    """Return the motions of (n,) particles at each of the resolutions."""
+def _most_telling(trainer: HalfTrainer, rows, basis, resolutions: Sequence[float], most: int) -> LinearMotions:
+    """Return the motions of (n,) particles at the resolution at which they gain most."""
     weights = [trainer.model.frequency_weights(resolution) for resolution in resolutions]
     scores = _scores(trainer, rows, basis, weights)
     information = _information(trainer, rows, basis, weights)
-    return [
+    tried = [
         LinearMotions(*_principal_components(*pair, seen, basis, most), resolution)
         for pair, seen, resolution in zip(scores, information, resolutions, strict=True)
     ]
+    return max(tried, key=lambda motions: motions.gain)
 
 
 def _principal_components(scores, noise, information, basis, most: int):
-    """Return fields, latents and gain of the motions in (particles, p) scores, beside those of noise."""
+    """Return fields, latents and gain of the motions in (particles, p) scores, beside those of noise.
+
+    Parameters
+    ----------
+    scores, noise
+        (n, p) of images, and of noise in their place.
+    information
+        (p, p) H.
+    basis
+        (p, n, 3).
+    most
+        motions at most.
+    """
     values, vectors = torch.linalg.eigh(information.double())
     seen = values > 1e-6 * values[-1]
     whiten = vectors[:, seen] / values[seen].sqrt()
@@ -106,7 +126,8 @@ def _principal_components(scores, noise, information, basis, most: int):
     variances, axes = torch.linalg.eigh(white.T @ white / n)
     edge = _MARGIN * torch.linalg.eigvalsh(null.T @ null / n)[-1]
     kept = torch.arange(p, device=axes.device).flip(0)[:most]
-    kept = kept[variances[kept] > edge]
+    # Below the second bound a motion cannot be told from noise, whatever the noise happened to be.
+    kept = kept[variances[kept] > max(edge, (1 + (p / n) ** 0.5) ** 2)]
     above = variances[kept] - 1 - p / n
     # Ratio of signal to noise in variance.
     strengths = (above + (above**2 - 4 * p / n).clamp(min=0).sqrt()) / 2
@@ -129,6 +150,8 @@ def start_from(trainer: HalfTrainer, motions: LinearMotions) -> None:
     trainer.started = True
     if not n_motions:
         return
+    # The warm-up moved the Gaussians.
+    trainer.rebuild_graph()
     trainer.regularise(_bearable_share(trainer, motions))
     generator = torch.Generator().manual_seed(options.seed * 10 + trainer.half)
     positions = model.gaussians.positions.detach()
@@ -148,17 +171,18 @@ def _bearable_share(trainer: HalfTrainer, motions: LinearMotions) -> float:
     """Return the share of the options' regularisation that does not freeze motions.
 
     What a motion gains in likelihood grows with the square of what an image tells about it, where that is little, and
-    what it costs in regularisation is the same for all images: with fixed weights noise decides what may move.
+    what it costs in regularisation is the same for all images: with fixed weights noise decides what may move. The
+    cost is that with the default weights: others are the user's wish for more or less of it.
     """
-    options = trainer.options
+    options, default = trainer.options, TrainOptions()
     if options.decoder == "bodies" or options.regularisation != "fixed":
         return 1.0
     positions = trainer.model.gaussians.positions.detach()
     few = motions.latents[:: max(1, len(motions.latents) // _REGULARISED)]
     displaced = positions + torch.einsum("bk,knc->bnc", few, motions.fields)
-    cost = options.stiffness * deformation_regularity(trainer.graph, edge_lengths(trainer.graph.edges, displaced))
+    cost = default.stiffness * deformation_regularity(trainer.graph, edge_lengths(trainer.graph.edges, displaced))
     generator = torch.Generator().manual_seed(options.seed * 10 + trainer.half)
-    cost = cost + options.rigidity * rigidity(LongEdges.build(positions, displaced, generator), displaced)
+    cost = cost + default.rigidity * rigidity(LongEdges.build(positions, displaced, generator), displaced)
     return min(1.0, _BEARABLE * motions.gain / max(float(cost), 1e-12))
 
 

@@ -210,7 +210,8 @@ def _train_epochs(trainers, run: Path, epochs: list[Epoch], say, progress) -> No
     folders = [run / f"half{half}" / "checkpoints" for half in (1, 2)]
     metrics: list[dict] = []
     rises = [0, 0]
-    last = [float("inf"), float("inf")]
+    # Filter and loss of each half's last epoch.
+    last = [(0.0, float("inf"))] * 2
     common = set(checkpoint_epochs(folders[0])) & set(checkpoint_epochs(folders[1]))
     done = max(common, default=0)
     if done:
@@ -236,12 +237,11 @@ def _train_epochs(trainers, run: Path, epochs: list[Epoch], say, progress) -> No
                 say(_start_in_words(trainer))
         for index, entry in enumerate(entries):
             entry |= pace
-            if epoch.finer:
-                # The loss of more frequencies is another one.
-                last[index] = float("inf")
-            if epoch.kind != "warm-up" and entry["data"] > last[index]:
+            # The loss of other frequencies is another one.
+            resolution, loss = last[index]
+            if epoch.kind != "warm-up" and entry["resolution"] == resolution and entry["data"] > loss:
                 rises[index] += 1
-            last[index] = entry["data"]
+            last[index] = entry["resolution"], entry["data"]
             metrics.append(entry)
         if max(rises) >= options.stop_after_rises:
             stopped = True
@@ -292,7 +292,8 @@ def _run_epoch(epoch: Epoch, number: int, trainer: HalfTrainer) -> dict:
         "kind": epoch.kind,
         **asdict(sums),
         "lambda": trainer.stiffness,
-        "resolution": float(trainer.model.resolution),
+        # Where only the Gaussians move, all frequencies are seen.
+        "resolution": 0.0 if epoch.kind in ("warm-up", "reference") else float(trainer.model.resolution),
         "sparse_weight": epoch.sparse,
         "gaussian_width": float(trainer.model.gaussians.widths.detach().mean()),
         "noise": float(trainer.model.noise_power.mean()) / trainer.model.box**2,
@@ -309,7 +310,7 @@ def _start_in_words(trainer: HalfTrainer) -> str:
     if trainer.options.motion_resolution is not None:
         seen = f"filtered at {resolution:.3g} A, as told" if resolution else "unfiltered, as told"
     share = float(model.regularisation_share)
-    weaker = "" if share == 1 else f" They show so little that regularisation has {100 * share:.2g} % of its weight."
+    weaker = "" if share > 0.99 else f" They show so little that regularisation has {100 * share:.0f} % of its weight."
     return f"Half {trainer.half}: images show motion to first order, {seen}.{weaker}"
 
 

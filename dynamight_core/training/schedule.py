@@ -76,7 +76,7 @@ def schedule(options: TrainOptions, continued: bool = False, fixed: bool = False
         )
         finer = not (continued or first) and options.motion_resolution is None and refined == round(2 * rounds / 3)
         epochs.append(Epoch(kind, ramp * options.sparse_motion, infer, update, refit, finer))
-    if not first:
+    if not fixed and (not first or options.motion_resolution):
         # What the filter hid while motion was learned is fitted with the motion as it is.
         epochs += [Epoch("reference", prepare=step == 0) for step in range(options.reference_epochs)]
     return epochs
