@@ -26,6 +26,7 @@ from scipy.stats import binned_statistic_2d
 from sklearn.decomposition import PCA
 
 from dynamight_core.analysis.controls.result import read_controls
+from dynamight_core.analysis.errors import ALIKE
 from dynamight_core.analysis.exports import spread_out
 from dynamight_core.analysis.landscape import plane_landscape
 from dynamight_core.files import atomic_path, read_map
@@ -787,8 +788,8 @@ def _errors_section(page: _Page) -> str:
     page.table("above_error", pd.DataFrame({"particles_that_move_by_more_than_their_error_percent": [above]}))
     return _agreement(page) + page.figure(figure, 440, "figure-errors") + _caption(
         "Root mean squares over the molecule. The error is seen in two parts: what the two halves' decoders disagree "
-        "on, and how far the noise of the particle's own image leaves its latent open; both are raised by 1.3 for what "
-        "the halves do wrong alike, as simulated molecules showed. Training and validation particles "
+        "on, and how far the noise of the particle's own image leaves its latent open; both are raised by "
+        f"{ALIKE} for what the halves do wrong alike, as simulated molecules showed. Training and validation particles "
         "should look alike; a validation curve with less motion or more error means that the decoders have learned "
         f"noise. {page.say('particles that move by more than their error, %', above, '.0f')} % of the particles "
         "move by more than their error."

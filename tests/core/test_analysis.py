@@ -13,7 +13,7 @@ from sklearn.metrics import rand_score
 from dynamight_core.analysis.agreement import halves_agreement
 from dynamight_core.analysis.distribution import without_errors
 from dynamight_core.analysis.domains import _enough, find_domains, kabsch, rotation_vectors, write_domains
-from dynamight_core.analysis.errors import coordinate_variances
+from dynamight_core.analysis.errors import ALIKE, coordinate_variances
 from dynamight_core.analysis.exports import write_arrows
 from dynamight_core.analysis.motions import PrincipalMotions, principal_motions
 from dynamight_core.analysis.results import Run
@@ -152,7 +152,7 @@ def test_the_error_of_a_coordinate_is_its_posterior_and_what_halves_disagree_on(
         ]  # fmt: skip
     own = torch.where(run.halves[rows] == 1, *along)
     expected = (own[1:] - own[0]).square().sum(0) + (along[0][0] - along[1][0]).square() / 2
-    np.testing.assert_allclose(found, 1.3**2 * expected, rtol=0.05)
+    np.testing.assert_allclose(found, ALIKE**2 * expected, rtol=0.05)
 
 
 def test_rotations_are_found_and_named():
