@@ -623,7 +623,7 @@ def test_training_can_start_from_the_models_of_a_finished_run(data, trained, tmp
     code, text = dynamight(*train_words(data, tmp_path / "more", "--start-from", trained, "--epochs", "2"))
     assert code == 0, text
     found = metrics(tmp_path / "more")
-    assert {entry["kind"] for entry in found} == {"refinement"}, "nothing warms up again"
+    assert {entry["kind"] for entry in found} == {"refinement", "reference"}, "nothing warms up again"
     last = [entry["data"] for entry in metrics(trained) if entry["kind"] == "refinement"][-2:]
     for before, after in zip(last, found[:2], strict=True):
         assert after["data"] < before + 0.02 * abs(before), "it goes on where the other ended"
