@@ -60,10 +60,12 @@ def trainingPanels(metrics):
     def moves(row):
         return row["kind"] in ("encoder", "refinement")
 
-    first = {row["half"]: row["data"] for row in reversed(metrics)}
+    # The loss of filtered images is another one than that of all frequencies.
+    first = {(row["half"], row["resolution"]): row["data"] for row in reversed(metrics)}
     # Terms that an epoch's kind does not have are left out, not drawn as zero.
     terms = {
-        "Data loss against the first epoch (%)": lambda row: 100 * (row["data"] / first[row["half"]] - 1),
+        "Data loss against the first with the same filter (%)": lambda row: 100
+        * (row["data"] / first[row["half"], row["resolution"]] - 1),
         "KL term (encoder epochs)": lambda row: row["kl"] if row["kind"] == "encoder" else None,
         "Change of distances (Å²)": lambda row: row["regularity"] + row["repulsion"] if moves(row) else None,
         "Motion (Å rms)": lambda row: row["motion"] if moves(row) else None,

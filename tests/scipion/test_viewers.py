@@ -199,12 +199,20 @@ def test_curves_of_training_are_those_of_the_log(opened, chain):
     drawn = plot.getFigure().axes
     (curve, _) = drawn[-1].lines
     np.testing.assert_allclose(curve.get_ydata(), motion)
-    assert max(curve.get_xdata()) == max(row["epoch"] for row in rows)
+    assert max(drawn[0].lines[0].get_xdata()) == max(row["epoch"] for row in rows)
+    losses = {row["epoch"]: row["data"] for row in rows if row["half"] == 1 and row["kind"] == "refinement"}
+    loss = dict(zip(*drawn[0].lines[0].get_data(), strict=True))
+    filters = {row["epoch"]: row["resolution"] for row in rows if row["half"] == 1}
+    for epoch, value in losses.items():
+        start = losses.get(min(e for e in filters if filters[e] == filters[epoch]))
+        if start is not None:
+            assert loss[epoch] == pytest.approx(100 * (value / start - 1)), "against the first with the same filter"
     assert all(axes.lines for axes in drawn), "no empty panel: these epochs have no KL term"
 
 
 def test_training_with_an_encoder_has_a_kl_term():
     terms = {"data": 5.0, "kl": 0.3, "regularity": 0.1, "repulsion": 0.0, "motion": 1.0}
+    terms["resolution"] = 0.0
     rows = [{"epoch": epoch, "half": half, "kind": "encoder"} | terms for epoch in (1, 2) for half in (1, 2)]
     titles = [title for title, _ in figures.trainingPanels(rows)]
     assert len(titles) == 4
