@@ -22,7 +22,7 @@ from dynamight_core.training.data import Batch, TrainingImages
 from dynamight_core.training.inference import infer_latents
 
 # Regularisation looks at so many particles of a batch: its gradient needs no more.
-_REGULARISED = 32
+REGULARISED = 32
 # An epoch has at least so many batches.
 _LEAST_BATCHES = 8
 # Particles whose residual gives the noise spectrum.
@@ -106,6 +106,10 @@ class HalfTrainer:
         """(n, 5) rotation vectors (radians) and shifts (A) on top of the given poses."""
         return torch.cat([self.rotations, self.shifts], 1)
 
+    def generator(self) -> torch.Generator:
+        """Return a generator of random numbers that differs by seed and half, anew."""
+        return torch.Generator().manual_seed(self.options.seed * 10 + self.half)
+
     def regularise(self, share: float) -> None:
         """Let regularisation weigh `share` of what the options say, here and in runs that start from this one."""
         self.model.regularisation_share.fill_(share)
@@ -133,7 +137,7 @@ class HalfTrainer:
 
     def warm_up_epoch(self, epoch: int) -> EpochSums:
         """Fit the Gaussians to the images without deformation."""
-        return self._gaussian_epoch(epoch, lambda rows: None, self.model.frequency_weights(resolution=0))
+        return self._gaussian_epoch(epoch, lambda rows: None)
 
     def reference_epoch(self, epoch: int) -> EpochSums:
         """Move only the Gaussians, encoder and decoder fixed (paper, Methods: reference update), unfiltered."""
@@ -145,9 +149,10 @@ class HalfTrainer:
             with torch.no_grad():
                 return evaluate(latents[self.slot[rows]])
 
-        return self._gaussian_epoch(epoch, shift, self.model.frequency_weights(resolution=0))
+        return self._gaussian_epoch(epoch, shift)
 
-    def _gaussian_epoch(self, epoch, displacement, weights) -> EpochSums:
+    def _gaussian_epoch(self, epoch, displacement) -> EpochSums:
+        weights = self.model.frequency_weights(resolution=0)
         sums = EpochSums()
         for rows in self._batches(epoch)[0]:
             batch = self.data.batch(rows)
@@ -252,10 +257,9 @@ class HalfTrainer:
         positions = self.model.gaussians.positions
         self.graph = NeighbourGraph.of(self.model.gaussians)
         if self.started and self.options.rigidity > 0 and self.options.decoder != "bodies":
-            few = self.rows[:: max(1, len(self.rows) // _REGULARISED)]
+            few = self.rows[:: max(1, len(self.rows) // REGULARISED)]
             displaced = positions + self.model.displacements(self.current_latents(few))
-            generator = torch.Generator().manual_seed(self.options.seed * 10 + self.half)
-            self.long_edges = LongEdges.build(positions, displaced, generator)
+            self.long_edges = LongEdges.build(positions, displaced, self.generator())
 
     def balance_regularisation(self, epoch: int) -> None:
         """Set the paper's lambda: the ratio of gradient norms of data and regularisation times `regularisation_ratio`.
@@ -286,7 +290,7 @@ class HalfTrainer:
         displacement = self.model.displacements(latents)
         positions = gaussians.positions + displacement
         data = self._data_loss(batch, positions, weights)
-        few = positions[:_REGULARISED]
+        few = positions[:REGULARISED]
         lengths = edge_lengths(self.graph.edges, few)
         regularity, repelled = deformation_regularity(self.graph, lengths), self._repulsion(lengths)
         if self.options.decoder == "bodies":

@@ -22,9 +22,9 @@ from scipy.cluster.vq import kmeans2
 
 from dynamight_core.config import TrainOptions
 from dynamight_core.imaging.fourier import expand_shells, image_to_fourier
-from dynamight_core.model.graph import LongEdges, deformation_regularity, edge_lengths, rigidity
+from dynamight_core.model.graph import LongEdges, NeighbourGraph, deformation_regularity, edge_lengths, rigidity
 from dynamight_core.parallel import check_stopped
-from dynamight_core.training.half import HalfTrainer
+from dynamight_core.training.half import REGULARISED, HalfTrainer
 
 # Regions of the molecule that move each by itself; three functions each.
 _REGIONS = 30
@@ -41,8 +41,6 @@ _FIT_STEPS, _FIT_RATE = 300, 5e-3
 # Regularisation may cost these motions, which are ragged, so many times what they gain; in training it freezes them
 # where it costs more (chosen on simulated molecules, seeds 10 and 11 of benchmarks/engine.py).
 _BEARABLE = 3.0
-# Particles that say what it costs.
-_REGULARISED = 32
 
 
 @dataclass
@@ -150,10 +148,8 @@ def start_from(trainer: HalfTrainer, motions: LinearMotions) -> None:
     trainer.started = True
     if not n_motions:
         return
-    # The warm-up moved the Gaussians.
-    trainer.rebuild_graph()
     trainer.regularise(_bearable_share(trainer, motions))
-    generator = torch.Generator().manual_seed(options.seed * 10 + trainer.half)
+    generator = trainer.generator()
     positions = model.gaussians.positions.detach()
     optimizer = torch.optim.Adam(model.decoder.parameters(), lr=_FIT_RATE)
     power = motions.fields.square().mean()
@@ -178,11 +174,13 @@ def _bearable_share(trainer: HalfTrainer, motions: LinearMotions) -> float:
     if options.decoder == "bodies" or options.regularisation != "fixed":
         return 1.0
     positions = trainer.model.gaussians.positions.detach()
-    few = motions.latents[:: max(1, len(motions.latents) // _REGULARISED)]
+    few = motions.latents[:: max(1, len(motions.latents) // REGULARISED)]
     displaced = positions + torch.einsum("bk,knc->bnc", few, motions.fields)
-    cost = default.stiffness * deformation_regularity(trainer.graph, edge_lengths(trainer.graph.edges, displaced))
-    generator = torch.Generator().manual_seed(options.seed * 10 + trainer.half)
-    cost = cost + default.rigidity * rigidity(LongEdges.build(positions, displaced, generator), displaced)
+    # Not the trainer's graph, which is that from before the warm-up moved the Gaussians.
+    graph = NeighbourGraph.of(trainer.model.gaussians)
+    long_edges = LongEdges.build(positions, displaced, trainer.generator())
+    cost = default.stiffness * deformation_regularity(graph, edge_lengths(graph.edges, displaced))
+    cost = cost + default.rigidity * rigidity(long_edges, displaced)
     return min(1.0, _BEARABLE * motions.gain / max(float(cost), 1e-12))
 
 
@@ -199,7 +197,7 @@ def _smooth_basis(positions: torch.Tensor, seed: int) -> torch.Tensor:
 def _scores(trainer: HalfTrainer, rows: torch.Tensor, basis: torch.Tensor, weights: list[torch.Tensor]):
     """Return for each of the weights two (n, p) tensors: scores of (n,) images, and those of noise in their place."""
     model, data = trainer.model, trainer.posed_data()
-    generator = torch.Generator().manual_seed(trainer.options.seed * 10 + trainer.half)
+    generator = trainer.generator()
     amplitude = expand_shells(model.noise_power.sqrt(), model.box) / model.box
     found = [([], []) for _ in weights]
     for part in rows.split(128):

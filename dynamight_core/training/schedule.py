@@ -57,11 +57,12 @@ def schedule(options: TrainOptions, continued: bool = False, fixed: bool = False
         whether the Gaussians are those of an atomic model: then the reference stays, and is not filled anew.
     """
     epochs = [] if continued else [Epoch("warm-up", prepare=False) for _ in range(options.warm_up_epochs)]
+    alone = [Epoch("reference", prepare=step == 0) for step in range(options.reference_epochs)]
     encoder_epochs = 0 if continued else options.encoder_epochs
     first = min(encoder_epochs, options.epochs) if options.latent_refinement else options.epochs
     for number in range(options.epochs):
         if not fixed and number and number % options.reference_interval == 0:
-            epochs += [Epoch("reference", prepare=step == 0) for step in range(options.reference_epochs)]
+            epochs += alone
         ramp = min(1.0, max(0.0, 3 * number / options.epochs - 1))
         refined = number - first
         infer = "no"
@@ -78,5 +79,5 @@ def schedule(options: TrainOptions, continued: bool = False, fixed: bool = False
         epochs.append(Epoch(kind, ramp * options.sparse_motion, infer, update, refit, finer))
     if not fixed and (not first or options.motion_resolution):
         # What the filter hid while motion was learned is fitted with the motion as it is.
-        epochs += [Epoch("reference", prepare=step == 0) for step in range(options.reference_epochs)]
+        epochs += alone
     return epochs
