@@ -39,6 +39,7 @@ demo: install
 	$(BIN)/dynamight demo demo
 
 lint: install
+	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m ruff check .
 
 test: lint

@@ -54,8 +54,12 @@ from dynamight_core.training.run import train
 
 KINDS = ("shuffled-latents", "held-out", "noise-particles")
 POSITIVE = {
-    "from the motion", "improves the map", "a map appears from noise", "drawn to the model", "follows the model",
-}  # fmt: skip
+    "from the motion",
+    "improves the map",
+    "a map appears from noise",
+    "drawn to the model",
+    "follows the model",
+}
 # Validation particles enough for a map of them; the rest is as small as it may be.
 TRAINING = {"n_gaussians": 300, "n_latents": 2, "epochs": 6, "refits": 1, "warm_up_epochs": 2}
 TRAINING["validation_fraction"] = 0.25
@@ -66,9 +70,14 @@ def small_set(snr, seed, motion_range=20.0):
     folder = FOLDER / f"control-{'rest' if motion_range == 0 else 'hinge'}-{snr:g}-{seed}"
     if not (folder / "truth.npz").exists():
         options = SimulateOptions(
-            particles=600, box=32, pixel_size=6.0, snr=snr, motion_range=motion_range, seed=seed,
+            particles=600,
+            box=32,
+            pixel_size=6.0,
+            snr=snr,
+            motion_range=motion_range,
+            seed=seed,
             particle_diameter=150.0,
-        )  # fmt: skip
+        )
         simulate(options, folder)
     return folder
 
@@ -197,9 +206,11 @@ def main():
     parser.add_argument("--given", action="store_true", help="of wrong: the Fc in the Fab's place")
     arguments = parser.parse_args()
     make = {
-        "small": small_run, "rest": functools.partial(small_run, motion_range=0.0), "borrowed": borrowed_run,
+        "small": small_run,
+        "rest": functools.partial(small_run, motion_range=0.0),
+        "borrowed": borrowed_run,
         "permuted": permuted_run,
-    }.get(arguments.what)  # fmt: skip
+    }.get(arguments.what)
     trained = {"good": trained_run, "free": free_run}.get(arguments.what)
     counted = defaultdict(list)
     if arguments.what == "wrong":
@@ -214,8 +225,11 @@ def main():
                 started = time.process_time()
                 control = control_run(run, ControlOptions(kind, shrink=shrink, seed=seed), quiet)
                 counted[case, kind].append(control.verdict in POSITIVE)
-                print(f"{arguments.what} {case} {seed} {kind}: {control.verdict}; {_figures(control.figures)}; "
-                      f"{time.process_time() - started:.0f} s", flush=True)  # fmt: skip
+                print(
+                    f"{arguments.what} {case} {seed} {kind}: {control.verdict}; {_figures(control.figures)}; "
+                    f"{time.process_time() - started:.0f} s",
+                    flush=True,
+                )
                 if kind == "noise-particles" and truth is not None:
                     share = true_share(run, truth, seed)
                     if share is not None:
@@ -231,8 +245,10 @@ def _figures(figures):
     names = ("gain", "permuted_map_gain", "permuted_gain", "share_of_model", "share_of_model_alone")
     parts = [f"{n} {figures[n]:.3f}+-{figures[f'{n}_error']:.3f}" for n in names if n in figures]
     if "shells_outside" in figures:
-        parts.append(f"{figures['shells_outside']} of {figures['shells']} shells (alone "
-                     f"{figures['shells_outside_alone']}, at rest {figures['shells_outside_rigid']})")  # fmt: skip
+        parts.append(
+            f"{figures['shells_outside']} of {figures['shells']} shells (alone "
+            f"{figures['shells_outside_alone']}, at rest {figures['shells_outside_rigid']})"
+        )
         parts.append(f"motion {figures['invented_motion_rms']:.2f} against {figures['real_motion_rms']:.2f} A")
     return ", ".join(parts)
 

@@ -71,10 +71,13 @@ def main():
 def start_scipion(folder):
     """Give Scipion a home before it is imported."""
     os.environ.update(
-        SCIPION_DOMAIN="pwem", SCIPION_HOME=str(folder), SCIPION_USER_DATA=str(folder), SCIPION_NOTIFY="False",
+        SCIPION_DOMAIN="pwem",
+        SCIPION_HOME=str(folder),
+        SCIPION_USER_DATA=str(folder),
+        SCIPION_NOTIFY="False",
         SCIPION_HOSTS=str(Path(find_spec("scipion").origin).parent / "templates" / "hosts.template"),
         SCIPION_PYTHON=sys.executable,
-    )  # fmt: skip
+    )
     import pyworkflow
 
     pyworkflow.Config.getDomain().getPlugins()

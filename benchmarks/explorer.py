@@ -75,19 +75,39 @@ def make_run(folder: Path, particles: int, n_gaussians: int = 600, seed: int = 0
     volume = models[0].gaussians.render(BOX, PIXEL).detach().numpy()
     write_map(folder / "consensus.mrc", volume, PIXEL)
     summary = {
-        "verdict": {"verdict": "supported", "gain": 8.0, "gain_error": 0.3, "null": -1.0, "null_error": 0.2,
-                    "particles": int(validation.sum()), "sentence": "The latents of this run are drawn, not learned."},
+        "verdict": {
+            "verdict": "supported",
+            "gain": 8.0,
+            "gain_error": 0.3,
+            "null": -1.0,
+            "null_error": 0.2,
+            "particles": int(validation.sum()),
+            "sentence": "The latents of this run are drawn, not learned.",
+        },
         "motion_rms": float(magnitude.square().mean().sqrt()),
         "motion_between_particles_rms": float(motions.coordinates.var(0).sum().sqrt()),
-        "error_rms": float(error.square().mean().sqrt()), "error_disagreement_rms": float(0.4 * error.mean()),
-        "error_posterior_rms": float(0.9 * error.mean()), "unseen_motion_rms": 0.5,
-        "motion_shares": motions.shares.tolist(), "point_motion": motion_per_point(motions).tolist(),
-        "point_error": (0.3 * motion_per_point(motions)).tolist(), "particles": n,
-        "model": {"dynamight_core": __version__, "box": BOX, "pixel_size": PIXEL,
-                  "particles": [int((halves == half).sum()) for half in (1, 2)], "halves_are_random": False,
-                  "gaussians": n_gaussians, "latents": 2, "motions": motions.coordinates.shape[1], "device": "cpu"},
-        "validation_particles": int(validation.sum()), "warnings": [],
-    }  # fmt: skip
+        "error_rms": float(error.square().mean().sqrt()),
+        "error_disagreement_rms": float(0.4 * error.mean()),
+        "error_posterior_rms": float(0.9 * error.mean()),
+        "unseen_motion_rms": 0.5,
+        "motion_shares": motions.shares.tolist(),
+        "point_motion": motion_per_point(motions).tolist(),
+        "point_error": (0.3 * motion_per_point(motions)).tolist(),
+        "particles": n,
+        "model": {
+            "dynamight_core": __version__,
+            "box": BOX,
+            "pixel_size": PIXEL,
+            "particles": [int((halves == half).sum()) for half in (1, 2)],
+            "halves_are_random": False,
+            "gaussians": n_gaussians,
+            "latents": 2,
+            "motions": motions.coordinates.shape[1],
+            "device": "cpu",
+        },
+        "validation_particles": int(validation.sum()),
+        "warnings": [],
+    }
     (run / "analysis" / "summary.json").write_text(json.dumps(summary))
     inputs = InputOptions(star=str(folder / "particles.star"), map=str(folder / "consensus.mrc"))
     RunConfig(inputs, TrainOptions(n_gaussians=n_gaussians, n_latents=2, n_motions=3), {"commands": {}}).write(run)
@@ -117,19 +137,34 @@ def _fitted(molecule, n: int, seed: int) -> HalfModel:
 def _write_star(given: Path, results: Path, columns: dict, rng) -> None:
     """Write particles as RELION 3.1 does, and the same with the columns of results."""
     n = len(columns["dynHalf"])
-    table = pd.DataFrame({
-        "rlnImageName": [f"{i + 1:06d}@particles.mrcs" for i in range(n)],
-        "rlnMicrographName": [f"micrograph_{i // 100:05d}.mrc" for i in range(n)],
-        "rlnAngleRot": rng.uniform(-180, 180, n).round(3), "rlnAngleTilt": rng.uniform(0, 180, n).round(3),
-        "rlnAnglePsi": rng.uniform(-180, 180, n).round(3), "rlnOriginXAngst": 0.0, "rlnOriginYAngst": 0.0,
-        "rlnDefocusU": rng.uniform(8000, 20000, n).round(1), "rlnDefocusV": rng.uniform(8000, 20000, n).round(1),
-        "rlnDefocusAngle": 30.0, "rlnOpticsGroup": 1, "rlnRandomSubset": columns["dynHalf"].numpy(),
-    })  # fmt: skip
-    optics = pd.DataFrame({
-        "rlnOpticsGroupName": ["opticsGroup1"], "rlnOpticsGroup": [1], "rlnVoltage": [300.0],
-        "rlnSphericalAberration": [2.7], "rlnAmplitudeContrast": [0.1], "rlnImagePixelSize": [PIXEL],
-        "rlnImageSize": [BOX], "rlnImageDimensionality": [2],
-    })  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "rlnImageName": [f"{i + 1:06d}@particles.mrcs" for i in range(n)],
+            "rlnMicrographName": [f"micrograph_{i // 100:05d}.mrc" for i in range(n)],
+            "rlnAngleRot": rng.uniform(-180, 180, n).round(3),
+            "rlnAngleTilt": rng.uniform(0, 180, n).round(3),
+            "rlnAnglePsi": rng.uniform(-180, 180, n).round(3),
+            "rlnOriginXAngst": 0.0,
+            "rlnOriginYAngst": 0.0,
+            "rlnDefocusU": rng.uniform(8000, 20000, n).round(1),
+            "rlnDefocusV": rng.uniform(8000, 20000, n).round(1),
+            "rlnDefocusAngle": 30.0,
+            "rlnOpticsGroup": 1,
+            "rlnRandomSubset": columns["dynHalf"].numpy(),
+        }
+    )
+    optics = pd.DataFrame(
+        {
+            "rlnOpticsGroupName": ["opticsGroup1"],
+            "rlnOpticsGroup": [1],
+            "rlnVoltage": [300.0],
+            "rlnSphericalAberration": [2.7],
+            "rlnAmplitudeContrast": [0.1],
+            "rlnImagePixelSize": [PIXEL],
+            "rlnImageSize": [BOX],
+            "rlnImageDimensionality": [2],
+        }
+    )
     write_star(given, table, optics)
     for name, values in columns.items():
         table[name] = values.numpy()

@@ -45,11 +45,19 @@ from dynamight_core.training.run import train
 CASES = {
     "igg": ({"particles": 4000, "motion_range": 40.0}, "H K L M A B", "H/1-213 L", "H/244-478 K/244-478"),
     "fab": (
-        {"particles": 600, "motion_range": 25.0, "box": 32, "snr": 2.0, "selection": "L/1-107 H/1-113",
-         "axis": ("L/107/CA", "H/113/CA")},
-        "H/1-213 L", "L/1-107 H/1-113", "L/108-214 H/114-213",
+        {
+            "particles": 600,
+            "motion_range": 25.0,
+            "box": 32,
+            "snr": 2.0,
+            "selection": "L/1-107 H/1-113",
+            "axis": ("L/107/CA", "H/113/CA"),
+        },
+        "H/1-213 L",
+        "L/1-107 H/1-113",
+        "L/108-214 H/114-213",
     ),
-}  # fmt: skip
+}
 FREE = {"stiffness": 0.0, "rigidity": 0.0}
 # Options of training by prior, and which model it starts from.
 PRIORS = {
@@ -100,9 +108,11 @@ def structures(truth, paths):
     model = coarse_grain(paths["wrong"])
     new = ~np.isin(np.array(model.chains), list("HKLMAB"))[model.atom_groups]
     wrong = replace(
-        right, positions=torch.tensor(model.atom_positions[new], dtype=torch.float32),
-        weights=torch.tensor(model.atom_numbers[new], dtype=torch.float32), moving=torch.ones(int(new.sum())).long(),
-    )  # fmt: skip
+        right,
+        positions=torch.tensor(model.atom_positions[new], dtype=torch.float32),
+        weights=torch.tensor(model.atom_numbers[new], dtype=torch.float32),
+        moving=torch.ones(int(new.sum())).long(),
+    )
     truths = [replace(truth, molecule=molecule) for molecule in (right, wrong)]
     mask = torch.maximum(*(one.domain_mask(1) for one in truths))
     return [one.true_map() for one in truths], mask
@@ -128,9 +138,10 @@ def measure(case, prior, particles, seed, n_gaussians):
     more, model = PRIORS[prior]
     options = TrainOptions(seed=seed, n_gaussians=n_gaussians, **more)
     inputs = InputOptions(
-        star=str(folder / "particles.star"), map=str(folder / "consensus.mrc"),
+        star=str(folder / "particles.star"),
+        map=str(folder / "consensus.mrc"),
         atomic_model=None if model is None else str(paths[model]),
-    )  # fmt: skip
+    )
     run_folder = folder / f"run-{prior.replace(', ', '-').replace(' ', '-')}"
     if not (run_folder / "reconstruction" / "fsc.star").exists():
         trained = train(inputs, options, run_folder, overwrite=True, say=lambda line: None)

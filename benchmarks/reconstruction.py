@@ -155,8 +155,9 @@ def controlled(images, control, seed):
     def replaced(indices):
         shape = (len(indices), images.box, images.box)
         # The same particle has the same noise in every pass.
-        noise = torch.stack([torch.randn(shape[1:], generator=torch.Generator().manual_seed(seed * 10**6 + int(i)))
-                             for i in indices])  # fmt: skip
+        noise = torch.stack(
+            [torch.randn(shape[1:], generator=torch.Generator().manual_seed(seed * 10**6 + int(i))) for i in indices]
+        )
         if control == "noise":
             return noise
         transforms, random = image_to_fourier(given(indices)), image_to_fourier(noise)

@@ -47,9 +47,14 @@ def setup(box, particles, device):
     images = torch.randn(min(particles, 32), box, box, generator=generator)
     pixel_size = EXTENT / box
     data = ParticleData(
-        lambda i: images[i % len(images)], lambda i: evaluate_ctf(ctf[i], box, pixel_size), matrices, box, pixel_size,
-        None, device,
-    )  # fmt: skip
+        lambda i: images[i % len(images)],
+        lambda i: evaluate_ctf(ctf[i], box, pixel_size),
+        matrices,
+        box,
+        pixel_size,
+        None,
+        device,
+    )
     modes = Modes(ModalField(waves), torch.randn(particles, MODES, generator=generator).to(device), 0.0)
     axis = (torch.arange(box) - box // 2).float().square()
     radius = (axis[:, None, None] + axis[:, None] + axis).sqrt() / box

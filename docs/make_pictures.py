@@ -40,9 +40,15 @@ def draw_motion(axes, run):
     chosen = chosen[size[chosen] > 0.25 * size.max()]
     for sign in (-1, 1):
         axes.quiver(
-            *rest[chosen].T, *(sign * field[chosen]).T, angles="xy", scale_units="xy", scale=1, color=INK, width=0.0035,
+            *rest[chosen].T,
+            *(sign * field[chosen]).T,
+            angles="xy",
+            scale_units="xy",
+            scale=1,
+            color=INK,
+            width=0.0035,
             alpha=0.75,
-        )  # fmt: skip
+        )
     axes.set_aspect("equal")
     axes.margins(0.06)
     axes.axis("off")

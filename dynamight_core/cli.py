@@ -124,10 +124,13 @@ def make_app(only: list[str] | None = None) -> typer.Typer:
         dataclasses, some of which lie beside code that imports torch. All are complete if None.
     """
     app = typer.Typer(
-        name="dynamight", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+        name="dynamight",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
         help="Molecular motions from cryo-EM particle images, and the sharper maps that follow from them.",
-    )  # fmt: skip
+    )
     app.callback()(_main_options)
     for name, (function, option_classes) in _commands.items():
         wanted = option_classes if only is None or name in only else {}
@@ -322,9 +325,17 @@ def states(
         opened = _open(run, options)
         chosen = choose_states(opened, options)
         write_states(
-            opened, chosen, out, options.half, options.movie, options.maps, report.say, report.progress,
-            options.difference, options.full,
-        )  # fmt: skip
+            opened,
+            chosen,
+            out,
+            options.half,
+            options.movie,
+            options.maps,
+            report.say,
+            report.progress,
+            options.difference,
+            options.full,
+        )
         record_stage(opened, "states", options)
 
 
@@ -508,9 +519,7 @@ def _field_parameter(option_class: type, field) -> inspect.Parameter:
         limits = {"min": 0, "max": 2**32 - 1} if field.name == "seed" else {}
         option = typer.Option(help=text, rich_help_panel=panel, **limits)
     annotation = Annotated[kind, option]
-    return inspect.Parameter(
-        field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
-    )
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def _without_none(kind):
@@ -623,9 +632,13 @@ class Reporter:
         self._bars = None
         if self.console.is_terminal:
             self._bars = Progress(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-                console=self.console, transient=True,
-            )  # fmt: skip
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+            )
             self._bars.start()
         self._tasks: dict[str, int] = {}
         self._said: dict[str, tuple[int, float]] = {}

@@ -93,11 +93,16 @@ class InputOptions:
             return value and os.path.abspath(value)
 
         return replace(
-            self, star=path(self.star), map=path(self.map), mask=path(self.mask), project=path(self.project),
-            start_from=path(self.start_from), atomic_model=path(self.atomic_model),
+            self,
+            star=path(self.star),
+            map=path(self.map),
+            mask=path(self.mask),
+            project=path(self.project),
+            start_from=path(self.start_from),
+            atomic_model=path(self.atomic_model),
             half_maps=self.half_maps and [path(value) for value in self.half_maps],
             bodies=self.bodies and [path(value) for value in self.bodies],
-        )  # fmt: skip
+        )
 
 
 @dataclass
@@ -226,9 +231,7 @@ class TrainOptions:
         _choice("decoder", self.decoder, DECODERS)
         _choice("regularisation", self.regularisation, REGULARISATIONS)
         if not 0 < self.validation_fraction < 0.5:
-            raise InputError(
-                f"--validation-fraction is {self.validation_fraction}; give a fraction between 0 and 0.5"
-            )
+            raise InputError(f"--validation-fraction is {self.validation_fraction}; give a fraction between 0 and 0.5")
         if self.n_gaussians < 50:
             raise InputError(f"--n-gaussians is {self.n_gaussians}; give at least 50, 1 or 2 per residue")
 
@@ -276,9 +279,11 @@ class RunConfig:
             values = yaml.safe_load(path.read_text())
             _relocate(values["inputs"], values["provenance"].get("run"), Path(run))
             return cls(
-                InputOptions(**values["inputs"]), TrainOptions(**values["train"]),
-                values["provenance"], values["stages"],
-            )  # fmt: skip
+                InputOptions(**values["inputs"]),
+                TrainOptions(**values["train"]),
+                values["provenance"],
+                values["stages"],
+            )
         except (yaml.YAMLError, TypeError, KeyError) as error:
             raise InputError(f"{path} cannot be understood ({error}); train again into a new folder") from error
 

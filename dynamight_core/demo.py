@@ -63,9 +63,7 @@ def run_demo(
 
     stage(f"Simulating {options.particles} images of a molecule whose smaller domain turns by up to 20 degrees.")
     files = simulate(
-        SimulateOptions(
-            particles=options.particles, box=options.box, pixel_size=options.pixel_size, seed=options.seed
-        ),
+        SimulateOptions(particles=options.particles, box=options.box, pixel_size=options.pixel_size, seed=options.seed),
         data,
         None if progress is None else lambda done, total: progress("simulating", done, total),
     )

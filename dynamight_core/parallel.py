@@ -22,9 +22,7 @@ def check_stopped() -> None:
         raise StoppedError("the work that this was part of has ended")
 
 
-def side_by_side(
-    function: Callable[[_Item], _Result], items: Sequence[_Item], device: torch.device
-) -> list[_Result]:
+def side_by_side(function: Callable[[_Item], _Result], items: Sequence[_Item], device: torch.device) -> list[_Result]:
     """Return ``[function(item) for item in items]``, on a CPU all at once with an equal share of its threads each.
 
     Most operations of a training are too small for many threads: two halves that are independent make better use of

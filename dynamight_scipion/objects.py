@@ -23,9 +23,15 @@ class DynamightModel(EMObject):
     """
 
     RUN_FILES = (
-        "config.yaml", "metrics.jsonl", "particles.star", "latents.safetensors",
-        "half1/model.safetensors", "half2/model.safetensors", "analysis/motions.safetensors", SUMMARY_FILE,
-    )  # fmt: skip
+        "config.yaml",
+        "metrics.jsonl",
+        "particles.star",
+        "latents.safetensors",
+        "half1/model.safetensors",
+        "half2/model.safetensors",
+        "analysis/motions.safetensors",
+        SUMMARY_FILE,
+    )
 
     def __init__(self, runFolder=None, **kwargs):
         EMObject.__init__(self, **kwargs)

@@ -48,8 +48,13 @@ def simulated_files(folder):
     if (out / "model.cif").exists():
         return out
     options = SimulateOptions(
-        particles=PARTICLES, box=BOX, pixel_size=PIXEL, snr=2.0, optics_groups=2, angle_distribution="two-peaks",
-    )  # fmt: skip
+        particles=PARTICLES,
+        box=BOX,
+        pixel_size=PIXEL,
+        snr=2.0,
+        optics_groups=2,
+        angle_distribution="two-peaks",
+    )
     simulate(options, out)
     molecule = make_molecule(options)
     structure, model, chain = gemmi.Structure(), gemmi.Model("1"), gemmi.Chain("A")
@@ -96,28 +101,38 @@ def make_project(files):
         return protocol
 
     particles = run(
-        "particles of the refinement", ProtImportParticles, importFrom=ProtImportParticles.IMPORT_FROM_RELION,
-        starFile=str(files / "particles.star"), samplingRate=PIXEL, magnification=10000,
-    )  # fmt: skip
+        "particles of the refinement",
+        ProtImportParticles,
+        importFrom=ProtImportParticles.IMPORT_FROM_RELION,
+        starFile=str(files / "particles.star"),
+        samplingRate=PIXEL,
+        magnification=10000,
+    )
     volume = run(
-        "consensus map", ProtImportVolumes, filesPath=str(files / "consensus.mrc"), samplingRate=PIXEL,
-        setHalfMaps=True, half1map=str(files / "consensus_half1.mrc"), half2map=str(files / "consensus_half2.mrc"),
-    )  # fmt: skip
+        "consensus map",
+        ProtImportVolumes,
+        filesPath=str(files / "consensus.mrc"),
+        samplingRate=PIXEL,
+        setHalfMaps=True,
+        half1map=str(files / "consensus_half1.mrc"),
+        half2map=str(files / "consensus_half2.mrc"),
+    )
     given = {"inputParticles": (particles, "outputParticles"), "inputVolume": (volume, "outputVolume")}
     settings = {"opticsStar": str(files / "particles.star"), "nGaussians": 600, "numberOfThreads": 2}
     deformations = run("deformations", protocols.DynamightProtDeformations, given, **settings)
     model = {"inputModel": (deformations, "outputModel")}
     threads = {"numberOfThreads": 2}
-    run(
-        "map with motion corrected", protocols.DynamightProtReconstruct, model, localResolution=True, **threads
-    )
+    run("map with motion corrected", protocols.DynamightProtReconstruct, model, localResolution=True, **threads)
     states = run("states along motion 1", protocols.DynamightProtStates, model, nStates=8, **threads)
     run("conformations", protocols.DynamightProtSelect, model, nClusters=3, maxError=5.0, **threads)
     run("is it the particles' motion", protocols.DynamightProtControl, model, **threads)
     structure = run(
-        "atomic model", ProtImportPdb, inputPdbData=ProtImportPdb.IMPORT_FROM_FILES, pdbFile=str(files / "model.cif"),
+        "atomic model",
+        ProtImportPdb,
+        inputPdbData=ProtImportPdb.IMPORT_FROM_FILES,
+        pdbFile=str(files / "model.cif"),
         skipChimera=True,
-    )  # fmt: skip
+    )
     displaced = model | {"inputStructure": (structure, "outputPdb"), "inputStates": (states, "outputStates")}
     run("atomic model along motion 1", protocols.DynamightProtDisplaceModel, displaced, **threads)
 

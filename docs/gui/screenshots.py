@@ -291,10 +291,13 @@ def pictures(driver):
     yield from driver.steps("failure", driver.fail)
     yield driver.delete_made
     forms = {
-        "deformations": ("deformations", 4), "reconstruct": ("map with motion corrected", 3),
-        "states": ("states along motion 1", 1), "select": ("conformations", 1),
-        "displace": ("atomic model along motion 1", 1), "control": ("is it the particles' motion", 1),
-    }  # fmt: skip
+        "deformations": ("deformations", 4),
+        "reconstruct": ("map with motion corrected", 3),
+        "states": ("states along motion 1", 1),
+        "select": ("conformations", 1),
+        "displace": ("atomic model along motion 1", 1),
+        "control": ("is it the particles' motion", 1),
+    }
     for name, (label, tabs) in forms.items():
         for expert in (False, True):
             for tab in range(tabs):
@@ -313,20 +316,27 @@ def pictures(driver):
 def wizards(driver):
     """Yield the steps of the pictures of the wizards."""
     opened = {
-        "diameter": ("deformations", 0, "particleDiameter"), "threshold": ("deformations", 1, "threshold"),
-        "gaussians": ("deformations", 1, "nGaussians"), "motion": ("states along motion 1", 0, "motion"),
-        "path": ("states along motion 1", 0, "path"), "particle": ("states along motion 1", 0, "firstParticle"),
-        "region": ("conformations", 0, "region"), "reach": ("map with motion corrected", 1, "regionRadius"),
+        "diameter": ("deformations", 0, "particleDiameter"),
+        "threshold": ("deformations", 1, "threshold"),
+        "gaussians": ("deformations", 1, "nGaussians"),
+        "motion": ("states along motion 1", 0, "motion"),
+        "path": ("states along motion 1", 0, "path"),
+        "particle": ("states along motion 1", 0, "firstParticle"),
+        "region": ("conformations", 0, "region"),
+        "reach": ("map with motion corrected", 1, "regionRadius"),
         "mask": ("map with motion corrected", 0, "inputMask"),
-    }  # fmt: skip
+    }
     yield lambda: driver.give_mask("map with motion corrected")
     for name, (label, tab, parameter) in opened.items():
         # The last step waits: some dialogs have something to work out first.
         yield from driver.steps(
-            f"wizard-{name}", lambda la=label, t=tab: driver.form(la, t), lambda p=parameter: driver.wizard(p),
-            lambda: time.sleep(1), lambda n=name: driver.click(*CLICKS.get(n, ())),
+            f"wizard-{name}",
+            lambda la=label, t=tab: driver.form(la, t),
+            lambda p=parameter: driver.wizard(p),
+            lambda: time.sleep(1),
+            lambda n=name: driver.click(*CLICKS.get(n, ())),
             lambda n=name: driver.drag(*DRAGS[n]) if n in DRAGS else None,
-        )  # fmt: skip
+        )
         yield driver.close_all
 
 
@@ -334,21 +344,29 @@ def viewers(driver):
     """Yield the steps of the pictures of the viewers."""
     figures = {
         "deformations": {
-            "verdict": ("verdict", {}), "training": ("training", {}), "particles": ("drawing", {}),
+            "verdict": ("verdict", {}),
+            "training": ("training", {}),
+            "particles": ("drawing", {}),
             "particles-umap": ("drawing", {"plane": 1, "colour": 3}),
             "particles-latents": ("drawing", {"plane": 2, "colour": 5}),
-            "particles-class": ("drawing", {"plane": 0, "colour": 6}), "distributions": ("distributions", {}),
-            "coordinates": ("coordinates", {}), "molecule": ("molecule", {}), "motion": ("slices", {}),
-            "chimera": ("chimera", {}), "table": ("table", {}),
+            "particles-class": ("drawing", {"plane": 0, "colour": 6}),
+            "distributions": ("distributions", {}),
+            "coordinates": ("coordinates", {}),
+            "molecule": ("molecule", {}),
+            "motion": ("slices", {}),
+            "chimera": ("chimera", {}),
+            "table": ("table", {}),
         },
         "map with motion corrected": {
-            "fsc": ("fsc", {"allCurves": True}), "maps": ("slices", {}), "resolution": ("localResolution", {}),
+            "fsc": ("fsc", {"allCurves": True}),
+            "maps": ("slices", {}),
+            "resolution": ("localResolution", {}),
         },
         "states along motion 1": {"movie": ("movie", {}), "states": ("slices", {})},
         "conformations": {"classes": ("drawing", {})},
         "atomic model along motion 1": {"displacements": ("displacements", {})},
         "is it the particles' motion": {"control": ("curves", {})},
-    }  # fmt: skip
+    }
     for label, shown in figures.items():
         name = "analyse-" + label.replace("'", "").replace(" ", "-")
         yield from driver.steps(name, lambda la=label: driver.analyse(la))

@@ -45,12 +45,16 @@ def halves_agreement(run: "Run") -> pd.DataFrame:
     for k in range(len(motions.components)):
         first, second = found[0][:, k], found[1][:, k]
         varies = len(rows) > 2 and first.std() > 1e-6 and second.std() > 1e-6
-        table.append({
-            "motion": k + 1, "share": float(motions.shares[k]), "particles": len(rows),
-            "correlation": float(np.corrcoef(first, second)[0, 1]) if varies else np.nan,
-            "deviation_A": float(np.sqrt((first.var() + second.var()) / 2)) if len(rows) else np.nan,
-            "difference_A": float(np.sqrt(((first - second) ** 2).mean())) if len(rows) else np.nan,
-        })  # fmt: skip
+        table.append(
+            {
+                "motion": k + 1,
+                "share": float(motions.shares[k]),
+                "particles": len(rows),
+                "correlation": float(np.corrcoef(first, second)[0, 1]) if varies else np.nan,
+                "deviation_A": float(np.sqrt((first.var() + second.var()) / 2)) if len(rows) else np.nan,
+                "difference_A": float(np.sqrt(((first - second) ** 2).mean())) if len(rows) else np.nan,
+            }
+        )
     return pd.DataFrame(table)
 
 

@@ -80,9 +80,7 @@ def body_motions(run: "Run") -> BodyMotions:
                 there = _motions(model, run.latents[half][own] + spread[:, :, axis])
                 variances[:, own] += torch.stack(_differences(here, there, centres)).square()
     errors = variances.sqrt().numpy()
-    return BodyMotions(
-        moving.numpy() + 1, rotations.numpy(), shifts.numpy(), errors[0], errors[1], centres.numpy()
-    )  # fmt: skip
+    return BodyMotions(moving.numpy() + 1, rotations.numpy(), shifts.numpy(), errors[0], errors[1], centres.numpy())
 
 
 def _motions(model: HalfModel, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -151,12 +149,14 @@ def summary_table(run: "Run", motions: BodyMotions) -> pd.DataFrame:
             angle, shift = angles[:, index], shifts[:, index]
             error = (motions.rotation_errors[:, index] ** 2).sum(1).mean() ** 0.5
             row |= {
-                "angle_std_deg": angle.std(), "angle_low_deg": np.quantile(angle, 0.025),
-                "angle_high_deg": np.quantile(angle, 0.975), "rotation_error_rms_deg": np.degrees(error),
+                "angle_std_deg": angle.std(),
+                "angle_low_deg": np.quantile(angle, 0.025),
+                "angle_high_deg": np.quantile(angle, 0.975),
+                "rotation_error_rms_deg": np.degrees(error),
                 "shift_std_A": np.sqrt(((shift - shift.mean(0)) ** 2).sum(1).mean()),
                 "shift_error_rms_A": np.sqrt((motions.shift_errors[:, index] ** 2).sum(1).mean()),
                 **{f"axis_{name}": axes[index, i] for i, name in enumerate("xyz")},
-            }  # fmt: skip
+            }
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -207,12 +207,14 @@ def _write_relion(run: "Run", motions: BodyMotions, summary: pd.DataFrame) -> li
     centres = np.stack([_rounded_centre(path) for path in masks])
     order = np.argsort(-summary["share"].to_numpy())
     relative = np.where(np.arange(len(masks)) == largest, order[order != largest][0], largest)
-    bodies = pd.DataFrame({
-        "rlnBodyMaskName": masks,
-        "rlnBodyRotateRelativeTo": relative + 1,
-        "rlnBodySigmaAngles": summary["angle_std_deg"].fillna(0.0),
-        "rlnBodySigmaOffsetAngst": summary["shift_std_A"].fillna(0.0),
-    })  # fmt: skip
+    bodies = pd.DataFrame(
+        {
+            "rlnBodyMaskName": masks,
+            "rlnBodyRotateRelativeTo": relative + 1,
+            "rlnBodySigmaAngles": summary["angle_std_deg"].fillna(0.0),
+            "rlnBodySigmaOffsetAngst": summary["shift_std_A"].fillna(0.0),
+        }
+    )
     consensus = rotation_matrices(particles.angles).double().numpy()
     upright = rotation_matrices(torch.tensor([0.0, torch.pi / 2, 0.0], dtype=torch.float64)).numpy()
     places = np.zeros((len(run.halves), 3))

@@ -134,8 +134,16 @@ def write_clusters(run: "Run", say: Callable[[str], None] = print) -> list[Path]
             mine = labels == cluster
             counts = [int((halves[mine] == half).sum()) for half in (1, 2)]
             place = {f"motion{k + 1}_A": value for k, value in enumerate(centre)}
-            rows.append({"method": method, "cluster": cluster + 1, "particles": int(mine.sum()),
-                         "half_1": counts[0], "half_2": counts[1], **place})  # fmt: skip
+            rows.append(
+                {
+                    "method": method,
+                    "cluster": cluster + 1,
+                    "particles": int(mine.sum()),
+                    "half_1": counts[0],
+                    "half_2": counts[1],
+                    **place,
+                }
+            )
     tables = {"clusters": pd.DataFrame(found), "cluster_centres": pd.DataFrame(rows), "cluster_criterion": criterion}
     written = []
     for name, table in tables.items():

@@ -146,18 +146,25 @@ def motion_distributions(run: "Run", domains: "Domains | None" = None) -> tuple[
         step = found.values[1] - found.values[0]
         edges = np.append(found.values - step / 2, found.values[-1] + step / 2)
         curve = {
-            "motion": k + 1, "coordinate_A": found.values, "density_per_A": found.density, "error_per_A": found.error,
+            "motion": k + 1,
+            "coordinate_A": found.values,
+            "density_per_A": found.density,
+            "error_per_A": found.error,
             "as_estimated_per_A": np.histogram(means, edges)[0] / len(means) / step,
-        }  # fmt: skip
+        }
         for domain in range(1, 0 if domains is None else len(domains)):
             angle = domains.angles[:, domain]
             slope = np.cov(angle, every[:, k])[0, 1] / every[:, k].var(ddof=1)
             curve[f"domain{domain + 1}_angle_deg"] = angle.mean() + slope * (found.values - every[:, k].mean())
         curves.append(pd.DataFrame(curve))
-        widths.append({
-            "motion": k + 1, "as_estimated_A": means.std(), "error_A": np.sqrt(variances[:, k].mean()),
-            "errors_taken_out_A": found.spread,
-        })  # fmt: skip
+        widths.append(
+            {
+                "motion": k + 1,
+                "as_estimated_A": means.std(),
+                "error_A": np.sqrt(variances[:, k].mean()),
+                "errors_taken_out_A": found.spread,
+            }
+        )
     columns = ["motion", "coordinate_A", "density_per_A", "error_per_A", "as_estimated_per_A"]
     return (
         pd.concat(curves) if curves else pd.DataFrame(columns=columns),

@@ -278,7 +278,7 @@ def _rigid_motions(points, components, coordinates, labels, residuals) -> Domain
         axes.append(axis)
     return Domains(
         labels, residuals, np.stack(angles, 1), np.stack(shifts, 1), np.stack(axes), np.stack(centres), joints
-    )  # fmt: skip
+    )
 
 
 def _products(x: np.ndarray, fields: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
@@ -312,11 +312,17 @@ def _left(own, centre, free, shift, hinged, beyond) -> float:
 
 def rotation_vectors(rotations: np.ndarray) -> np.ndarray:
     """Return the (n, 3) axis times angle (radians) of (n, 3, 3) rotations, angles below 180 degrees."""
-    twist = np.stack([
-        rotations[:, 2, 1] - rotations[:, 1, 2],
-        rotations[:, 0, 2] - rotations[:, 2, 0],
-        rotations[:, 1, 0] - rotations[:, 0, 1],
-    ], 1) / 2  # fmt: skip
+    twist = (
+        np.stack(
+            [
+                rotations[:, 2, 1] - rotations[:, 1, 2],
+                rotations[:, 0, 2] - rotations[:, 2, 0],
+                rotations[:, 1, 0] - rotations[:, 0, 1],
+            ],
+            1,
+        )
+        / 2
+    )
     sine = np.linalg.norm(twist, axis=1)
     cosine = (np.trace(rotations, axis1=1, axis2=2) - 1) / 2
     angle = np.arctan2(sine, cosine)
@@ -331,17 +337,23 @@ def summary_table(domains: Domains, run: "Run") -> pd.DataFrame:
         mine = domains.labels == domain
         angle, shift, joint = domains.angles[:, domain], domains.shifts[:, domain], domains.joints[domain]
         moved, wrong = (float(np.sqrt((values[mine] ** 2).mean())) for values in (motion, error))
-        rows.append({
-            "domain": domain + 1, "against": "consensus" if domain == 0 else "domain 1",
-            "share_of_points": mine.mean(), "motion_A": moved, "error_A": wrong,
-            "motion_beyond_error_A": float(np.sqrt(max(0.0, moved**2 - wrong**2))),
-            "angle_std_deg": angle.std(), "angle_low_deg": np.quantile(angle, 0.025),
-            "angle_high_deg": np.quantile(angle, 0.975),
-            "shift_rms_A": np.sqrt(((shift - shift.mean(0)) ** 2).sum(1).mean()),
-            **{f"axis_{name}": domains.axes[domain, i] for i, name in enumerate("xyz")},
-            **{f"centre_{name}_A": domains.centres[domain, i] for i, name in enumerate("xyz")},
-            **{f"joint_{name}_A": np.nan if joint is None else joint[i] for i, name in enumerate("xyz")},
-        })  # fmt: skip
+        rows.append(
+            {
+                "domain": domain + 1,
+                "against": "consensus" if domain == 0 else "domain 1",
+                "share_of_points": mine.mean(),
+                "motion_A": moved,
+                "error_A": wrong,
+                "motion_beyond_error_A": float(np.sqrt(max(0.0, moved**2 - wrong**2))),
+                "angle_std_deg": angle.std(),
+                "angle_low_deg": np.quantile(angle, 0.025),
+                "angle_high_deg": np.quantile(angle, 0.975),
+                "shift_rms_A": np.sqrt(((shift - shift.mean(0)) ** 2).sum(1).mean()),
+                **{f"axis_{name}": domains.axes[domain, i] for i, name in enumerate("xyz")},
+                **{f"centre_{name}_A": domains.centres[domain, i] for i, name in enumerate("xyz")},
+                **{f"joint_{name}_A": np.nan if joint is None else joint[i] for i, name in enumerate("xyz")},
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -385,11 +397,13 @@ def write_domains(run: "Run", domains: Domains, say: Callable[[str], None] = pri
     motion, error = (np.asarray(run.summary[name]) for name in ("point_motion", "point_error"))
     beyond = np.sqrt(np.clip(motion**2 - error**2, 0, None))
     points = points.assign(motion_A=motion, error_A=error, motion_beyond_error_A=beyond)
-    residuals = pd.DataFrame({
-        "domains": range(1, len(domains.residuals) + 1), "residual_rms_A": domains.residuals
-    })  # fmt: skip
-    tables = {"domains": summary_table(domains, run), "particles": pd.DataFrame(columns), "points": points,
-              "residuals": residuals}  # fmt: skip
+    residuals = pd.DataFrame({"domains": range(1, len(domains.residuals) + 1), "residual_rms_A": domains.residuals})
+    tables = {
+        "domains": summary_table(domains, run),
+        "particles": pd.DataFrame(columns),
+        "points": points,
+        "residuals": residuals,
+    }
     for name, table in tables.items():
         written.append(out / f"{name}.csv")
         with atomic_path(written[-1]) as path:
@@ -426,12 +440,14 @@ def _write_bodies(out: Path, domains: Domains) -> Path:
     """
     n = len(domains)
     spread = np.sqrt(((domains.shifts - domains.shifts.mean(0)) ** 2).sum(2).mean(0) / 3)
-    table = pd.DataFrame({
-        "rlnBodyMaskName": [str((out / f"domain{domain + 1}_mask.mrc").resolve()) for domain in range(n)],
-        "rlnBodyRotateRelativeTo": [2, *[1] * (n - 1)],
-        "rlnBodySigmaAngles": np.maximum(2.0, 2 * domains.angles.std(0)).round(1),
-        "rlnBodySigmaOffsetAngst": np.maximum(1.0, 2 * spread).round(1),
-    })  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "rlnBodyMaskName": [str((out / f"domain{domain + 1}_mask.mrc").resolve()) for domain in range(n)],
+            "rlnBodyRotateRelativeTo": [2, *[1] * (n - 1)],
+            "rlnBodySigmaAngles": np.maximum(2.0, 2 * domains.angles.std(0)).round(1),
+            "rlnBodySigmaOffsetAngst": np.maximum(1.0, 2 * spread).round(1),
+        }
+    )
     with atomic_path(out / "bodies.star") as path:
         starfile.write({"": table}, path)
     return out / "bodies.star"

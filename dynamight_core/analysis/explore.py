@@ -150,27 +150,29 @@ class Explorer:
         run, summary = self.run, self.run.summary
         c = self.coordinates
         low, high = np.quantile(c, [0.005, 0.995], axis=0)
-        return Answer({
-            "name": run.path.resolve().name,
-            "path": str(run.path),
-            "verdict": summary["verdict"]["verdict"],
-            "sentence": summary["verdict"]["sentence"],
-            "warnings": summary["warnings"],
-            "particles": len(c),
-            "halves": [int((self.halves == half).sum()) for half in (1, 2)],
-            "validation": int(self.validation.sum()),
-            "motion": summary["motion_between_particles_rms"],
-            "error": summary["error_rms"],
-            "shares": run.motions.shares.tolist(),
-            "mean": c.mean(0).tolist(),
-            "deviations": c.std(0).tolist(),
-            "low": low.tolist(),
-            "high": high.tolist(),
-            "extent": run.box * run.pixel_size,
-            "model": None if self.model_path is None else self.model_path.name,
-            "groups": list(GROUPS),
-            "quantities": list(QUANTITIES),
-        })  # fmt: skip
+        return Answer(
+            {
+                "name": run.path.resolve().name,
+                "path": str(run.path),
+                "verdict": summary["verdict"]["verdict"],
+                "sentence": summary["verdict"]["sentence"],
+                "warnings": summary["warnings"],
+                "particles": len(c),
+                "halves": [int((self.halves == half).sum()) for half in (1, 2)],
+                "validation": int(self.validation.sum()),
+                "motion": summary["motion_between_particles_rms"],
+                "error": summary["error_rms"],
+                "shares": run.motions.shares.tolist(),
+                "mean": c.mean(0).tolist(),
+                "deviations": c.std(0).tolist(),
+                "low": low.tolist(),
+                "high": high.tolist(),
+                "extent": run.box * run.pixel_size,
+                "model": None if self.model_path is None else self.model_path.name,
+                "groups": list(GROUPS),
+                "quantities": list(QUANTITIES),
+            }
+        )
 
     def molecule(self) -> Answer:
         """Return points of the molecule and how they move: positions at c are `rest` + sum of c_k `motions`_k.
@@ -258,15 +260,17 @@ class Explorer:
         row = int(rows[order.argmin()])
         near = rows[np.argpartition(order, min(100, len(order) - 1))[:100]]
         table = self.table
-        return Answer({
-            "row": row + 1,
-            "coordinates": self.coordinates[row].tolist(),
-            "half": int(self.halves[row]),
-            "validation": bool(self.validation[row]),
-            "motion": float(table["dynMotionRms"].iloc[row]),
-            "error": float(table["dynMotionError"].iloc[row]),
-            "error_around": float(np.sqrt(np.mean(np.square(table["dynMotionError"].to_numpy()[near])))),
-        })  # fmt: skip
+        return Answer(
+            {
+                "row": row + 1,
+                "coordinates": self.coordinates[row].tolist(),
+                "half": int(self.halves[row]),
+                "validation": bool(self.validation[row]),
+                "motion": float(table["dynMotionRms"].iloc[row]),
+                "error": float(table["dynMotionError"].iloc[row]),
+                "error_around": float(np.sqrt(np.mean(np.square(table["dynMotionError"].to_numpy()[near])))),
+            }
+        )
 
     # ------------------------------------------------------------------------------------------ conformations
 
@@ -342,9 +346,17 @@ class Explorer:
         with self._writing:
             states = choose_states(self.run, options)
             write_states(
-                self.run, states, out, options.half, options.movie, options.maps, self._say, self._show_progress,
-                options.difference, options.full,
-            )  # fmt: skip
+                self.run,
+                states,
+                out,
+                options.half,
+                options.movie,
+                options.maps,
+                self._say,
+                self._show_progress,
+                options.difference,
+                options.full,
+            )
             commands = [self._command("states", options, out=out)]
             if self.point_set is not None and states.coordinates is not None:
                 moved = DisplaceOptions(states=str(out / "states.csv"), origin=self.origin)
@@ -436,10 +448,14 @@ class Explorer:
         top = max(float(sizes.max()), 1e-3)
         displacement = np.rint(sizes[nearest] / top * 255).astype(np.uint8).reshape(grid.shape[:3])
         values = {
-            "at": at.tolist(), "spacing": spacing, "first": first.tolist(), "top": self._top,
-            "level": _level(volume, self._top), "displacement_top": top,
+            "at": at.tolist(),
+            "spacing": spacing,
+            "first": first.tolist(),
+            "top": self._top,
+            "level": _level(volume, self._top),
+            "displacement_top": top,
             "displacement_rms": float(np.sqrt((sizes**2).mean())),
-        }  # fmt: skip
+        }
         return Answer(values, {"density": density, "displacement": displacement})
 
     def _new(self, kind: str, name: str) -> Path:
@@ -496,8 +512,9 @@ def check_consistency(run: Run) -> None:
             continue
         latents = run.latents[index][mine]
         if latents.shape[1] != model.n_latents:
-            raise InputError(f"{file} has latents of {latents.shape[1]} numbers, half {index + 1} wants "
-                             f"{model.n_latents}; {cure}")  # fmt: skip
+            raise InputError(
+                f"{file} has latents of {latents.shape[1]} numbers, half {index + 1} wants {model.n_latents}; {cure}"
+            )
         with torch.no_grad():
             shift = model.consensus_evaluator(motions.points)(latents) - motions.mean
         found = torch.einsum("bmi,kmi->bk", shift, motions.components) / len(motions.points)

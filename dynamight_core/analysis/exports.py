@@ -138,11 +138,14 @@ def write_shift_arrows(
     error = np.asarray(run.summary["point_error"])
     chosen = spread_out(start, n)
     size = np.linalg.norm(shift, axis=1)
-    table = pd.DataFrame({
-        **{f"{name}_A": start[chosen, i] for i, name in enumerate("xyz")},
-        **{f"shift_{name}_A": shift[chosen, i] for i, name in enumerate("xyz")},
-        "shift_A": size[chosen], "error_A": error[chosen],
-    })  # fmt: skip
+    table = pd.DataFrame(
+        {
+            **{f"{name}_A": start[chosen, i] for i, name in enumerate("xyz")},
+            **{f"shift_{name}_A": shift[chosen, i] for i, name in enumerate("xyz")},
+            "shift_A": size[chosen],
+            "error_A": error[chosen],
+        }
+    )
     lines = [f".comment {title}; spheres have the error as their radius"]
     for row in chosen[size[chosen] > 0.05 * size.max()]:
         tip = start[row] + shift[row]
@@ -202,9 +205,7 @@ def motion_maps(run: "Run", box: int, pixel_size: float) -> tuple[np.ndarray, np
     where = (np.arange(box) - box // 2) * pixel_size / spacing + coarse // 2
     place = np.meshgrid(where, where, where, indexing="ij")
     inside = _near_points(gaussians, box, pixel_size)
-    fine = [
-        ndimage.map_coordinates(part.reshape([coarse + 1] * 3), place, order=1, mode="nearest") for part in values
-    ]
+    fine = [ndimage.map_coordinates(part.reshape([coarse + 1] * 3), place, order=1, mode="nearest") for part in values]
     return tuple(np.where(inside, part, 0).astype(np.float32) for part in fine)
 
 

@@ -103,9 +103,12 @@ def principal_motions(
     sign = torch.where(largest < 0, -1.0, 1.0)
     variance = max(power - float(mean.square().sum()), 1e-12)
     return PrincipalMotions(
-        points, mean.reshape(n_points, 3), (components * sign).reshape(kept, n_points, 3),
-        coordinates * sign[:, 0], sizes[:kept].square() / n / variance,
-    )  # fmt: skip
+        points,
+        mean.reshape(n_points, 3),
+        (components * sign).reshape(kept, n_points, 3),
+        coordinates * sign[:, 0],
+        sizes[:kept].square() / n / variance,
+    )
 
 
 def motion_fields(

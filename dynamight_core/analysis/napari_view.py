@@ -48,25 +48,44 @@ class NapariView:
         motion = np.linalg.norm(self._molecule["motions"][0], axis=1)
         self._error = np.asarray(explorer.run.summary["point_error"])
         self.volume = layers.Image(
-            volume, name="density", scale=[spacing] * 3, translate=[-(len(volume) // 2) * spacing] * 3,
-            rendering="iso", iso_threshold=0.2, colormap="gray", blending="translucent",
-        )  # fmt: skip
+            volume,
+            name="density",
+            scale=[spacing] * 3,
+            translate=[-(len(volume) // 2) * spacing] * 3,
+            rendering="iso",
+            iso_threshold=0.2,
+            colormap="gray",
+            blending="translucent",
+        )
         self.gaussians = layers.Points(
-            self._places(mean), name="Gaussians", size=2.0, opacity=0.6, face_color="motion", border_width=0,
-            features={"motion": motion, "error": self._error}, face_colormap="viridis",
-        )  # fmt: skip
+            self._places(mean),
+            name="Gaussians",
+            size=2.0,
+            opacity=0.6,
+            face_color="motion",
+            border_width=0,
+            features={"motion": motion, "error": self._error},
+            face_colormap="viridis",
+        )
         self.chosen = spread_out(self._molecule["rest"], _ARROWS)
         self.field = layers.Vectors(
-            self._arrows(mean), name="motion 1, one standard deviation", edge_width=0.8, vector_style="arrow",
-            features={"motion": motion[self.chosen], "error": self._error[self.chosen]}, edge_color="orange",
-        )  # fmt: skip
+            self._arrows(mean),
+            name="motion 1, one standard deviation",
+            edge_width=0.8,
+            vector_style="arrow",
+            features={"motion": motion[self.chosen], "error": self._error[self.chosen]},
+            edge_color="orange",
+        )
         self.layers = [self.volume, self.gaussians, self.field]
         self.trace = None
         if "trace" in self._molecule:
             self.trace = layers.Points(
-                self._places(mean, "trace", "trace_motions"), name="atomic model", size=2.5, face_color="cyan",
+                self._places(mean, "trace", "trace_motions"),
+                name="atomic model",
+                size=2.5,
+                face_color="cyan",
                 border_width=0,
-            )  # fmt: skip
+            )
             self.layers.append(self.trace)
         self.rows, places, features = self._particles()
         low, high = places.min(0), places.max(0)
@@ -75,9 +94,16 @@ class NapariView:
         scale = extent / max(float((high - low).max()), 1e-6)
         offset = [0.0, -scale * (low[1] + high[1]) / 2, (0.5 + _GAP) * extent - scale * low[2]]
         self.particles = layers.Points(
-            places, name="particles along motions 1 and 2", size=extent / 150 / scale, face_color="error",
-            features=features, face_colormap="magma", border_width=0, scale=[1, scale, scale], translate=offset,
-        )  # fmt: skip
+            places,
+            name="particles along motions 1 and 2",
+            size=extent / 150 / scale,
+            face_color="error",
+            features=features,
+            face_colormap="magma",
+            border_width=0,
+            scale=[1, scale, scale],
+            translate=offset,
+        )
         self.particles.mouse_drag_callbacks.append(self._clicked)
         self.layers.append(self.particles)
 
@@ -122,9 +148,12 @@ class NapariView:
             places[:, 1] = explorer.coordinates[rows, 1]
         table = explorer.table
         features = {
-            "particle": rows + 1, "half": explorer.halves[rows], "validation": explorer.validation[rows],
-            "motion": table["dynMotionRms"].to_numpy()[rows], "error": table["dynMotionError"].to_numpy()[rows],
-        }  # fmt: skip
+            "particle": rows + 1,
+            "half": explorer.halves[rows],
+            "validation": explorer.validation[rows],
+            "motion": table["dynMotionRms"].to_numpy()[rows],
+            "error": table["dynMotionError"].to_numpy()[rows],
+        }
         features |= {name: values.to_numpy()[rows] for name, values in explorer.annotations().items()}
         return rows, places, features
 

@@ -50,14 +50,26 @@ _TEMPLATE = go.layout.Template(
         "plot_bgcolor": "white",
         "colorway": [*_HALF_COLOURS.values(), "#6a8f3f", "#8a6bb1", "#b08d2f", "#5d6873"],
         "margin": {"l": 64, "r": 24, "t": 64, "b": 52},
-        "xaxis": {"showline": True, "linecolor": "#9aa5ad", "ticks": "outside", "tickcolor": "#9aa5ad",
-                  "gridcolor": "#eef1f3", "zeroline": False},
-        "yaxis": {"showline": True, "linecolor": "#9aa5ad", "ticks": "outside", "tickcolor": "#9aa5ad",
-                  "gridcolor": "#eef1f3", "zeroline": False},
+        "xaxis": {
+            "showline": True,
+            "linecolor": "#9aa5ad",
+            "ticks": "outside",
+            "tickcolor": "#9aa5ad",
+            "gridcolor": "#eef1f3",
+            "zeroline": False,
+        },
+        "yaxis": {
+            "showline": True,
+            "linecolor": "#9aa5ad",
+            "ticks": "outside",
+            "tickcolor": "#9aa5ad",
+            "gridcolor": "#eef1f3",
+            "zeroline": False,
+        },
         "legend": {"bgcolor": "rgba(255,255,255,0.8)"},
         "hoverlabel": {"font": {"family": _SANS}},
     }
-)  # fmt: skip
+)
 _MEANING = {
     "supported": (
         "The data support motion",
@@ -91,7 +103,7 @@ _MEANING = {
             "longer.",
         ],
     ),
-}  # fmt: skip
+}
 _FILES = {
     "config.yaml": "every option of every stage as used, versions, checksum of the input",
     "metrics.jsonl": "one line per epoch and half: losses, weights; seconds and memory of both",
@@ -242,9 +254,12 @@ class _Page:
         self.n_figures += 1
         figure.update_layout(template=_TEMPLATE, height=height)
         html = pio.to_html(
-            figure, full_html=False, include_plotlyjs=False, div_id=name or f"figure-{self.n_figures}",
+            figure,
+            full_html=False,
+            include_plotlyjs=False,
+            div_id=name or f"figure-{self.n_figures}",
             config={"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["select2d", "lasso2d"]},
-        )  # fmt: skip
+        )
         return f'<div class="figure">{before}{html}</div>'
 
 
@@ -408,25 +423,41 @@ def _training_section(page: _Page) -> str:
         for half, colour in _HALF_COLOURS.items():
             mine = metrics["half"] == half
             figure.add_scatter(
-                x=metrics["epoch"][mine], y=values[mine], name=f"half {half}", legendgroup=str(half),
-                showlegend=number == 0, mode="lines+markers", line={"color": colour, "width": 1.8},
-                marker={"size": 4}, text=metrics["kind"][mine], **place,
+                x=metrics["epoch"][mine],
+                y=values[mine],
+                name=f"half {half}",
+                legendgroup=str(half),
+                showlegend=number == 0,
+                mode="lines+markers",
+                line={"color": colour, "width": 1.8},
+                marker={"size": 4},
+                text=metrics["kind"][mine],
+                **place,
                 hovertemplate="epoch %{x} (%{text}): %{y:.4g}",
-            )  # fmt: skip
+            )
     kinds = metrics[metrics["half"] == metrics["half"].min()]
     shades = {"warm-up": "#f1ead9", "encoder": "#e8f1f4", "refinement": "#eef4e8", "reference": "#f3e6ea"}
     runs = (kinds["kind"] != kinds["kind"].shift()).cumsum()
     for _, part in kinds.groupby(runs):
         figure.add_vrect(
-            x0=part["epoch"].min() - 0.5, x1=part["epoch"].max() + 0.5, opacity=0.9,
-            fillcolor=shades.get(part["kind"].iloc[0], "#eeeeee"), line_width=0, layer="below", row="all", col="all",
-        )  # fmt: skip
+            x0=part["epoch"].min() - 0.5,
+            x1=part["epoch"].max() + 0.5,
+            opacity=0.9,
+            fillcolor=shades.get(part["kind"].iloc[0], "#eeeeee"),
+            line_width=0,
+            layer="below",
+            row="all",
+            col="all",
+        )
     for name, colour in shades.items():
         if (kinds["kind"] == name).any():
             figure.add_scatter(
-                x=[None], y=[None], mode="markers", name=f"{name} epochs",
+                x=[None],
+                y=[None],
+                mode="markers",
+                name=f"{name} epochs",
                 marker={"symbol": "square", "size": 13, "color": colour, "line": {"color": "#b9c3ca", "width": 1}},
-            )  # fmt: skip
+            )
     figure.update_xaxes(title="epoch", row=2)
     figure.update_layout(legend={"orientation": "h", "y": 1.13, "x": 0, "yanchor": "bottom"}, margin={"t": 92})
     # Both halves' lines give the time of the epoch of both.
@@ -492,10 +523,17 @@ def _free_energy(page: _Page, x: np.ndarray, y: np.ndarray) -> str:
     figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.14)
     for column, (part, top) in enumerate(((energy, 6.0), (error, 1.0)), 1):
         figure.add_heatmap(
-            x=centres[0], y=centres[1], z=part.T.astype(np.float32), colorscale="Viridis_r", zmin=0, zmax=top,
-            colorbar={"thickness": 12, "outlinewidth": 0, "x": 0.43 if column == 1 else 1.0}, row=1, col=column,
+            x=centres[0],
+            y=centres[1],
+            z=part.T.astype(np.float32),
+            colorscale="Viridis_r",
+            zmin=0,
+            zmax=top,
+            colorbar={"thickness": 12, "outlinewidth": 0, "x": 0.43 if column == 1 else 1.0},
+            row=1,
+            col=column,
             hovertemplate="%{x:.2f} Å, %{y:.2f} Å: %{z:.2f} kT<extra></extra>",
-        )  # fmt: skip
+        )
         figure.update_xaxes(title="motion 1, Å rms", row=1, col=column)
     figure.update_yaxes(title="motion 2, Å rms", row=1, col=1)
     return page.figure(figure, 420, "figure-free-energy") + _caption(
@@ -512,15 +550,21 @@ def _clusters(page: _Page) -> str:
     centres, criterion = (pd.read_csv(folder / f"{name}.csv") for name in ("cluster_centres", "cluster_criterion"))
     page.table("cluster_centres", centres)
     page.table("cluster_criterion", criterion)
-    figure = go.Figure(go.Scatter(
-        x=criterion["clusters"], y=criterion["bic"] - criterion["bic"].min(), mode="lines+markers",
-        line={"color": _HALF_COLOURS[1]},
-    ))  # fmt: skip
+    figure = go.Figure(
+        go.Scatter(
+            x=criterion["clusters"],
+            y=criterion["bic"] - criterion["bic"].min(),
+            mode="lines+markers",
+            line={"color": _HALF_COLOURS[1]},
+        )
+    )
     figure.update_xaxes(title="clusters", dtick=1)
     figure.update_yaxes(title="criterion above its least, per particle")
     shown = centres[[c for c in centres if not c.startswith("motion") or int(c[6:].split("_")[0]) <= 3]]
     return (
-        "<h3>Clusters</h3>" + _tabulate(shown) + page.figure(figure, 300, "figure-clusters")
+        "<h3>Clusters</h3>"
+        + _tabulate(shown)
+        + page.figure(figure, 300, "figure-clusters")
         + _caption(
             "Groups of particles by their coordinates: a mixture of normal distributions, as many as the Bayesian "
             "information criterion wants, and k-means of the same number; centres in Å rms. A continuous motion is cut "
@@ -544,27 +588,55 @@ def _distributions(page: _Page) -> str:
         mine = curves[curves["motion"] == motion]
         x, y, error = (mine[name] for name in ("coordinate_A", "density_per_A", "error_per_A"))
         figure.add_scatter(
-            x=x, y=mine["as_estimated_per_A"], mode="lines", line={"color": "#9aa5ad", "shape": "hvh", "width": 1},
-            name="coordinates as estimated", legendgroup="estimated", showlegend=column == 1, row=1, col=column,
-        )  # fmt: skip
+            x=x,
+            y=mine["as_estimated_per_A"],
+            mode="lines",
+            line={"color": "#9aa5ad", "shape": "hvh", "width": 1},
+            name="coordinates as estimated",
+            legendgroup="estimated",
+            showlegend=column == 1,
+            row=1,
+            col=column,
+        )
         figure.add_scatter(
-            x=pd.concat([x, x[::-1]]), y=pd.concat([y + error, (y - error).clip(lower=0)[::-1]]), mode="lines",
-            line={"width": 0}, fill="toself", fillcolor=_faint(_HALF_COLOURS[1]), hoverinfo="skip",
-            name="its standard error", legendgroup="error", showlegend=column == 1, row=1, col=column,
-        )  # fmt: skip
+            x=pd.concat([x, x[::-1]]),
+            y=pd.concat([y + error, (y - error).clip(lower=0)[::-1]]),
+            mode="lines",
+            line={"width": 0},
+            fill="toself",
+            fillcolor=_faint(_HALF_COLOURS[1]),
+            hoverinfo="skip",
+            name="its standard error",
+            legendgroup="error",
+            showlegend=column == 1,
+            row=1,
+            col=column,
+        )
         figure.add_scatter(
-            x=x, y=y, mode="lines", line={"color": _HALF_COLOURS[1], "width": 2.2}, name="errors taken out",
-            legendgroup="out", showlegend=column == 1, row=1, col=column,
-        )  # fmt: skip
+            x=x,
+            y=y,
+            mode="lines",
+            line={"color": _HALF_COLOURS[1], "width": 2.2},
+            name="errors taken out",
+            legendgroup="out",
+            showlegend=column == 1,
+            row=1,
+            col=column,
+        )
     figure.update_xaxes(title="Å rms")
     figure.update_yaxes(title="share of the particles per Å", col=1)
     figure.update_layout(legend={"orientation": "h", "x": 0, "y": 1.14, "yanchor": "bottom"}, margin={"t": 84})
-    shown = widths.rename(columns={
-        "as_estimated_A": "standard deviation of the coordinates, Å rms", "error_A": "error of one, Å rms",
-        "errors_taken_out_A": "standard deviation, errors taken out, Å rms",
-    })  # fmt: skip
+    shown = widths.rename(
+        columns={
+            "as_estimated_A": "standard deviation of the coordinates, Å rms",
+            "error_A": "error of one, Å rms",
+            "errors_taken_out_A": "standard deviation, errors taken out, Å rms",
+        }
+    )
     return (
-        "<h3>How the molecule is spread</h3>" + page.figure(figure, 380, "figure-distributions") + _tabulate(shown)
+        "<h3>How the molecule is spread</h3>"
+        + page.figure(figure, 380, "figure-distributions")
+        + _tabulate(shown)
         + _caption(
             "The coordinates of particles are drawn towards the mean, and scatter by their errors. The distribution "
             "that would give them, with the errors as they are estimated, is the coloured line, for motions that "
@@ -598,9 +670,16 @@ def _limits(name: str, values: np.ndarray) -> tuple[float, float]:
 
 def _menu(buttons: list[dict]) -> dict:
     return {
-        "buttons": buttons, "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom", "showactive": True,
-        "bgcolor": "#f4f6f7", "bordercolor": "#cbd3d9", "pad": {"b": 4},
-    }  # fmt: skip
+        "buttons": buttons,
+        "x": 0,
+        "y": 1.02,
+        "xanchor": "left",
+        "yanchor": "bottom",
+        "showactive": True,
+        "bgcolor": "#f4f6f7",
+        "bordercolor": "#cbd3d9",
+        "pad": {"b": 4},
+    }
 
 
 def _scatter(page: _Page, x: np.ndarray, y: np.ndarray) -> go.Figure:
@@ -613,11 +692,23 @@ def _scatter(page: _Page, x: np.ndarray, y: np.ndarray) -> go.Figure:
         if name in ("half", "validation"):
             bar |= {"tickvals": [low, high], "ticktext": ["1", "2"] if name == "half" else ["no", "yes"]}
         figure.add_scattergl(
-            x=x, y=y, mode="markers", visible=index == 0, name=name, showlegend=False,
-            marker={"color": values, "colorscale": scale, "cmin": low, "cmax": high, "size": 4.5, "opacity": 0.75,
-                    "colorbar": bar},
+            x=x,
+            y=y,
+            mode="markers",
+            visible=index == 0,
+            name=name,
+            showlegend=False,
+            marker={
+                "color": values,
+                "colorscale": scale,
+                "cmin": low,
+                "cmax": high,
+                "size": 4.5,
+                "opacity": 0.75,
+                "colorbar": bar,
+            },
             hovertemplate=f"%{{x:.2f}} Å, %{{y:.2f}} Å<br>{name}: %{{marker.color:.3g}}<extra></extra>",
-        )  # fmt: skip
+        )
         seen = [i == index for i in range(len(colourings))]
         buttons.append({"label": f"colour: {name}", "method": "update", "args": [{"visible": seen}]})
     figure.update_layout(updatemenus=[_menu(buttons)])
@@ -643,10 +734,16 @@ def _density(page: _Page, x: np.ndarray, y: np.ndarray) -> go.Figure:
     for index, (name, values, scale, (low, high)) in enumerate(layers):
         shown = np.where(counts > 0, values, np.nan).T.astype(np.float32)
         figure.add_heatmap(
-            x=centres[0], y=centres[1], z=shown, colorscale=scale, zmin=low, zmax=high, visible=index == 0,
+            x=centres[0],
+            y=centres[1],
+            z=shown,
+            colorscale=scale,
+            zmin=low,
+            zmax=high,
+            visible=index == 0,
             colorbar={"title": {"text": name}, "thickness": 14, "outlinewidth": 0},
             hovertemplate=f"%{{x:.2f}} Å, %{{y:.2f}} Å<br>{name}: %{{z:.3g}}<extra></extra>",
-        )  # fmt: skip
+        )
         seen = [i == index for i in range(len(layers))]
         buttons.append({"label": f"colour: {name}", "method": "update", "args": [{"visible": seen}]})
     figure.update_layout(updatemenus=[_menu(buttons)])
@@ -666,10 +763,18 @@ def _coordinate_histograms(page: _Page) -> go.Figure:
             counts, _ = np.histogram(page.coordinates[page.halves == half, k], edges)
             rows += [(k + 1, half, a, b, int(c)) for a, b, c in zip(edges[:-1], edges[1:], counts, strict=True)]
             figure.add_scatter(
-                x=(edges[1:] + edges[:-1]) / 2, y=counts, mode="lines", line={"color": colour, "shape": "hvh"},
-                fill="tozeroy", fillcolor=_faint(colour), name=f"half {half}", showlegend=k == 0,
-                legendgroup=str(half), row=k // columns + 1, col=k % columns + 1,
-            )  # fmt: skip
+                x=(edges[1:] + edges[:-1]) / 2,
+                y=counts,
+                mode="lines",
+                line={"color": colour, "shape": "hvh"},
+                fill="tozeroy",
+                fillcolor=_faint(colour),
+                name=f"half {half}",
+                showlegend=k == 0,
+                legendgroup=str(half),
+                row=k // columns + 1,
+                col=k % columns + 1,
+            )
     page.table("coordinates", pd.DataFrame(rows, columns=["motion", "half", "from", "to", "particles"]))
     figure.update_xaxes(title="Å rms", row=-(-n // columns))
     figure.update_yaxes(title="particles", col=1)
@@ -696,10 +801,15 @@ def _latents_section(page: _Page) -> str:
         projected = projected[shown]
         table |= {f"half_{half}_pc_{k + 1}": projected[:, k] for k in range(2)}
         figure.add_scattergl(
-            x=projected[:, 0].astype(np.float32), y=projected[:, 1].astype(np.float32), mode="markers",
-            marker={"color": colours[shown], "size": 4.5, "opacity": 0.8}, hoverinfo="skip",
-            showlegend=False, row=1, col=half,
-        )  # fmt: skip
+            x=projected[:, 0].astype(np.float32),
+            y=projected[:, 1].astype(np.float32),
+            mode="markers",
+            marker={"color": colours[shown], "size": 4.5, "opacity": 0.8},
+            hoverinfo="skip",
+            showlegend=False,
+            row=1,
+            col=half,
+        )
         share = page.say(f"share of component 1, half {half}, %", 100 * shares[0], ".0f")
         figure.update_xaxes(title=f"component 1 ({share} %)", row=1, col=half)
         share = page.say(f"share of component 2, half {half}, %", 100 * shares[1], ".0f")
@@ -751,15 +861,24 @@ def _errors_section(page: _Page) -> str:
     for column, (name, values) in enumerate((("motion", page.rms), ("error", page.error)), 1):
         edges = np.linspace(0, max(float(np.quantile(values, 0.998)), 1e-3), 51)
         for kind, mine, colour in (
-            ("training", ~page.validation, "#5d7f92"), ("validation", page.validation, "#b3412c"),
-        ):  # fmt: skip
+            ("training", ~page.validation, "#5d7f92"),
+            ("validation", page.validation, "#b3412c"),
+        ):
             share = np.histogram(values[mine], edges)[0] / max(1, mine.sum()) * 100
             rows += [(name, kind, a, b, s) for a, b, s in zip(edges[:-1], edges[1:], share, strict=True)]
             figure.add_scatter(
-                x=(edges[1:] + edges[:-1]) / 2, y=share, mode="lines", line={"color": colour, "shape": "hvh"},
-                fill="tozeroy", fillcolor=_faint(colour), name=f"{kind} particles", legendgroup=kind,
-                showlegend=column == 1, row=1, col=column,
-            )  # fmt: skip
+                x=(edges[1:] + edges[:-1]) / 2,
+                y=share,
+                mode="lines",
+                line={"color": colour, "shape": "hvh"},
+                fill="tozeroy",
+                fillcolor=_faint(colour),
+                name=f"{kind} particles",
+                legendgroup=kind,
+                showlegend=column == 1,
+                row=1,
+                col=column,
+            )
         figure.update_xaxes(title="Å", row=1, col=column)
         figure.update_yaxes(title="% of the particles" if column == 1 else "", row=1, col=column)
     page.table("motion_and_error", pd.DataFrame(rows, columns=["quantity", "particles", "from", "to", "percent"]))
@@ -768,14 +887,26 @@ def _errors_section(page: _Page) -> str:
     grid = np.where(counts > 0, counts, np.nan).T.astype(np.float32)
     centres = [(edges[1:] + edges[:-1]) / 2 for edges in (x_edges, y_edges)]
     figure.add_heatmap(
-        x=centres[0], y=centres[1], z=grid, colorscale="Blues", zmin=-0.15 * counts.max(), row=1, col=3,
+        x=centres[0],
+        y=centres[1],
+        z=grid,
+        colorscale="Blues",
+        zmin=-0.15 * counts.max(),
+        row=1,
+        col=3,
         colorbar={"title": {"text": "particles"}, "thickness": 12, "outlinewidth": 0},
         hovertemplate="motion %{x:.2f} Å, error %{y:.2f} Å: %{z} particles<extra></extra>",
-    )  # fmt: skip
+    )
     figure.add_scatter(
-        x=[0, min(top)], y=[0, min(top)], mode="lines", line={"color": "#5d6873", "dash": "dot", "width": 1.5},
-        name="error = motion", row=1, col=3, hoverinfo="skip",
-    )  # fmt: skip
+        x=[0, min(top)],
+        y=[0, min(top)],
+        mode="lines",
+        line={"color": "#5d6873", "dash": "dot", "width": 1.5},
+        name="error = motion",
+        row=1,
+        col=3,
+        hoverinfo="skip",
+    )
     figure.update_xaxes(title="rms motion, Å", row=1, col=3)
     figure.update_yaxes(title="error, Å", row=1, col=3)
     x, y = np.meshgrid(*centres, indexing="ij")
@@ -786,13 +917,18 @@ def _errors_section(page: _Page) -> str:
     figure.update_layout(legend={"orientation": "h", "y": 1.14, "x": 0, "yanchor": "bottom"}, margin={"t": 84})
     above = 100 * float((page.rms > page.error).mean())
     page.table("above_error", pd.DataFrame({"particles_that_move_by_more_than_their_error_percent": [above]}))
-    return _agreement(page) + page.figure(figure, 440, "figure-errors") + _caption(
-        "Root mean squares over the molecule. The error is seen in two parts: what the two halves' decoders disagree "
-        "on, and how far the noise of the particle's own image leaves its latent open; both are raised by "
-        f"{ALIKE} for what the halves do wrong alike, as simulated molecules showed. Training and validation particles "
-        "should look alike; a validation curve with less motion or more error means that the decoders have learned "
-        f"noise. {page.say('particles that move by more than their error, %', above, '.0f')} % of the particles "
-        "move by more than their error."
+    return (
+        _agreement(page)
+        + page.figure(figure, 440, "figure-errors")
+        + _caption(
+            "Root mean squares over the molecule. The error is seen in two parts: what the two halves' decoders "
+            "disagree on, and how far the noise of the particle's own image leaves its latent open; both are raised by "
+            f"{ALIKE} for what the halves do wrong alike, as simulated molecules showed. Training and validation "
+            "particles should look alike; a validation curve with less motion or more error means that the decoders "
+            "have learned noise. "
+            f"{page.say('particles that move by more than their error, %', above, '.0f')} % of the particles "
+            "move by more than their error."
+        )
     )
 
 
@@ -802,13 +938,21 @@ def _agreement(page: _Page) -> str:
         return ""
     table = pd.read_csv(path)
     page.table("agreement", table)
-    shown = table.rename(columns={
-        "share": "share of the motion", "particles": "validation particles",
-        "deviation_A": "standard deviation, Å rms", "difference_A": "halves differ by, Å rms",
-    })  # fmt: skip
-    return "<h3>Do the halves agree on particles that trained neither?</h3>" + _tabulate(shown) + _caption(
-        "Coordinates of validation particles under the decoder of either half: their correlation over particles. What "
-        "the halves do not share has no correlation, however large it is."
+    shown = table.rename(
+        columns={
+            "share": "share of the motion",
+            "particles": "validation particles",
+            "deviation_A": "standard deviation, Å rms",
+            "difference_A": "halves differ by, Å rms",
+        }
+    )
+    return (
+        "<h3>Do the halves agree on particles that trained neither?</h3>"
+        + _tabulate(shown)
+        + _caption(
+            "Coordinates of validation particles under the decoder of either half: their correlation over particles. "
+            "What the halves do not share has no correlation, however large it is."
+        )
     )
 
 
@@ -824,17 +968,31 @@ def _gaussians_section(page: _Page) -> str:
     rest = page.points + page.mean
     cloud = np.random.default_rng(1).permutation(len(rest))[:_CLOUD_POINTS]
     figure = make_subplots(
-        1, 2, specs=[[{"type": "scene"}, {"type": "scene"}]], horizontal_spacing=0.02,
+        1,
+        2,
+        specs=[[{"type": "scene"}, {"type": "scene"}]],
+        horizontal_spacing=0.02,
         subplot_titles=["rms motion over all particles", "first principal motion, and its error at each arrow's tip"],
-    )  # fmt: skip
+    )
     size = 2.5 + 6 * errors[cloud] / max(float(errors.max()), 1e-6)
     figure.add_scatter3d(
-        x=rest[cloud, 0], y=rest[cloud, 1], z=rest[cloud, 2], mode="markers", showlegend=False,
-        marker={"size": size, "color": moved[cloud], "colorscale": "Viridis", "cmin": 0, "line": {"width": 0},
-                "colorbar": {"title": {"text": "rms motion, Å"}, "thickness": 12, "x": 0.47, "len": 0.6,
-                             "outlinewidth": 0}},
-        hovertemplate="(%{x:.0f}, %{y:.0f}, %{z:.0f}) Å: %{marker.color:.2f} Å<extra></extra>", row=1, col=1,
-    )  # fmt: skip
+        x=rest[cloud, 0],
+        y=rest[cloud, 1],
+        z=rest[cloud, 2],
+        mode="markers",
+        showlegend=False,
+        marker={
+            "size": size,
+            "color": moved[cloud],
+            "colorscale": "Viridis",
+            "cmin": 0,
+            "line": {"width": 0},
+            "colorbar": {"title": {"text": "rms motion, Å"}, "thickness": 12, "x": 0.47, "len": 0.6, "outlinewidth": 0},
+        },
+        hovertemplate="(%{x:.0f}, %{y:.0f}, %{z:.0f}) Å: %{marker.color:.2f} Å<extra></extra>",
+        row=1,
+        col=1,
+    )
     _add_arrows(figure, page, rest, moved, errors)
     _frame_scenes(figure, rest, page.components[0])
     return page.figure(figure, 500, "figure-gaussians") + _caption(
@@ -853,22 +1011,46 @@ def _add_arrows(figure: go.Figure, page: _Page, rest, moved, errors) -> None:
     vector = page.components[0][chosen] * float(page.coordinates[:, 0].std())
     start, tip = rest[chosen], rest[chosen] + vector
     figure.add_scatter3d(
-        x=rest[::2, 0], y=rest[::2, 1], z=rest[::2, 2], mode="markers", hoverinfo="skip", showlegend=False,
-        marker={"size": 1.6, "color": "#c3ccd2", "opacity": 0.5}, row=1, col=2,
-    )  # fmt: skip
+        x=rest[::2, 0],
+        y=rest[::2, 1],
+        z=rest[::2, 2],
+        mode="markers",
+        hoverinfo="skip",
+        showlegend=False,
+        marker={"size": 1.6, "color": "#c3ccd2", "opacity": 0.5},
+        row=1,
+        col=2,
+    )
     lines = np.stack([start, tip, np.full_like(tip, np.nan)], 1).reshape(-1, 3)
     figure.add_scatter3d(
-        x=lines[:, 0], y=lines[:, 1], z=lines[:, 2], mode="lines", line={"color": "#22282e", "width": 4},
-        hoverinfo="skip", showlegend=False, connectgaps=False, row=1, col=2,
-    )  # fmt: skip
+        x=lines[:, 0],
+        y=lines[:, 1],
+        z=lines[:, 2],
+        mode="lines",
+        line={"color": "#22282e", "width": 4},
+        hoverinfo="skip",
+        showlegend=False,
+        connectgaps=False,
+        row=1,
+        col=2,
+    )
     colours = {"colorscale": "Viridis", "cmin": 0, "cmax": float(moved.max())}
     corners, faces = _icosphere()
     vertices = (tip[:, None] + corners * errors[chosen, None, None]).reshape(-1, 3)
     triangles = (faces + len(corners) * np.arange(len(tip))[:, None, None]).reshape(-1, 3)
     figure.add_mesh3d(
-        **_xyz(vertices), i=triangles[:, 0], j=triangles[:, 1], k=triangles[:, 2], opacity=0.35,
-        intensity=np.repeat(moved[chosen], len(corners)), showscale=False, hoverinfo="skip", **colours, row=1, col=2,
-    )  # fmt: skip
+        **_xyz(vertices),
+        i=triangles[:, 0],
+        j=triangles[:, 1],
+        k=triangles[:, 2],
+        opacity=0.35,
+        intensity=np.repeat(moved[chosen], len(corners)),
+        showscale=False,
+        hoverinfo="skip",
+        **colours,
+        row=1,
+        col=2,
+    )
 
 
 def _xyz(points: np.ndarray) -> dict:
@@ -938,39 +1120,69 @@ def _domains_section(page: _Page) -> str:
         page.table(name, table)
     n = len(domains)
     figure = make_subplots(
-        1, 2, specs=[[{"type": "scene"}, {"type": "xy"}]], horizontal_spacing=0.1, column_widths=[0.55, 0.45],
+        1,
+        2,
+        specs=[[{"type": "scene"}, {"type": "xy"}]],
+        horizontal_spacing=0.1,
+        column_widths=[0.55, 0.45],
         subplot_titles=["points by domain", "turn of each domain"],
-    )  # fmt: skip
+    )
     cloud = np.random.default_rng(1).permutation(len(points))[:_CLOUD_POINTS]
     rows = []
     for domain in range(1, n + 1):
         colour = _DOMAIN_COLOURS[(domain - 1) % len(_DOMAIN_COLOURS)]
         mine = points.iloc[cloud].query("domain == @domain")
         figure.add_scatter3d(
-            **_xyz(mine[["x_A", "y_A", "z_A"]].to_numpy()), mode="markers", name=f"domain {domain}", hoverinfo="name",
-            legendgroup=str(domain), marker={"size": 4, "color": colour, "line": {"width": 0}}, row=1, col=1,
-        )  # fmt: skip
+            **_xyz(mine[["x_A", "y_A", "z_A"]].to_numpy()),
+            mode="markers",
+            name=f"domain {domain}",
+            hoverinfo="name",
+            legendgroup=str(domain),
+            marker={"size": 4, "color": colour, "line": {"width": 0}},
+            row=1,
+            col=1,
+        )
         values = particles[f"domain{domain}_angle_deg"].to_numpy()
         edges = np.linspace(*np.quantile(values, [0.001, 0.999]) + [-1e-3, 1e-3], 51)
         counts = np.histogram(values, edges)[0]
         rows += [(domain, a, b, int(c)) for a, b, c in zip(edges[:-1], edges[1:], counts, strict=True)]
         figure.add_scatter(
-            x=(edges[1:] + edges[:-1]) / 2, y=100 * counts / len(values) / (edges[1] - edges[0]), mode="lines",
-            line={"color": colour, "shape": "hvh"}, fill="tozeroy", fillcolor=_faint(colour), showlegend=False,
-            name=f"domain {domain}", legendgroup=str(domain), row=1, col=2,
-        )  # fmt: skip
+            x=(edges[1:] + edges[:-1]) / 2,
+            y=100 * counts / len(values) / (edges[1] - edges[0]),
+            mode="lines",
+            line={"color": colour, "shape": "hvh"},
+            fill="tozeroy",
+            fillcolor=_faint(colour),
+            showlegend=False,
+            name=f"domain {domain}",
+            legendgroup=str(domain),
+            row=1,
+            col=2,
+        )
     page.table("domain_angles", pd.DataFrame(rows, columns=["domain", "from_deg", "to_deg", "particles"]))
     _frame_scenes(figure, points[["x_A", "y_A", "z_A"]].to_numpy(), page.components[0])
     figure.update_xaxes(title="angle, °")
     figure.update_yaxes(title="% of the particles per degree")
     figure.update_layout(margin={"b": 52}, legend={"x": 0, "y": 1})
-    shown = domains[["domain", "against", "share_of_points", "motion_A", "error_A", "motion_beyond_error_A"]].rename(
-        columns={"share_of_points": "share", "motion_A": "motion, Å", "error_A": "error, Å",
-                 "motion_beyond_error_A": "beyond error, Å"}
-    ).assign(**{
-        "turn, °": domains["angle_std_deg"], "from, °": domains["angle_low_deg"], "to, °": domains["angle_high_deg"],
-        "shift, Å": domains["shift_rms_A"],
-    })  # fmt: skip
+    shown = (
+        domains[["domain", "against", "share_of_points", "motion_A", "error_A", "motion_beyond_error_A"]]
+        .rename(
+            columns={
+                "share_of_points": "share",
+                "motion_A": "motion, Å",
+                "error_A": "error, Å",
+                "motion_beyond_error_A": "beyond error, Å",
+            }
+        )
+        .assign(
+            **{
+                "turn, °": domains["angle_std_deg"],
+                "from, °": domains["angle_low_deg"],
+                "to, °": domains["angle_high_deg"],
+                "shift, Å": domains["shift_rms_A"],
+            }
+        )
+    )
     left = ", ".join(f"{row.residual_rms_A:.2f} Å" for row in residuals.itertuples())
     return (
         _tabulate(shown)
@@ -997,12 +1209,19 @@ def _bodies_section(page: _Page) -> str:
         return _absent(f"The bodies' motions are not written yet. {page.command('analyse')} does it.")
     table = pd.read_csv(path)
     page.table("bodies", table)
-    shown = pd.DataFrame({
-        "body": table["body"], "mask": table["mask"].map(lambda name: f"<code>{escape(name)}</code>"),
-        "share of the molecule": table["share"], "turn, °": table["angle_std_deg"], "from, °": table["angle_low_deg"],
-        "to, °": table["angle_high_deg"], "error, °": table["rotation_error_rms_deg"], "shift, Å": table["shift_std_A"],
-        "error, Å": table["shift_error_rms_A"],
-    })  # fmt: skip
+    shown = pd.DataFrame(
+        {
+            "body": table["body"],
+            "mask": table["mask"].map(lambda name: f"<code>{escape(name)}</code>"),
+            "share of the molecule": table["share"],
+            "turn, °": table["angle_std_deg"],
+            "from, °": table["angle_low_deg"],
+            "to, °": table["angle_high_deg"],
+            "error, °": table["rotation_error_rms_deg"],
+            "shift, Å": table["shift_std_A"],
+            "error, Å": table["shift_error_rms_A"],
+        }
+    )
     return _tabulate(shown) + _caption(
         "What the bodies do that training was given as masks; the largest stays, since poses are fixed. Turns about a "
         "body's main axis and shifts of its centre: standard deviation over particles, where 95 % of the turns lie, "
@@ -1030,12 +1249,24 @@ def _movie_section(page: _Page) -> str:
     size = np.linalg.norm(page.components[0][chosen], axis=1)
     figure = go.Figure(
         go.Scatter3d(
-            **_xyz(rest[chosen]), mode="markers", hoverinfo="skip",
-            marker={"size": 4, "color": size, "colorscale": "Viridis", "cmin": 0, "line": {"width": 0},
-                    "colorbar": {"title": {"text": "displacement,<br>Å per Å rms"}, "thickness": 12, "len": 0.7,
-                                 "outlinewidth": 0}},
+            **_xyz(rest[chosen]),
+            mode="markers",
+            hoverinfo="skip",
+            marker={
+                "size": 4,
+                "color": size,
+                "colorscale": "Viridis",
+                "cmin": 0,
+                "line": {"width": 0},
+                "colorbar": {
+                    "title": {"text": "displacement,<br>Å per Å rms"},
+                    "thickness": 12,
+                    "len": 0.7,
+                    "outlinewidth": 0,
+                },
+            },
         )
-    )  # fmt: skip
+    )
     _frame_scenes(figure, rest, page.components[0], 1.1 + 2 * reach / float(np.ptp(rest, 0).max()))
     options = "".join(f'<option value="{k}">motion {k + 1} ({page.share(k)} %)</option>' for k in range(n))
     controls = (
@@ -1189,13 +1420,19 @@ def _fsc_section(page: _Page) -> str:
             colour = "#5d6873" if column == "dynModelConsensus" else "#c8643c" if name == "before" else "#1f6f8b"
             main, model = column == "rlnFourierShellCorrelationCorrected", column.startswith("dynModel")
             figure.add_scatter(
-                x=curves["rlnResolution"], y=curves[column], mode="lines",
+                x=curves["rlnResolution"],
+                y=curves[column],
+                mode="lines",
                 name=title if column == "dynModelConsensus" else f"{name}: {title}",
                 visible=True if main or model else "legendonly",
-                line={"color": colour, "width": 2.6 if main else 1.5,
-                      "dash": "solid" if main else "dash" if model else "dot"},
-                customdata=curves["rlnAngstromResolution"], hovertemplate="%{customdata:.2f} Å: %{y:.3f}",
-            )  # fmt: skip
+                line={
+                    "color": colour,
+                    "width": 2.6 if main else 1.5,
+                    "dash": "solid" if main else "dash" if model else "dot",
+                },
+                customdata=curves["rlnAngstromResolution"],
+                hovertemplate="%{customdata:.2f} Å: %{y:.3f}",
+            )
     page.table("fsc", pd.concat(tables))
     page.table("resolution", pd.DataFrame(resolutions))
     figure.add_hline(0.143, line={"color": "#5d6873", "width": 1, "dash": "dot"}, annotation_text="0.143")
@@ -1236,32 +1473,47 @@ def _resolution_ticks(highest: float) -> list[float]:
 # For every kind: what it asks, verdicts that are good news, what its curves are, and names of curves and gains.
 _CONTROLS = {
     "shuffled-latents": (
-        "Deformations permuted among particles", ("from the motion",), "FSC of the half-maps in the moving part",
+        "Deformations permuted among particles",
+        ("from the motion",),
+        "FSC of the half-maps in the moving part",
         {"own": "own deformations", "rigid": "none"},
         [("own deformations", "gain"), ("map permuted", "permuted_map_gain"), ("all permuted", "permuted_gain")],
         "gain over the rigid map, nats an image",
     ),
     "held-out": (
-        "The map of particles that trained nothing", ("improves the map",),
+        "The map of particles that trained nothing",
+        ("improves the map",),
         "FSC with the other half's map in the moving part",
-        {"deformed": "both with deformations", "rigid": "both without",
-         "deformed_to_rigid": "only this with deformations"},
+        {
+            "deformed": "both with deformations",
+            "rigid": "both without",
+            "deformed_to_rigid": "only this with deformations",
+        },
         [("own deformations", "gain"), ("permuted", "permuted_gain")],
         "gain in the moving part's density, share",
     ),
     "noise-particles": (
-        "Noise in the place of particles", ("nothing appears from noise", "a trace appears from noise"),
+        "Noise in the place of particles",
+        ("nothing appears from noise", "a trace appears from noise"),
         "FSC of the half-maps of noise",
         {"beside": "deformed as noise beside a signal asks", "alone": "as noise alone asks", "rigid": "not deformed"},
         [("beside a signal", "share_of_model"), ("alone", "share_of_model_alone")],
         "share of the moving part's density",
     ),
     "wrong-model": (
-        "A wrong atomic model", ("follows the data",), "FSC of the map in the part with a wrong model",
-        {"deformed_right": "with the right structure", "deformed_wrong": "with the wrong one",
-         "rigid_right": "rigid map, right", "rigid_wrong": "rigid map, wrong"}, [], "",
+        "A wrong atomic model",
+        ("follows the data",),
+        "FSC of the map in the part with a wrong model",
+        {
+            "deformed_right": "with the right structure",
+            "deformed_wrong": "with the wrong one",
+            "rigid_right": "rigid map, right",
+            "rigid_wrong": "rigid map, wrong",
+        },
+        [],
+        "",
     ),
-}  # fmt: skip
+}
 
 
 def _controls_section(page: _Page) -> str:
@@ -1284,7 +1536,7 @@ def _control_section(page: _Page, control: dict) -> str:
     if control["verdict"] in ("undecided", "no motion", "partly from the motion"):
         colour = "undecided"
     words = escape(control["sentence"].replace("+-", "±"))
-    head = f"<h3>{title}</h3><div class=\"verdict {colour}\"><h3>{escape(control['verdict'].capitalize())}</h3>"
+    head = f'<h3>{title}</h3><div class="verdict {colour}"><h3>{escape(control["verdict"].capitalize())}</h3>'
     head += f"<p>{words}</p></div>"
     if "curves" not in figures:
         return head
@@ -1295,38 +1547,66 @@ def _control_section(page: _Page, control: dict) -> str:
         band = np.array(figures["three_deviations"])[1:].clip(max=1)
         for values, name in ((band, "three deviations"), (-band, None)):
             figure.add_scatter(
-                x=frequency[1:], y=values, mode="lines", line={"color": "#9aa5ad", "dash": "dot"}, name=name or "",
-                showlegend=name is not None, row=1, col=1,
-            )  # fmt: skip
+                x=frequency[1:],
+                y=values,
+                mode="lines",
+                line={"color": "#9aa5ad", "dash": "dot"},
+                name=name or "",
+                showlegend=name is not None,
+                row=1,
+                col=1,
+            )
     others = [name for name in figures["curves"] if name.startswith("permuted")]
     for name in others:
         figure.add_scatter(
-            x=frequency[1:], y=figures["curves"][name][1:], mode="lines", line={"color": "#c9a0b4", "width": 1.2},
-            name="permuted", legendgroup="permuted", showlegend=name == others[0], row=1, col=1,
-        )  # fmt: skip
+            x=frequency[1:],
+            y=figures["curves"][name][1:],
+            mode="lines",
+            line={"color": "#c9a0b4", "width": 1.2},
+            name="permuted",
+            legendgroup="permuted",
+            showlegend=name == others[0],
+            row=1,
+            col=1,
+        )
     for (name, label), line in zip(names.items(), colours, strict=False):
         figure.add_scatter(
-            x=frequency[1:], y=figures["curves"][name][1:], mode="lines", line={"color": line, "width": 2.4},
-            name=label, row=1, col=1,
-        )  # fmt: skip
+            x=frequency[1:],
+            y=figures["curves"][name][1:],
+            mode="lines",
+            line={"color": line, "width": 2.4},
+            name=label,
+            row=1,
+            col=1,
+        )
     ticks = _resolution_ticks(float(frequency[-1]))
     figure.update_xaxes(
-        title="resolution, Å", tickvals=[1 / value for value in ticks], ticktext=[f"{v:g}" for v in ticks],
-        row=1, col=1,
-    )  # fmt: skip
+        title="resolution, Å",
+        tickvals=[1 / value for value in ticks],
+        ticktext=[f"{v:g}" for v in ticks],
+        row=1,
+        col=1,
+    )
     figure.update_yaxes(title=quantity, row=1, col=1)
     if gains:
         figure.add_bar(
-            x=[label for label, _ in gains], y=[figures[name] for _, name in gains], showlegend=False,
+            x=[label for label, _ in gains],
+            y=[figures[name] for _, name in gains],
+            showlegend=False,
             error_y={"array": [3 * figures[f"{name}_error"] for _, name in gains], "color": "#22282e"},
-            marker={"color": ["#1f6f8b", *["#c9a0b4"] * 2][: len(gains)]}, width=0.5, row=1, col=2,
-        )  # fmt: skip
+            marker={"color": ["#1f6f8b", *["#c9a0b4"] * 2][: len(gains)]},
+            width=0.5,
+            row=1,
+            col=2,
+        )
         figure.update_yaxes(title=unit, row=1, col=2)
     figure.update_layout(legend={"orientation": "h", "y": 1.04, "x": 0, "yanchor": "bottom", "entrywidth": 150})
     name = f"figure-{control['kind']}"
     bars = f" Right: {unit}, with bars of three standard errors." if gains else ""
-    return head + page.figure(figure, 420, name) + _caption(
-        f"{quantity}.{bars} The numbers are in <code>analysis/controls/{control['kind']}.csv</code>."
+    return (
+        head
+        + page.figure(figure, 420, name)
+        + _caption(f"{quantity}.{bars} The numbers are in <code>analysis/controls/{control['kind']}.csv</code>.")
     )
 
 

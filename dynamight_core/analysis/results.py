@@ -265,8 +265,11 @@ def _pose_columns(run: Run) -> dict[str, np.ndarray]:
     shifts = run.particles.shifts.numpy()
     change = run.pose_changes
     return {
-        "dynAngleRot": angles[:, 0], "dynAngleTilt": angles[:, 1], "dynAnglePsi": angles[:, 2],
-        "dynOriginXAngst": shifts[:, 0], "dynOriginYAngst": shifts[:, 1],
+        "dynAngleRot": angles[:, 0],
+        "dynAngleTilt": angles[:, 1],
+        "dynAnglePsi": angles[:, 2],
+        "dynOriginXAngst": shifts[:, 0],
+        "dynOriginYAngst": shifts[:, 1],
         "dynAngleChange": torch.rad2deg(change[:, :3].norm(dim=1)).numpy(),
         "dynShiftChange": change[:, 3:].norm(dim=1).numpy(),
-    }  # fmt: skip
+    }

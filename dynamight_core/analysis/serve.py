@@ -31,9 +31,21 @@ from dynamight_core.errors import InputError
 _ASSETS = Path(__file__).parent / "assets"
 _SCRIPTS = ("explorer_draw.js", "explorer_landscape.js", "explorer_molecule.js", "explorer.js")
 ACTIONS = (
-    "about", "molecule", "columns", "add_table", "points", "colours", "landscape", "nearest", "state", "difference",
-    "selection", "save_selection", "save_states", "progress",
-)  # fmt: skip
+    "about",
+    "molecule",
+    "columns",
+    "add_table",
+    "points",
+    "colours",
+    "landscape",
+    "nearest",
+    "state",
+    "difference",
+    "selection",
+    "save_selection",
+    "save_states",
+    "progress",
+)
 # A user's table is the largest thing that a page sends.
 _MOST_BYTES = 2**28
 # Smaller answers are not worth compressing.
@@ -184,8 +196,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
         except Exception as error:
             traceback.print_exc()
-            self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, f"{name} failed ({type(error).__name__}: {error}); "
-                         "the terminal of dynamight explore has the traceback")  # fmt: skip
+            self._refuse(
+                HTTPStatus.INTERNAL_SERVER_ERROR,
+                f"{name} failed ({type(error).__name__}: {error}); the terminal of dynamight explore has the traceback",
+            )
         else:
             self._send(pack(answer), "application/octet-stream")
 
@@ -199,9 +213,9 @@ class _Handler(BaseHTTPRequestHandler):
         if hmac.compare_digest(given.encode(), self.server.token.encode()):
             return True
         self._refuse(
-            HTTPStatus.FORBIDDEN, "this address has not the token of the explorer; copy the whole line that "
-            "dynamight explore printed",
-        )  # fmt: skip
+            HTTPStatus.FORBIDDEN,
+            "this address has not the token of the explorer; copy the whole line that dynamight explore printed",
+        )
         return False
 
     def _refuse(self, status: HTTPStatus, sentence: str) -> None:

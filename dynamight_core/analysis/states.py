@@ -25,8 +25,14 @@ if TYPE_CHECKING:
 _FRAME_RATE, _MP4_TURNS = 8, 3
 # What is written beside the maps of states.
 _BESIDE = (
-    "movie.gif", "movie.mp4", "difference.mrc", "arrows.bild", "arrows.csv", "states.cxc", "states.csv",
-)  # fmt: skip
+    "movie.gif",
+    "movie.mp4",
+    "difference.mrc",
+    "arrows.bild",
+    "arrows.csv",
+    "states.cxc",
+    "states.csv",
+)
 # Share of a map's voxels below the surface that ChimeraX shows.
 _LEVEL = 0.98
 
@@ -123,9 +129,7 @@ class StateModels:
             run, model = self.run, self.run.models[half - 1]
             own = torch.as_tensor(run.halves) == half
             coordinates = torch.as_tensor(run.motions.coordinates)[own]
-            mean, fields = motion_fields(
-                model, run.latents[half - 1][own], coordinates, model.consensus_positions
-            )
+            mean, fields = motion_fields(model, run.latents[half - 1][own], coordinates, model.consensus_positions)
             self._motions[half] = torch.as_tensor(mean), torch.as_tensor(fields)
         return self._motions[half]
 
@@ -275,9 +279,7 @@ def states_through(run: "Run", points: list, n: int = 10, name: str = "path") ->
     return States(name, [f"{name}_state{i + 1:02d}" for i in range(n)], path)
 
 
-def states_of_clusters(
-    run: "Run", n: int, seed: int = 0, mixture: bool = False, tour: int | None = None
-) -> States:
+def states_of_clusters(run: "Run", n: int, seed: int = 0, mixture: bool = False, tour: int | None = None) -> States:
     """Return the centres of n clusters of the particles' coordinates, the first motion ascending.
 
     Parameters
@@ -629,9 +631,9 @@ def _write_script(out: Path, states: States, level: float) -> None:
     files = " ".join(f"{label}.mrc" for label in states.labels)
     series = states.ordered and len(states) > 1
     lines = ["# States of a molecule; open this file in ChimeraX.", "close session"]
-    lines += [f"open {files} vseries true", "vseries play #1 direction oscillate loop true"] if series else [
-        f"open {files}"
-    ]
+    lines += (
+        [f"open {files} vseries true", "vseries play #1 direction oscillate loop true"] if series else [f"open {files}"]
+    )
     lines += [f"volume all step 1 level {level:.4g}", "view"]
     with atomic_path(out / "states.cxc") as path:
         path.write_text("\n".join(lines) + "\n")

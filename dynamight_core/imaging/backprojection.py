@@ -34,6 +34,7 @@ _EMPTY = 1e-3
 # Share of half the box from which on the kernel fades out.
 _FADE = 0.75
 
+
 @dataclass
 class BackprojectionSums:
     """Sums over particles; those of disjoint sets of particles add.
@@ -58,9 +59,11 @@ class BackprojectionSums:
     def __add__(self, other: "BackprojectionSums") -> "BackprojectionSums":
         """Return the sums over both sets of particles."""
         return BackprojectionSums(
-            self.numerator + other.numerator, self.rigid + other.rigid,
-            None if self.kernel is None else self.kernel + other.kernel, self.n_particles + other.n_particles,
-        )  # fmt: skip
+            self.numerator + other.numerator,
+            self.rigid + other.rigid,
+            None if self.kernel is None else self.kernel + other.kernel,
+            self.n_particles + other.n_particles,
+        )
 
 
 class ParticleData:

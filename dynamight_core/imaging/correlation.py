@@ -14,9 +14,7 @@ THRESHOLD = 0.143
 _MASK_BOX = 64
 
 
-def fourier_shell_correlation(
-    map1: torch.Tensor, map2: torch.Tensor, mask: torch.Tensor | None = None
-) -> torch.Tensor:
+def fourier_shell_correlation(map1: torch.Tensor, map2: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
     """Return the (box//2+1,) Fourier shell correlation of two (box, box, box) maps.
 
     Shells are one Fourier voxel wide and every voxel of the full transform counts once. A shell without power in
@@ -83,9 +81,7 @@ def fsc_deviation(mask: torch.Tensor) -> torch.Tensor:
     return deviations
 
 
-def resolution_at(
-    curve: torch.Tensor, box: int, pixel_size: float, threshold: float = THRESHOLD
-) -> float:
+def resolution_at(curve: torch.Tensor, box: int, pixel_size: float, threshold: float = THRESHOLD) -> float:
     """Return the resolution (A) where an FSC curve first falls below `threshold`, interpolated linearly.
 
     Twice the pixel size (Nyquist) if it never does; infinity if the first shell is below already, or is not finite.

@@ -67,9 +67,15 @@ class CtfParameters:
         defocus_u = torch.as_tensor(defocus_u, dtype=torch.float32)
         n = len(defocus_u)
         neutral = {
-            "defocus_v": defocus_u, "defocus_angle": 0.0, "phase_shift": 0.0, "voltage": 300.0,
-            "spherical_aberration": 2.7, "amplitude_contrast": 0.1, "b_factor": 0.0, "scale": 1.0,
-        }  # fmt: skip
+            "defocus_v": defocus_u,
+            "defocus_angle": 0.0,
+            "phase_shift": 0.0,
+            "voltage": 300.0,
+            "spherical_aberration": 2.7,
+            "amplitude_contrast": 0.1,
+            "b_factor": 0.0,
+            "scale": 1.0,
+        }
         if defocus_v is not None:
             values["defocus_v"] = defocus_v
         arrays = {
@@ -77,9 +83,11 @@ class CtfParameters:
             for name, default in neutral.items()
         }
         matrices = {
-            "beam_tilt": torch.zeros(n, 2), "odd_zernike": torch.zeros(n, 0),
-            "even_zernike": torch.zeros(n, 0), "magnification": torch.eye(2).expand(n, 2, 2),
-        }  # fmt: skip
+            "beam_tilt": torch.zeros(n, 2),
+            "odd_zernike": torch.zeros(n, 0),
+            "even_zernike": torch.zeros(n, 0),
+            "magnification": torch.eye(2).expand(n, 2, 2),
+        }
         for name, default in matrices.items():
             value = torch.as_tensor(values.pop(name, default), dtype=torch.float32)
             arrays[name] = value.expand(n, *value.shape[-(default.ndim - 1) :]).clone()
@@ -225,11 +233,12 @@ def zernike_phase(coefficients: torch.Tensor, frequency: torch.Tensor, odd: bool
         for m in range(-order, order + 1, 2):
             if index < coefficients.shape[1] and coefficients[:, index].any():
                 radial = sum(
-                    (-1) ** k * factorial(order - k)
+                    (-1) ** k
+                    * factorial(order - k)
                     / (factorial(k) * factorial((order + abs(m)) // 2 - k) * factorial((order - abs(m)) // 2 - k))
                     * radius ** (order - 2 * k)
                     for k in range((order - abs(m)) // 2 + 1)
-                )  # fmt: skip
+                )
                 angular = torch.cos(m * theta) if m >= 0 else torch.sin(-m * theta)
                 phase = phase + coefficients[:, index, None, None] * radial * angular
             index += 1

@@ -23,10 +23,16 @@ def rotation_matrices(angles: torch.Tensor) -> torch.Tensor:
     ca, cb, cg = torch.cos(angles).unbind(-1)
     sa, sb, sg = torch.sin(angles).unbind(-1)
     rows = [
-        cg * cb * ca - sg * sa, cg * cb * sa + sg * ca, -cg * sb,
-        -sg * cb * ca - cg * sa, -sg * cb * sa + cg * ca, sg * sb,
-        sb * ca, sb * sa, cb,
-    ]  # fmt: skip
+        cg * cb * ca - sg * sa,
+        cg * cb * sa + sg * ca,
+        -cg * sb,
+        -sg * cb * ca - cg * sa,
+        -sg * cb * sa + cg * ca,
+        sg * sb,
+        sb * ca,
+        sb * sa,
+        cb,
+    ]
     return torch.stack(rows, -1).reshape(*angles.shape[:-1], 3, 3)
 
 

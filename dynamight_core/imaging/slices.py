@@ -113,9 +113,15 @@ class SliceSums:
         # Threads share out the planes of the grid.
         bounds = np.linspace(0, self.grid, torch.get_num_threads() + 1).astype(np.int64)
         in_threads(
-            _spread_slices, bounds, scaled.numpy(), self._kx.numpy(), self._ky.numpy(), values.numpy(),
-            _kernel_table(), self.sums.numpy(),
-        )  # fmt: skip
+            _spread_slices,
+            bounds,
+            scaled.numpy(),
+            self._kx.numpy(),
+            self._ky.numpy(),
+            values.numpy(),
+            _kernel_table(),
+            self.sums.numpy(),
+        )
 
     def _points(self, matrices, transforms, power):
         """Return the (b, p, 3) values of a slice's points, and (b, 2, 3) matrices from pixels to Fourier voxels."""
@@ -254,9 +260,23 @@ def _spread_slices(first, last, matrices, kx, ky, values, table, sums):
                     weights[axis, t] = table[k, t] + share * (table[k + 1, t] - table[k, t])
             a, b, c, d, e = weights[0, 0], weights[0, 1], weights[0, 2], weights[0, 3], weights[0, 4]
             row = (
-                a * real, a * imaginary, a * power, b * real, b * imaginary, b * power, c * real, c * imaginary,
-                c * power, d * real, d * imaginary, d * power, e * real, e * imaginary, e * power, np.float32(0),
-            )  # fmt: skip
+                a * real,
+                a * imaginary,
+                a * power,
+                b * real,
+                b * imaginary,
+                b * power,
+                c * real,
+                c * imaginary,
+                c * power,
+                d * real,
+                d * imaginary,
+                d * power,
+                e * real,
+                e * imaginary,
+                e * power,
+                np.float32(0),
+            )
             column = np.int64(np.ceil(x - reach)) + _MARGIN
             low = np.int64(np.ceil(y - reach))
             for t in range(WIDTH):

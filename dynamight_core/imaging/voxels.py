@@ -235,9 +235,18 @@ class Voxels:
         nodes = np.zeros((0, 0, 0), np.int64) if self.nodes is None else self.nodes
         corner = np.zeros(3, np.int64) if self.nodes is None else self.corner
         in_threads(
-            function, bounds, source.contiguous().numpy(), poses, tiles, self._tiled, shifts, nodes, corner,
-            spacing, target.numpy(),
-        )  # fmt: skip
+            function,
+            bounds,
+            source.contiguous().numpy(),
+            poses,
+            tiles,
+            self._tiled,
+            shifts,
+            nodes,
+            corner,
+            spacing,
+            target.numpy(),
+        )
 
     def _chunks(self, placed):
         """Yield runs of voxels and where they lie, (b, 2, m) pixels of bordered images."""

@@ -161,11 +161,16 @@ def align(
     moved = (points - centre) @ rotation.T + centre + shift
     middle = _centre_of_mass(density, pixel_size)
     return Alignment(
-        float(here), fitted, mirrored, maps[1].resolution, _fsc_resolution(points, weights, density, pixel_size),
+        float(here),
+        fitted,
+        mirrored,
+        maps[1].resolution,
+        _fsc_resolution(points, weights, density, pixel_size),
         float((centre - middle).norm()),
-        rotation.double().numpy(), (centre + shift - rotation @ centre).double().numpy(),
+        rotation.double().numpy(),
+        (centre + shift - rotation @ centre).double().numpy(),
         float((moved - points).square().sum(1).mean().sqrt()),
-    )  # fmt: skip
+    )
 
 
 class _FilteredMap:

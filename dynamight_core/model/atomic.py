@@ -291,10 +291,18 @@ class _Builder:
     def finish(self, notes: tuple[str, ...]) -> CoarseModel:
         """Return the model."""
         return CoarseModel(
-            np.array(self.positions), np.array(self.amplitudes), np.array(sorted(self.edges), int).reshape(-1, 2),
-            self.chains, self.residues, self.kinds, self.atoms,
-            np.array(self.atom_positions), np.array(self.atom_numbers, float), np.array(self.atom_groups, int), notes,
-        )  # fmt: skip
+            np.array(self.positions),
+            np.array(self.amplitudes),
+            np.array(sorted(self.edges), int).reshape(-1, 2),
+            self.chains,
+            self.residues,
+            self.kinds,
+            self.atoms,
+            np.array(self.atom_positions),
+            np.array(self.atom_numbers, float),
+            np.array(self.atom_groups, int),
+            notes,
+        )
 
 
 def _residue_kind(residue: str, names: list[str]) -> str:
@@ -385,9 +393,7 @@ def write_moved(path: str | Path, rotation: np.ndarray, shift: np.ndarray, out: 
         structure.make_mmcif_document().write_file(str(temporary))
 
 
-def wrong_model(
-    path: str | Path, selection: str, out: str | Path, replacement: str | None = None
-) -> Path:
+def wrong_model(path: str | Path, selection: str, out: str | Path, replacement: str | None = None) -> Path:
     """Write an atomic model in which a domain is replaced by another structure of similar size at its place.
 
     The replacement takes the domain's centre and its principal axes; of the four ways to lay these on each other the

@@ -123,9 +123,10 @@ def body_shares(depths: torch.Tensor, largest: int | None, points: torch.Tensor,
     if largest is not None:
         others = torch.cat([depth[:, :largest], depth[:, largest + 1 :]], 1)
         depth = depth.index_copy(
-            1, torch.tensor([largest], device=depth.device),
+            1,
+            torch.tensor([largest], device=depth.device),
             torch.maximum(depth[:, [largest]], -others.amax(1, keepdim=True) - _JOINT),
-        )  # fmt: skip
+        )
     behind = depth.amax(1, keepdim=True) - depth
     shares = torch.relu(1 - behind / _JOINT).square()
     return shares / shares.sum(1, keepdim=True)
@@ -162,6 +163,10 @@ def _resample(volume: np.ndarray, size: int) -> np.ndarray:
     box = volume.shape[0]
     scale = box / size
     return ndimage.affine_transform(
-        volume.astype(np.float32), scale * np.eye(3), box // 2 - scale * (size // 2), (size,) * 3, order=1,
+        volume.astype(np.float32),
+        scale * np.eye(3),
+        box // 2 - scale * (size // 2),
+        (size,) * 3,
+        order=1,
         mode="nearest",
-    )  # fmt: skip
+    )

@@ -70,12 +70,13 @@ class BasisDecoder(nn.Module):
         super().__init__()
         self.extent, self.n_frequencies, self.shortest, self.n_fields = extent, n_frequencies, shortest, n_fields
         self.fields = nn.Sequential(
-            nn.Linear(6 * n_frequencies + 3, hidden), nn.ELU(), nn.Linear(hidden, hidden), nn.ELU(),
+            nn.Linear(6 * n_frequencies + 3, hidden),
+            nn.ELU(),
+            nn.Linear(hidden, hidden),
+            nn.ELU(),
             nn.Linear(hidden, 3 * n_fields),
-        )  # fmt: skip
-        self.network = nn.Sequential(
-            nn.Linear(n_latents, hidden), nn.ELU(), nn.Linear(hidden, n_fields, bias=False)
         )
+        self.network = nn.Sequential(nn.Linear(n_latents, hidden), nn.ELU(), nn.Linear(hidden, n_fields, bias=False))
         # Coefficients of the reference conformation, where nothing is displaced.
         self.register_buffer("rest", torch.zeros(n_fields))
         # No motion at the start, but a gradient: the fields are zero, the coefficients are not.

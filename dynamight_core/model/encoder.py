@@ -21,9 +21,7 @@ class Encoder(nn.Module):
     def __init__(self, box: int, n_latents: int, mask_radius: float):
         super().__init__()
         self.pooled = box // 2
-        self.layers = nn.Sequential(
-            nn.Linear(self.pooled**2, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU()
-        )
+        self.layers = nn.Sequential(nn.Linear(self.pooled**2, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU())
         self.mean = nn.Linear(128, n_latents)
         self.log_variance = nn.Linear(128, n_latents)
         coordinates = torch.arange(box, dtype=torch.float32) - box // 2

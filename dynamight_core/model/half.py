@@ -48,9 +48,16 @@ class HalfModel(nn.Module):
     """
 
     def __init__(
-        self, gaussians, box, pixel_size, n_latents, decoder, particle_diameter, motion_mask=None,
+        self,
+        gaussians,
+        box,
+        pixel_size,
+        n_latents,
+        decoder,
+        particle_diameter,
+        motion_mask=None,
         bodies: RigidBodies | None = None,
-    ):  # fmt: skip
+    ):
         super().__init__()
         self.box, self.pixel_size, self.n_latents = box, pixel_size, n_latents
         self.decoder_kind, self.particle_diameter = decoder, particle_diameter
@@ -173,10 +180,13 @@ class HalfModel(nn.Module):
     def save(self, path: str | Path) -> None:
         """Write everything to a safetensors file, atomically."""
         metadata = {
-            "box": str(self.box), "pixel_size": repr(self.pixel_size), "n_latents": str(self.n_latents),
-            "decoder": self.decoder_kind, "particle_diameter": repr(self.particle_diameter),
+            "box": str(self.box),
+            "pixel_size": repr(self.pixel_size),
+            "n_latents": str(self.n_latents),
+            "decoder": self.decoder_kind,
+            "particle_diameter": repr(self.particle_diameter),
             "oversampling": str(self.projector.oversampling),
-        }  # fmt: skip
+        }
         with atomic_path(path) as temporary:
             safetensors.torch.save_file(_contiguous(self.state_dict()), temporary, metadata)
 
@@ -199,10 +209,15 @@ class HalfModel(nn.Module):
         gaussians = GaussianModel(torch.zeros(n, 3), 1.0, 1.0, n_classes, edges=state.get("gaussians.edges"))
         try:
             model = cls(
-                gaussians, int(metadata["box"]), float(metadata["pixel_size"]), int(metadata["n_latents"]),
-                metadata["decoder"], float(metadata["particle_diameter"]), state.get("motion_mask"),
+                gaussians,
+                int(metadata["box"]),
+                float(metadata["pixel_size"]),
+                int(metadata["n_latents"]),
+                metadata["decoder"],
+                float(metadata["particle_diameter"]),
+                state.get("motion_mask"),
                 _bodies_of(state) if metadata["decoder"] == "bodies" else None,
-            )  # fmt: skip
+            )
             model.load_state_dict(state)
         except (KeyError, RuntimeError) as error:
             raise InputError(f"{path} was written by another version of dynamight; train the run again") from error

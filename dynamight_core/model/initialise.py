@@ -133,9 +133,13 @@ def fit_to_map(
     ]
     # Without it several Gaussians settle on one spot.
     return _descend(
-        model, volume, pixel_size, steps, groups,
+        model,
+        volume,
+        pixel_size,
+        steps,
+        groups,
         lambda: 0.05 * repulsion(graph, edge_lengths(graph.edges, model.positions[None])) / graph.mean_spacing**2,
-    )  # fmt: skip
+    )
 
 
 def fit_scale(model: GaussianModel, volume: torch.Tensor, pixel_size: float, steps: int = 80) -> GaussianModel:

@@ -97,18 +97,14 @@ class ImageCache:
 
     def _allocate(self, shape: tuple[int, int, int], folder: str | Path | None) -> torch.Tensor:
         if self.storage != "file":
-            return torch.empty(
-                shape, dtype=torch.half, device=self.device if self.storage == "device" else "cpu"
-            )
+            return torch.empty(shape, dtype=torch.half, device=self.device if self.storage == "device" else "cpu")
         if folder is None:
             raise InputError("the images do not fit in memory and no folder was given for them; give one")
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
             descriptor, name = tempfile.mkstemp(prefix="images-", suffix=".float16", dir=folder)
         except OSError as error:
-            raise InputError(
-                f"cannot write {folder}: {error.strerror.lower()}; choose another folder"
-            ) from error
+            raise InputError(f"cannot write {folder}: {error.strerror.lower()}; choose another folder") from error
         try:
             # A hole that the disk cannot fill would end the program at some later write, without a word.
             os.posix_fallocate(descriptor, 0, 2 * int(np.prod(shape)))

@@ -35,9 +35,7 @@ def assign_halves(particles: Particles, seed: int) -> tuple[torch.Tensor, bool]:
         first = _draw_groups(groups.numpy(), len(groups) / 2, np.random.default_rng([seed, 0]))
         halves = torch.from_numpy(np.where(first, 1, 2).astype(np.int8))
         if first.all() or not first.any():
-            raise InputError(
-                f"{particles.star_path} holds one image, which cannot be split in halves; give more"
-            )
+            raise InputError(f"{particles.star_path} holds one image, which cannot be split in halves; give more")
         return halves, True
     for half in (1, 2):
         if not (halves == half).any():
@@ -58,9 +56,7 @@ def assign_halves(particles: Particles, seed: int) -> tuple[torch.Tensor, bool]:
     return halves.clone(), False
 
 
-def choose_validation(
-    halves: torch.Tensor, image_groups: torch.Tensor, fraction: float, seed: int
-) -> torch.Tensor:
+def choose_validation(halves: torch.Tensor, image_groups: torch.Tensor, fraction: float, seed: int) -> torch.Tensor:
     """Return the (n,) mask of the particles that are kept from training.
 
     Parameters

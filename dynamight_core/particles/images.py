@@ -96,9 +96,7 @@ class ImageReader:
         low, high = images.min(axis=(1, 2)), images.max(axis=(1, 2))
         if not (np.isfinite(low) & np.isfinite(high)).all():
             name = self.particles.image_name(rows[np.argmin(np.isfinite(low) & np.isfinite(high))])
-            raise InputError(
-                f"image {name} holds NaN or infinite values; remove the particle or extract it again"
-            )
+            raise InputError(f"image {name} holds NaN or infinite values; remove the particle or extract it again")
         if (low == high).any():
             name = self.particles.image_name(rows[np.argmax(low == high)])
             raise InputError(f"image {name} is constant; remove the particle or extract it again")

@@ -22,9 +22,7 @@ def _machine_memory() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _group_memory(
-    root: Path = Path("/sys/fs/cgroup"), process: Path = Path("/proc/self/cgroup")
-) -> list[int]:
+def _group_memory(root: Path = Path("/sys/fs/cgroup"), process: Path = Path("/proc/self/cgroup")) -> list[int]:
     """Return what each limited control group of the process leaves, version 1 or 2."""
     try:
         lines = [line.split(":", 2) for line in process.read_text().splitlines()]

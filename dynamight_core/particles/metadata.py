@@ -294,17 +294,11 @@ def _read_blocks(star: Path) -> dict[str, pd.DataFrame]:
         raise
     except (ValueError, IndexError, TypeError) as error:
         # starfile trips over its own unpacking where a block ends before it begins.
-        reason = (
-            "a data block is empty" if isinstance(error, TypeError) else str(error).strip().rsplit(": ")[-1]
-        )
-        raise InputError(
-            f"{star} cannot be read as STAR ({reason}); give the file as RELION wrote it"
-        ) from error
+        reason = "a data block is empty" if isinstance(error, TypeError) else str(error).strip().rsplit(": ")[-1]
+        raise InputError(f"{star} cannot be read as STAR ({reason}); give the file as RELION wrote it") from error
     finally:
         linecache.clearcache()
-    tables = {
-        name: pd.DataFrame([block]) if isinstance(block, dict) else block for name, block in blocks.items()
-    }
+    tables = {name: pd.DataFrame([block]) if isinstance(block, dict) else block for name, block in blocks.items()}
     tables = {name: table for name, table in tables.items() if table is not None}
     for table in tables.values():
         if table.columns.has_duplicates:
@@ -329,9 +323,7 @@ def _particle_block(star: Path, blocks: dict[str, pd.DataFrame]) -> tuple[str, p
 
 
 def _refuse_tomography(star: Path, blocks: dict[str, pd.DataFrame], table: pd.DataFrame) -> None:
-    labels = {"rlnTomoName", "rlnTomoParticleName", "rlnTomoParticleId", "rlnTomoVisibleFrames"} & set(
-        table.columns
-    )
+    labels = {"rlnTomoName", "rlnTomoParticleName", "rlnTomoParticleId", "rlnTomoVisibleFrames"} & set(table.columns)
     if "general" in blocks:
         labels |= {"rlnTomoSubTomosAre2DStacks"} & set(blocks["general"].columns)
     if labels:
@@ -353,15 +345,11 @@ class _Columns:
         if "rlnOpticsGroup" not in self.table and len(self.optics) == 1:
             return np.zeros(len(self.table), dtype=np.int64)
         if "rlnOpticsGroup" not in self.optics:
-            raise InputError(
-                f"{self.star} has no column rlnOpticsGroup in data_optics; number the optics groups"
-            )
+            raise InputError(f"{self.star} has no column rlnOpticsGroup in data_optics; number the optics groups")
         groups = self.rows("rlnOpticsGroup", "give each particle its optics group")
         known = pd.Index(self._numbers(self.optics, "rlnOpticsGroup", "data_optics"))
         if not known.is_unique:
-            raise InputError(
-                f"{self.star} has two optics groups of one number in rlnOpticsGroup; number them anew"
-            )
+            raise InputError(f"{self.star} has two optics groups of one number in rlnOpticsGroup; number them anew")
         matched = known.get_indexer(groups)
         if (matched < 0).any():
             row = int(np.argmax(matched < 0))
@@ -459,22 +447,16 @@ def _pixel_size(columns: _Columns) -> float:
     if columns.optics is not None or not columns.has("rlnDetectorPixelSize"):
         raise InputError(f"{columns.star} has no column rlnImagePixelSize; {_OPTICS_CURE}")
     micrometres = columns.rows("rlnDetectorPixelSize")
-    magnification = columns.rows(
-        "rlnMagnification", "it gives the pixel size together with rlnDetectorPixelSize"
-    )
+    magnification = columns.rows("rlnMagnification", "it gives the pixel size together with rlnDetectorPixelSize")
     if (magnification <= 0).any():
         columns.refuse_row("rlnMagnification", int(np.argmax(magnification <= 0)), "a positive number")
-    return _one_value(
-        columns, micrometres * 1e4 / magnification, "pixel size rlnDetectorPixelSize/rlnMagnification"
-    )
+    return _one_value(columns, micrometres * 1e4 / magnification, "pixel size rlnDetectorPixelSize/rlnMagnification")
 
 
 def _box(columns: _Columns, stacks: list[Path]) -> int:
     """Return the images' box (pixels), from the optics table or the first stack's header."""
     if columns.has("rlnImageDimensionality") and (columns.optical("rlnImageDimensionality") != 2).any():
-        raise InputError(
-            f"{columns.star} has rlnImageDimensionality 3 (subtomograms); give single-particle images"
-        )
+        raise InputError(f"{columns.star} has rlnImageDimensionality 3 (subtomograms); give single-particle images")
     if columns.has("rlnImageSize"):
         return round(_one_value(columns, columns.optical("rlnImageSize"), "box rlnImageSize"))
     return read_stack_header(stacks[0]).box
@@ -503,9 +485,7 @@ def _is_premultiplied(columns: _Columns) -> bool:
     """Whether the images carry their CTF twice; other corrected images are refused."""
     for label in ("rlnCtfDataAreCtfCorrected", "rlnCtfDataArePhaseFlipped"):
         if columns.optical(label, default=0.0).any():
-            raise InputError(
-                f"{columns.star} has images whose CTF was corrected ({label}); extract them without that"
-            )
+            raise InputError(f"{columns.star} has images whose CTF was corrected ({label}); extract them without that")
     flags = columns.optical("rlnCtfDataAreCtfPremultiplied", default=0.0) != 0
     if flags.any() and not flags.all():
         raise InputError(
@@ -517,9 +497,7 @@ def _is_premultiplied(columns: _Columns) -> bool:
 
 def _ctf(columns: _Columns) -> CtfParameters:
     """Return the CTF parameters, per row and per optics group."""
-    magnification = [
-        columns.optical(label, default=float(label[-2] == label[-1])) for label in _MAGNIFICATION
-    ]
+    magnification = [columns.optical(label, default=float(label[-2] == label[-1])) for label in _MAGNIFICATION]
     beam_tilt = [columns.optical(f"rlnBeamTilt{axis}", default=0.0) for axis in "XY"]
     return CtfParameters(
         defocus_u=_tensor(columns.rows("rlnDefocusU", _CTF_CURE)),
@@ -545,9 +523,7 @@ def _find_images(
     names = table["rlnImageName"].fillna("").astype(str)
     indexed = names.str.contains("@", regex=False).to_numpy(dtype=bool)
     parts = names.str.split("@", n=1, expand=True)
-    number = pd.to_numeric(parts[0].where(indexed, "1"), errors="coerce").to_numpy(
-        np.float64, na_value=np.nan
-    )
+    number = pd.to_numeric(parts[0].where(indexed, "1"), errors="coerce").to_numpy(np.float64, na_value=np.nan)
     paths = parts[0] if parts.shape[1] == 1 else parts[1].where(indexed, parts[0])
     bad = ~(number >= 1) | (number % 1 != 0) | (paths == "").to_numpy(bool)
     # Without an index a stack would stand for its first image again and again.

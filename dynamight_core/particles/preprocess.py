@@ -139,9 +139,7 @@ def prepare_images(
     p = preprocessing
     box = raw.shape[-1]
     if p.working_box > box:
-        raise InputError(
-            f"the working box of {p.working_box} pixels is larger than the images ({box}); choose less"
-        )
+        raise InputError(f"the working box of {p.working_box} pixels is larger than the images ({box}); choose less")
     images = _centre(raw, shifts, pixel_size, premultiplied_ctf)
     if p.normalise != "none":
         mean, deviation = _noise(images, pixel_size, p)
@@ -179,9 +177,7 @@ def batch_size(box: int) -> int:
     return max(1, 2**22 // box**2)
 
 
-def soft_circle(
-    box: int, pixel_size: float, diameter: float, device: torch.device | str = "cpu"
-) -> torch.Tensor:
+def soft_circle(box: int, pixel_size: float, diameter: float, device: torch.device | str = "cpu") -> torch.Tensor:
     """Return a (box, box) mask: 1 inside `diameter` (A), a cosine edge of 5 A or 3 pixels, 0 beyond."""
     width = max(_EDGE, _EDGE_PIXELS * pixel_size)
     edge = ((_radius(box, device) * pixel_size - diameter / 2) / width).clamp(0, 1)
@@ -205,9 +201,7 @@ def _centre(
     return fourier_to_image(transforms, box)
 
 
-def _noise(
-    images: torch.Tensor, pixel_size: float, preprocessing: Preprocessing
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _noise(images: torch.Tensor, pixel_size: float, preprocessing: Preprocessing) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (b,) mean and standard deviation outside the particle circle of centred images."""
     box = images.shape[-1]
     diameter = preprocessing.circle_diameter(box, pixel_size)
@@ -220,9 +214,7 @@ def _noise(
     deviation, mean = torch.std_mean(images[:, outside], dim=1)
     # Rounding alone gives about 1e-7 of the contrast.
     if (deviation <= 1e-5 * images.flatten(1).std(dim=1)).any():
-        raise InputError(
-            "an image has no noise outside the particle circle to normalise by; choose normalise 'none'"
-        )
+        raise InputError("an image has no noise outside the particle circle to normalise by; choose normalise 'none'")
     return mean, deviation
 
 

@@ -56,14 +56,10 @@ def read_stack_header(path: Path) -> StackHeader:
             f"stack {path} has MRC mode {mode}, which is not supported; convert it to mode 0, 1, 2, 6 or 12"
         )
     if nx != ny:
-        raise InputError(
-            f"stack {path} holds images of {nx} x {ny} pixels; extract the particles in square boxes"
-        )
+        raise InputError(f"stack {path} holds images of {nx} x {ny} pixels; extract the particles in square boxes")
     needed, size = start + nx * ny * n_images * _PIXEL_BYTES[mode], path.stat().st_size
     if size < needed:
-        raise InputError(
-            f"stack {path} is truncated ({size} bytes, {needed} by its header); copy or extract it again"
-        )
+        raise InputError(f"stack {path} is truncated ({size} bytes, {needed} by its header); copy or extract it again")
     return StackHeader(n_images, nx)
 
 

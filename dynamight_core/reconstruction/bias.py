@@ -11,9 +11,7 @@ if TYPE_CHECKING:
     from dynamight_core.analysis.results import Run
 
 _BEGINS = "the Gaussians of both halves are those of one atomic model"
-_BIAS = (
-    f"{_BEGINS}: the maps can show its features where the images do not, and the FSC between halves does not tell"
-)
+_BIAS = f"{_BEGINS}: the maps can show its features where the images do not, and the FSC between halves does not tell"
 
 
 def has_atomic_model(run: "Run") -> bool:

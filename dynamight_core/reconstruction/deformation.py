@@ -41,9 +41,7 @@ def supported(run: "Run") -> bool:
     return run.summary["verdict"]["verdict"] != "not supported"
 
 
-def half_modes(
-    run: "Run", half: int, images: FullImages, options: ReconstructOptions
-) -> tuple[Modes, Support | None]:
+def half_modes(run: "Run", half: int, images: FullImages, options: ReconstructOptions) -> tuple[Modes, Support | None]:
     """Return the modes of a half's deformations, shrunk to what its held-out particles support.
 
     There are none where the verdict is that images do not support the motions. Large motions that were learned wrong

@@ -227,9 +227,7 @@ def soft_mask(
     try:
         found = find_molecule(volume.float().cpu(), pixel_size, threshold)
     except ValueError as error:
-        raise InputError(
-            f"no mask can be made of the map: {error}; choose a lower threshold or give --mask"
-        ) from error
+        raise InputError(f"no mask can be made of the map: {error}; choose a lower threshold or give --mask") from error
     inside = scipy.ndimage.binary_fill_holes(found.mask)
     distance = scipy.ndimage.distance_transform_edt(~inside) * pixel_size
     fall = np.clip((distance - extend) / max(edge, pixel_size), 0, 1)

@@ -53,15 +53,29 @@ class HalfReconstruction:
 
     @classmethod
     def of(
-        cls, data: ParticleData, indices, modes: Modes | None, region, batch_size: int = 32,
-        progress: Progress | None = None, memory: int = 2**30, denominator: torch.Tensor | None = None,
-    ) -> "HalfReconstruction":  # fmt: skip
+        cls,
+        data: ParticleData,
+        indices,
+        modes: Modes | None,
+        region,
+        batch_size: int = 32,
+        progress: Progress | None = None,
+        memory: int = 2**30,
+        denominator: torch.Tensor | None = None,
+    ) -> "HalfReconstruction":
         """Sum the particles; a `denominator` of the same particles spares a part of it."""
         moving = modes is not None and len(modes) > 0
         sums = accumulate(
-            data, indices, field=modes.field if moving else None, latents=modes.coordinates if moving else None,
-            region=region, kernel=denominator is None, batch_size=batch_size, progress=progress, memory=memory,
-        )  # fmt: skip
+            data,
+            indices,
+            field=modes.field if moving else None,
+            latents=modes.coordinates if moving else None,
+            region=region,
+            kernel=denominator is None,
+            batch_size=batch_size,
+            progress=progress,
+            memory=memory,
+        )
         if denominator is None:
             denominator = fourier_denominator(sums.kernel)
         # Only its transform is needed from here on.
@@ -79,9 +93,14 @@ class HalfReconstruction:
         return solve(self.sums.numerator if deformed else self.sums.rigid, self.denominator, regularisation)
 
     def least_squares(
-        self, regularisation, held_out: torch.Tensor, deformed: bool = True, most_steps: int = 8,
-        batch_size: int = 32, progress: Progress | None = None,
-    ) -> tuple[torch.Tensor, LeastSquares]:  # fmt: skip
+        self,
+        regularisation,
+        held_out: torch.Tensor,
+        deformed: bool = True,
+        most_steps: int = 8,
+        batch_size: int = 32,
+        progress: Progress | None = None,
+    ) -> tuple[torch.Tensor, LeastSquares]:
         """Return the (box, box, box) least-squares map around the molecule in the backprojected solvent.
 
         Parameters
@@ -97,10 +116,16 @@ class HalfReconstruction:
         # Slices are summed by another operator, close but not the same.
         numerator = self.sums.numerator if deformed else operator.numerator(self.indices, batch_size)
         solution = least_squares(
-            operator, numerator, self.denominator, regularisation, self.indices,
+            operator,
+            numerator,
+            self.denominator,
+            regularisation,
+            self.indices,
             lambda values: operator.residuals(values, held_out, batch_size),
-            most_steps=most_steps, batch_size=batch_size, progress=progress,
-        )  # fmt: skip
+            most_steps=most_steps,
+            batch_size=batch_size,
+            progress=progress,
+        )
         box = len(numerator)
         shares = torch.as_tensor(regularisation, dtype=torch.float32).to(numerator.device).expand(box // 2 + 1)
         # The solution is damped by 1 / (1 + share) where the denominator is at its mean; half-maps are unfiltered.

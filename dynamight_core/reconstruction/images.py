@@ -35,9 +35,12 @@ class FullImages:
         self.box = particles.box - particles.box % 2
         self.pixel_size = particles.pixel_size * particles.box / self.box
         self.preprocessing = Preprocessing(
-            self.box, config.inputs.particle_diameter, mask=False, invert=config.inputs.invert_contrast,
+            self.box,
+            config.inputs.particle_diameter,
+            mask=False,
+            invert=config.inputs.invert_contrast,
             normalise=config.inputs.normalise,
-        ).with_set_noise(self.reader, config.train.seed)  # fmt: skip
+        ).with_set_noise(self.reader, config.train.seed)
         self.matrices = particles.matrices
 
     def images(self, indices: torch.Tensor) -> torch.Tensor:
@@ -68,9 +71,7 @@ class FullImages:
                 blur = torch.exp(-2 * torch.pi**2 * variance[indices, None, None] * squared)
                 return self.transfer(indices) * blur
 
-        return ParticleData(
-            self.images, transfer, self.matrices, self.box, self.pixel_size, weights, self.device
-        )
+        return ParticleData(self.images, transfer, self.matrices, self.box, self.pixel_size, weights, self.device)
 
     def noise_weights(self, seed: int, n_images: int = 200) -> torch.Tensor:
         """Return (box//2+1,) one over the noise power around the particle, per shell, relative to white noise.

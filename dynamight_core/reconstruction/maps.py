@@ -189,9 +189,12 @@ def write_reconstruction(
         resolution_at_least=resolution_at(cautious, box, pixel_size),
     )
     volumes = {
-        files.half_maps[0]: half1, files.half_maps[1]: half2, files.mask: mask,
-        files.final: final, files.sharpened: sharpen(final, pixel_size, b_factor),
-    }  # fmt: skip
+        files.half_maps[0]: half1,
+        files.half_maps[1]: half2,
+        files.mask: mask,
+        files.final: final,
+        files.sharpened: sharpen(final, pixel_size, b_factor),
+    }
     local = folder / "local_resolution.mrc"
     if with_local_resolution:
         volumes[local] = local_resolution(half1, half2, pixel_size, mask)

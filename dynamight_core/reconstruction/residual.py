@@ -36,9 +36,7 @@ _CHUNK = 50
 
 
 @torch.no_grad()
-def residual_motion(
-    run: "Run", half: int, modes: Modes | None, points: torch.Tensor, seed: int = 0
-) -> torch.Tensor:
+def residual_motion(run: "Run", half: int, modes: Modes | None, points: torch.Tensor, seed: int = 0) -> torch.Tensor:
     """Return (p, m, 3) A: by how much some particles of a half are missed by their deformations, drawn once each.
 
     Parameters
@@ -76,9 +74,7 @@ def residual_motion(
     return (used - shift + error).cpu()
 
 
-def motion_coherence(
-    residuals: torch.Tensor, weights: torch.Tensor, box: int, pixel_size: float
-) -> torch.Tensor:
+def motion_coherence(residuals: torch.Tensor, weights: torch.Tensor, box: int, pixel_size: float) -> torch.Tensor:
     """Return the (box//2+1,) correlation rho, shell by shell, of a structure with itself blurred by residual motion.
 
     Parameters

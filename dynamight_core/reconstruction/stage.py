@@ -248,9 +248,14 @@ class _HalfSums:
             tell = _named(progress, f"reconstructing, half {half}")
             blur = None if not options.error_weights else torch.tensor(run.table["dynMotionError"].to_numpy())
             summed = HalfReconstruction.of(
-                images.data(weights, blur), torch.where(run.halves == half)[0], modes, region, options.batch_size,
-                tell, available_memory() // 4,
-            )  # fmt: skip
+                images.data(weights, blur),
+                torch.where(run.halves == half)[0],
+                modes,
+                region,
+                options.batch_size,
+                tell,
+                available_memory() // 4,
+            )
             halves.append(summed)
             missing.append(check_views(summed.denominator, half, images.pixel_size, say))
         return cls(run, options, halves, used, any(missing), say, progress)
@@ -264,9 +269,13 @@ class _HalfSums:
             name = "least squares" if deformed else "rigid least squares"
             others = torch.where(self.run.halves != number)[0]
             volume, solution = half.least_squares(
-                shares, others[:: max(1, len(others) // HELD_OUT)], deformed, self.options.steps,
-                self.options.batch_size, _named(self._progress, f"{name}, half {number}"),
-            )  # fmt: skip
+                shares,
+                others[:: max(1, len(others) // HELD_OUT)],
+                deformed,
+                self.options.steps,
+                self.options.batch_size,
+                _named(self._progress, f"{name}, half {number}"),
+            )
             self._say(f"Half {number}, {name}: {solution.steps} steps until held-out images were explained no better.")
             maps.append(self._grown(volume))
         return maps
@@ -323,9 +332,17 @@ class _Judgement:
         # Maps lie where the consensus does, for programs that go by headers.
         origin = header_origin(run.config.inputs.map)
         return write_reconstruction(
-            to, *pair, run.particles.pixel_size, self._mask, columns, options.seed, options.b_factor,
-            options.local_resolution, origin, self._coherence(self._mask, deformed),
-        )  # fmt: skip
+            to,
+            *pair,
+            run.particles.pixel_size,
+            self._mask,
+            columns,
+            options.seed,
+            options.b_factor,
+            options.local_resolution,
+            origin,
+            self._coherence(self._mask, deformed),
+        )
 
     def _coherence(self, volume: torch.Tensor, deformed: bool) -> torch.Tensor | None:
         """Return what the motion that was not undone leaves of a mask's Fourier coefficients, or None if unknown."""
@@ -348,7 +365,8 @@ def _outcome(
     lines = [f"Resolution at FSC 0.143: {_claim(written[True])} with motion corrected{before}."]
     undone = (
         "with the motion counted that was not undone, which blurs both half-maps alike and does not show in them, and "
-        if judged.in_frame else ""
+        if judged.in_frame
+        else ""
     )
     lines.append(f"In brackets, what one may rely on: {undone}with a standard error of the FSC in the mask taken off.")
     for name in judged.regions:

@@ -125,17 +125,24 @@ def check_options(options: SimulateOptions) -> None:
         naming the option and the cure.
     """
     choices = {
-        "angle_distribution": ("uniform", "two-peaks"), "noise": ("white", "coloured"),
-        "views": ("uniform", "measured"), "defoci": ("uniform", "measured"),
-    }  # fmt: skip
+        "angle_distribution": ("uniform", "two-peaks"),
+        "noise": ("white", "coloured"),
+        "views": ("uniform", "measured"),
+        "defoci": ("uniform", "measured"),
+    }
     for name, allowed in choices.items():
         if getattr(options, name) not in allowed:
             raise InputError(f"{option_name(name)} is '{getattr(options, name)}'; choose one of {', '.join(allowed)}")
     limits = {
-        "particles": (2, 10**7), "box": (16, 1024), "pixel_size": (0.1, 100.0), "snr": (1e-6, 1e6),
-        "shifts": (0.0, options.box * options.pixel_size / 4), "optics_groups": (1, len(OPTICS)),
-        "phase_shift": (0.0, 180.0), "cone": (1.0, 90.0),
-    }  # fmt: skip
+        "particles": (2, 10**7),
+        "box": (16, 1024),
+        "pixel_size": (0.1, 100.0),
+        "snr": (1e-6, 1e6),
+        "shifts": (0.0, options.box * options.pixel_size / 4),
+        "optics_groups": (1, len(OPTICS)),
+        "phase_shift": (0.0, 180.0),
+        "cone": (1.0, 90.0),
+    }
     if options.motion_range is not None:
         limits["motion_range"] = (0.0, 180.0)
     for name, (low, high) in limits.items():

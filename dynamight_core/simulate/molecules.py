@@ -147,9 +147,7 @@ def two_hinge_molecule(seed: int, n_atoms: int = 3000, atom_sigma: float = 2.0) 
     for side in (1, -1):
         offset = [side * (junction - scale + small_axes[0]), 0, 0]
         parts.append(_packed_ellipsoid(small_axes, n_small, rng) + offset)
-    return _hinged(
-        parts, [[junction, 0, 0], [-junction, 0, 0]], [[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], atom_sigma
-    )
+    return _hinged(parts, [[junction, 0, 0], [-junction, 0, 0]], [[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], atom_sigma)
 
 
 def _hinged(parts: list[np.ndarray], junctions, directions, atom_sigma: float) -> Molecule:

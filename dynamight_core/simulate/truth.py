@@ -239,16 +239,26 @@ class Truth:
         """Write truth.npz; its entry `readme` documents the keys."""
         molecule = self.molecule
         arrays = {
-            "positions": molecule.positions, "weights": molecule.weights, "moving": molecule.moving,
-            "axis_points": molecule.axis_points, "axis_directions": molecule.axis_directions,
-            "angles": torch.rad2deg(self.angles), "euler": torch.rad2deg(self.euler), "origins": self.origins,
-            "half": self.half, "noise_power": self.noise_power,
-        }  # fmt: skip
+            "positions": molecule.positions,
+            "weights": molecule.weights,
+            "moving": molecule.moving,
+            "axis_points": molecule.axis_points,
+            "axis_directions": molecule.axis_directions,
+            "angles": torch.rad2deg(self.angles),
+            "euler": torch.rad2deg(self.euler),
+            "origins": self.origins,
+            "half": self.half,
+            "noise_power": self.noise_power,
+        }
         arrays |= {f"ctf_{f.name}": getattr(self.ctf, f.name) for f in fields(CtfParameters)}
         numbers = {
-            "atom_sigma": molecule.atom_sigma, "box": self.box, "pixel_size": self.pixel_size,
-            "particle_diameter": self.particle_diameter, "snr": self.snr, "scale": self.scale,
-        }  # fmt: skip
+            "atom_sigma": molecule.atom_sigma,
+            "box": self.box,
+            "pixel_size": self.pixel_size,
+            "particle_diameter": self.particle_diameter,
+            "snr": self.snr,
+            "scale": self.scale,
+        }
         with atomic_path(path) as temporary:
             np.savez_compressed(
                 temporary,

@@ -42,11 +42,15 @@ class AtomicModel:
         """Return what a user should know of it."""
         coarse = self.coarse
         fitted = self.record["fit"]
-        moved = [] if fitted is None else [
-            f"--fit turned the atomic model by {fitted['angle']:.1f} degrees and moved its Gaussians by "
-            f"{fitted['moved']:.1f} A rms: its correlation with the map went from {self.alignment.correlation:.2f} to "
-            f"{self.alignment.fitted:.2f}"
-        ]  # fmt: skip
+        moved = (
+            []
+            if fitted is None
+            else [
+                f"--fit turned the atomic model by {fitted['angle']:.1f} degrees and moved its Gaussians by "
+                f"{fitted['moved']:.1f} A rms: its correlation with the map went from "
+                f"{self.alignment.correlation:.2f} to {self.alignment.fitted:.2f}"
+            ]
+        )
         return [
             f"{self.record['file']}: {len(coarse.atom_numbers)} atoms became {len(coarse)} Gaussians; its coordinates "
             f"count from the {ORIGIN_NAMES[self.record['origin']]} (--origin)",
@@ -121,9 +125,7 @@ def read_atomic_model(
             f"the atomic model {path} lies outside the box of {extent:.0f} A, its centre "
             f"{np.linalg.norm(coarse.positions.mean(0)):.0f} A from the box's; fit it to {inputs.map}, or give --origin"
         )
-    alignment = align(
-        coarse.positions, coarse.amplitudes, volume, region.mask, particles.pixel_size, options.seed
-    )
+    alignment = align(coarse.positions, coarse.amplitudes, volume, region.mask, particles.pixel_size, options.seed)
     fit = None
     if inputs.fit:
         alignment.refuse_fit(path, inputs.map)
@@ -131,13 +133,19 @@ def read_atomic_model(
         # In the coordinates of the file, so that the file itself can be moved.
         shift = alignment.shift + offset - alignment.rotation @ offset
         fit = {
-            "rotation": alignment.rotation.tolist(), "shift": shift.tolist(), "angle": alignment.angle,
+            "rotation": alignment.rotation.tolist(),
+            "shift": shift.tolist(),
+            "angle": alignment.angle,
             "moved": alignment.moved,
-        }  # fmt: skip
+        }
     else:
         alignment.refuse_misfit(path, inputs.map)
     record = {
-        "file": str(path), "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(), "origin": origin,
-        "gaussians": len(coarse), "correlation": alignment.fitted if fit else alignment.correlation, "fit": fit,
-    }  # fmt: skip
+        "file": str(path),
+        "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
+        "origin": origin,
+        "gaussians": len(coarse),
+        "correlation": alignment.fitted if fit else alignment.correlation,
+        "fit": fit,
+    }
     return AtomicModel(coarse, alignment, record)

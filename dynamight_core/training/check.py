@@ -96,9 +96,7 @@ def estimate_memory(n: int, working_box: int, options: TrainOptions, halves_at_o
     return kept + halves_at_once * step + _PROGRAM_BYTES
 
 
-def estimate_seconds(
-    n: int, working_box: int, options: TrainOptions, threads: int, fixed: bool = False
-) -> float:
+def estimate_seconds(n: int, working_box: int, options: TrainOptions, threads: int, fixed: bool = False) -> float:
     """Return about how many seconds a training takes on so many CPU threads.
 
     Particles times epochs times (a N + c w^2), N Gaussians and w working pixels a side, with a and c as measured on
@@ -107,9 +105,7 @@ def estimate_seconds(
     """
     epochs = schedule(options, fixed=fixed)
     effort = len(epochs) + _INFERENCE_EPOCHS * (sum(epoch.infer != "no" for epoch in epochs) + 2)
-    per_particle = (
-        _SECONDS_PER_GAUSSIAN[options.decoder] * options.n_gaussians + _SECONDS_PER_PIXEL * working_box**2
-    )
+    per_particle = _SECONDS_PER_GAUSSIAN[options.decoder] * options.n_gaussians + _SECONDS_PER_PIXEL * working_box**2
     speed = threads / _CORES if threads <= _CORES else (threads / _CORES) ** 0.5
     return n * effort * per_particle / speed
 

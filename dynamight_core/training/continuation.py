@@ -14,9 +14,15 @@ from dynamight_core.training.prepare import Prepared
 
 # Options that shape the models, or decide which particles train them.
 _SAME = (
-    "n_gaussians", "width_classes", "n_latents", "decoder", "gaussian_amplitudes", "refine_poses", "seed",
+    "n_gaussians",
+    "width_classes",
+    "n_latents",
+    "decoder",
+    "gaussian_amplitudes",
+    "refine_poses",
+    "seed",
     "validation_fraction",
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)

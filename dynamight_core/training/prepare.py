@@ -83,9 +83,12 @@ class Prepared:
     def preprocessing(self, inputs: InputOptions, box: int | None = None, mask: bool = True) -> Preprocessing:
         """Return the preprocessing of the run's images, at the working box unless `box` is given."""
         return Preprocessing(
-            working_box=box or self.working_box, diameter=inputs.particle_diameter, mask=mask,
-            invert=inputs.invert_contrast, normalise=inputs.normalise,
-        )  # fmt: skip
+            working_box=box or self.working_box,
+            diameter=inputs.particle_diameter,
+            mask=mask,
+            invert=inputs.invert_contrast,
+            normalise=inputs.normalise,
+        )
 
 
 def open_particles(inputs: InputOptions, seed: int) -> tuple[Particles, torch.Tensor, bool]:
@@ -211,9 +214,18 @@ def prepare(inputs: InputOptions, options: TrainOptions) -> Prepared:
     bodies = _read_bodies(inputs.bodies, particles, region) if inputs.bodies else None
     warnings += _check_premultiplied(particles, inputs.premultiplied, options.seed)
     return Prepared(
-        particles, halves, validation, volumes, region, mask, atomic, bodies,
-        _working_box(inputs, options, particles, region), notes, warnings,
-    )  # fmt: skip
+        particles,
+        halves,
+        validation,
+        volumes,
+        region,
+        mask,
+        atomic,
+        bodies,
+        _working_box(inputs, options, particles, region),
+        notes,
+        warnings,
+    )
 
 
 def load_images(
@@ -239,9 +251,7 @@ def start_gaussians(prepared: Prepared, options: TrainOptions, half: int) -> Gau
     pixel_size = extent / coarse
     region = resample_volume(torch.from_numpy(prepared.region.mask).float(), coarse)
     soft = lowpass_volume(region, pixel_size, 20.0).clamp(0, 1)
-    volume = lowpass_volume(
-        resample_volume(prepared.volumes[half - 1], coarse), pixel_size, options.initial_resolution
-    )
+    volume = lowpass_volume(resample_volume(prepared.volumes[half - 1], coarse), pixel_size, options.initial_resolution)
     if prepared.atomic is not None:
         return prepared.atomic.gaussians(volume * soft, pixel_size, generator)
     positions = fill_region(prepared.region.mask, options.n_gaussians, particles.pixel_size, generator)
@@ -256,9 +266,15 @@ def start_model(
     # The networks draw their weights from the global generator.
     torch.manual_seed(options.seed * 10 + half)
     return HalfModel(
-        gaussians, prepared.working_box, prepared.working_pixel_size, options.n_latents, options.decoder, diameter,
-        prepared.motion_mask, prepared.bodies,
-    ).to(device)  # fmt: skip
+        gaussians,
+        prepared.working_box,
+        prepared.working_pixel_size,
+        options.n_latents,
+        options.decoder,
+        diameter,
+        prepared.motion_mask,
+        prepared.bodies,
+    ).to(device)
 
 
 @torch.no_grad()

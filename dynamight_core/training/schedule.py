@@ -72,8 +72,10 @@ def schedule(options: TrainOptions, continued: bool = False, fixed: bool = False
         update = not fixed and number > 0 and number % max(1, options.reference_interval // 3) == 0
         # Evenly over the refinement epochs; the last is followed by as many as two turns, to settle.
         rounds = options.epochs - first
-        refit = refined > 0 and not fixed and any(
-            refined == round(rounds * (k + 1) / (options.refits + 2)) for k in range(options.refits)
+        refit = (
+            refined > 0
+            and not fixed
+            and any(refined == round(rounds * (k + 1) / (options.refits + 2)) for k in range(options.refits))
         )
         finer = not (continued or first) and options.motion_resolution is None and refined == round(2 * rounds / 3)
         epochs.append(Epoch(kind, ramp * options.sparse_motion, infer, update, refit, finer))

@@ -31,8 +31,11 @@ class HeterogeneityProgramInterface:
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         process = subprocess.Popen(
             ["bash", "-c", kwargs["engine"]],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
         atexit.register(process.stdin.close)
         return process
 

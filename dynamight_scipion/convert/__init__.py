@@ -14,6 +14,16 @@ from .stacks import plainPath
 from .volumes import describeVolume, hasOriginInCorner, resample, writeVolume
 
 __all__ = [
-    "ConversionError", "checkParticles", "describeVolume", "fillParticles", "hasOriginInCorner",
-    "motionCoordinates", "plainPath", "readColumns", "readMotions", "resample", "writeParticles", "writeVolume",
-]  # fmt: skip
+    "ConversionError",
+    "checkParticles",
+    "describeVolume",
+    "fillParticles",
+    "hasOriginInCorner",
+    "motionCoordinates",
+    "plainPath",
+    "readColumns",
+    "readMotions",
+    "resample",
+    "writeParticles",
+    "writeVolume",
+]

@@ -9,9 +9,15 @@ from .errors import ConversionError
 from .stacks import plainPath
 
 OPTICS_LABELS = (
-    "rlnOpticsGroupName", "rlnOpticsGroup", "rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast",
-    "rlnImagePixelSize", "rlnImageSize", "rlnImageDimensionality",
-)  # fmt: skip
+    "rlnOpticsGroupName",
+    "rlnOpticsGroup",
+    "rlnVoltage",
+    "rlnSphericalAberration",
+    "rlnAmplitudeContrast",
+    "rlnImagePixelSize",
+    "rlnImageSize",
+    "rlnImageDimensionality",
+)
 # Lost by Scipion's import of RELION particles, and got back from the STAR file itself.
 _LOST_LABELS = ("rlnNormCorrection",)
 

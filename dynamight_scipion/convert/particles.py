@@ -182,9 +182,10 @@ class _Collected:
 def _collect(particles):
     first = particles.getFirstItem()
     extra = [
-        name.lstrip("_") for name, _ in first.getAttributes()
+        name.lstrip("_")
+        for name, _ in first.getAttributes()
         if name.startswith("_rln") and name.lstrip("_") not in _OWN_LABELS
-    ]  # fmt: skip
+    ]
     hasPhase = first.getCTF().hasPhaseShift()
     hasCoordinate = first.hasCoordinate()
     hasGroup = first.hasAttribute("_rlnOpticsGroup")

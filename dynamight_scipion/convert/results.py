@@ -11,9 +11,15 @@ from .errors import ConversionError
 from .poses import matricesOfPoses
 
 _OWN_ATTRIBUTES = (
-    "_flexInfo", "_zFlex", "_zRed", "_dynHalf", "_dynValidation", "_dynMotionRms", "_dynMotionError",
+    "_flexInfo",
+    "_zFlex",
+    "_zRed",
+    "_dynHalf",
+    "_dynValidation",
+    "_dynMotionRms",
+    "_dynMotionError",
     "_dynMotionDisagreement",
-)  # fmt: skip
+)
 
 
 def readColumns(starFile, wanted):

@@ -10,9 +10,13 @@ from .protocol_select import DynamightProtSelect
 from .protocol_states import DynamightProtStates
 
 __all__ = [
-    "DynamightProtControl", "DynamightProtDeformations", "DynamightProtDisplaceModel", "DynamightProtReconstruct",
-    "DynamightProtSelect", "DynamightProtStates",
-]  # fmt: skip
+    "DynamightProtControl",
+    "DynamightProtDeformations",
+    "DynamightProtDisplaceModel",
+    "DynamightProtReconstruct",
+    "DynamightProtSelect",
+    "DynamightProtStates",
+]
 
 # Hax's plugin, not the program of the same name
 if find_spec("hax") and find_spec("hax.protocols"):

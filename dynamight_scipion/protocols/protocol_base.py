@@ -58,9 +58,12 @@ class EngineProtocol:
             USE_GPU, params.BooleanParam, default=True, label="Use GPU for execution", help=self._COMPUTE_HELP
         )
         form.addHidden(
-            GPU_LIST, params.StringParam, default="0", label="GPU ID",
+            GPU_LIST,
+            params.StringParam,
+            default="0",
+            label="GPU ID",
             help="Number of the GPU, from 0. Under a queue numbers count the GPUs of the job. " + self._COMPUTE_HELP,
-        )  # fmt: skip
+        )
 
     def _defineThreadParams(self, form):
         """Add the number of threads; call it after the last section."""

@@ -19,15 +19,18 @@ SHUFFLED, HELD_OUT, NOISE, WRONG_MODEL = range(4)
 CURVES = {
     "shuffled-latents": {"own": "own deformations", "rigid": "without deformation"},
     "held-out": {
-        "deformed": "with deformations", "rigid": "without deformation",
+        "deformed": "with deformations",
+        "rigid": "without deformation",
         "deformed_to_rigid": "with deformations, against a rigid map",
     },
     "noise-particles": {"beside": "noise beside a signal", "alone": "noise alone", "rigid": "noise, not deformed"},
     "wrong-model": {
-        "deformed_right": "with the right structure", "deformed_wrong": "with the wrong structure",
-        "rigid_right": "rigid map, with the right structure", "rigid_wrong": "rigid map, with the wrong structure",
+        "deformed_right": "with the right structure",
+        "deformed_wrong": "with the wrong structure",
+        "rigid_right": "rigid map, with the right structure",
+        "rigid_wrong": "rigid map, with the wrong structure",
     },
-}  # fmt: skip
+}
 
 
 class DynamightProtControl(ModelProtocol, ProtAnalysis3D):
@@ -62,48 +65,74 @@ class DynamightProtControl(ModelProtocol, ProtAnalysis3D):
         form.addSection(label="Input")
         self._defineModelParam(form)
         form.addParam(
-            "kind", params.EnumParam, default=SHUFFLED, label="Control",
+            "kind",
+            params.EnumParam,
+            default=SHUFFLED,
+            label="Control",
             choices=["shuffled latents", "held-out particles", "noise particles", "wrong model"],
             help="*shuffled latents*: is the map improved by the motion of the particles, or as well by that of "
             "others?\n*held-out particles*: does deformation improve the map of particles that trained nothing?\n"
             "*noise particles*: what does the model make of noise?\n*wrong model*: where the atomic model is wrong, "
             "does the map follow it? Takes as long as the estimation did.",
-        )  # fmt: skip
+        )
         form.addParam(
-            "selection", params.StringParam, default="", condition=f"kind == {WRONG_MODEL}",
+            "selection",
+            params.StringParam,
+            default="",
+            condition=f"kind == {WRONG_MODEL}",
             label="Part that is replaced",
             help="Chains and ranges of residues of the atomic model, such as H/1-213 L. What moves most against the "
             "largest rigid domain if left empty.",
-        )  # fmt: skip
+        )
         form.addParam(
-            "replacement", params.StringParam, default="", condition=f"kind == {WRONG_MODEL}",
-            expertLevel=LEVEL_ADVANCED, label="Part that is put there",
+            "replacement",
+            params.StringParam,
+            default="",
+            condition=f"kind == {WRONG_MODEL}",
+            expertLevel=LEVEL_ADVANCED,
+            label="Part that is put there",
             help="Another part of the atomic model, of similar size. The same part, turned, if left empty.",
-        )  # fmt: skip
+        )
         form.addParam(
-            "nParticles", params.IntParam, default=10000, expertLevel=LEVEL_ADVANCED, label="Particles of each half",
+            "nParticles",
+            params.IntParam,
+            default=10000,
+            expertLevel=LEVEL_ADVANCED,
+            label="Particles of each half",
             validators=[params.GE(100, "must be at least 100")],
             help="At most so many are used, drawn at random. Time grows in proportion, and the errors of what is "
             "measured fall with the root.",
-        )  # fmt: skip
+        )
         form.addParam(
-            "nPermutations", params.IntParam, default=6, expertLevel=LEVEL_ADVANCED, label="Permutations",
+            "nPermutations",
+            params.IntParam,
+            default=6,
+            expertLevel=LEVEL_ADVANCED,
+            label="Permutations",
             condition=f"kind < {NOISE}",
             validators=[params.GE(2, "must be at least 2")],
             help="How often the deformations are permuted among the particles. Each takes one reconstruction of both "
             "halves.",
-        )  # fmt: skip
+        )
         form.addParam(
-            "shrink", params.BooleanParam, default=True, expertLevel=LEVEL_ADVANCED,
+            "shrink",
+            params.BooleanParam,
+            default=True,
+            expertLevel=LEVEL_ADVANCED,
             label="Shrink motion to what is supported?",
             help="As a reconstruction does: each mode of motion counts as far as held-out particles support it, and "
             "none if the verdict on the model is that images do not support its motions. Without, the motion is judged "
             "as it was learned.",
-        )  # fmt: skip
+        )
         form.addParam(
-            "seed", params.IntParam, default=0, expertLevel=LEVEL_ADVANCED, label="Random seed",
-            validators=[NOT_NEGATIVE], help="Of everything that is drawn at random.",
-        )  # fmt: skip
+            "seed",
+            params.IntParam,
+            default=0,
+            expertLevel=LEVEL_ADVANCED,
+            label="Random seed",
+            validators=[NOT_NEGATIVE],
+            help="Of everything that is drawn at random.",
+        )
         self._defineThreadParams(form)
 
     # ------------------------------------------------------------------ steps
@@ -135,8 +164,12 @@ class DynamightProtControl(ModelProtocol, ProtAnalysis3D):
     def _getOptions(self):
         """Return the engine's options that change the result, as a list of words."""
         arguments = ["--kind", KINDS[self.kind.get()]]
-        values = {"particles": self.nParticles, "permutations": self.nPermutations, "shrink": self.shrink,
-                  "seed": self.seed}  # fmt: skip
+        values = {
+            "particles": self.nParticles,
+            "permutations": self.nPermutations,
+            "shrink": self.shrink,
+            "seed": self.seed,
+        }
         if self.kind.get() == WRONG_MODEL:
             values |= {"selection": self.selection, "replacement": self.replacement}
         for name, value in values.items():

@@ -38,24 +38,34 @@ class DynamightProtDisplaceModel(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
         form.addSection(label="Input")
         self._defineModelParam(form)
         form.addParam(
-            "inputStructure", params.PointerParam, pointerClass="AtomStruct", important=True, label="Atomic structure",
-            help="Built or fitted in the consensus map (PDB or mmCIF). The first model of the file "
-            "is used.",
-        )  # fmt: skip
+            "inputStructure",
+            params.PointerParam,
+            pointerClass="AtomStruct",
+            important=True,
+            label="Atomic structure",
+            help="Built or fitted in the consensus map (PDB or mmCIF). The first model of the file is used.",
+        )
         form.addParam(
-            "inputStates", params.PointerParam, pointerClass="SetOfVolumesFlex", allowsNull=True,
+            "inputStates",
+            params.PointerParam,
+            pointerClass="SetOfVolumesFlex",
+            allowsNull=True,
             label="States of a protocol (optional)",
             help="Maps of states of the same model: the structure is moved to each of these. Without, choose states "
             "below.",
-        )  # fmt: skip
+        )
         self._defineStatesParams(form, condition="not inputStates")
         form.addParam(
-            "origin", params.EnumParam, default=0, expertLevel=LEVEL_ADVANCED, label="Coordinates are counted from",
+            "origin",
+            params.EnumParam,
+            default=0,
+            expertLevel=LEVEL_ADVANCED,
+            label="Coordinates are counted from",
             choices=["as they fit the map", "the first voxel of the map", "the centre of the box"],
             help="Structures that were built into a map without an origin in its header are counted from its first "
             "voxel, those that were built in Scipion often from the centre of the box. *As they fit the map*: where "
             "the atoms lie in more density of the consensus map; the log says which it was.",
-        )  # fmt: skip
+        )
         self._defineThreadParams(form)
 
     # ------------------------------------------------------------------ steps

@@ -23,9 +23,13 @@ class ModelProtocol(EngineProtocol):
 
     def _defineModelParam(self, form):
         form.addParam(
-            "inputModel", params.PointerParam, pointerClass=DynamightModel.__name__, important=True, label="Model",
+            "inputModel",
+            params.PointerParam,
+            pointerClass=DynamightModel.__name__,
+            important=True,
+            label="Model",
             help="Deformations that were estimated before.",
-        )  # fmt: skip
+        )
 
     def _identifyModel(self):
         """Return what tells the input model from another, and from itself estimated anew."""
@@ -80,53 +84,85 @@ class StatesProtocol(ModelProtocol):
             form.addParam(name, paramClass, condition=f"({condition}) and statesAt == {kind}", **kwargs)
 
         form.addParam(
-            "statesAt", params.EnumParam, default=ALONG_MOTION, condition=condition, label="States",
+            "statesAt",
+            params.EnumParam,
+            default=ALONG_MOTION,
+            condition=condition,
+            label="States",
             choices=["along a motion", "centres of clusters", "between two particles", "through a path"],
             help="*Along a motion*: evenly from one end of a principal motion to the other, all other motions at "
             "their mean.\n*Centres of clusters*: particles are grouped by k-means on their motion coordinates; one "
             "state is the centre of each group.\n*Between two particles*: evenly on the straight line from the "
             "conformation of one particle to that of another.\n*Through a path*: evenly along straight lines from "
             "point to point, such as a path drawn in a plot of the particles.",
-        )  # fmt: skip
+        )
         form.addParam(
-            "nStates", params.IntParam, default=10, condition=condition, label="Number of states",
+            "nStates",
+            params.IntParam,
+            default=10,
+            condition=condition,
+            label="Number of states",
             validators=[params.GE(1, "must be at least 1")],
             help="Maps along the motion or path, or clusters. A movie looks smooth with 10 or more.",
-        )  # fmt: skip
+        )
         add(
-            "motion", params.IntParam, ALONG_MOTION, default=1, label="Motion",
+            "motion",
+            params.IntParam,
+            ALONG_MOTION,
+            default=1,
+            label="Motion",
             validators=[params.GE(1, "must be at least 1")],
             help="Number of the principal motion, from 1, the largest. The summary of the model's protocol says how "
             "much of the motion each has.",
-        )  # fmt: skip
+        )
         line = form.addLine(
-            "Percentiles of the particles", condition=f"({condition}) and statesAt == {ALONG_MOTION}",
+            "Percentiles of the particles",
+            condition=f"({condition}) and statesAt == {ALONG_MOTION}",
             expertLevel=LEVEL_ADVANCED,
             help="The first and the last state lie at these percentiles of the particles' coordinates along the "
             "motion. Few particles lie beyond, and what is shown there rests on little.",
-        )  # fmt: skip
+        )
         for name, default, label in (("lowPercentile", 2.5, "First"), ("highPercentile", 97.5, "Last")):
             line.addParam(
-                name, params.FloatParam, default=default, label=label, expertLevel=LEVEL_ADVANCED,
+                name,
+                params.FloatParam,
+                default=default,
+                label=label,
+                expertLevel=LEVEL_ADVANCED,
                 validators=[params.Range(0, 100, "must be from 0 to 100")],
-            )  # fmt: skip
+            )
         for name, label in (("firstParticle", "First particle"), ("lastParticle", "Last particle")):
             add(
-                name, params.IntParam, BETWEEN_PARTICLES, allowsNull=True, label=label,
+                name,
+                params.IntParam,
+                BETWEEN_PARTICLES,
+                allowsNull=True,
+                label=label,
                 help="Id of a particle of the model: the column 'id' where the particles are listed (Analyze Results "
                 "of the model's protocol).",
-            )  # fmt: skip
+            )
         add(
-            "path", params.TextParam, ALONG_PATH, default="", width=60, height=6, label="Points of the path",
+            "path",
+            params.TextParam,
+            ALONG_PATH,
+            default="",
+            width=60,
+            height=6,
+            label="Points of the path",
             help="One point on each line, or separated by semicolons, two or more: the id of a particle, or "
             "coordinates along motion 1, 2, ... separated by commas (Å rms, at least two of them; motions left out are "
             "at zero).\nExample:\n   1204\n   -1.5, 0.8\n   377",
-        )  # fmt: skip
+        )
         add(
-            "seed", params.IntParam, AT_CLUSTERS, default=0, expertLevel=LEVEL_ADVANCED, label="Random seed",
+            "seed",
+            params.IntParam,
+            AT_CLUSTERS,
+            default=0,
+            expertLevel=LEVEL_ADVANCED,
+            label="Random seed",
             validators=[params.GE(0, "must not be negative")],
             help="Of k-means. The same seed gives the same clusters, here and where particles are selected.",
-        )  # fmt: skip
+        )
 
     def _getStatesOptions(self):
         """Return the engine's options for the chosen states, a list of words.
@@ -186,6 +222,7 @@ class StatesProtocol(ModelProtocol):
 
 
 # ---------------------------------------------------------------------- states as the plugin handles them
+
 
 def readStates(path):
     """Read the engine's table of states.

@@ -50,9 +50,14 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
     _label = "deformed reconstruction"
     _devStatus = BETA
     _possibleOutputs = {
-        "outputVolume": Volume, "outputFSC": FSC, "outputMask": VolumeMask, "outputFSCs": SetOfFSCs,
-        "outputSharpened": Volume, "outputRigid": Volume, "outputLocalResolution": Volume,
-    }  # fmt: skip
+        "outputVolume": Volume,
+        "outputFSC": FSC,
+        "outputMask": VolumeMask,
+        "outputFSCs": SetOfFSCs,
+        "outputSharpened": Volume,
+        "outputRigid": Volume,
+        "outputLocalResolution": Volume,
+    }
 
     # ------------------------------------------------------------------ form
 
@@ -61,30 +66,47 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
         form.addSection(label="Input")
         self._defineModelParam(form)
         form.addParam(
-            "method", params.EnumParam, choices=list(METHOD_LABELS), default=METHODS.index("auto"),
-            display=params.EnumParam.DISPLAY_HLIST, label="Method",
+            "method",
+            params.EnumParam,
+            choices=list(METHOD_LABELS),
+            default=METHODS.index("auto"),
+            display=params.EnumParam.DISPLAY_HLIST,
+            label="Method",
             help="*Weighted backprojection* divides the sum of all images by what it does to a map without motion: "
             "fast. *Least squares* solves for the map that explains the images best, by conjugate gradients: some "
             "times slower, and better where directions of view are missing. *Automatic* looks at the views and takes "
             "least squares where directions are missing.",
         )
         form.addParam(
-            "inputMask", params.PointerParam, pointerClass="VolumeMask", allowsNull=True,
+            "inputMask",
+            params.PointerParam,
+            pointerClass="VolumeMask",
+            allowsNull=True,
             label="Mask of the FSC (optional)",
             help="Where the half-maps are compared: 0 to 1 with a soft edge. It does not mask the maps. Made from the "
             "map if left out.",
         )
         form.addParam(
-            "inputRegions", params.MultiPointerParam, pointerClass="VolumeMask", allowsNull=True,
-            label="Masks of regions (optional)", expertLevel=LEVEL_ADVANCED,
+            "inputRegions",
+            params.MultiPointerParam,
+            pointerClass="VolumeMask",
+            allowsNull=True,
+            label="Masks of regions (optional)",
+            expertLevel=LEVEL_ADVANCED,
             help="The FSC is also taken in each of these parts of the molecule, with and without deformation.",
         )
         form.addParam(
-            "rigid", params.BooleanParam, default=True, label="Compare without deformation?",
+            "rigid",
+            params.BooleanParam,
+            default=True,
+            label="Compare without deformation?",
             help="Reconstruct the same particles also without deformation, by the same method and in the same mask.",
         )
         form.addParam(
-            "localResolution", params.BooleanParam, default=False, label="Local resolution?",
+            "localResolution",
+            params.BooleanParam,
+            default=False,
+            label="Local resolution?",
             help="Also write a map of the local resolution, Å.",
         )
         self._defineMotionParams(form)
@@ -94,74 +116,123 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
     def _defineMotionParams(self, form):
         form.addSection(label="Motion")
         form.addParam(
-            "shrink", params.BooleanParam, default=True, label="Shrink unsupported motion?",
+            "shrink",
+            params.BooleanParam,
+            default=True,
+            label="Shrink unsupported motion?",
             help="Each mode of motion is used as far as held-out particles support it; where they support none, or the "
             "verdict on the model is that images do not support its motions, the map is that without deformation. With "
             "No, motion is used as it was learned.",
         )
         form.addParam(
-            "errorWeights", params.BooleanParam, default=False, label="Weight particles by their error?",
+            "errorWeights",
+            params.BooleanParam,
+            default=False,
+            label="Weight particles by their error?",
             expertLevel=LEVEL_ADVANCED,
             help="High frequencies of a particle count less, the less certain its deformation is.",
         )
         form.addParam(
-            "conformation", params.EnumParam, choices=["consensus", "of a particle", "at a latent"],
-            default=CONSENSUS, display=params.EnumParam.DISPLAY_HLIST, expertLevel=LEVEL_ADVANCED,
+            "conformation",
+            params.EnumParam,
+            choices=["consensus", "of a particle", "at a latent"],
+            default=CONSENSUS,
+            display=params.EnumParam.DISPLAY_HLIST,
+            expertLevel=LEVEL_ADVANCED,
             label="Conformation of the map",
             help="All particles are deformed to this conformation: that of the consensus map, or another.",
         )
         form.addParam(
-            "particle", params.IntParam, allowsNull=True, condition=f"conformation=={OF_PARTICLE}",
-            expertLevel=LEVEL_ADVANCED, label="Particle (id)",
+            "particle",
+            params.IntParam,
+            allowsNull=True,
+            condition=f"conformation=={OF_PARTICLE}",
+            expertLevel=LEVEL_ADVANCED,
+            label="Particle (id)",
             help="Id of a particle of the model, as the list of its particles shows it.",
         )
         form.addParam(
-            "latent", params.StringParam, default="", condition=f"conformation=={AT_LATENT}",
-            expertLevel=LEVEL_ADVANCED, label="Latent",
+            "latent",
+            params.StringParam,
+            default="",
+            condition=f"conformation=={AT_LATENT}",
+            expertLevel=LEVEL_ADVANCED,
+            label="Latent",
             help="Place in the latent space of half 1's decoder: numbers separated by commas.",
         )
         form.addParam(
-            "regionRadius", params.FloatParam, default=10.0, validators=[POSITIVE], expertLevel=LEVEL_ADVANCED,
+            "regionRadius",
+            params.FloatParam,
+            default=10.0,
+            validators=[POSITIVE],
+            expertLevel=LEVEL_ADVANCED,
             label="Reach of the motion (Å)",
             help="Voxels within this distance of the Gaussians move, with a soft edge as wide; solvent beyond keeps "
             "its noise as it is, so that half-maps stay unmasked.",
         )
         form.addParam(
-            "throughInverse", params.BooleanParam, default=False, expertLevel=LEVEL_ADVANCED,
+            "throughInverse",
+            params.BooleanParam,
+            default=False,
+            expertLevel=LEVEL_ADVANCED,
             label="Through an inverse field?",
             help="The paper's way: train a network that inverts the deformations, and use it for the reconstruction. "
             "The exact way needs none. The summary gives the error of the inverse field.",
         )
         form.addParam(
-            "inverseEpochs", params.IntParam, default=200, validators=[params.GE(1, "must be at least 1")],
-            condition="throughInverse", expertLevel=LEVEL_ADVANCED, label="Epochs of the inverse",
+            "inverseEpochs",
+            params.IntParam,
+            default=200,
+            validators=[params.GE(1, "must be at least 1")],
+            condition="throughInverse",
+            expertLevel=LEVEL_ADVANCED,
+            label="Epochs of the inverse",
             help="Epochs of training of the inverse field.",
         )
 
     def _defineMapParams(self, form):
         form.addSection(label="Map")
         form.addParam(
-            "bFactor", params.FloatParam, allowsNull=True, label="B-factor (Å²)",
+            "bFactor",
+            params.FloatParam,
+            allowsNull=True,
+            label="B-factor (Å²)",
             help="Of the sharpened map; negative values sharpen. Estimated from the map if left empty.",
         )
         form.addParam(
-            "regularisation", params.FloatParam, allowsNull=True, expertLevel=LEVEL_ADVANCED,
+            "regularisation",
+            params.FloatParam,
+            allowsNull=True,
+            expertLevel=LEVEL_ADVANCED,
             label="Regularisation",
             help="Floor of the denominator, as a share of its mean in the shell. By the signal-to-noise of the "
             "half-maps if left empty.",
         )
         form.addParam(
-            "steps", params.IntParam, default=8, validators=[NOT_NEGATIVE], condition=f"method!={BACKPROJECTION}",
-            expertLevel=LEVEL_ADVANCED, label="Steps",
+            "steps",
+            params.IntParam,
+            default=8,
+            validators=[NOT_NEGATIVE],
+            condition=f"method!={BACKPROJECTION}",
+            expertLevel=LEVEL_ADVANCED,
+            label="Steps",
             help="Steps of least squares at most; it stops where held-out images are explained no better.",
         )
         form.addParam(
-            "batchSize", params.IntParam, default=32, validators=[params.GE(1, "must be at least 1")],
-            expertLevel=LEVEL_ADVANCED, label="Batch size",
+            "batchSize",
+            params.IntParam,
+            default=32,
+            validators=[params.GE(1, "must be at least 1")],
+            expertLevel=LEVEL_ADVANCED,
+            label="Batch size",
             help="Particles at a time. Lower it if memory does not suffice.",
         )
         form.addParam(
-            "seed", params.IntParam, default=0, expertLevel=LEVEL_ADVANCED, label="Random seed",
+            "seed",
+            params.IntParam,
+            default=0,
+            expertLevel=LEVEL_ADVANCED,
+            label="Random seed",
             help="Of the random phases in the FSC and of what is held out.",
         )
 
@@ -277,16 +348,22 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
         """Return the engine's options that change the result, as a list of words."""
         arguments = ["--method", METHODS[self.method.get()]]
         values = {
-            "region-radius": self.regionRadius, "regularisation": self.regularisation, "steps": self.steps,
-            "b-factor": self.bFactor, "batch-size": self.batchSize, "seed": self.seed, "shrink": self.shrink,
+            "region-radius": self.regionRadius,
+            "regularisation": self.regularisation,
+            "steps": self.steps,
+            "b-factor": self.bFactor,
+            "batch-size": self.batchSize,
+            "seed": self.seed,
+            "shrink": self.shrink,
             "rigid": self.rigid,
-        }  # fmt: skip
+        }
         for name, value in values.items():
             addOption(arguments, name, value.get())
         flags = {
-            "error-weights": self.errorWeights, "local-resolution": self.localResolution,
+            "error-weights": self.errorWeights,
+            "local-resolution": self.localResolution,
             "through-inverse": self.throughInverse,
-        }  # fmt: skip
+        }
         arguments += [f"--{name}" for name, value in flags.items() if value]
         if self.conformation.get() == AT_LATENT:
             arguments.append(f"--conformation=latent:{self.latent.get('').replace(' ', '')}")

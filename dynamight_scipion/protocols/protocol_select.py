@@ -17,21 +17,24 @@ from .protocol_from_model import HALVES, ModelProtocol, coordinatesOfParticle, r
 _RANGES = {
     # engine's option: (parameters, label, help)
     "motion": (
-        ("minMotion", "maxMotion"), "Motion (Å)",
+        ("minMotion", "maxMotion"),
+        "Motion (Å)",
         "How far the molecule is moved in a particle, rms over the molecule (dynMotionRms). Large values with a large "
         "error are often bad particles.",
     ),
     "error": (
-        ("minError", "maxError"), "Error (Å)",
+        ("minError", "maxError"),
+        "Error (Å)",
         "Estimated error of a particle's displacement, rms over the molecule (dynMotionError): what the two halves "
         "disagree on and the noise of the image, both.",
     ),
     "disagreement": (
-        ("minDisagreement", "maxDisagreement"), "Disagreement of the halves (Å)",
+        ("minDisagreement", "maxDisagreement"),
+        "Disagreement of the halves (Å)",
         "How far the deformations differ that the decoders of the two halves, which were trained on different "
         "particles, give for one image (dynMotionDisagreement). A small one means agreement.",
     ),
-}  # fmt: skip
+}
 
 
 class DynamightProtSelect(ModelProtocol, ProtAnalysis3D, ProtFlexBase):
@@ -53,40 +56,62 @@ class DynamightProtSelect(ModelProtocol, ProtAnalysis3D, ProtFlexBase):
         form.addSection(label="Input")
         self._defineModelParam(form)
         form.addParam(
-            "inputParticles", params.PointerParam, pointerClass="SetOfParticles", allowsNull=True,
-            expertLevel=LEVEL_ADVANCED, label="Other particles (optional)",
+            "inputParticles",
+            params.PointerParam,
+            pointerClass="SetOfParticles",
+            allowsNull=True,
+            expertLevel=LEVEL_ADVANCED,
+            label="Other particles (optional)",
             help="Take the selected particles from this set instead, by their ids: for example the same particles at "
             "full size, where the deformations were estimated on smaller images.",
-        )  # fmt: skip
+        )
         group = form.addGroup("Clusters")
         group.addParam(
-            "nClusters", params.IntParam, default=4, label="Number of clusters",
+            "nClusters",
+            params.IntParam,
+            default=4,
+            label="Number of clusters",
             validators=[params.GE(0, "must not be negative")],
             help="The particles are grouped into so many clusters of similar conformation, numbered by their centre on "
             "the first motion. Motion is mostly continuous: clusters divide it, and their number is yours to choose. "
             "0: no clusters.",
-        )  # fmt: skip
+        )
         group.addParam(
-            "keepClusters", params.StringParam, default="", allowsNull=True, condition="nClusters > 0",
+            "keepClusters",
+            params.StringParam,
+            default="",
+            allowsNull=True,
+            condition="nClusters > 0",
             label="Keep clusters",
             help="Numbers of the clusters to keep, such as 1,3-4. All if left empty.",
-        )  # fmt: skip
+        )
         group.addParam(
-            "seed", params.IntParam, default=0, expertLevel=LEVEL_ADVANCED, condition="nClusters > 0",
-            label="Random seed", validators=[params.GE(0, "must not be negative")],
+            "seed",
+            params.IntParam,
+            default=0,
+            expertLevel=LEVEL_ADVANCED,
+            condition="nClusters > 0",
+            label="Random seed",
+            validators=[params.GE(0, "must not be negative")],
             help="Of k-means. The same seed gives the same clusters, here and where states are rendered.",
-        )  # fmt: skip
+        )
         group = form.addGroup("Conditions")
         for names, label, text in _RANGES.values():
             line = group.addLine(label, help=f"{text} Either end may be left empty.")
             for name, end in zip(names, ("from", "to"), strict=True):
                 line.addParam(name, params.FloatParam, allowsNull=True, label=end)
         group.addParam(
-            "region", params.TextParam, default="", allowsNull=True, width=60, height=4, label="Region",
+            "region",
+            params.TextParam,
+            default="",
+            allowsNull=True,
+            width=60,
+            height=4,
+            label="Region",
             help="Ranges of coordinates along motions, one on each line or separated by semicolons: the number of the "
             "motion, and from where to where (Å rms); either end may be left out.\nExample, motion 1 from -3 to 1.5 "
             "and motion 2 above 0:\n   1: -3 : 1.5\n   2: 0 :",
-        )  # fmt: skip
+        )
         line = group.addLine(
             "Near a conformation",
             help="Particles whose conformation is within a distance (Å rms) of another: that of a particle, by its id, "
@@ -95,14 +120,22 @@ class DynamightProtSelect(ModelProtocol, ProtAnalysis3D, ProtFlexBase):
         line.addParam("near", params.StringParam, default="", allowsNull=True, label="of")
         line.addParam("nearDistance", params.FloatParam, allowsNull=True, label="within (Å)")
         group.addParam(
-            "half", params.EnumParam, choices=list(HALVES), default=0, expertLevel=LEVEL_ADVANCED, label="Half-set",
+            "half",
+            params.EnumParam,
+            choices=list(HALVES),
+            default=0,
+            expertLevel=LEVEL_ADVANCED,
+            label="Half-set",
             help="Keep the particles of one half-set only.",
-        )  # fmt: skip
+        )
         group.addParam(
-            "complement", params.BooleanParam, default=False, expertLevel=LEVEL_ADVANCED,
+            "complement",
+            params.BooleanParam,
+            default=False,
+            expertLevel=LEVEL_ADVANCED,
             label="Keep all others instead?",
             help="Yes: the particles for which not all conditions hold.",
-        )  # fmt: skip
+        )
         self._defineThreadParams(form)
 
     # ------------------------------------------------------------------ steps
@@ -136,9 +169,10 @@ class DynamightProtSelect(ModelProtocol, ProtAnalysis3D, ProtFlexBase):
 
         output = particles.createCopy(self._getPath(), copyInfo=True)
         output.copyItems(
-            particles, doClone=False,
+            particles,
+            doClone=False,
             itemSelectedCallback=lambda particle: particle.isEnabled() and particle.getObjId() in clusterOf,
-        )  # fmt: skip
+        )
         if not len(output):
             raise ConversionError("No selected particle is in the set to select from: give a set with the same ids.")
         if len(output) < len(clusterOf):

@@ -36,17 +36,24 @@ class DynamightProtStates(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
         self._defineModelParam(form)
         self._defineStatesParams(form)
         form.addParam(
-            "half", params.EnumParam, choices=list(HALVES), default=0, expertLevel=LEVEL_ADVANCED,
+            "half",
+            params.EnumParam,
+            choices=list(HALVES),
+            default=0,
+            expertLevel=LEVEL_ADVANCED,
             label="Half-set of the Gaussian model",
             help="Both: the average of the two halves' maps. One half alone, compared with the other, shows what both "
             "halves agree on.",
-        )  # fmt: skip
+        )
         form.addParam(
-            "doMovie", params.BooleanParam, default=True, label="Write a movie?",
+            "doMovie",
+            params.BooleanParam,
+            default=True,
+            label="Write a movie?",
             condition=f"statesAt != {AT_CLUSTERS}",
             help="The states in projection along z, y and x, there and back, as an animated GIF and as MP4 beside the "
             "maps (extra/states). Clusters follow no path and have none.",
-        )  # fmt: skip
+        )
         self._defineThreadParams(form)
 
     # ------------------------------------------------------------------ steps

@@ -11,6 +11,9 @@ from .viewer_states import DynamightDisplacedModelsViewer as ADynamightDisplaced
 from .viewer_states import DynamightStatesViewer as ADynamightStatesViewer
 
 __all__ = [
-    "ADynamightDisplacedModelsViewer", "ADynamightModelViewer", "ADynamightStatesViewer",
-    "DynamightControlViewer", "DynamightReconstructViewer",
-]  # fmt: skip
+    "ADynamightDisplacedModelsViewer",
+    "ADynamightModelViewer",
+    "ADynamightStatesViewer",
+    "DynamightControlViewer",
+    "DynamightReconstructViewer",
+]

@@ -28,8 +28,10 @@ def chimeraView(path, commands, parent=None):
     return MessageView(
         f"ChimeraX was not found ({program}): install it, or the plugin scipion-em-chimera. The session is ready; "
         f"with a ChimeraX of your own, open\n{os.path.abspath(path)}",
-        "ChimeraX", msgType=MSG_INFO, tkParent=parent,
-    )  # fmt: skip
+        "ChimeraX",
+        msgType=MSG_INFO,
+        tkParent=parent,
+    )
 
 
 def quoted(path):
@@ -63,15 +65,20 @@ def beforeAndAfter(before, after, localResolution=None, limits=None):
         of its scale, Å.
     """
     commands = [
-        f"open {quoted(before)} name before", f"open {quoted(after)} name after", f"volume #1,2 {_SURFACE}",
-        "color #1 #b9c3ca", "color #2 #1f6f8b",
-    ]  # fmt: skip
+        f"open {quoted(before)} name before",
+        f"open {quoted(after)} name after",
+        f"volume #1,2 {_SURFACE}",
+        "color #1 #b9c3ca",
+        "color #2 #1f6f8b",
+    ]
     if localResolution:
         palette, key = _palette(*limits, _SCALE[::-1])
         commands += [
-            f"open {quoted(localResolution)} name resolution", f"color sample #2 map #3 palette {palette}",
-            "hide #!3 models", f"key {key}",
-        ]  # fmt: skip
+            f"open {quoted(localResolution)} name resolution",
+            f"color sample #2 map #3 palette {palette}",
+            "hide #!3 models",
+            f"key {key}",
+        ]
     # One hides the other: they are switched by the eyes of the model panel.
     return [*commands, "hide #!1 models", *_LOOK, "view"]
 
@@ -90,20 +97,32 @@ def colouredByMotion(consensus, motion, gaussians, limit):
     """
     palette, key = _palette(0, limit)
     return [
-        f"open {quoted(consensus)} name consensus", f"open {quoted(motion)} name motion",
+        f"open {quoted(consensus)} name consensus",
+        f"open {quoted(motion)} name motion",
         *(f"open {quoted(path)} name gaussians{half}" for half, path in enumerate(gaussians, 1)),
-        f"volume #1 {_SURFACE}", f"color sample #1 map #2 palette {palette}", "hide #!2 models",
-        "show #3,4 atoms", "style #3,4 ball", f"color byattribute bfactor #3,4 palette {palette}", "hide #!3,4 models",
-        f"key {key}", *_LOOK, "view",
-    ]  # fmt: skip
+        f"volume #1 {_SURFACE}",
+        f"color sample #1 map #2 palette {palette}",
+        "hide #!2 models",
+        "show #3,4 atoms",
+        "style #3,4 ball",
+        f"color byattribute bfactor #3,4 palette {palette}",
+        "hide #!3,4 models",
+        f"key {key}",
+        *_LOOK,
+        "view",
+    ]
 
 
 def volumeSeries(paths):
     """Return commands that play maps one after the other."""
     return [
-        f"open {' '.join(quoted(path) for path in paths)} vseries true", f"volume #1 {_SURFACE}", "color #1 #1f6f8b",
-        *_LOOK, "view", "vseries play #1 loop true direction oscillate",
-    ]  # fmt: skip
+        f"open {' '.join(quoted(path) for path in paths)} vseries true",
+        f"volume #1 {_SURFACE}",
+        "color #1 #1f6f8b",
+        *_LOOK,
+        "view",
+        "vseries play #1 loop true direction oscillate",
+    ]
 
 
 def morphedModels(paths, consensus):

@@ -13,8 +13,17 @@ HALF_COLOURS = {1: "#1f6f8b", 2: "#c8643c"}
 # Epochs of these kinds, as the engine's metrics name them.
 KIND_COLOURS = {"warm-up": "#f1ead9", "encoder": "#e8f1f4", "refinement": "#eef4e8", "reference": "#f3e6ea"}
 CATEGORY_COLOURS = (
-    "#1f6f8b", "#c8643c", "#6a8f3f", "#8a6bb1", "#b08d2f", "#3b9c9c", "#a8456b", "#5d6873", "#7a5c3e", "#2f4b7c",
-)  # fmt: skip
+    "#1f6f8b",
+    "#c8643c",
+    "#6a8f3f",
+    "#8a6bb1",
+    "#b08d2f",
+    "#3b9c9c",
+    "#a8456b",
+    "#5d6873",
+    "#7a5c3e",
+    "#2f4b7c",
+)
 _AXES = "xyz"
 
 
@@ -64,8 +73,9 @@ def trainingPanels(metrics):
     first = {(row["half"], row["resolution"]): row["data"] for row in reversed(metrics)}
     # Terms that an epoch's kind does not have are left out, not drawn as zero.
     terms = {
-        "Data loss against the first with the same filter (%)": lambda row: 100
-        * (row["data"] / first[row["half"], row["resolution"]] - 1),
+        "Data loss against the first with the same filter (%)": lambda row: (
+            100 * (row["data"] / first[row["half"], row["resolution"]] - 1)
+        ),
         "KL term (encoder epochs)": lambda row: row["kl"] if row["kind"] == "encoder" else None,
         "Change of distances (Å²)": lambda row: row["regularity"] + row["repulsion"] if moves(row) else None,
         "Motion (Å rms)": lambda row: row["motion"] if moves(row) else None,
@@ -284,9 +294,16 @@ def drawMolecule(figure, points):
             across, up = (axis for axis in range(3) if axis != depth)
             order = np.argsort(places[:, depth])
             drawn = axes.scatter(
-                places[order, across], places[order, up], c=points[name][order], s=size, linewidths=0, cmap="viridis",
-                vmin=0, vmax=limit, alpha=0.8,
-            )  # fmt: skip
+                places[order, across],
+                places[order, up],
+                c=points[name][order],
+                s=size,
+                linewidths=0,
+                cmap="viridis",
+                vmin=0,
+                vmax=limit,
+                alpha=0.8,
+            )
             axes.set_xlim(low[across], high[across])
             axes.set_ylim(low[up], high[up])
             axes.set_aspect("equal")

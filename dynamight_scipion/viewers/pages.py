@@ -50,9 +50,12 @@ class ExplorerView(View):
         program = Plugin.getProgram(f"explore {shlex.quote(folder)} --port 0")
         with open(log, "w") as file:
             server = subprocess.Popen(
-                ["bash", "-c", program], env=Plugin.getEnviron(), stdout=file, stderr=subprocess.STDOUT,
+                ["bash", "-c", program],
+                env=Plugin.getEnviron(),
+                stdout=file,
+                stderr=subprocess.STDOUT,
                 start_new_session=True,
-            )  # fmt: skip
+            )
         atexit.register(_end, server)
         self._servers[folder] = server
         self._wait(server, log, time.monotonic() + self._PATIENCE)

@@ -27,14 +27,19 @@ class DynamightControlViewer(EmProtocolViewer):
     def _defineParams(self, form):
         form.addSection(label="Results")
         form.addParam(
-            "verdict", params.LabelParam, important=True, label=self.protocol.loadControl()["verdict"].capitalize(),
+            "verdict",
+            params.LabelParam,
+            important=True,
+            label=self.protocol.loadControl()["verdict"].capitalize(),
             help="The verdict in a sentence with its numbers.",
-        )  # fmt: skip
+        )
         if hasattr(self.protocol, "outputFSCs"):
             form.addParam(
-                "curves", params.LabelParam, label="Fourier shell correlation",
+                "curves",
+                params.LabelParam,
+                label="Fourier shell correlation",
                 help="The curves that the verdict was read from.",
-            )  # fmt: skip
+            )
 
     def _getVisualizeDict(self):
         return {"verdict": self._showVerdict, "curves": self._showCurves}

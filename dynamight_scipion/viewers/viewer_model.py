@@ -51,8 +51,12 @@ class DynamightModelViewer(EmProtocolViewer):
     _label = "motion of the particles"
     _environments = [DESKTOP_TKINTER]
     _targets = [
-        DynamightProtDeformations, DynamightProtSelect, DynamightModel, SetOfParticlesFlex, SetOfClassesFlex,
-    ]  # fmt: skip
+        DynamightProtDeformations,
+        DynamightProtSelect,
+        DynamightModel,
+        SetOfParticlesFlex,
+        SetOfClassesFlex,
+    ]
 
     def __init__(self, **kwargs):
         EmProtocolViewer.__init__(self, **kwargs)
@@ -133,21 +137,30 @@ class DynamightModelViewer(EmProtocolViewer):
         if self._isFinished():
             verdict = self._results.summary["verdict"]
             form.addParam(
-                "verdict", params.LabelParam, important=True, label=_VERDICTS[verdict["verdict"]],
+                "verdict",
+                params.LabelParam,
+                important=True,
+                label=_VERDICTS[verdict["verdict"]],
                 help=verdict["sentence"],
             )
             form.addParam(
-                "report", params.LabelParam, label="Report",
+                "report",
+                params.LabelParam,
+                label="Report",
                 help="Opens the report of the run in the browser: all figures of this window and more, with words.",
             )
             form.addParam(
-                "explorer", params.LabelParam, label="Explorer",
+                "explorer",
+                params.LabelParam,
+                label="Explorer",
                 help="Opens a page in the browser in which the molecule follows the pointer over the landscape of the "
                 "particles, and selections and movies are made. What is saved there lies in the run's folder "
                 "(extra/run/analysis). The page is there until Scipion is closed.",
             )
         form.addParam(
-            "training", params.LabelParam, label="Training curves",
+            "training",
+            params.LabelParam,
+            label="Training curves",
             help="Loss, KL term, regularisation and motion by epoch, both halves. While the protocol is running: as "
             "far as it is.",
         )
@@ -167,64 +180,95 @@ class DynamightModelViewer(EmProtocolViewer):
             self._colours = [*inSet, *colours, *self._classes]
         count = len(self._results.shares)
         group.addParam(
-            "plane", params.EnumParam, default=PRINCIPAL_MOTIONS, label="Plane",
+            "plane",
+            params.EnumParam,
+            default=PRINCIPAL_MOTIONS,
+            label="Plane",
             choices=["principal motions (PCA)", "UMAP", "latents of each half (PCA)"],
             help="*Principal motions*: coordinates that both halves have in common, Å rms.\n*UMAP*: neighbourhoods in "
             "all of these coordinates; distances in it mean little.\n*Latents of each half*: the two latent spaces, "
             "side by side. They have nothing in common but what the images say: colours that change in the same way "
             "in both were learned twice.",
-        )  # fmt: skip
+        )
         line = group.addLine("Motions", condition=f"plane=={PRINCIPAL_MOTIONS}", help=f"Numbers from 1 to {count}.")
         for name, label, default in (("acrossMotion", "across", 1), ("upMotion", "up", min(2, count))):
             line.addParam(
-                name, params.IntParam, default=default, label=label,
+                name,
+                params.IntParam,
+                default=default,
+                label=label,
                 validators=[params.Range(1, count, f"must be from 1 to {count}")],
-            )  # fmt: skip
+            )
         group.addParam(
-            "colour", params.EnumParam, choices=self._colours, default=0, label="Colour",
+            "colour",
+            params.EnumParam,
+            choices=self._colours,
+            default=0,
+            label="Colour",
             help="*motion*, *error*: of each particle, Å rms over the molecule.\n*density*: of particles around each."
             "\n*held out*: particles that trained nothing.\n*class*: of the selections that were made of this model.",
         )
         group.addParam(
-            "drawing", params.LabelParam, label="Particles in the plane",
+            "drawing",
+            params.LabelParam,
+            label="Particles in the plane",
             help="Draws every particle in the chosen plane and colour.",
         )
         group.addParam(
-            "distributions", params.LabelParam, label="Histograms of motion and error",
+            "distributions",
+            params.LabelParam,
+            label="Histograms of motion and error",
             help="Of particles that were trained on and of those held out: they should look alike.",
         )
         group.addParam(
-            "coordinates", params.LabelParam, label="Distribution along each motion",
+            "coordinates",
+            params.LabelParam,
+            label="Distribution along each motion",
             help="Each half by itself: halves that agree on a motion agree here.",
         )
         group.addParam(
-            "table", params.LabelParam, label="Table of the particles",
+            "table",
+            params.LabelParam,
+            label="Table of the particles",
             help="Lists the particles with their ids, motions and errors.",
         )
 
     def _defineMoleculeParams(self, group):
         group.addParam(
-            "molecule", params.LabelParam, label="Motion and error in the molecule",
+            "molecule",
+            params.LabelParam,
+            label="Motion and error in the molecule",
             help="Points of the molecule, seen from three sides: how far they move over the particles, and the "
             "estimated error of that.",
         )
         group.addParam(
-            "slices", params.LabelParam, label="Map of the motion in slices",
+            "slices",
+            params.LabelParam,
+            label="Map of the motion in slices",
             help="The consensus map and the motion of its voxels, Å rms.",
         )
         group.addParam(
-            "chimera", params.LabelParam, label="Map coloured by motion in ChimeraX",
+            "chimera",
+            params.LabelParam,
+            label="Map coloured by motion in ChimeraX",
             help="Also the Gaussians of both halves, coloured by their motion. The script of the session stays in "
             "the protocol's folder.",
         )
 
     def _getVisualizeDict(self):
         return {
-            "verdict": self._showVerdict, "report": self._showReport, "explorer": self._showExplorer,
-            "training": self._showTraining, "drawing": self._showParticles, "distributions": self._showDistributions,
-            "coordinates": self._showCoordinates, "table": self._showTable, "molecule": self._showMolecule,
-            "slices": self._showSlices, "chimera": self._showChimera,
-        }  # fmt: skip
+            "verdict": self._showVerdict,
+            "report": self._showReport,
+            "explorer": self._showExplorer,
+            "training": self._showTraining,
+            "drawing": self._showParticles,
+            "distributions": self._showDistributions,
+            "coordinates": self._showCoordinates,
+            "table": self._showTable,
+            "molecule": self._showMolecule,
+            "slices": self._showSlices,
+            "chimera": self._showChimera,
+        }
 
     # ------------------------------------------------------------------ views
 
@@ -313,10 +357,13 @@ class DynamightModelViewer(EmProtocolViewer):
         rows = 1 + (min(6, len(self._results.shares)) > 3)
         return [
             figureView(
-                "Distribution along the motions", (11, 0.6 + 2.7 * rows), drawCoordinates, self._results.particles,
+                "Distribution along the motions",
+                (11, 0.6 + 2.7 * rows),
+                drawCoordinates,
+                self._results.particles,
                 self._results.shares,
             )
-        ]  # fmt: skip
+        ]
 
     def _showTable(self, _):
         particles = self._chosen if self._chosen is not None else self._given
@@ -345,7 +392,9 @@ class DynamightModelViewer(EmProtocolViewer):
         model = self._results.model
         gaussians = [model.getRunPath("analysis", f"gaussians_half{half}.cif") for half in (1, 2)]
         commands = colouredByMotion(
-            model.getConsensusMap(), model.getRunPath("analysis", "motion.mrc"), gaussians,
+            model.getConsensusMap(),
+            model.getRunPath("analysis", "motion.mrc"),
+            gaussians,
             float(self._results.points["rms_motion"].max()),
-        )  # fmt: skip
+        )
         return [chimeraView(self.protocol._getExtraPath("motion.cxc"), commands, self._tkRoot)]

@@ -44,22 +44,32 @@ class DynamightReconstructViewer(EmProtocolViewer):
     def _defineParams(self, form):
         form.addSection(label="Results")
         form.addParam(
-            "resolution", params.LabelParam, important=True, label=self._describeResolution(),
+            "resolution",
+            params.LabelParam,
+            important=True,
+            label=self._describeResolution(),
             help="Where the FSC of the half-maps, corrected for the mask, falls below 0.143.",
         )
         group = form.addGroup("Fourier shell correlation")
         group.addParam(
-            "allCurves", params.BooleanParam, default=False, label="All curves?",
+            "allCurves",
+            params.BooleanParam,
+            default=False,
+            label="All curves?",
             help="No: only those corrected for the mask by random phases, which the resolution is read from, of the "
             "molecule and of regions. Yes: also in the mask, unmasked, with random phases, and what one may rely on.",
         )
         group.addParam(
-            "fsc", params.LabelParam, label="FSC of the half-maps",
+            "fsc",
+            params.LabelParam,
+            label="FSC of the half-maps",
             help="With motion corrected and, if the protocol made these maps, without deformation.",
         )
         group = form.addGroup("Maps")
         group.addParam(
-            "slices", params.LabelParam, label="Slices before and after",
+            "slices",
+            params.LabelParam,
+            label="Slices before and after",
             help=f"{self._describeBefore()} beside the map with motion corrected, in the same grey scale, and their "
             "difference: red is density gained, blue lost.",
         )
@@ -68,16 +78,21 @@ class DynamightReconstructViewer(EmProtocolViewer):
                 "localResolution", params.LabelParam, label="Local resolution in slices", help="In Å, inside the mask."
             )
         group.addParam(
-            "chimera", params.LabelParam, label="Both maps in ChimeraX",
+            "chimera",
+            params.LabelParam,
+            label="Both maps in ChimeraX",
             help="One at a time: switch with the eyes in the model panel. The script of the session stays in the "
             "protocol's folder.",
         )
 
     def _getVisualizeDict(self):
         return {
-            "resolution": self._showResolution, "fsc": self._showFsc, "slices": self._showSlices,
-            "localResolution": self._showLocalResolution, "chimera": self._showChimera,
-        }  # fmt: skip
+            "resolution": self._showResolution,
+            "fsc": self._showFsc,
+            "slices": self._showSlices,
+            "localResolution": self._showLocalResolution,
+            "chimera": self._showChimera,
+        }
 
     def _describeResolution(self):
         """Return the resolution in words, beside that without deformation if there are such maps."""

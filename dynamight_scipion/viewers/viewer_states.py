@@ -68,31 +68,42 @@ class DynamightStatesViewer(_StatesViewer):
     def _defineParams(self, form):
         form.addSection(label="States")
         form.addParam(
-            "movie", params.LabelParam, important=True, label="Movie",
+            "movie",
+            params.LabelParam,
+            important=True,
+            label="Movie",
             help="The maps in projection along z, y and x, one after the other, with their places along the first "
             "motions (Å rms). Pause it and move the slider to look at one.",
         )
         if self._hasMovie():
             form.addParam(
-                "movieFile", params.LabelParam, label="Movie in the browser",
+                "movieFile",
+                params.LabelParam,
+                label="Movie in the browser",
                 help="Opens the file beside the maps, which talks and papers can show: MP4, or a GIF where the "
                 "engine's environment cannot write MP4.",
             )
         form.addParam(
-            "slices", params.LabelParam, label="Slices of the first and the last",
+            "slices",
+            params.LabelParam,
+            label="Slices of the first and the last",
             help="The ends of the path side by side, and the state in the middle.",
         )
         form.addParam(
-            "chimera", params.LabelParam, label="Series in ChimeraX",
+            "chimera",
+            params.LabelParam,
+            label="Series in ChimeraX",
             help="Plays the maps as surfaces, there and back. The script of the session stays in the protocol's "
             "folder.",
         )
 
     def _getVisualizeDict(self):
         return {
-            "movie": self._showMovie, "movieFile": self._showMovieFile, "slices": self._showSlices,
+            "movie": self._showMovie,
+            "movieFile": self._showMovieFile,
+            "slices": self._showSlices,
             "chimera": self._showChimera,
-        }  # fmt: skip
+        }
 
     def _hasMovie(self):
         return hasattr(self._states, "_dynMovie") and os.path.exists(self._states._dynMovie.get())
@@ -110,9 +121,7 @@ class DynamightStatesViewer(_StatesViewer):
         return [slicesView("States", layers, self._states.getSamplingRate())]
 
     def _showChimera(self, _):
-        return [
-            chimeraView(self.protocol._getExtraPath("states.cxc"), volumeSeries(self._getFiles()), self._tkRoot)
-        ]
+        return [chimeraView(self.protocol._getExtraPath("states.cxc"), volumeSeries(self._getFiles()), self._tkRoot)]
 
 
 class DynamightDisplacedModelsViewer(_StatesViewer):
@@ -126,24 +135,32 @@ class DynamightDisplacedModelsViewer(_StatesViewer):
         form.addSection(label="Structures")
         distances = [state._dynDisplacementRms.get() for state in self._states.iterItems()]
         form.addParam(
-            "overview", params.LabelParam, important=True,
+            "overview",
+            params.LabelParam,
+            important=True,
             label=f"{len(distances)} states, moved by {min(distances):.1f} to {max(distances):.1f} Å rms",
             help="How far the atoms of each state lie from where they were, rms over the structure.",
         )
         form.addParam(
-            "displacements", params.LabelParam, label="Displacement of the atoms",
+            "displacements",
+            params.LabelParam,
+            label="Displacement of the atoms",
             help="How far every atom lies in each state from where it was, in the order of the file.",
         )
         form.addParam(
-            "chimera", params.LabelParam, label="Morph in ChimeraX",
+            "chimera",
+            params.LabelParam,
+            label="Morph in ChimeraX",
             help="The structure moves through the states, in the consensus map. The script of the session stays in "
             "the protocol's folder.",
         )
 
     def _getVisualizeDict(self):
         return {
-            "overview": self._showOverview, "displacements": self._showDisplacements, "chimera": self._showChimera,
-        }  # fmt: skip
+            "overview": self._showOverview,
+            "displacements": self._showDisplacements,
+            "chimera": self._showChimera,
+        }
 
     def _showOverview(self, _):
         return [self.infoMessage("\n\n".join(self.protocol.summary()), "Structures")]

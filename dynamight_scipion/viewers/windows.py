@@ -51,9 +51,14 @@ def _drawLeaves(figure, layers, samplingRate):
     size = max(layers[0].volume.shape)
     across = RadioButtons(below.add_axes([0.02, 0.0, 0.16, 1.0], frameon=False), ["z", "y", "x"], active=0)
     slider = Slider(
-        below.add_axes([0.32, 0.35, 0.48, 0.3]), "slice", 0, size - 1, valinit=size // 2, valstep=1,
+        below.add_axes([0.32, 0.35, 0.48, 0.3]),
+        "slice",
+        0,
+        size - 1,
+        valinit=size // 2,
+        valstep=1,
         color=HALF_COLOURS[1],
-    )  # fmt: skip
+    )
 
     def update(_=None):
         axis, index = across.value_selected, int(slider.val)

@@ -11,6 +11,11 @@ from .wizards import (
 )
 
 __all__ = [
-    "DynamightDiameterWizard", "DynamightGaussiansWizard", "DynamightMaskWizard", "DynamightMotionWizard",
-    "DynamightPlaneWizard", "DynamightReachWizard", "DynamightThresholdWizard",
-]  # fmt: skip
+    "DynamightDiameterWizard",
+    "DynamightGaussiansWizard",
+    "DynamightMaskWizard",
+    "DynamightMotionWizard",
+    "DynamightPlaneWizard",
+    "DynamightReachWizard",
+    "DynamightThresholdWizard",
+]

@@ -128,9 +128,16 @@ class SlicesDialog(FigureDialog):
             return
         label, low, high, first, step = self._slider
         self._scale = LabelSlider(
-            frame, label, from_=low, to=high, value=first, step=step, length=420, showvalue=1,
+            frame,
+            label,
+            from_=low,
+            to=high,
+            value=first,
+            step=step,
+            length=420,
+            showvalue=1,
             callback=lambda *_: self._schedule(),
-        )  # fmt: skip
+        )
         self._scale.grid(row=0, column=0, sticky="w")
 
     def getValue(self):
@@ -210,15 +217,20 @@ class GaussiansDialog(dialog.Dialog):
         tk.Entry(frame, textvariable=self._mass, width=10).grid(row=1, column=1, sticky="w", pady=5)
         for name, size in self._volumes.items():
             text = f"Volume of {name}: {size:,.0f} Å³, which would be {massOfVolume(size):,.0f} kDa of protein"
-            tk.Radiobutton(frame, text=text, variable=self._source, value=name).grid(
-                columnspan=2, sticky="w", padx=5
-            )
+            tk.Radiobutton(frame, text=text, variable=self._source, value=name).grid(columnspan=2, sticky="w", padx=5)
         note = "Volumes are rather too large: a map is smoothed to find the molecule in it, and masks have margins."
         tk.Label(frame, text=note, fg=SOFT, **style).grid(columnspan=2, sticky="w", padx=5, pady=5)
         self._perResidue = LabelSlider(
-            frame, "Gaussians per residue", from_=0.5, to=3, value=2, step=0.1, length=260, showvalue=1,
+            frame,
+            "Gaussians per residue",
+            from_=0.5,
+            to=3,
+            value=2,
+            step=0.1,
+            length=260,
+            showvalue=1,
             callback=lambda *_: self._update(),
-        )  # fmt: skip
+        )
         self._perResidue.grid(columnspan=2, sticky="w")
         self._result = tk.Label(frame, fg=INK, **style)
         self._result.grid(columnspan=2, sticky="w", padx=5, pady=8)
@@ -269,10 +281,12 @@ class MotionDialog(FigureDialog):
         self._results, self._number = results, number
         rows = 1 + (len(results.shares) > 3)
         FigureDialog.__init__(
-            self, parent, "Principal motions",
+            self,
+            parent,
+            "Principal motions",
             "How the particles of each half lie along the motions that both halves have in common. Click on one.",
             (10, 0.5 + 2.3 * rows),
-        )  # fmt: skip
+        )
 
     def draw(self):
         """Draw a histogram for each motion."""
@@ -369,9 +383,14 @@ class PlaneDialog(FigureDialog):
         places = particles.coordinates[:, motions]
         self._axes.clear()
         self._axes.scatter(
-            *places.T, c=particles.motion, s=float(np.clip(6000 / len(places), 1.5, 16)), linewidths=0, cmap="viridis",
-            alpha=0.8, rasterized=True,
-        )  # fmt: skip
+            *places.T,
+            c=particles.motion,
+            s=float(np.clip(6000 / len(places), 1.5, 16)),
+            linewidths=0,
+            cmap="viridis",
+            alpha=0.8,
+            rasterized=True,
+        )
         self._axes.set_xlabel(f"motion {motions[0] + 1} (Å rms)")
         self._axes.set_ylabel(f"motion {motions[1] + 1} (Å rms)")
         # A selector, which begins at the origin, would change the view.
@@ -379,9 +398,12 @@ class PlaneDialog(FigureDialog):
         self._axes.set_ylim(self._axes.get_ylim())
         if self._purpose == REGION:
             self._selector = RectangleSelector(
-                self._axes, lambda *_: self._regionChanged(), useblit=False, interactive=True,
+                self._axes,
+                lambda *_: self._regionChanged(),
+                useblit=False,
+                interactive=True,
                 props={"facecolor": _ACCENT, "alpha": 0.15, "edgecolor": _ACCENT},
-            )  # fmt: skip
+            )
         self.say("Nothing is chosen yet.")
         self.canvas.draw_idle()
 
@@ -414,9 +436,13 @@ class PlaneDialog(FigureDialog):
         for artist in self._marks:
             artist.remove()
         self._marks = self._axes.plot(
-            *np.array(points).reshape(-1, 2).T, color=_ACCENT, marker="o", markersize=8, markerfacecolor="none",
+            *np.array(points).reshape(-1, 2).T,
+            color=_ACCENT,
+            marker="o",
+            markersize=8,
+            markerfacecolor="none",
             linewidth=1.5,
-        )  # fmt: skip
+        )
         self.canvas.draw_idle()
 
     def _regionChanged(self):

@@ -123,17 +123,21 @@ class DynamightThresholdWizard(_FormWizard):
             return Overlay(
                 f"Threshold {threshold:.3g} (automatic: {smooth.automatic:.3g}): {count:,} Gaussians in "
                 f"{size:,.0f} Å³, {spacing(size, count):.1f} Å apart.",
-                [(inside, 0.5, _EDGE)], fill(inside, count),
-            )  # fmt: skip
+                [(inside, 0.5, _EDGE)],
+                fill(inside, count),
+            )
 
         shown = SlicesDialog(
-            form.root, "Map threshold",
+            form.root,
+            "Map threshold",
             "The map as the molecule is found in it, low-passed at 15 Å. Gaussians (dots) start inside the outline. "
             "Weak, flexible density should be inside, solvent outside. Leave the field of the form empty for the "
             "automatic value.",
-            smooth.volume, _centre(smooth.findMolecule(first)), overlay,
+            smooth.volume,
+            _centre(smooth.findMolecule(first)),
+            overlay,
             ("Threshold", step, smooth.strongest, first, step / 10),
-        )  # fmt: skip
+        )
         if shown.resultYes():
             form.setVar(name, f"{shown.value:.4g}")
 
@@ -186,10 +190,13 @@ class DynamightMaskWizard(_FormWizard):
         if ((mask > 0.01) & (mask < 0.99)).sum() < (mask >= 0.99).sum() ** (2 / 3):
             sentence += " Its edge is hard: give it a soft one, some Å wide."
         SlicesDialog(
-            form.root, "Mask",
+            form.root,
+            "Mask",
             "The mask over the consensus map: where it is 1 (inner line) and where it begins (outer line).",
-            volume, _centre(mask > 0.5), lambda _: Overlay(sentence, [(mask, 0.99, _INSIDE), (mask, 0.01, _EDGE)]),
-        )  # fmt: skip
+            volume,
+            _centre(mask > 0.5),
+            lambda _: Overlay(sentence, [(mask, 0.99, _INSIDE), (mask, 0.01, _EDGE)]),
+        )
 
 
 class DynamightReachWizard(_FormWizard):
@@ -217,10 +224,15 @@ class DynamightReachWizard(_FormWizard):
 
         first = min(max(form.protocol.regionRadius.get() or 10.0, 2), 40)
         shown = SlicesDialog(
-            form.root, "Reach of the motion",
+            form.root,
+            "Reach of the motion",
             "Density within this distance of the Gaussians is moved with them. It should hold all that belongs to the "
-            "molecule.", volume, _centre(distance <= samplingRate), overlay, ("Reach (Å)", 2, 40, first, 0.5),
-        )  # fmt: skip
+            "molecule.",
+            volume,
+            _centre(distance <= samplingRate),
+            overlay,
+            ("Reach (Å)", 2, 40, first, 0.5),
+        )
         if shown.resultYes():
             form.setVar(name, f"{shown.value:g}")
 
@@ -242,9 +254,13 @@ class DynamightPlaneWizard(_FormWizard):
     """A particle, a path or a region, picked among the particles along two motions."""
 
     _PURPOSES = {
-        "firstParticle": PARTICLE, "lastParticle": PARTICLE, "particle": PARTICLE, "near": PARTICLE, "path": PATH,
+        "firstParticle": PARTICLE,
+        "lastParticle": PARTICLE,
+        "particle": PARTICLE,
+        "near": PARTICLE,
+        "path": PATH,
         "region": REGION,
-    }  # fmt: skip
+    }
     _targets = [
         (DynamightProtStates, ["firstParticle", "lastParticle", "path"]),
         (DynamightProtDisplaceModel, ["firstParticle", "lastParticle", "path"]),

@@ -31,16 +31,28 @@ class Chromium:
         own_read, browser_write = os.pipe()
         browser_read, own_write = os.pipe()
         words = [
-            PROGRAM, "--headless=new", "--remote-debugging-pipe", "--no-sandbox", f"--user-data-dir={profile}",
-            "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--hide-scrollbars", "--no-first-run",
-            "--disable-dev-shm-usage", f"--window-size={width},{height}", *flags, "about:blank",
-        ]  # fmt: skip
+            PROGRAM,
+            "--headless=new",
+            "--remote-debugging-pipe",
+            "--no-sandbox",
+            f"--user-data-dir={profile}",
+            "--use-angle=swiftshader",
+            "--enable-unsafe-swiftshader",
+            "--hide-scrollbars",
+            "--no-first-run",
+            "--disable-dev-shm-usage",
+            f"--window-size={width},{height}",
+            *flags,
+            "about:blank",
+        ]
         # The pipe is at descriptors 3 and 4 of the browser.
-        script = f"exec \"$@\" 3<&{browser_read} 4>&{browser_write}"
+        script = f'exec "$@" 3<&{browser_read} 4>&{browser_write}'
         self._process = subprocess.Popen(
-            ["bash", "-c", script, "chromium", *words], pass_fds=(browser_read, browser_write),
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            ["bash", "-c", script, "chromium", *words],
+            pass_fds=(browser_read, browser_write),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         os.close(browser_read)
         os.close(browser_write)
         self._read, self._write = os.fdopen(own_read, "rb"), os.fdopen(own_write, "wb")

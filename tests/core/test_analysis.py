@@ -56,11 +56,16 @@ def test_domains_and_their_angles_are_those_of_the_truth(molecule, n):
     ("left", "count"),
     [
         # Fields that were learned: they bend over domains, and some show them better than others.
-        ([1.30, 0.39, 0.24, 0.20], 2), ([1.44, 0.20, 0.11, 0.10], 2), ([1.06, 0.55, 0.39, 0.33], 2),
-        ([1.25, 0.62, 0.33, 0.26], 2), ([3.86, 1.00, 0.77, 0.70], 2), ([0.81, 0.45, 0.13, 0.12], 3),
-        ([1.30, 0.39, 0.15], 3), ([0.1], 1),
+        ([1.30, 0.39, 0.24, 0.20], 2),
+        ([1.44, 0.20, 0.11, 0.10], 2),
+        ([1.06, 0.55, 0.39, 0.33], 2),
+        ([1.25, 0.62, 0.33, 0.26], 2),
+        ([3.86, 1.00, 0.77, 0.70], 2),
+        ([0.81, 0.45, 0.13, 0.12], 3),
+        ([1.30, 0.39, 0.15], 3),
+        ([0.1], 1),
     ],
-)  # fmt: skip
+)
 def test_as_many_domains_are_kept_as_halve_what_is_left(left, count):
     assert _enough(left) == count
 
@@ -145,11 +150,15 @@ def test_the_error_of_a_coordinate_is_its_posterior_and_what_halves_disagree_on(
     evaluators = [model.consensus_evaluator(motions.points) for model in run.models]
     with torch.no_grad():
         along = [
-            torch.stack([((evaluators[h](run.latents[half, rows] + step) * motions.components[0]).sum((1, 2)))
-                         for step in (torch.zeros(2), torch.tensor([0.25, 0.0]), torch.tensor([0.0, 0.075]))])
+            torch.stack(
+                [
+                    ((evaluators[h](run.latents[half, rows] + step) * motions.components[0]).sum((1, 2)))
+                    for step in (torch.zeros(2), torch.tensor([0.25, 0.0]), torch.tensor([0.0, 0.075]))
+                ]
+            )
             / len(motions.points)
             for h, half in ((0, 0), (1, 1))
-        ]  # fmt: skip
+        ]
     own = torch.where(run.halves[rows] == 1, *along)
     expected = (own[1:] - own[0]).square().sum(0) + (along[0][0] - along[1][0]).square() / 2
     np.testing.assert_allclose(found, ALIKE**2 * expected, rtol=0.05)
@@ -211,9 +220,12 @@ def test_arrows_are_the_motion_and_spheres_its_error(drawn_run, tmp_path):
     number = r" -?\d+(\.\d+)?"
     # As the BILD format of ChimeraX has them: two ends, radii of shaft and head, share of the shaft; centre and radius.
     directives = (
-        rf"\.arrow({number}){{6}} 0\.4 1\.0 0\.7", rf"\.sphere({number}){{4}}", rf"\.color({number}){{3}}",
-        rf"\.transparency{number}", r"\.comment .*",
-    )  # fmt: skip
+        rf"\.arrow({number}){{6}} 0\.4 1\.0 0\.7",
+        rf"\.sphere({number}){{4}}",
+        rf"\.color({number}){{3}}",
+        rf"\.transparency{number}",
+        r"\.comment .*",
+    )
     assert all(any(re.fullmatch(directive, line) for directive in directives) for line in lines)
     sizes = np.linalg.norm(arrows[:, 3:] - arrows[:, :3], axis=1)
     shown = table[table["shift_A"] > 0.05 * table["shift_A"].max()]

@@ -183,9 +183,7 @@ def test_ligands_ions_and_unknown_residues_count(tmp_path):
     lines = alanine("A", 1, 0.0)
     lines += [line.replace("ALA", "XYZ") for line in alanine("A", 2, 3.8)]
     carbons = 6 + np.arange(14)[:, None] * [1.3, 0.0, 0.0] * 0.5 + generator.normal(0, 0.1, (14, 3))
-    lines += [
-        atom_line(i, f"C{i}", "LIG", "A", 50, place, "C", record="HETATM") for i, place in enumerate(carbons, 1)
-    ]
+    lines += [atom_line(i, f"C{i}", "LIG", "A", 50, place, "C", record="HETATM") for i, place in enumerate(carbons, 1)]
     lines.append(atom_line(1, "ZN", "ZN", "A", 60, (1.0, -4.0, 0.0), "ZN", record="HETATM"))
     model = coarse_grain(write_pdb(tmp_path, lines))
     # An unknown residue with N, CA and C is an amino acid, and its beta atom's group a side chain.
@@ -227,10 +225,12 @@ def test_files_without_a_molecule_are_refused(tmp_path):
 
 def test_a_wrong_model_has_another_structure_in_the_same_place(igg, tmp_path):
     """The rest stays atom for atom; the replacement lies where the domain was, but not on it."""
-    fab = np.array([
-        chain == "L" or (chain == "H" and int(name.split()[1].rstrip("ABCDEFGHIJ")) < 214)
-        for chain, name in zip(igg.chains, igg.residues, strict=True)
-    ])  # fmt: skip
+    fab = np.array(
+        [
+            chain == "L" or (chain == "H" and int(name.split()[1].rstrip("ABCDEFGHIJ")) < 214)
+            for chain, name in zip(igg.chains, igg.residues, strict=True)
+        ]
+    )
     for replacement in (None, "H/244-478 K/244-478"):
         model = coarse_grain(wrong_model(IGG, "H/1-213 L", tmp_path / "wrong.cif", replacement))
         new = np.array([chain not in "HKLMAB" for chain in model.chains])
@@ -252,6 +252,8 @@ def test_gaussians_of_an_atomic_model_keep_its_edges(igg):
     start, end = model.positions[graph.edges].unbind(1)
     assert torch.allclose(graph.distances, (start - end).norm(dim=1))
     assert [name for name, p in model.named_parameters() if p.requires_grad] == [
-        "log_widths", "log_amplitudes", "composition",
-    ]  # fmt: skip
+        "log_widths",
+        "log_amplitudes",
+        "composition",
+    ]
     assert not GaussianModel(positions, 3.0, 1.0).fixed

@@ -83,9 +83,7 @@ def aligned(files, model):
     volume, pixel_size = read_map(files.consensus)
     volume = torch.from_numpy(volume)
     coarse = coarse_grain(model)
-    return align(
-        coarse.positions, coarse.amplitudes, volume, find_molecule(volume, pixel_size).mask, pixel_size, 0
-    )
+    return align(coarse.positions, coarse.amplitudes, volume, find_molecule(volume, pixel_size).mask, pixel_size, 0)
 
 
 def test_a_fitted_model_is_told_from_a_misplaced_one(fab, tmp_path):

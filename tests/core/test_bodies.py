@@ -318,10 +318,12 @@ def test_relion_would_put_every_body_where_it_is(bodies_run, masks):
     point = torch.tensor([30.0, 5.0, -4.0], dtype=torch.float64)
     seen = (matrices @ (point - centres[1]))[:, :2] + (consensus @ centres[1])[:, :2] - offsets
     # Against the model's own displacement of the point.
-    own = torch.stack([
-        bodies_run.models[half - 1].consensus_evaluator(point[None].float())(latent[None])[0, 0]
-        for half, latent in zip(bodies_run.halves, bodies_run.own_latents(), strict=True)
-    ])  # fmt: skip
+    own = torch.stack(
+        [
+            bodies_run.models[half - 1].consensus_evaluator(point[None].float())(latent[None])[0, 0]
+            for half, latent in zip(bodies_run.halves, bodies_run.own_latents(), strict=True)
+        ]
+    )
     expected = (consensus @ (point + own.double())[..., None])[:, :2, 0]
     torch.testing.assert_close(seen, expected.detach(), atol=2e-3, rtol=0)
 
@@ -436,8 +438,18 @@ def test_bodies_do_not_go_with_another_decoder_or_a_motion_mask(hinge_set, masks
 def test_masks_follow_one_option_or_several(hinge_set, masks):
     words = ["train", "in.star", "RUN", "--bodies", "a.mrc", "b.mrc", "--map", "m.mrc", "--bodies", "c.mrc"]
     assert spread_lists(words) == [
-        "train", "in.star", "RUN", "--bodies", "a.mrc", "--bodies", "b.mrc", "--map", "m.mrc", "--bodies", "c.mrc",
-    ]  # fmt: skip
+        "train",
+        "in.star",
+        "RUN",
+        "--bodies",
+        "a.mrc",
+        "--bodies",
+        "b.mrc",
+        "--map",
+        "m.mrc",
+        "--bodies",
+        "c.mrc",
+    ]
     words = ["check", str(hinge_set.particles), "--map", str(hinge_set.consensus), "--no-images", "--bodies", *masks]
     result = CliRunner().invoke(make_app(), spread_lists(words))
     assert result.exit_code == 0, result.output

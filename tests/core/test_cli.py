@@ -706,8 +706,12 @@ class BadInput:
         starfile.write({"optics": optics, "particles": rows}, self.star, overwrite=True, na_rep="nan")
 
     def without(self, column):
-        self.edit(lambda optics, rows: (optics.drop(columns=column, errors="ignore"),
-                                        rows.drop(columns=column, errors="ignore")))  # fmt: skip
+        self.edit(
+            lambda optics, rows: (
+                optics.drop(columns=column, errors="ignore"),
+                rows.drop(columns=column, errors="ignore"),
+            )
+        )
 
     def rewrite_map(self, volume, pixel_size):
         write_map(self.map, volume, pixel_size)

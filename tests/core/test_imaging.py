@@ -270,9 +270,14 @@ CASES = {
 def test_ctf_equals_an_independent_formula(case, box):
     values, terms = CASES[case]
     names = {
-        "angle": "defocus_angle", "phase": "phase_shift", "kv": "voltage", "cs": "spherical_aberration",
-        "q0": "amplitude_contrast", "b": "b_factor", "scale": "scale",
-    }  # fmt: skip
+        "angle": "defocus_angle",
+        "phase": "phase_shift",
+        "kv": "voltage",
+        "cs": "spherical_aberration",
+        "q0": "amplitude_contrast",
+        "b": "b_factor",
+        "scale": "scale",
+    }
     given = {names[key]: value for key, value in values.items() if key in names}
     given |= {name: torch.tensor([list_]) for name, list_ in terms.items()}
     if "tilt" in values:

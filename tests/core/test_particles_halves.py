@@ -77,6 +77,4 @@ def test_the_choice_in_one_half_does_not_depend_on_the_other():
     fewer = halves.clone()
     chosen = choose_validation(halves, groups, 0.1, seed=3)
     kept = (fewer == 1) | (groups < 400)
-    assert torch.equal(
-        choose_validation(fewer[kept], groups[kept], 0.1, seed=3)[fewer[kept] == 1], chosen[halves == 1]
-    )
+    assert torch.equal(choose_validation(fewer[kept], groups[kept], 0.1, seed=3)[fewer[kept] == 1], chosen[halves == 1])

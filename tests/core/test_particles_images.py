@@ -92,9 +92,7 @@ def too_few(files):
     return ["particles.star", "row 10", "image 10", "holds 9"]
 
 
-@pytest.mark.parametrize(
-    "damage", [truncated, headless, no_mrc, complex_pixels, not_square, another_box, too_few]
-)
+@pytest.mark.parametrize("damage", [truncated, headless, no_mrc, complex_pixels, not_square, another_box, too_few])
 def test_a_bad_stack_is_refused_before_anything_is_read(particle_files, damage):
     parts = damage(particle_files)
     particles = read_particles(particle_files.star())

@@ -123,8 +123,7 @@ def test_added_numbers_come_back_exactly(particle_files):
     files.stack()
     generator = np.random.default_rng(0)
     columns = {
-        "dynLatent1": generator.normal(size=12).astype(np.float32)
-        * 10.0 ** np.arange(-6, 6, dtype=np.float32),
+        "dynLatent1": generator.normal(size=12).astype(np.float32) * 10.0 ** np.arange(-6, 6, dtype=np.float32),
         "dynMotion1": generator.normal(size=12) * 1e-9,
         "dynHalf": np.arange(12, dtype=np.int8),
         "dynValidation": np.arange(12) % 3 == 0,
@@ -150,9 +149,7 @@ def test_writing_again_overwrites_our_columns_and_no_others(particle_files):
 
 
 def test_a_table_of_numbers_can_be_written(tmp_path):
-    write_star(
-        tmp_path / "fsc.star", pd.DataFrame({"rlnResolution": [0.1, 1 / 3], "rlnIndex": [1, 2]}), None, "fsc"
-    )
+    write_star(tmp_path / "fsc.star", pd.DataFrame({"rlnResolution": [0.1, 1 / 3], "rlnIndex": [1, 2]}), None, "fsc")
     assert "0.3333333333333333\t2" in (tmp_path / "fsc.star").read_text()
 
 

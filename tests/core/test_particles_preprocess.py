@@ -123,9 +123,7 @@ def test_the_mask_is_soft_and_keeps_the_circle():
 
 
 def ctf_parameters(**aberrations):
-    return CtfParameters.create(
-        torch.tensor([9000.0, 14000.0]), torch.tensor([8500.0, 13000.0]), **aberrations
-    )
+    return CtfParameters.create(torch.tensor([9000.0, 14000.0]), torch.tensor([8500.0, 13000.0]), **aberrations)
 
 
 @pytest.mark.parametrize("aberrations", [{}, {"beam_tilt": [2.0, -1.0], "odd_zernike": [0.0, 0.0, 5.0]}])
@@ -134,9 +132,7 @@ def test_premultiplication_is_undone(aberrations):
     ctf = ctf_parameters(**aberrations)
     real = evaluate_ctf(ctf_parameters(), box, PIXEL_SIZE)
     particle = blob(box, 30, 34, 1.5) * 20
-    image = fourier_to_image(evaluate_ctf(ctf, box, PIXEL_SIZE) * image_to_fourier(particle), box) + noise(
-        2, box
-    )
+    image = fourier_to_image(evaluate_ctf(ctf, box, PIXEL_SIZE) * image_to_fourier(particle), box) + noise(2, box)
     multiplied = fourier_to_image(real * image_to_fourier(image), box)
     out = prepare_images(multiplied, no_shift(2), torch.ones(2), PIXEL_SIZE, Preprocessing(box, **PLAIN), ctf)
     error = (image_to_fourier(out - image)).abs() / image_to_fourier(image).abs().mean()
@@ -157,9 +153,13 @@ def test_premultiplied_particles_of_a_star_file_are_undone(particle_files):
     reader = ImageReader(particles)
     undone = read_prepared(reader, [0, 3], Preprocessing(16, **PLAIN))
     with_ctf = prepare_images(
-        reader.read([0, 3]), particles.shifts[[0, 3]], torch.ones(2), 2.0, Preprocessing(16, **PLAIN),
+        reader.read([0, 3]),
+        particles.shifts[[0, 3]],
+        torch.ones(2),
+        2.0,
+        Preprocessing(16, **PLAIN),
         particles.ctf[[0, 3]],
-    )  # fmt: skip
+    )
     assert torch.equal(undone, with_ctf)
     plain = read_prepared(ImageReader(read_particles(files.star())), [0, 3], Preprocessing(16, **PLAIN))
     assert (undone - plain).abs().max() > 0.1

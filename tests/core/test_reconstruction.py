@@ -329,11 +329,14 @@ for found in (volume, images, sums.sums):
 def test_the_process_that_compiles_and_one_that_finds_it_compiled_give_the_same_numbers(tmp_path):
     said = [
         subprocess.run(
-            [sys.executable, "-c", _LOOPS], env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}, check=True,
-            capture_output=True, text=True,
+            [sys.executable, "-c", _LOOPS],
+            env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)},
+            check=True,
+            capture_output=True,
+            text=True,
         ).stdout
         for _ in range(2)
-    ]  # fmt: skip
+    ]
     assert list(tmp_path.rglob("*.nbc"))
     assert said[0] == said[1]
 
@@ -898,8 +901,13 @@ def test_a_reconstruction_is_written_with_the_names_that_others_read(hinge, tmp_
     files = write_reconstruction(tmp_path / "reconstruction", *halves, PIXEL)
     names = {path.name for path in (tmp_path / "reconstruction").iterdir()}
     assert names == {
-        "half1_unfil.mrc", "half2_unfil.mrc", "map.mrc", "map_sharpened.mrc", "fsc.star", "mask.mrc",
-    }  # fmt: skip
+        "half1_unfil.mrc",
+        "half2_unfil.mrc",
+        "map.mrc",
+        "map_sharpened.mrc",
+        "fsc.star",
+        "mask.mrc",
+    }
     stored, pixel = read_map(files.half_maps[1])
     assert pixel == pytest.approx(PIXEL) and np.allclose(stored, halves[1], atol=1e-6)
     # half-maps keep the solvent's noise, in the corners of the box as well

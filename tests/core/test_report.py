@@ -37,30 +37,47 @@ def make_run(folder, n=400, n_points=300, n_motions=4, answer="supported", recon
     error = 0.5 + torch.rand(n, generator=generator)
     summary = {
         "verdict": {
-            "verdict": answer, "gain": 7.654, "gain_error": 0.321, "null": -1.234, "null_error": 0.456,
-            "particles": n // 10, "sentence": "Held-out particles say so: 7.65 +- 0.32 nats.",
+            "verdict": answer,
+            "gain": 7.654,
+            "gain_error": 0.321,
+            "null": -1.234,
+            "null_error": 0.456,
+            "particles": n // 10,
+            "sentence": "Held-out particles say so: 7.65 +- 0.32 nats.",
         },
-        "motion_rms": 3.456, "motion_between_particles_rms": 3.21, "error_rms": 1.789,
-        "error_disagreement_rms": 1.11, "error_posterior_rms": 1.44, "unseen_motion_rms": 0.77,
+        "motion_rms": 3.456,
+        "motion_between_particles_rms": 3.21,
+        "error_rms": 1.789,
+        "error_disagreement_rms": 1.11,
+        "error_posterior_rms": 1.44,
+        "unseen_motion_rms": 0.77,
         "warnings": ["a warning about <the map>"],
         "point_motion": torch.rand(n_points, generator=generator).tolist(),
         "point_error": torch.rand(n_points, generator=generator).tolist(),
-    }  # fmt: skip
+    }
     _write_metrics(folder)
     write_map(folder / "consensus.mrc", _ball(), 3.0)
     config = RunConfig(
-        InputOptions(star="in/particles.star", map=str(folder / "consensus.mrc")), TrainOptions(),
+        InputOptions(star="in/particles.star", map=str(folder / "consensus.mrc")),
+        TrainOptions(),
         {"dynamight_core": "0.1.0", "torch": "2", "commands": {"train": "dynamight train in.star RUN"}, "folder": "/x"},
-    )  # fmt: skip
+    )
     if reconstructed:
         for part in ("reconstruction", "reconstruction/rigid")[: 1 + rigid]:
             write_map(folder / part / "map.mrc", _ball(), 3.0)
             _write_fsc(folder / part / "fsc.star", 7.25 if part == "reconstruction" else 8.5)
     table = pd.DataFrame({"dynMotionRms": rms.numpy(), "dynMotionError": error.numpy()})
     return SimpleNamespace(
-        path=folder, config=config, latents=torch.randn(2, n, 3, generator=generator), halves=halves,
-        validation=torch.arange(n) % 10 == 0, motions=motions, summary=summary, table=table, models=(),
-    )  # fmt: skip
+        path=folder,
+        config=config,
+        latents=torch.randn(2, n, 3, generator=generator),
+        halves=halves,
+        validation=torch.arange(n) % 10 == 0,
+        motions=motions,
+        summary=summary,
+        table=table,
+        models=(),
+    )
 
 
 def _ball(box=32):
@@ -74,12 +91,24 @@ def _write_metrics(folder):
     lines = []
     for epoch, kind in enumerate(["warm-up", "encoder", "encoder", "refinement", "reference", "refinement"], 1):
         for half in (1, 2):
-            lines.append({
-                "epoch": epoch, "half": half, "kind": kind, "data": 2000.0 - 10 * epoch + half, "kl": 0.3 * epoch,
-                "regularity": 0.01, "repulsion": 0.002, "motion": 0.5 * epoch, "lambda": 30.0, "resolution": 14.0,
-                "sparse_weight": 0.0,
-                "seconds": 2.0, "particles_per_second": 456.0, "peak_memory_gb": 0.5,
-            })  # fmt: skip
+            lines.append(
+                {
+                    "epoch": epoch,
+                    "half": half,
+                    "kind": kind,
+                    "data": 2000.0 - 10 * epoch + half,
+                    "kl": 0.3 * epoch,
+                    "regularity": 0.01,
+                    "repulsion": 0.002,
+                    "motion": 0.5 * epoch,
+                    "lambda": 30.0,
+                    "resolution": 14.0,
+                    "sparse_weight": 0.0,
+                    "seconds": 2.0,
+                    "particles_per_second": 456.0,
+                    "peak_memory_gb": 0.5,
+                }
+            )
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -313,10 +342,15 @@ def test_controls_are_shown_with_their_verdicts_curves_and_errors(tmp_path):
     run = make_run(tmp_path / "run")
     shells = [0.0, 0.01, 0.02, 0.03]
     figures = {
-        "gain": 2.5, "gain_error": 0.25, "permuted_map_gain": 1.0, "permuted_map_gain_error": 0.2,
-        "permuted_gain": -1.5, "permuted_gain_error": 0.1, "resolution": shells,
+        "gain": 2.5,
+        "gain_error": 0.25,
+        "permuted_map_gain": 1.0,
+        "permuted_map_gain_error": 0.2,
+        "permuted_gain": -1.5,
+        "permuted_gain_error": 0.1,
+        "resolution": shells,
         "curves": {"own": [1, 0.9, 0.8, 0.7], "rigid": [1, 0.8, 0.6, 0.4], "permuted 1": [1, 0.5, 0.3, 0.2]},
-    }  # fmt: skip
+    }
     table = pd.DataFrame({"particle": [1]})
     write_control(run, Control("shuffled-latents", "from the motion", "It is 2.5 +- 0.25 nats.", figures, table))
     write_control(run, Control("held-out", "no motion", "Nothing moves."))

@@ -201,9 +201,17 @@ def test_star_reads_back(data):
 
 def test_every_option_of_optics_reaches_star_and_truth(tmp_path):
     options = replace(
-        SMALL, particles=40, optics_groups=3, phase_shift=90.0, aberrations=True, float16=True, views="measured",
-        defoci="measured", noise="coloured", angle_distribution="two-peaks",
-    )  # fmt: skip
+        SMALL,
+        particles=40,
+        optics_groups=3,
+        phase_shift=90.0,
+        aberrations=True,
+        float16=True,
+        views="measured",
+        defoci="measured",
+        noise="coloured",
+        angle_distribution="two-peaks",
+    )
     files = simulate(options, tmp_path)
     truth, blocks = load_truth(files.truth), starfile.read(files.particles)
     optics, particles = blocks["optics"].set_index("rlnOpticsGroup"), blocks["particles"]
@@ -274,9 +282,11 @@ def test_displacements_of_points_are_those_of_their_domain(data):
     assert (predicted[:, ~moving] == 0).all()
     assert (predicted - true).norm(dim=-1)[:, moving].max() < 0.2
     angles = measures.hinge_angle(
-        truth.positions(slice(0, 30))[:, moving], truth.molecule.positions[moving],
-        truth.molecule.axis_points[0], truth.molecule.axis_directions[0],
-    )  # fmt: skip
+        truth.positions(slice(0, 30))[:, moving],
+        truth.molecule.positions[moving],
+        truth.molecule.axis_points[0],
+        truth.molecule.axis_directions[0],
+    )
     assert torch.allclose(angles, truth.angles[:30, 0], atol=1e-5)
 
 

@@ -127,9 +127,12 @@ def test_the_map_pushed_along_the_field_is_the_state(folder):
     # The reconstruction is the Gaussian model at rest, at its own place: pushed, it must be the model of the state.
     run = Run(folder)
     models = StateModels(run)
-    rest = [-float(value) for value in torch.linalg.lstsq(
-        run.motions.components.flatten(1).T, run.motions.mean.flatten()[:, None]
-    ).solution[:, 0]]  # fmt: skip
+    rest = [
+        -float(value)
+        for value in torch.linalg.lstsq(
+            run.motions.components.flatten(1).T, run.motions.mean.flatten()[:, None]
+        ).solution[:, 0]
+    ]
     write_map(folder / "reconstruction" / "map.mrc", models.volume(rest), run.pixel_size)
     pushed = PushedMap(run)
     for at in (3.0, -3.0):

@@ -321,9 +321,14 @@ def test_reference_update_moves_the_reference_to_what_particles_have():
 def test_a_run_stopped_at_any_epoch_resumes_to_the_same_numbers(hinge_set, tmp_path, monkeypatch):
     """With all that a checkpoint has to hold, the halves side by side."""
     options = TrainOptions(
-        **QUICK, threads=2, encoder_epochs=2, width_classes=2, regularisation="dynamic", refine_poses=True,
+        **QUICK,
+        threads=2,
+        encoder_epochs=2,
+        width_classes=2,
+        regularisation="dynamic",
+        refine_poses=True,
         validation_trains_encoders=True,
-    )  # fmt: skip
+    )
     few = starfile.read(hinge_set.particles)
     few["particles"] = few["particles"].iloc[:200]
     starfile.write(few, tmp_path / "few.star")
@@ -411,11 +416,14 @@ def test_training_stops_when_the_loss_has_risen_often_enough(tmp_path, monkeypat
     filters = {1: [0.0] * 10, 2: [0.0, 0.0, 0.0, 14.0, 14.0, 14.0, 0.0, 10.0, 10.0, 10.0]}
     saved = []
     monkeypatch.setattr(
-        run_module, "_run_epoch",
+        run_module,
+        "_run_epoch",
         lambda epoch, number, trainer: {
-            "epoch": number, "data": losses[trainer.half][number - 1], "resolution": filters[trainer.half][number - 1]
+            "epoch": number,
+            "data": losses[trainer.half][number - 1],
+            "resolution": filters[trainer.half][number - 1],
         },
-    )  # fmt: skip
+    )
     monkeypatch.setattr(run_module, "update_references", lambda trainers: None)
     monkeypatch.setattr(run_module, "save_checkpoint", lambda folder, trainer, number, state: saved.append(number))
     data = SimpleNamespace(device=torch.device("cpu"), stop=None)
@@ -449,8 +457,6 @@ def test_refined_poses_come_nearer_to_the_truth():
 
     assert angle(refined) < 0.6 * angle(data._matrices)
     assert not HalfTrainer(model, data, rows, TrainOptions(n_latents=2), 1).pose_changes.any()
-
-
 
 
 def test_training_recovers_the_hinge(hinge_set, trained):

@@ -44,9 +44,16 @@ from dynamight_scipion.protocols import DynamightProtDeformations, DynamightProt
 BOX, PIXEL, PARTICLES = 32, 6.0, 300
 # Small and quick; enough to find the hinge of particles with little noise.
 SMALL = {
-    "nGaussians": 200, "nEpochs": 3, "warmUpEpochs": 1, "refits": 0, "nLatents": 2, "nMotions": 3,
-    "batchSize": 64, "embedding": 1, "numberOfThreads": 1,
-}  # fmt: skip
+    "nGaussians": 200,
+    "nEpochs": 3,
+    "warmUpEpochs": 1,
+    "refits": 0,
+    "nLatents": 2,
+    "nMotions": 3,
+    "batchSize": 64,
+    "embedding": 1,
+    "numberOfThreads": 1,
+}
 
 
 @pytest.fixture(scope="session")
@@ -55,9 +62,15 @@ def simulated(tmp_path_factory):
     from dynamight_core.simulate.dataset import SimulateOptions, simulate
 
     options = SimulateOptions(
-        particles=PARTICLES, box=BOX, pixel_size=PIXEL, snr=8.0, optics_groups=2, phase_shift=60.0, aberrations=True,
+        particles=PARTICLES,
+        box=BOX,
+        pixel_size=PIXEL,
+        snr=8.0,
+        optics_groups=2,
+        phase_shift=60.0,
+        aberrations=True,
         seed=3,
-    )  # fmt: skip
+    )
     return simulate(options, tmp_path_factory.mktemp("simulated"))
 
 
@@ -96,9 +109,13 @@ class Workflow:
     def imported(self, simulated, **parameters):
         """Import particles from a STAR file of RELION."""
         return self.run(
-            ProtImportParticles, importFrom=ProtImportParticles.IMPORT_FROM_RELION, starFile=str(simulated.particles),
-            samplingRate=PIXEL, magnification=10000, **parameters,
-        )  # fmt: skip
+            ProtImportParticles,
+            importFrom=ProtImportParticles.IMPORT_FROM_RELION,
+            starFile=str(simulated.particles),
+            samplingRate=PIXEL,
+            magnification=10000,
+            **parameters,
+        )
 
 
 @pytest.fixture(scope="session")
@@ -121,20 +138,30 @@ def _chain(_workflow, simulated):
     with contextlib.chdir(_workflow.project.path):
         particles = _workflow.imported(simulated)
         volume = _workflow.run(
-            ProtImportVolumes, filesPath=str(simulated.consensus), samplingRate=PIXEL, setHalfMaps=True,
-            half1map=str(simulated.half_maps[0]), half2map=str(simulated.half_maps[1]),
-        )  # fmt: skip
+            ProtImportVolumes,
+            filesPath=str(simulated.consensus),
+            samplingRate=PIXEL,
+            setHalfMaps=True,
+            half1map=str(simulated.half_maps[0]),
+            half2map=str(simulated.half_maps[1]),
+        )
         deformations = _workflow.run(
             DynamightProtDeformations,
             {"inputParticles": (particles, "outputParticles"), "inputVolume": (volume, "outputVolume")},
-            opticsStar=str(simulated.particles), **SMALL,
-        )  # fmt: skip
+            opticsStar=str(simulated.particles),
+            **SMALL,
+        )
         reconstruction = _workflow.run(
-            DynamightProtReconstruct, {"inputModel": (deformations, "outputModel")}, numberOfThreads=1,
-        )  # fmt: skip
+            DynamightProtReconstruct,
+            {"inputModel": (deformations, "outputModel")},
+            numberOfThreads=1,
+        )
     return {
-        "particles": particles, "volume": volume, "deformations": deformations, "reconstruction": reconstruction,
-    }  # fmt: skip
+        "particles": particles,
+        "volume": volume,
+        "deformations": deformations,
+        "reconstruction": reconstruction,
+    }
 
 
 @pytest.fixture

@@ -38,9 +38,12 @@ def imported(simulated, tmp_path):
         particle.setFileName(str(simulated.stack))
 
     readSetOfParticles(
-        str(simulated.particles), particles, alignType=ALIGN_PROJ, extraLabels=["rlnOpticsGroup", "rlnMicrographName"],
+        str(simulated.particles),
+        particles,
+        alignType=ALIGN_PROJ,
+        extraLabels=["rlnOpticsGroup", "rlnMicrographName"],
         postprocessImageRow=inPlace,
-    )  # fmt: skip
+    )
     particles.write()
     return particles
 
@@ -65,9 +68,7 @@ def written(particles, folder, **kwargs):
 
 def assert_same_particles(found, expected, rows=slice(None)):
     """Compare two `dynamight_core` Particles: poses, CTF with all aberrations, halves and images."""
-    np.testing.assert_allclose(
-        rotation_matrices(found.angles), rotation_matrices(expected.angles)[rows], atol=2e-6
-    )
+    np.testing.assert_allclose(rotation_matrices(found.angles), rotation_matrices(expected.angles)[rows], atol=2e-6)
     np.testing.assert_allclose(found.shifts, expected.shifts[rows], atol=1e-5)
     for name, value in vars(found.ctf).items():
         np.testing.assert_allclose(value, getattr(expected.ctf, name)[rows], rtol=1e-6, atol=1e-6, err_msg=name)
@@ -95,10 +96,10 @@ def test_poses_are_those_that_relions_writer_gives(imported, tmp_path):
     angles[0], angles[1], angles[2] = (0, 0, 0), (30, 0, 40), (30, 180, 40)
     matrices = matricesOfPoses(*angles.T, *generator.normal(0, 5, (2, len(angles))), PIXEL)
     moved = rebuilt(
-        imported, tmp_path / "moved.sqlite", lambda particle: particle.setTransform(
-            Transform(matrices[particle.getObjId() - 1])
-        ),
-    )  # fmt: skip
+        imported,
+        tmp_path / "moved.sqlite",
+        lambda particle: particle.setTransform(Transform(matrices[particle.getObjId() - 1])),
+    )
     relions = tmp_path / "relions.star"
     writeSetOfParticles(moved, str(relions), alignType=ALIGN_PROJ)
     found, expected = read_particles(written(moved, tmp_path)), read_particles(relions)

@@ -76,9 +76,13 @@ def test_the_plugin_adds_next_to_nothing_to_the_start_of_scipion():
 
 
 OURS = {
-    "DynamightProtDeformations", "DynamightProtReconstruct", "DynamightProtStates", "DynamightProtSelect",
-    "DynamightProtDisplaceModel", "DynamightProtControl",
-}  # fmt: skip
+    "DynamightProtDeformations",
+    "DynamightProtReconstruct",
+    "DynamightProtStates",
+    "DynamightProtSelect",
+    "DynamightProtDisplaceModel",
+    "DynamightProtControl",
+}
 
 
 def branches(menu, path=()):

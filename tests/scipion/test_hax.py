@@ -36,9 +36,7 @@ def test_latents_become_maps_through_the_file_that_hax_loads(chain, tmp_path):
     run = Run.open(chain["deformations"].outputModel.getRunFolder())
     for number, latent in enumerate(latents, 1):
         expected = state_volume(run, latent)
-        np.testing.assert_allclose(
-            read_map(template.format(number))[0], expected, atol=1e-4 * np.abs(expected).max()
-        )
+        np.testing.assert_allclose(read_map(template.format(number))[0], expected, atol=1e-4 * np.abs(expected).max())
     with pytest.raises(RuntimeError, match="4 coordinates"):
         interface.decode_state_from_latent(latent=np.zeros((1, 4)))
     interface.model.stdin.close()

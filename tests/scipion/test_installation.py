@@ -99,11 +99,16 @@ def test_scipion_installs_the_engine_with_a_stub_conda(tmp_path):
         (programs / name).chmod(0o755)
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("SCIPION_", "DYNAMIGHT_"))}
     environ |= {
-        "SCIPION_DOMAIN": "pwem", "SCIPION_HOME": str(home), "SCIPION_USER_DATA": str(home / "data"),
-        "SCIPION_NOTIFY": "False", "SCIPION_PYTHON": sys.executable, "PATH": f"{programs}:{os.environ['PATH']}",
-        "CONDA_ACTIVATION_CMD": f'eval "$({programs}/conda shell.bash hook)"', "PIP_NO_INDEX": "1",
+        "SCIPION_DOMAIN": "pwem",
+        "SCIPION_HOME": str(home),
+        "SCIPION_USER_DATA": str(home / "data"),
+        "SCIPION_NOTIFY": "False",
+        "SCIPION_PYTHON": sys.executable,
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "CONDA_ACTIVATION_CMD": f'eval "$({programs}/conda shell.bash hook)"',
+        "PIP_NO_INDEX": "1",
         "PIP_NO_BUILD_ISOLATION": "0",  # pip's way to say yes
-    }  # fmt: skip
+    }
 
     def scipion(*words):
         run = subprocess.run([sys.executable, *words], env=environ, capture_output=True, text=True, cwd=tmp_path)
@@ -212,8 +217,9 @@ def wheel_contents(project, out):
     options = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check", "--quiet"]
     run = subprocess.run(
         [sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", out, project],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 0, run.stderr
     (wheel,) = Path(out).glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:

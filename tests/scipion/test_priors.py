@@ -12,9 +12,15 @@ from dynamight_scipion.protocols import DynamightProtControl, DynamightProtDefor
 from dynamight_scipion.protocols.protocol_control import WRONG_MODEL
 
 QUICK = {
-    "nEpochs": 1, "warmUpEpochs": 1, "refits": 0, "nLatents": 2, "nMotions": 2, "batchSize": 64, "embedding": 1,
+    "nEpochs": 1,
+    "warmUpEpochs": 1,
+    "refits": 0,
+    "nLatents": 2,
+    "nMotions": 2,
+    "batchSize": 64,
+    "embedding": 1,
     "numberOfThreads": 1,
-}  # fmt: skip
+}
 
 
 def inputs(chain):
@@ -57,9 +63,12 @@ def test_an_atomic_model_goes_to_the_engine_with_its_warning_and_its_control(wor
     assert any("control wrong-model, which would, was not run" in line for line in protocol.summary())
 
     control = workflow.run(
-        DynamightProtControl, {"inputModel": (protocol, "outputModel")}, kind=WRONG_MODEL, selection="B",
+        DynamightProtControl,
+        {"inputModel": (protocol, "outputModel")},
+        kind=WRONG_MODEL,
+        selection="B",
         numberOfThreads=1,
-    )  # fmt: skip
+    )
     found = control.loadControl()
     assert found["options"]["selection"] == "B"
     assert any(found["sentence"] in line for line in control.summary())
@@ -105,5 +114,5 @@ def test_priors_that_cannot_be_used_are_refused_before_the_run(workflow, chain, 
     assert "leave the *regularisation* at fixed" in protocol.validate()[3]
     control = workflow.new(
         DynamightProtControl, {"inputModel": (chain["deformations"], "outputModel")}, kind=WRONG_MODEL
-    )  # fmt: skip
+    )
     assert "without an atomic model" in control.validate()[0]

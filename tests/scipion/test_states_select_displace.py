@@ -177,9 +177,12 @@ def checkClasses(selection, particles):
 def test_particles_are_taken_from_another_set_by_their_ids(workflow, chain, model):
     places = coordinates(chain["deformations"].outputParticles)
     selection = workflow.run(
-        DynamightProtSelect, model | {"inputParticles": (chain["particles"], "outputParticles")},
-        nClusters=2, keepClusters="2", numberOfThreads=1,
-    )  # fmt: skip
+        DynamightProtSelect,
+        model | {"inputParticles": (chain["particles"], "outputParticles")},
+        nClusters=2,
+        keepClusters="2",
+        numberOfThreads=1,
+    )
     assert type(selection.outputParticles) is type(chain["particles"].outputParticles)
     kept = selection.outputParticles.getIdSet()
     others = set(places) - kept
@@ -190,9 +193,7 @@ def test_particles_are_taken_from_another_set_by_their_ids(workflow, chain, mode
     (cluster,) = (cluster.getObjId() for cluster in selection.outputClasses)
     assert cluster == 2
     name = next(iter(kept))
-    assert (
-        selection.outputParticles[name].getLocation() == chain["particles"].outputParticles[name].getLocation()
-    )
+    assert selection.outputParticles[name].getLocation() == chain["particles"].outputParticles[name].getLocation()
 
 
 @pytest.mark.parametrize(

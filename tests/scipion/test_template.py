@@ -19,9 +19,13 @@ def test_the_template_is_offered_asks_for_files_and_becomes_a_wired_workflow(wor
     template.replaceEnvVariables()
     template.parseContent()
     given = {
-        "particles": simulated.particles, "map": simulated.consensus, "half1": simulated.half_maps[0],
-        "half2": simulated.half_maps[1], "pixel": 6.0, "voxel": 6.0,
-    }  # fmt: skip
+        "particles": simulated.particles,
+        "map": simulated.consensus,
+        "half1": simulated.half_maps[0],
+        "half2": simulated.half_maps[1],
+        "pixel": 6.0,
+        "voxel": 6.0,
+    }
     asked = {field.getAlias(): field for field in template.getParams().values()}
     assert set(given) | {"gaussians", "states"} == set(asked)
     for alias, value in given.items():

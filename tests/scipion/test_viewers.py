@@ -121,13 +121,17 @@ def drawnPlaces(plot):
 def test_protocols_and_outputs_open_their_viewer_first(chain, selection, states):
     expected = {
         ADynamightModelViewer: [
-            chain["deformations"], chain["deformations"].outputModel, chain["deformations"].outputParticles, selection,
-            selection.outputParticles, selection.outputClasses,
+            chain["deformations"],
+            chain["deformations"].outputModel,
+            chain["deformations"].outputParticles,
+            selection,
+            selection.outputParticles,
+            selection.outputClasses,
         ],
         DynamightReconstructViewer: [chain["reconstruction"]],
         ADynamightStatesViewer: [states, states.outputStates],
         ADynamightDisplacedModelsViewer: [DynamightProtDisplaceModel()],
-    }  # fmt: skip
+    }
     for viewer, targets in expected.items():
         for target in targets:
             assert viewersOf(target)[0] is viewer, target
@@ -364,14 +368,24 @@ def test_sessions_of_chimerax_open_files_that_are_there_from_anywhere(opened, ch
 MODELS, COLOUR, FILE = r"(#!?\d+(?:[-,]\d+)*)", r"#[0-9a-f]{6}", r'"/[^"]+"'
 PALETTE = rf"palette -?[\d.e+-]+,{COLOUR}(?::-?[\d.e+-]+,{COLOUR})+"
 COMMANDS = [
-    rf"open {FILE}(?: name \w+)?", rf"open {FILE}(?: {FILE})* vseries true",
-    rf"volume {MODELS} style surface step \d+ sdLevel [\d.]+", rf"color {MODELS} {COLOUR}",
-    rf"color sample {MODELS} map {MODELS} {PALETTE}", rf"color byattribute bfactor {MODELS} {PALETTE}",
-    rf"hide {MODELS} models", rf"show {MODELS} atoms", rf"style {MODELS} ball", rf"key {COLOUR}:\S+(?: {COLOUR}:\S+)+",
-    rf"transparency {MODELS} \d+", rf"morph {MODELS} frames \d+ same true method linear",
+    rf"open {FILE}(?: name \w+)?",
+    rf"open {FILE}(?: {FILE})* vseries true",
+    rf"volume {MODELS} style surface step \d+ sdLevel [\d.]+",
+    rf"color {MODELS} {COLOUR}",
+    rf"color sample {MODELS} map {MODELS} {PALETTE}",
+    rf"color byattribute bfactor {MODELS} {PALETTE}",
+    rf"hide {MODELS} models",
+    rf"show {MODELS} atoms",
+    rf"style {MODELS} ball",
+    rf"key {COLOUR}:\S+(?: {COLOUR}:\S+)+",
+    rf"transparency {MODELS} \d+",
+    rf"morph {MODELS} frames \d+ same true method linear",
     rf"vseries play {MODELS} loop true direction oscillate",
-    "set bgColor white", "lighting soft", "graphics silhouettes true", "view",
-]  # fmt: skip
+    "set bgColor white",
+    "lighting soft",
+    "graphics silhouettes true",
+    "view",
+]
 SESSIONS = {
     "maps": chimera.beforeAndAfter("a.mrc", "b.mrc"),
     "maps and local resolution": chimera.beforeAndAfter("a.mrc", "b.mrc", "resolution.mrc", (4.0, 12.5)),

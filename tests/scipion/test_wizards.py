@@ -252,9 +252,10 @@ def test_a_drawn_region_selects_the_particles_in_it(chain, workflow):
     places = Results(chain["deformations"].outputModel).particles.coordinates
     low, high = np.quantile(places[:, :2], 0.2, 0), np.quantile(places[:, :2], 0.9, 0)
     protocol = workflow.new(
-        DynamightProtSelect, {"inputModel": (chain["deformations"], "outputModel")},
+        DynamightProtSelect,
+        {"inputModel": (chain["deformations"], "outputModel")},
         region=regionText([1, 0], [(low[1], high[1]), (low[0], high[0])]),
-    )  # fmt: skip
+    )
     assert protocol.validate() == []
     options = protocol._getSelectOptions()
     ranges = [option for word, option in pairwise(options) if word == "--along"]

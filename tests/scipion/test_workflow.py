@@ -54,8 +54,9 @@ def small(chain, **changed):
     """Parameters of the chain's small run, with some changed."""
     names = "nGaussians nEpochs encoderEpochs warmUpEpochs refits nLatents nMotions batchSize embedding opticsStar"
     return {name: getattr(chain["deformations"], name).get() for name in names.split()} | {
-        "numberOfThreads": 1, **changed
-    }  # fmt: skip
+        "numberOfThreads": 1,
+        **changed,
+    }
 
 
 # ------------------------------------------------------------------ deformations
@@ -208,8 +209,11 @@ def test_masks_are_handed_on_and_an_inverse_field_is_an_option_whose_error_is_to
     inverse = workflow.new(
         DynamightProtReconstruct,
         {"inputModel": (chain["deformations"], "outputModel"), "inputMask": (chain["reconstruction"], "outputMask")},
-        throughInverse=True, inverseEpochs=2, rigid=False, numberOfThreads=1,
-    )  # fmt: skip
+        throughInverse=True,
+        inverseEpochs=2,
+        rigid=False,
+        numberOfThreads=1,
+    )
     inverse.inputRegions.append(Pointer(chain["reconstruction"], extended="outputMask"))
     workflow.launch(inverse)
     assert inverse.isFinished(), workflow.log(inverse)
@@ -242,7 +246,7 @@ def stub_relion(tmp_path, monkeypatch):
         "relion_image_handler": 'cp "$i" "$o"\n',
         "relion_postprocess": f'{second}for end in "" _locres _locres_filtered; do cp "$i" "$o$end.mrc"; done\n'
         'printf "data_general\\n\\n_rlnFinalResolution 12.0\\n_rlnBfactorUsedForSharpening -90.0\\n" > "$o.star"\n',
-    }  # fmt: skip
+    }
     for name, script in scripts.items():
         for suffix in ("", "_mpi"):
             (home / "bin" / (name + suffix)).write_text(f"#!/bin/bash\n{find}{script}")
@@ -345,9 +349,10 @@ def test_an_unchanged_protocol_does_nothing_and_a_changed_parameter_runs_again(w
 
 def test_a_run_continues_from_the_model_of_another(workflow, chain):
     more = workflow.new(
-        DynamightProtDeformations, same_input(chain) | {"previousModel": (chain["deformations"], "outputModel")},
+        DynamightProtDeformations,
+        same_input(chain) | {"previousModel": (chain["deformations"], "outputModel")},
         **small(chain, doContinue=True, nEpochs=1),
-    )  # fmt: skip
+    )
     more.nLatents.set(5)
     assert "The previous model has 2 latent dimensions" in more.validate()[0]
     more.nLatents.set(2)
@@ -376,11 +381,12 @@ def test_a_subset_runs_through_again_within_a_mask_of_allowed_motion_and_keeps_i
     again = workflow.run(
         DynamightProtDeformations,
         {
-            "inputParticles": (subset, name), "inputVolume": (chain["reconstruction"], "outputVolume"),
+            "inputParticles": (subset, name),
+            "inputVolume": (chain["reconstruction"], "outputVolume"),
             "inputMask": (chain["reconstruction"], "outputMask"),
         },
         **small(chain, nEpochs=1),
-    )  # fmt: skip
+    )
     assert Path(again.outputModel.getMask()).exists()
     assert "--mask" in workflow.log(again)
     assert again.outputParticles.getIdSet() == chosen.getIdSet()
@@ -450,8 +456,9 @@ def extracted(workflow, simulated):
     particles.setHasCTF(True)
     matrices = matricesOfPoses(
         *(truth[f"rlnAngle{name}"] for name in ("Rot", "Tilt", "Psi")),
-        *(truth[f"rlnOrigin{axis}Angst"] for axis in "XY"), PIXEL,
-    )  # fmt: skip
+        *(truth[f"rlnOrigin{axis}Angst"] for axis in "XY"),
+        PIXEL,
+    )
     for number, row in truth.iterrows():
         micrograph = Micrograph(str(simulated.consensus))
         micrograph.setObjId(number + 1)
@@ -521,19 +528,23 @@ def test_reconstruction_offers_the_engines_methods_and_defaults(workflow):
     for name in ("regularisation", "rigid", "seed", "shrink", "steps"):
         assert getattr(protocol, name).get() == getattr(engine, name)
     for name, option in (
-        ("batchSize", "batch_size"), ("bFactor", "b_factor"), ("errorWeights", "error_weights"),
-        ("localResolution", "local_resolution"), ("regionRadius", "region_radius"),
+        ("batchSize", "batch_size"),
+        ("bFactor", "b_factor"),
+        ("errorWeights", "error_weights"),
+        ("localResolution", "local_resolution"),
+        ("regionRadius", "region_radius"),
         ("throughInverse", "through_inverse"),
-    ):  # fmt: skip
+    ):
         assert getattr(protocol, name).get() == getattr(engine, option)
     assert protocol.inverseEpochs.get() == InvertOptions().epochs
 
 
 def test_volumes_that_differ_are_warned_of_before_a_run(workflow, chain, monkeypatch):
     run = workflow.new(
-        DynamightProtDeformations, same_input(chain) | {"inputMask": (chain["reconstruction"], "outputMask")},
+        DynamightProtDeformations,
+        same_input(chain) | {"inputMask": (chain["reconstruction"], "outputMask")},
         **small(chain, particleDiameter=500.0),
-    )  # fmt: skip
+    )
     assert run.validate() == ["The particle diameter (500 Å) is larger than the box (192 Å)."]
     run.particleDiameter.set(150.0)
     assert (run.validate(), run.warnings()) == ([], [])

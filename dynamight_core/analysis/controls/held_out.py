@@ -62,9 +62,12 @@ def held_out(images: ControlImages, options: ControlOptions, tell) -> tuple[Cont
         # Its own validation particles are in the map that it is compared with.
         trained = images.chosen(half, len(images), options.seed, validation=False)
         summed = reconstruct(
-            images.data(half), trained, deformations.modes, deformations.region,
+            images.data(half),
+            trained,
+            deformations.modes,
+            deformations.region,
             progress=lambda d, n, half=half: tell(f"map of half {half}", d, n),
-        )  # fmt: skip
+        )
         references.append(dict(zip(("deformed", "rigid"), maps_of(summed), strict=True)))
     mask = moving_mask(images.run, images.box, images.pixel_size).to(images.device)
     between = fourier_shell_correlation(*(reference["rigid"] for reference in references), mask)
@@ -75,11 +78,20 @@ def held_out(images: ControlImages, options: ControlOptions, tell) -> tuple[Cont
     for half, deformations in enumerate(halves, 1):
         reference = references[2 - half]
         parts = [
-            (images.data(half, ~used), deformations.with_coordinates(
-                split_coordinates(images, deformations, places, used,
-                                  lambda d, n, half=half: tell(f"latents under half {half}", d, n))))
+            (
+                images.data(half, ~used),
+                deformations.with_coordinates(
+                    split_coordinates(
+                        images,
+                        deformations,
+                        places,
+                        used,
+                        lambda d, n, half=half: tell(f"latents under half {half}", d, n),
+                    )
+                ),
+            )
             for used in (share, ~share)
-        ]  # fmt: skip
+        ]
         summed = _added([reconstruct(data, places, modes, deformations.region) for data, modes in parts])
         wanted = _wanted(summed, wiener(reference["rigid"], between) * mask.square())
         region = deformations.region
@@ -105,9 +117,13 @@ def _added(parts: list[HalfReconstruction]) -> HalfReconstruction:
     """Return the sums of the same particles over disjoint Fourier pixels."""
     first, second = parts
     return HalfReconstruction(
-        first.data, first.indices, first.modes, first.region, first.sums + second.sums,
+        first.data,
+        first.indices,
+        first.modes,
+        first.region,
+        first.sums + second.sums,
         first.denominator + second.denominator,
-    )  # fmt: skip
+    )
 
 
 def _wanted(summed: HalfReconstruction, density: torch.Tensor) -> torch.Tensor:
@@ -146,9 +162,16 @@ def _judged(gains, nulls, curves, places, images) -> Control:
         )
     curves = {name: curve.cpu() for name, curve in curves.items()}
     figures = {
-        "gain": gain, "gain_error": error, "permuted_gain": null, "permuted_gain_error": null_error,
-        "own_above_permuted": above, "own_above_permuted_error": above_error, "particles": len(gains),
-        "fsc_deformed": float(curves["deformed"][1:].mean()), "fsc_rigid": float(curves["rigid"][1:].mean()),
-        "resolution": frequencies(images), "curves": {name: curve.tolist() for name, curve in curves.items()},
-    }  # fmt: skip
+        "gain": gain,
+        "gain_error": error,
+        "permuted_gain": null,
+        "permuted_gain_error": null_error,
+        "own_above_permuted": above,
+        "own_above_permuted_error": above_error,
+        "particles": len(gains),
+        "fsc_deformed": float(curves["deformed"][1:].mean()),
+        "fsc_rigid": float(curves["rigid"][1:].mean()),
+        "resolution": frequencies(images),
+        "curves": {name: curve.tolist() for name, curve in curves.items()},
+    }
     return Control("held-out", verdict, text, plain(figures), table)

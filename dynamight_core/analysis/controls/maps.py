@@ -88,9 +88,14 @@ class ControlImages:
             return whole if share is None else whole * share[indices].to(whole.device)
 
         return ParticleData(
-            images or self.training.images, transfer, self.matrices, self.box, self.pixel_size, self.box**2 / power,
+            images or self.training.images,
+            transfer,
+            self.matrices,
+            self.box,
+            self.pixel_size,
+            self.box**2 / power,
             self.device,
-        )  # fmt: skip
+        )
 
     def chosen(self, half: int, most: int, seed: int, validation: bool | None = None) -> torch.Tensor:
         """Return at most so many particles of a half, drawn at random; those (not) kept for validation alone."""

@@ -132,10 +132,15 @@ def noise_particles(images: ControlImages, options: ControlOptions, tell) -> Con
         latents = run.latents[half - 1][images.rows]
         signal = SignalBesideNoise(noise, model, latents, images.training, images.matrices)
         found = {
-            name: _latents(model, given, images, places, lambda d, n, name=name, half=half: tell(
-                f"latents of noise, {_WORDS[name]}, half {half}", d, n))
+            name: _latents(
+                model,
+                given,
+                images,
+                places,
+                lambda d, n, name=name, half=half: tell(f"latents of noise, {_WORDS[name]}, half {half}", d, n),
+            )
             for name, given in (("beside", signal), ("alone", noise))
-        }  # fmt: skip
+        }
         invented.append(_motion(model, found["alone"]))
         real.append(_motion(model, latents[places].to(found["alone"])))
         data = images.data(half, images=lambda rows, noise=noise: noise.images(rows).to(images.device))
@@ -144,9 +149,13 @@ def noise_particles(images: ControlImages, options: ControlOptions, tell) -> Con
             coordinates = deformations.modes.coordinates.clone()
             coordinates[places.to(coordinates.device)] = deformations.coordinates(model, each)
             summed = reconstruct(
-                data, places, deformations.with_coordinates(coordinates), deformations.region, denominator,
+                data,
+                places,
+                deformations.with_coordinates(coordinates),
+                deformations.region,
+                denominator,
                 lambda d, n, name=name, half=half: tell(f"map of noise, {_WORDS[name]}, half {half}", d, n),
-            )  # fmt: skip
+            )
             denominator = summed.denominator
             deformed, rigid = maps_of(summed)
             pairs[name].append(deformed)
@@ -164,7 +173,7 @@ def _latents(model: HalfModel, given, images: ControlImages, places: torch.Tenso
     """Return the (b, d) latents of the images that `given` has of the particles at `places`."""
     training = TrainingImages(
         given, images.particles.ctf, images.matrices, images.box, images.pixel_size, images.device
-    )  # fmt: skip
+    )
     starts = model.latent_starts(len(places))
     return infer_latents(model, training, places, starts, _STEPS, integrate=True, progress=progress).latents
 
@@ -187,8 +196,7 @@ def _scatter_of_nothing(pair: list[torch.Tensor], mask: torch.Tensor, seed: int)
     """Return the (box//2+1,) standard deviation of the FSC in a mask of maps with this pair's amplitudes."""
     generator = torch.Generator().manual_seed(seed)
     curves = [
-        fourier_shell_correlation(*(_random_phases(volume, generator) for volume in pair), mask)
-        for _ in range(_RANDOM)
+        fourier_shell_correlation(*(_random_phases(volume, generator) for volume in pair), mask) for _ in range(_RANDOM)
     ]
     return torch.stack(curves).square().mean(0).sqrt().cpu()
 
@@ -209,9 +217,7 @@ def share_of_model(pair, shown, mask, seed: int) -> tuple[float, float]:
 
 
 def _judged(curves, scatters, shares, invented, real, images) -> Control:
-    outside = {
-        name: int((curve.abs() > _SIGMAS * scatters[name])[1:].sum()) for name, curve in curves.items()
-    }
+    outside = {name: int((curve.abs() > _SIGMAS * scatters[name])[1:].sum()) for name, curve in curves.items()}
     motion, own = float(np.sqrt(np.mean(np.square(invented)))), float(np.sqrt(np.mean(np.square(real))))
     (share, error), (alone, alone_error) = shares["beside"], shares["alone"]
     n_shells = len(curves["beside"]) - 1
@@ -240,14 +246,21 @@ def _judged(curves, scatters, shares, invented, real, images) -> Control:
         f"{own:.2f} A: the motion of one image shows nothing by itself, only what many have in common does."
     )
     figures = {
-        "share_of_model": share, "share_of_model_error": error,
-        "share_of_model_alone": alone, "share_of_model_alone_error": alone_error,
-        "shells_outside": outside["beside"], "shells_outside_alone": outside["alone"],
-        "shells_outside_rigid": outside["rigid"], "shells": n_shells,
-        "invented_motion_rms": motion, "real_motion_rms": own, "particles": len(images),
-        "resolution": frequencies(images), "curves": {name: values.tolist() for name, values in curves.items()},
+        "share_of_model": share,
+        "share_of_model_error": error,
+        "share_of_model_alone": alone,
+        "share_of_model_alone_error": alone_error,
+        "shells_outside": outside["beside"],
+        "shells_outside_alone": outside["alone"],
+        "shells_outside_rigid": outside["rigid"],
+        "shells": n_shells,
+        "invented_motion_rms": motion,
+        "real_motion_rms": own,
+        "particles": len(images),
+        "resolution": frequencies(images),
+        "curves": {name: values.tolist() for name, values in curves.items()},
         "three_deviations": (_SIGMAS * scatters["beside"]).tolist(),
-    }  # fmt: skip
+    }
     table = pd.DataFrame({"shell": range(n_shells + 1), "frequency_per_A": frequencies(images)})
     for name, curve in curves.items():
         table[f"fsc_{name}"], table[f"deviation_{name}"] = curve, scatters[name]

@@ -64,9 +64,14 @@ def shuffled_latents(images: ControlImages, options: ControlOptions, tell) -> Co
     for half, deformations in enumerate(halves, 1):
         own = deformations.modes
         summed.append(
-            reconstruct(images.data(half), places[half - 1], own, deformations.region,
-                        progress=lambda d, n, half=half: tell(f"map of half {half}", d, n))
-        )  # fmt: skip
+            reconstruct(
+                images.data(half),
+                places[half - 1],
+                own,
+                deformations.region,
+                progress=lambda d, n, half=half: tell(f"map of half {half}", d, n),
+            )
+        )
         for name, volume in zip(("own", "rigid"), maps_of(summed[-1]), strict=True):
             volumes[name].append(volume)
     whole = soft_mask(sum(volumes["rigid"]) / 2, images.pixel_size)
@@ -88,10 +93,13 @@ def shuffled_latents(images: ControlImages, options: ControlOptions, tell) -> Co
         for name in names:
             mixed = permuted(deformations.modes.coordinates, places[half - 1], generator)
             others = reconstruct(
-                images.data(half), places[half - 1], deformations.with_coordinates(mixed), region,
+                images.data(half),
+                places[half - 1],
+                deformations.with_coordinates(mixed),
+                region,
                 summed[half - 1].denominator,
                 lambda d, n, half=half, name=name: tell(f"map of half {half}, {name}", d, n),
-            )  # fmt: skip
+            )
             volumes[name].append(maps_of(others)[0])
             volume = wiener(volumes[name][-1], fsc)
             gains[f"map {name}"].append(rigid - misfits(data, judges, volume, region, moved))
@@ -158,11 +166,19 @@ def judge_shuffled(gains: dict, curves: dict, judged: torch.Tensor, images: Cont
         f"permuted and {means['rigid']:.3f} without deformations (mean FSC over resolved shells)."
     )
     figures = {
-        "gain": gain, "gain_error": error, "permuted_map_gain": gain - above, "permuted_map_gain_error": above_error,
-        "permuted_gain": null, "permuted_gain_error": null_error, "particles": len(own),
-        "fsc_own": means["own"], "fsc_permuted": float(np.mean(mixed)), "fsc_rigid": means["rigid"],
-        "resolution": frequencies(images), "curves": {name: curve.tolist() for name, curve in curves.items()},
-    }  # fmt: skip
+        "gain": gain,
+        "gain_error": error,
+        "permuted_map_gain": gain - above,
+        "permuted_map_gain_error": above_error,
+        "permuted_gain": null,
+        "permuted_gain_error": null_error,
+        "particles": len(own),
+        "fsc_own": means["own"],
+        "fsc_permuted": float(np.mean(mixed)),
+        "fsc_rigid": means["rigid"],
+        "resolution": frequencies(images),
+        "curves": {name: curve.tolist() for name, curve in curves.items()},
+    }
     rows = images.rows[judged].numpy() + 1
     table = pd.DataFrame({"particle": rows} | {f"gain_{name.replace(' ', '_')}": v for name, v in gains.items()})
     return Control("shuffled-latents", verdict, text, plain(figures), table)

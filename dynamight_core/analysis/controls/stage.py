@@ -30,9 +30,7 @@ Say = Callable[[str], None]
 Progress = Callable[[str, int, int], None]
 
 
-def control_run(
-    run: "Run", options: ControlOptions, say: Say = print, progress: Progress | None = None
-) -> Control:
+def control_run(run: "Run", options: ControlOptions, say: Say = print, progress: Progress | None = None) -> Control:
     """Make a control experiment of a run and write it to RUN/analysis/controls.
 
     Parameters

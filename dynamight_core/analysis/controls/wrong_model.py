@@ -111,9 +111,14 @@ def wrong_model_control(
     say(f"The part of the atomic model that is replaced: {selection} (--selection).")
     wrong = wrong_model(right, selection, folder / "wrong.cif", options.replacement)
     inputs = replace(
-        run.config.inputs, star=_star(run, rows, folder), project=_project(run), atomic_model=str(wrong), fit=False,
-        origin="centre", start_from=None,
-    )  # fmt: skip
+        run.config.inputs,
+        star=_star(run, rows, folder),
+        project=_project(run),
+        atomic_model=str(wrong),
+        fit=False,
+        origin="centre",
+        start_from=None,
+    )
     training = replace(run.config.train)
     trained = train(inputs, training, folder / "run", overwrite=True, say=lambda _: None, progress=progress)
     other = summarise(trained, say=lambda _: None)
@@ -129,9 +134,12 @@ def wrong_model_control(
         return Control("wrong-model", "no motion", text), {}
     for half, deformations in enumerate(halves, 1):
         summed = reconstruct(
-            images.data(half), images.chosen(half, len(images), options.seed), deformations.modes, deformations.region,
+            images.data(half),
+            images.chosen(half, len(images), options.seed),
+            deformations.modes,
+            deformations.region,
             progress=lambda d, n, half=half: progress(f"map of half {half}", d, n),
-        )  # fmt: skip
+        )
         for name, volume in zip(volumes, maps_of(summed), strict=True):
             volumes[name].append(volume)
     means = {name: (pair[0] + pair[1]) / 2 for name, pair in volumes.items()}
@@ -199,8 +207,9 @@ def moving_domain(run: Run, path: Path) -> str:
                 stretches.append([first, after])
         parts += [
             f"{chain.name}/{_number(residues[first])}-{_number(residues[after - 1])}"
-            for first, after in stretches if after - first >= _STRETCH
-        ]  # fmt: skip
+            for first, after in stretches
+            if after - first >= _STRETCH
+        ]
     if not parts:
         raise InputError(f"the moving domain of {run.path} holds no stretch of residues; name one with --selection")
     return " ".join(parts)
@@ -324,11 +333,16 @@ def _judged(means, structures, selection, images) -> Control:
     else:
         verdict, text = "undecided", f"The map does not tell the structures apart: {numbers}."
     figures = {
-        "share_of_wrong": shares[0], "share_of_wrong_error": error, "share_of_wrong_rigid": shares[1],
-        "drawn": drawn, "drawn_error": drawn_error, **{f"fsc_{name}": value for name, value in fsc.items()},
-        "particles": len(images), "resolution": frequencies(images),
+        "share_of_wrong": shares[0],
+        "share_of_wrong_error": error,
+        "share_of_wrong_rigid": shares[1],
+        "drawn": drawn,
+        "drawn_error": drawn_error,
+        **{f"fsc_{name}": value for name, value in fsc.items()},
+        "particles": len(images),
+        "resolution": frequencies(images),
         "curves": {name: curve.tolist() for name, curve in curves.items()},
-    }  # fmt: skip
+    }
     table = pd.DataFrame({"frequency_per_A": frequencies(images)} | {f"fsc_{n}": c for n, c in curves.items()})
     return Control("wrong-model", verdict, text, plain(figures), table)
 
