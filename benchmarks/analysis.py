@@ -21,8 +21,8 @@ from sklearn.metrics import rand_score
 
 from dynamight_core.analysis.distribution import without_errors
 from dynamight_core.analysis.domains import find_domains
-from dynamight_core.analysis.errors import coordinate_variances, motion_errors
-from dynamight_core.analysis.results import Run
+from dynamight_core.judging.errors import coordinate_variances, motion_errors
+from dynamight_core.run import Run
 from dynamight_core.simulate.truth import Truth, load_truth
 
 

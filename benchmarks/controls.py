@@ -42,15 +42,16 @@ from dynamight_core.analysis.controls.noise import share_of_model
 from dynamight_core.analysis.controls.result import controls_folder
 from dynamight_core.analysis.controls.stage import control_run
 from dynamight_core.analysis.controls.wrong_model import densities, moving_domain, shares_of_wrong
-from dynamight_core.analysis.results import Run, summarise
 from dynamight_core.config import InputOptions, TrainOptions
 from dynamight_core.imaging.fourier import fourier_to_image
+from dynamight_core.judging.summary import summarise
 from dynamight_core.options import ControlOptions, SimulateOptions
 from dynamight_core.particles.preprocess import Preprocessing, prepare_images
+from dynamight_core.run import Run
 from dynamight_core.simulate.dataset import simulate
 from dynamight_core.simulate.truth import load_truth
 from dynamight_core.training.inference import infer_latents
-from dynamight_core.training.run import train
+from dynamight_core.training.stage import train
 
 KINDS = ("shuffled-latents", "held-out", "noise-particles")
 POSITIVE = {

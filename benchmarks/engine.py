@@ -27,19 +27,20 @@ import torch
 from measures import HingeField, correlation, hinge_angle, knn_r2, mean_fsc
 
 from dynamight_core.analysis.domains import find_domains, kabsch, rotation_vectors, write_domains
-from dynamight_core.analysis.results import Run, summarise
 from dynamight_core.config import InputOptions, TrainOptions
 from dynamight_core.files import write_map
 from dynamight_core.imaging.backprojection import ParticleData, accumulate, fourier_denominator, solve
 from dynamight_core.imaging.ctf import evaluate_ctf
+from dynamight_core.judging.summary import summarise
 from dynamight_core.model.half import ConsensusField
 from dynamight_core.options import SimulateOptions
 from dynamight_core.particles.images import ImageReader
 from dynamight_core.particles.preprocess import Preprocessing, read_prepared
 from dynamight_core.reconstruction.half_map import LEAST_SHARE
+from dynamight_core.run import Run
 from dynamight_core.simulate.dataset import simulate
 from dynamight_core.simulate.truth import load_truth
-from dynamight_core.training.run import train
+from dynamight_core.training.stage import train
 
 CASES = {
     "hinge": {},

@@ -27,19 +27,20 @@ import torch
 from engine import compare
 from measures import fsc, mean_fsc
 
-from dynamight_core.analysis.results import Run, summarise
 from dynamight_core.config import InputOptions, TrainOptions
 from dynamight_core.files import read_map
 from dynamight_core.imaging.fourier import shells, volume_to_fourier
+from dynamight_core.judging.summary import summarise
 from dynamight_core.model.atomic import coarse_grain, wrong_model
 from dynamight_core.options import ReconstructOptions, SimulateOptions
 from dynamight_core.reconstruction.deformation import model_map, model_points
 from dynamight_core.reconstruction.stage import reconstruct_run
+from dynamight_core.run import Run
 from dynamight_core.simulate.dataset import simulate
 from dynamight_core.simulate.molecules import DATA
 from dynamight_core.simulate.truth import load_truth
 from dynamight_core.structures import selected_atoms
-from dynamight_core.training.run import train
+from dynamight_core.training.stage import train
 
 # What is simulated, the part of the file that it is of, what moves, and what takes its place in the wrong model.
 CASES = {

@@ -32,11 +32,11 @@ import numpy as np
 import torch
 from measures import HingeField, mean_fsc, oracle_angles
 
-from dynamight_core.analysis.results import Run, summarise
 from dynamight_core.config import InputOptions, TrainOptions
 from dynamight_core.files import read_map
 from dynamight_core.imaging.backprojection import ParticleData, solve
 from dynamight_core.imaging.fourier import fourier_to_image, image_to_fourier, shells
+from dynamight_core.judging.summary import summarise
 from dynamight_core.model.half import ConsensusField
 from dynamight_core.options import InvertOptions, ReconstructOptions, SimulateOptions
 from dynamight_core.particles.images import ImageReader
@@ -47,9 +47,10 @@ from dynamight_core.reconstruction.images import FullImages
 from dynamight_core.reconstruction.inverse import ForwardFromInverse, load_inverse
 from dynamight_core.reconstruction.modes import find_modes
 from dynamight_core.reconstruction.stage import HELD_OUT, invert_run
+from dynamight_core.run import Run
 from dynamight_core.simulate.dataset import simulate
 from dynamight_core.simulate.truth import load_truth
-from dynamight_core.training.run import train
+from dynamight_core.training.stage import train
 
 FOLDER = Path(tempfile.gettempdir()) / "dynamight-benchmarks"
 CASES = {

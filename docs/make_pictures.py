@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from dynamight_core.analysis.results import Run
 from dynamight_core.files import atomic_path, read_map
+from dynamight_core.run import Run
 
 OUT = Path(__file__).parent / "pictures" / "overview.png"
 INK, SOFT = "#22282e", "#5d6873"

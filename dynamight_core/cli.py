@@ -198,8 +198,8 @@ def simulate(
     overwrite: Overwrite = False,
 ) -> None:
     """Simulate particle images with known motion: particles.star, stack, consensus and half-maps, truth.npz."""
+    from dynamight_core.devices import set_threads
     from dynamight_core.simulate.dataset import simulate as run_simulation
-    from dynamight_core.training.devices import set_threads
 
     set_threads(options.threads)
     if (out / "particles.star").exists() and not overwrite:
@@ -237,8 +237,8 @@ def train(
     """Learn latents and deformations of both half-sets; write RUN/particles.star and say what was found."""
     if not inputs.map:
         raise InputError("--map is missing; give the consensus map of the particles")
-    from dynamight_core.analysis.results import summarise
-    from dynamight_core.training.run import train as run_training
+    from dynamight_core.judging.summary import summarise
+    from dynamight_core.training.stage import train as run_training
 
     with Reporter() as report:
         trained = run_training(inputs, options, run, resume, overwrite, report.say, report.progress)
@@ -288,8 +288,8 @@ def analyse(
     from dynamight_core.analysis.domains import find_domains, write_domains
     from dynamight_core.analysis.exports import write_arrows, write_exports
     from dynamight_core.analysis.report import write_report
-    from dynamight_core.reconstruction.stage import record_stage
-    from dynamight_core.training.devices import set_threads
+    from dynamight_core.devices import set_threads
+    from dynamight_core.run import record_stage
 
     set_threads(threads)
     with Reporter() as report:
@@ -316,7 +316,7 @@ def states(
 ) -> None:
     """Write maps and a movie along a motion (default: the first) or a path, at clusters, coordinates or latents."""
     from dynamight_core.analysis.states import choose_states, serve_states, write_states
-    from dynamight_core.reconstruction.stage import record_stage
+    from dynamight_core.run import record_stage
 
     if options.listen:
         serve_states(_open(run, options), sys.stdin, functools.partial(print, flush=True), options.half)
@@ -350,8 +350,8 @@ def displace(
 ) -> None:
     """Write the positions of points or atoms under each particle's deformation, or at states."""
     from dynamight_core.analysis.displace import displace as run_displace
-    from dynamight_core.reconstruction.stage import record_stage
-    from dynamight_core.training.devices import choose_device
+    from dynamight_core.devices import choose_device
+    from dynamight_core.run import record_stage
 
     with Reporter() as report:
         opened = _open(run, options)
@@ -370,7 +370,7 @@ def select(
 ) -> None:
     """Write a STAR file of particles by motion, error, conformation, region, cluster or half."""
     from dynamight_core.analysis.select import write_selection
-    from dynamight_core.reconstruction.stage import record_stage
+    from dynamight_core.run import record_stage
 
     with Reporter() as report:
         opened = _open(run)
@@ -429,7 +429,7 @@ def explore(
     from dynamight_core.analysis.explore import Explorer
     from dynamight_core.analysis.napari_view import view_in_napari
     from dynamight_core.analysis.serve import serve
-    from dynamight_core.training.devices import set_threads
+    from dynamight_core.devices import set_threads
 
     set_threads(threads)
     # No progress bars, which would break the address on a terminal.
@@ -458,11 +458,11 @@ def demo(
 
 def _open(run: Path, options=None):
     """Return the finished run of a folder; `options` may choose threads."""
-    from dynamight_core.analysis.results import Run as FinishedRun
-    from dynamight_core.training.devices import set_threads
+    from dynamight_core.devices import set_threads
+    from dynamight_core.run import Run as FinishedRun
 
     set_threads(getattr(options, "threads", None))
-    return FinishedRun.open(run)
+    return FinishedRun(run)
 
 
 # ------------------------------------------------------------------------------------ dataclasses as options

@@ -10,17 +10,18 @@ import torch
 
 from dynamight_core.analysis.displace import Displacer
 from dynamight_core.analysis.report import write_report
-from dynamight_core.analysis.results import Run, summarise
 from dynamight_core.analysis.states import states_along_motion, write_states
 from dynamight_core.config import InputOptions, TrainOptions
 from dynamight_core.errors import InputError
 from dynamight_core.files import read_map
+from dynamight_core.judging.summary import summarise
 from dynamight_core.options import DemoOptions, ReconstructOptions
 from dynamight_core.reconstruction.fsc import fourier_shell_correlation, resolution_at
 from dynamight_core.reconstruction.stage import Reconstruction, reconstruct_run
+from dynamight_core.run import Run
 from dynamight_core.simulate.dataset import SimulateOptions, simulate
 from dynamight_core.simulate.truth import Truth, load_truth
-from dynamight_core.training.run import train
+from dynamight_core.training.stage import train
 
 # The half-way FSC with the truth, which FSC 0.143 between half-maps stands for.
 _TRUTH_THRESHOLD = 0.5

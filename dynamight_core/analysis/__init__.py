@@ -1,1 +1,1 @@
-"""What a person looks at: principal motions, errors, verdict, states, selections, report."""
+"""What a person looks at: states, domains, selections, controls, report, explorer."""

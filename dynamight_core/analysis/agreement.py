@@ -2,23 +2,20 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
 
 from dynamight_core.files import atomic_path
-
-if TYPE_CHECKING:
-    from dynamight_core.analysis.results import Run
+from dynamight_core.run import Run
 
 # Validation particles that are looked at; of more, so many evenly.
 _MOST = 4000
 
 
 @torch.no_grad()
-def halves_agreement(run: "Run") -> pd.DataFrame:
+def halves_agreement(run: Run) -> pd.DataFrame:
     """Return, for each principal motion, how the halves agree on validation particles.
 
     Each of them has a latent under either decoder; both displacements are projected on the motion.
@@ -58,7 +55,7 @@ def halves_agreement(run: "Run") -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def write_agreement(run: "Run", say: Callable[[str], None] = print) -> Path:
+def write_agreement(run: Run, say: Callable[[str], None] = print) -> Path:
     """Write `halves_agreement` to RUN/analysis/agreement.csv and say what it is for the first motion."""
     table = halves_agreement(run)
     path = run.path / "analysis" / "agreement.csv"

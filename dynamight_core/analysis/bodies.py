@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -14,9 +13,7 @@ from dynamight_core.files import atomic_path, read_map
 from dynamight_core.imaging.poses import euler_angles, rotation_matrices
 from dynamight_core.model.half import HalfModel
 from dynamight_core.particles.metadata import write_star
-
-if TYPE_CHECKING:
-    from dynamight_core.analysis.results import Run
+from dynamight_core.run import Run
 
 _BATCH = 1024
 
@@ -58,7 +55,7 @@ class BodyMotions:
 
 
 @torch.no_grad()
-def body_motions(run: "Run") -> BodyMotions:
+def body_motions(run: Run) -> BodyMotions:
     """Return the motions of a run's bodies in all its particles, each under its own half."""
     n, decoder = len(run.halves), run.models[0].decoder
     moving, centres = decoder.moving, decoder.centres[decoder.moving].double()
@@ -137,7 +134,7 @@ def _signed_angles(motions: BodyMotions) -> np.ndarray:
     return np.degrees(np.linalg.norm(vectors, axis=2) * np.where(along < 0, -1.0, 1.0))
 
 
-def summary_table(run: "Run", motions: BodyMotions) -> pd.DataFrame:
+def summary_table(run: Run, motions: BodyMotions) -> pd.DataFrame:
     """Return a row for each body: its mask, size, and how it turns and shifts; the largest does neither."""
     decoder = run.models[0].decoder
     angles, axes, shifts = _signed_angles(motions), _main_axes(motions), motions.shift_of(motions.centres)
@@ -161,7 +158,7 @@ def summary_table(run: "Run", motions: BodyMotions) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def write_bodies(run: "Run", say: Callable[[str], None] = print) -> list[Path]:
+def write_bodies(run: Run, say: Callable[[str], None] = print) -> list[Path]:
     """Write the motions of a run's bodies to RUN/analysis; nothing for a run without bodies.
 
     ``bodies.csv`` is `particle_table`, in the order of particles.star, ``bodies_summary.csv`` is `summary_table`;
@@ -195,7 +192,7 @@ def write_bodies(run: "Run", say: Callable[[str], None] = print) -> list[Path]:
     return written
 
 
-def _write_relion(run: "Run", motions: BodyMotions, summary: pd.DataFrame) -> list[Path]:
+def _write_relion(run: Run, motions: BodyMotions, summary: pd.DataFrame) -> list[Path]:
     """Write RELION's body and data STAR files.
 
     RELION turns body b about the centre of mass of its mask, rounded to voxels, by A = A_consensus O' E(0, 90, 0)'

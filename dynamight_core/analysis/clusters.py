@@ -2,16 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
-
-if TYPE_CHECKING:
-    from dynamight_core.analysis.results import Run
+from dynamight_core.run import Run
 
 # The most groups that a criterion chooses from, and the particles that it looks at.
 _MOST_CLUSTERS, _SAMPLE = 8, 20_000
@@ -113,7 +110,7 @@ def density_ridge(coordinates: np.ndarray, n: int = 16) -> np.ndarray:
     return np.array(ridge)
 
 
-def write_clusters(run: "Run", say: Callable[[str], None] = print) -> list[Path]:
+def write_clusters(run: Run, say: Callable[[str], None] = print) -> list[Path]:
     """Write how particles group, to RUN/analysis.
 
     ``clusters.csv`` has the cluster of every particle, in the order of particles.star, from 1: `mixture`, of normal

@@ -6,21 +6,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import gemmi
 import numpy as np
 import torch
 
-from dynamight_core.analysis.motions import motion_fields
 from dynamight_core.analysis.states import check_row, parse_numbers, read_states
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
+from dynamight_core.model.motions import motion_fields
 from dynamight_core.options import DisplaceOptions
+from dynamight_core.run import Run
 from dynamight_core.structures import ATOMIC, ORIGIN_NAMES, read_structure, zero_of_coordinates
-
-if TYPE_CHECKING:
-    from dynamight_core.analysis.results import Run
 
 # Points that a decoder is evaluated at together, and displacements (particles times points) held at a time.
 _POINTS = 2**15
@@ -52,7 +49,7 @@ class PointSet:
         return len(self.positions)
 
 
-def read_points(path: str | Path, run: "Run", origin: str = "auto") -> PointSet:
+def read_points(path: str | Path, run: Run, origin: str = "auto") -> PointSet:
     """Read points from a ``.npy`` array (m, 3) or the atoms of a PDB or mmCIF file's first model.
 
     Parameters
@@ -110,7 +107,7 @@ class Displacer:
         (m, 3) A in the consensus frame.
     """
 
-    def __init__(self, run: "Run", positions: torch.Tensor):
+    def __init__(self, run: Run, positions: torch.Tensor):
         self.run, self.positions = run, positions
         self.halves = np.asarray(run.halves)
         with torch.no_grad():
@@ -159,7 +156,7 @@ class Displacer:
 
 
 def displace(
-    run: "Run",
+    run: Run,
     points: str | Path,
     out: str | Path,
     options: DisplaceOptions | None = None,
@@ -251,7 +248,7 @@ def write_model(path: Path, point_set: PointSet, moved: torch.Tensor) -> None:
         structure.make_mmcif_document().write_file(str(temporary))
 
 
-def _displace_to_states(run: "Run", point_set: PointSet, out: Path, options: DisplaceOptions, say, progress):
+def _displace_to_states(run: Run, point_set: PointSet, out: Path, options: DisplaceOptions, say, progress):
     """Write points and, if they are one, the atomic model at the states of a table; returns the paths."""
     if options.particles is not None or options.state is not None or options.models:
         raise InputError("--states takes the place of --particles, --models and --state; give it alone")

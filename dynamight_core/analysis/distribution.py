@@ -13,19 +13,16 @@ distribution is stretched to the variance T that it must have.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
 from scipy.ndimage import gaussian_filter1d
 
-from dynamight_core.analysis.errors import coordinate_variances
+from dynamight_core.analysis.domains import Domains
 from dynamight_core.files import atomic_path
-
-if TYPE_CHECKING:
-    from dynamight_core.analysis.domains import Domains
-    from dynamight_core.analysis.results import Run
+from dynamight_core.judging.errors import coordinate_variances
+from dynamight_core.run import Run
 
 # Grid points over this many standard deviations to either side, and turns.
 _GRID, _REACH, _TURNS = 121, 3.0, 60
@@ -116,7 +113,7 @@ def _chosen_smoothing(kernel: np.ndarray) -> float:
     return next(s for s, value in zip(_SMOOTHINGS, told, strict=True) if value >= max(told) - _AS_GOOD)
 
 
-def motion_distributions(run: "Run", domains: "Domains | None" = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+def motion_distributions(run: Run, domains: "Domains | None" = None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return how particles are spread along the first motions, of those that spread by more than their error.
 
     Parameters
@@ -172,7 +169,7 @@ def motion_distributions(run: "Run", domains: "Domains | None" = None) -> tuple[
     )
 
 
-def write_distributions(run: "Run", domains: "Domains", say: Callable[[str], None] = print) -> list[Path]:
+def write_distributions(run: Run, domains: Domains, say: Callable[[str], None] = print) -> list[Path]:
     """Write `motion_distributions` to RUN/analysis/distributions.csv and distribution_widths.csv."""
     written = []
     names = ("distributions", "distribution_widths")

@@ -13,7 +13,6 @@ its chain keeps it, the displacement of the whole domain counts. That is how hin
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -26,10 +25,8 @@ from scipy.spatial import cKDTree
 
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path, header_origin, write_map
-
-if TYPE_CHECKING:
-    from dynamight_core.analysis.motions import PrincipalMotions
-    from dynamight_core.analysis.results import Run
+from dynamight_core.model.motions import PrincipalMotions
+from dynamight_core.run import Run
 
 # Conformations that domains are found on, neighbours that a point's rigid motion and membership are smoothed over.
 _CONFORMATIONS, _NEIGHBOURS = 24, 24
@@ -85,7 +82,7 @@ class Domains:
         return len(self.centres)
 
 
-def find_domains(motions: "PrincipalMotions", n_domains: int | None = None, seed: int = 0) -> Domains:
+def find_domains(motions: PrincipalMotions, n_domains: int | None = None, seed: int = 0) -> Domains:
     """Divide the common points of a run into rigid domains.
 
     Parameters
@@ -329,7 +326,7 @@ def rotation_vectors(rotations: np.ndarray) -> np.ndarray:
     return twist * np.where(sine > 1e-9, angle / np.maximum(sine, 1e-9), 1.0)[:, None]
 
 
-def summary_table(domains: Domains, run: "Run") -> pd.DataFrame:
+def summary_table(domains: Domains, run: Run) -> pd.DataFrame:
     """Return a row for each domain: its size, motion, error and the spread of its angles and shifts."""
     motion, error = (np.asarray(run.summary[name]) for name in ("point_motion", "point_error"))
     rows = []
@@ -357,7 +354,7 @@ def summary_table(domains: Domains, run: "Run") -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def write_domains(run: "Run", domains: Domains, say: Callable[[str], None] = print) -> list[Path]:
+def write_domains(run: Run, domains: Domains, say: Callable[[str], None] = print) -> list[Path]:
     """Write masks, motions and points of the domains to RUN/analysis/domains.
 
     ``domainN_mask.mrc`` is 1 within 7 A of the domain's Gaussians (both halves'), nearer to them than to those of
@@ -415,7 +412,7 @@ def write_domains(run: "Run", domains: Domains, say: Callable[[str], None] = pri
     return written
 
 
-def _amounts(run: "Run", domains: Domains) -> dict[str, np.ndarray]:
+def _amounts(run: Run, domains: Domains) -> dict[str, np.ndarray]:
     """Return columns of how much and whereto each domain, and the molecule, has moved from its mean conformation."""
     coordinates = run.motions.coordinates.double().numpy()
     centred = coordinates - coordinates.mean(0)

@@ -23,12 +23,12 @@ from scipy.spatial import cKDTree
 from dynamight_core.analysis.annotations import Colouring, colouring, read_annotations
 from dynamight_core.analysis.displace import Displacer, displace, read_points
 from dynamight_core.analysis.landscape import plane_landscape
-from dynamight_core.analysis.results import Run
 from dynamight_core.analysis.select import inside_polygon, select_particles, write_selection
 from dynamight_core.analysis.states import StateModels, check_motion, choose_states, write_states
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
 from dynamight_core.options import DisplaceOptions, SelectOptions, StatesOptions
+from dynamight_core.run import Run
 
 GROUPS = ("all", "half 1", "half 2", "validation")
 QUANTITIES = ("particles", "density", "free energy", "error of the free energy")

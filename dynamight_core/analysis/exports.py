@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import gemmi
 import numpy as np
@@ -11,12 +10,10 @@ import torch
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from dynamight_core.analysis.motions import motion_fields
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path, header_origin, write_map
-
-if TYPE_CHECKING:
-    from dynamight_core.analysis.results import Run
+from dynamight_core.model.motions import motion_fields
+from dynamight_core.run import Run
 
 EMBEDDINGS = ("auto", "umap", "pca")
 # Spacing of the points that the motion is evaluated at, A; it is interpolated between them.
@@ -25,7 +22,7 @@ _SPACING = 4.0
 _REACH = 12.0
 
 
-def write_exports(run: "Run", embedding: str = "auto", say: Callable[[str], None] = print) -> list[Path]:
+def write_exports(run: Run, embedding: str = "auto", say: Callable[[str], None] = print) -> list[Path]:
     """Write RUN/analysis/motion.mrc and its error, gaussians_half1.cif, gaussians_half2.cif and embedding.csv.
 
     ``motion_error.mrc`` is the error of a displacement, ``motion_beyond_error.mrc`` the motion that exceeds it: the
@@ -74,7 +71,7 @@ def write_exports(run: "Run", embedding: str = "auto", say: Callable[[str], None
     return [*maps, *gaussians, table]
 
 
-def write_arrows(run: "Run", motion: int = 1, n: int = 150, say: Callable[[str], None] = print) -> list[Path]:
+def write_arrows(run: Run, motion: int = 1, n: int = 150, say: Callable[[str], None] = print) -> list[Path]:
     """Write one motion as arrows, with a sphere of the error's radius at each tip: ChimeraX BILD, and as a table.
 
     Arrows go from the mean conformation to one standard deviation of the motion's coordinate; they are spread evenly
@@ -108,7 +105,7 @@ def write_arrows(run: "Run", motion: int = 1, n: int = 150, say: Callable[[str],
 
 
 def write_shift_arrows(
-    run: "Run", start: np.ndarray, end: np.ndarray, stem: Path, n: int = 150, title: str = "first state to last"
+    run: Run, start: np.ndarray, end: np.ndarray, stem: Path, n: int = 150, title: str = "first state to last"
 ) -> list[Path]:
     """Write arrows from one conformation to another, with a sphere of the error's radius at each tip.
 
@@ -172,7 +169,7 @@ def spread_out(points: np.ndarray, n: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def motion_at(run: "Run", positions: torch.Tensor) -> np.ndarray:
+def motion_at(run: Run, positions: torch.Tensor) -> np.ndarray:
     """Return the (p,) motion, A rms over particles about the mean conformation, at (p, 3) consensus positions (A).
 
     The halves' fields are averaged: noise of one half alone makes no motion.
@@ -186,7 +183,7 @@ def motion_at(run: "Run", positions: torch.Tensor) -> np.ndarray:
     return (variance[:, None] * fields.square().sum(-1)).sum(0).sqrt().numpy()
 
 
-def motion_maps(run: "Run", box: int, pixel_size: float) -> tuple[np.ndarray, np.ndarray]:
+def motion_maps(run: Run, box: int, pixel_size: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the (box, box, box) motion at every voxel around the molecule, A rms, and its error; 0 elsewhere."""
     coarse = max(1, min(box, round(box * pixel_size / _SPACING)))
     spacing = box * pixel_size / coarse
@@ -209,7 +206,7 @@ def motion_maps(run: "Run", box: int, pixel_size: float) -> tuple[np.ndarray, np
     return tuple(np.where(inside, part, 0).astype(np.float32) for part in fine)
 
 
-def write_gaussians(run: "Run", half: int, path: str | Path, centre) -> None:
+def write_gaussians(run: Run, half: int, path: str | Path, centre) -> None:
     """Write a half's Gaussians in the consensus conformation as mmCIF.
 
     Each is an unknown atom (UNX) with its motion (A rms) in the B-factor column and its amplitude, as a share of the

@@ -1,19 +1,16 @@
 """The reconstructed map pushed along the field: states of the molecule at the full resolution of the map."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from dynamight_core.analysis.motions import motion_fields
 from dynamight_core.errors import InputError
 from dynamight_core.files import header_origin, read_map, write_map
-
-if TYPE_CHECKING:
-    from dynamight_core.analysis.results import Run
+from dynamight_core.model.motions import motion_fields
+from dynamight_core.run import Run
 
 # Spacing of the grid that the field is known on, A, and its reach from the Gaussians: in full, then fading, A.
 _SPACING, _REACH, _FADE = 4.0, 8.0, 8.0
@@ -39,7 +36,7 @@ class PushedMap:
         if there is no map.
     """
 
-    def __init__(self, run: "Run", half: str = "both", path: Path | None = None):
+    def __init__(self, run: Run, half: str = "both", path: Path | None = None):
         path = run.path / "reconstruction" / "map.mrc" if path is None else Path(path)
         if not path.exists():
             raise InputError(f"{path} is missing, which --full moves; make it with dynamight reconstruct {run.path}")

@@ -26,11 +26,11 @@ from scipy.stats import binned_statistic_2d
 from sklearn.decomposition import PCA
 
 from dynamight_core.analysis.controls.result import read_controls
-from dynamight_core.analysis.errors import ALIKE
 from dynamight_core.analysis.exports import spread_out
 from dynamight_core.analysis.landscape import plane_landscape
 from dynamight_core.files import atomic_path, read_map
-from dynamight_core.reconstruction.bias import record_model_bias
+from dynamight_core.judging.bias import record_model_bias
+from dynamight_core.judging.errors import ALIKE
 
 _ASSETS = Path(__file__).parent / "assets"
 # More particles than this are shown as densities: the browser and the file's size thank for it.
@@ -148,7 +148,7 @@ def write_report(run, path: str | Path | None = None, say: Callable[[str], None]
     Parameters
     ----------
     run
-        `dynamight_core.analysis.results.Run`.
+        `dynamight_core.judging.summary.Run`.
     path
         of the HTML file; RUN/analysis/report.html if None.
     say

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.path import Path as Polygon
@@ -12,9 +11,7 @@ from dynamight_core.analysis.states import check_motion, parse_numbers
 from dynamight_core.errors import InputError
 from dynamight_core.options import SelectOptions
 from dynamight_core.particles.metadata import write_star
-
-if TYPE_CHECKING:
-    from dynamight_core.analysis.results import Run
+from dynamight_core.run import Run
 
 Range = tuple[float, float]
 
@@ -67,7 +64,7 @@ def inside_polygon(coordinates: np.ndarray, text: str) -> np.ndarray:
     return Polygon(corners).contains_points(coordinates[:, [motion - 1 for motion in motions]])
 
 
-def select_particles(run: "Run", options: SelectOptions) -> tuple[np.ndarray, np.ndarray | None]:
+def select_particles(run: Run, options: SelectOptions) -> tuple[np.ndarray, np.ndarray | None]:
     """Return which particles the options keep, and their clusters.
 
     Returns
@@ -133,7 +130,7 @@ def select_particles(run: "Run", options: SelectOptions) -> tuple[np.ndarray, np
 
 
 def write_selection(
-    run: "Run",
+    run: Run,
     options: SelectOptions,
     name: str = "selection",
     out: str | Path | None = None,

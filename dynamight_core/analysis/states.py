@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -12,14 +11,12 @@ import torch
 
 from dynamight_core.analysis.clusters import cluster_coordinates, density_ridge, shortest_order
 from dynamight_core.analysis.exports import write_shift_arrows
-from dynamight_core.analysis.motions import motion_fields
 from dynamight_core.analysis.pushed import PushedMap
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path, header_origin, write_map
+from dynamight_core.model.motions import motion_fields
 from dynamight_core.options import HALVES, StatesOptions
-
-if TYPE_CHECKING:
-    from dynamight_core.analysis.results import Run
+from dynamight_core.run import Run
 
 # Frames a second, and how often an MP4 goes along the states and back.
 _FRAME_RATE, _MP4_TURNS = 8, 3
@@ -82,7 +79,7 @@ class StateModels:
         of the maps, pixels, over the same extent as the particles' images; theirs if None.
     """
 
-    def __init__(self, run: "Run", half: str = "both", box: int | None = None):
+    def __init__(self, run: Run, half: str = "both", box: int | None = None):
         if str(half) not in HALVES:
             raise InputError(f"--half is '{half}'; choose one of {', '.join(HALVES)}")
         self.run = run
@@ -134,7 +131,7 @@ class StateModels:
         return self._motions[half]
 
 
-def choose_states(run: "Run", options: StatesOptions) -> States:
+def choose_states(run: Run, options: StatesOptions) -> States:
     """Return the states that the options ask for.
 
     Raises
@@ -167,7 +164,7 @@ def choose_states(run: "Run", options: StatesOptions) -> States:
     return states_along_motion(run, o.motion, o.n, tuple(o.percentiles), o.deviations)
 
 
-def state_volume(run: "Run", coordinates, half: str = "both") -> np.ndarray:
+def state_volume(run: Run, coordinates, half: str = "both") -> np.ndarray:
     """Return the (box, box, box) map of a state, in the particles' box and pixel size.
 
     Parameters
@@ -183,7 +180,7 @@ def state_volume(run: "Run", coordinates, half: str = "both") -> np.ndarray:
 
 
 def states_along_motion(
-    run: "Run",
+    run: Run,
     motion: int,
     n: int = 10,
     percentiles: tuple[float, float] = (2.5, 97.5),
@@ -230,7 +227,7 @@ def states_along_motion(
     return States(f"motion{motion}", labels, path)
 
 
-def states_between(run: "Run", first: int, last: int, n: int = 10) -> States:
+def states_between(run: Run, first: int, last: int, n: int = 10) -> States:
     """Return n states on the straight line from one particle's conformation to another's; rows from 1.
 
     Raises
@@ -244,7 +241,7 @@ def states_between(run: "Run", first: int, last: int, n: int = 10) -> States:
     return states_through(run, [coordinates[first - 1], coordinates[last - 1]], n, f"particles{first}to{last}")
 
 
-def states_through(run: "Run", points: list, n: int = 10, name: str = "path") -> States:
+def states_through(run: Run, points: list, n: int = 10, name: str = "path") -> States:
     """Return n states, evenly spaced, on the straight lines from point to point.
 
     Parameters
@@ -279,7 +276,7 @@ def states_through(run: "Run", points: list, n: int = 10, name: str = "path") ->
     return States(name, [f"{name}_state{i + 1:02d}" for i in range(n)], path)
 
 
-def states_of_clusters(run: "Run", n: int, seed: int = 0, mixture: bool = False, tour: int | None = None) -> States:
+def states_of_clusters(run: Run, n: int, seed: int = 0, mixture: bool = False, tour: int | None = None) -> States:
     """Return the centres of n clusters of the particles' coordinates, the first motion ascending.
 
     Parameters
@@ -300,7 +297,7 @@ def states_of_clusters(run: "Run", n: int, seed: int = 0, mixture: bool = False,
     return States(f"clusters{n}", names, centres, particles=counts, ordered=False)
 
 
-def states_at_latents(run: "Run", half: int, latents: list) -> States:
+def states_at_latents(run: Run, half: int, latents: list) -> States:
     """Return the states at (s, d) latents of one half's decoder.
 
     Raises
@@ -319,14 +316,14 @@ def states_at_latents(run: "Run", half: int, latents: list) -> States:
     return States(f"latents_half{half}", labels, None, latents, half, ordered=len(latents) > 2)
 
 
-def states_at_coordinates(run: "Run", coordinates: list) -> States:
+def states_at_coordinates(run: Run, coordinates: list) -> States:
     """Return the states at s given coordinates (A rms); motions left out at the end are at zero."""
     rows = np.stack([_coordinates(run, row) for row in coordinates])
     return States("coordinates", [f"state{i + 1:02d}" for i in range(len(rows))], rows, ordered=len(rows) > 2)
 
 
 def write_states(
-    run: "Run",
+    run: Run,
     states: States,
     out: str | Path | None = None,
     half: str = "both",
@@ -408,7 +405,7 @@ def write_states(
     return out
 
 
-def serve_states(run: "Run", requests: Iterable[str], answer: Callable[[str], None], half: str = "both") -> None:
+def serve_states(run: Run, requests: Iterable[str], answer: Callable[[str], None], half: str = "both") -> None:
     """Write maps of states as they are asked for, until there are no more requests.
 
     Parameters
@@ -518,7 +515,7 @@ def _frames(projections: np.ndarray, labels: list[str], pixel_size: float) -> li
     return frames
 
 
-def read_states(path: str | Path, run: "Run") -> States:
+def read_states(path: str | Path, run: Run) -> States:
     """Read the states of a table that `write_states` wrote, or of one made by hand with its columns.
 
     Parameters
@@ -593,11 +590,11 @@ def check_row(row: int, n: int) -> None:
         raise InputError(f"particle {row} is not in this run; give a row of particles.star from 1 to {n}")
 
 
-def _all_coordinates(run: "Run") -> np.ndarray:
+def _all_coordinates(run: Run) -> np.ndarray:
     return np.asarray(torch.as_tensor(run.motions.coordinates).cpu(), dtype=float)
 
 
-def _coordinates(run: "Run", values) -> np.ndarray:
+def _coordinates(run: Run, values) -> np.ndarray:
     """Return (K,) coordinates of fewer or as many values, zero where none is given."""
     n_motions = _all_coordinates(run).shape[1]
     values = np.asarray(values, dtype=float).ravel()

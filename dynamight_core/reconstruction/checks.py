@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,9 +13,7 @@ from dynamight_core.files import read_map
 from dynamight_core.imaging.fourier import shells
 from dynamight_core.options import METHODS, ReconstructOptions
 from dynamight_core.particles.memory import available_memory
-
-if TYPE_CHECKING:
-    from dynamight_core.analysis.results import Run
+from dynamight_core.run import Run
 
 # Sizes that differ by no more than rounding in headers.
 _SAME_SIZE = 0.005
@@ -49,7 +46,7 @@ def check_options(options: ReconstructOptions) -> None:
             raise InputError(f"--{name.replace('_', '-')} is {value:g}; give at least {low:g}")
 
 
-def check_run(run: "Run") -> None:
+def check_run(run: Run) -> None:
     """Refuse a run that was stopped before it was judged, and deformations learned on particles of another size."""
     _ = run.summary  # refuses a run that has none: now, and not after minutes of work
     particles = run.particles
@@ -125,7 +122,7 @@ def check_memory(box: int, device: torch.device, options: ReconstructOptions) ->
         )
 
 
-def read_mask(option: str, path: str, run: "Run", points: list[torch.Tensor], say: Say | None = None) -> torch.Tensor:
+def read_mask(option: str, path: str, run: Run, points: list[torch.Tensor], say: Say | None = None) -> torch.Tensor:
     """Return a mask on the grid of the maps; with `say`, say how much of the molecule it leaves out.
 
     Parameters
@@ -163,7 +160,7 @@ def read_mask(option: str, path: str, run: "Run", points: list[torch.Tensor], sa
     return torch.from_numpy(volume)
 
 
-def read_regions(paths: Iterable[str], run: "Run", points: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+def read_regions(paths: Iterable[str], run: Run, points: list[torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return masks of parts of the molecule by name: their files', made fit for columns of a STAR file.
 
     Raises
@@ -180,7 +177,7 @@ def read_regions(paths: Iterable[str], run: "Run", points: list[torch.Tensor]) -
     return regions
 
 
-def _density_share(inside: np.ndarray, run: "Run", points: list[torch.Tensor]) -> float:
+def _density_share(inside: np.ndarray, run: Run, points: list[torch.Tensor]) -> float:
     """Return the share of the Gaussians' density that lies where (box, box, box) voxels are True."""
     held, total = 0.0, 0.0
     for model, places in zip(run.models, points, strict=True):

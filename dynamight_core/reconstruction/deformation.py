@@ -1,7 +1,6 @@
 """The deformations of a half as a reconstruction wants them: which fields, how much of them, from which frame."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,20 +14,18 @@ from dynamight_core.reconstruction.images import FullImages
 from dynamight_core.reconstruction.inverse import ForwardFromInverse, load_inverse
 from dynamight_core.reconstruction.modes import Modes, find_modes
 from dynamight_core.reconstruction.support import LEAST_PARTICLES, Support, mode_support
-
-if TYPE_CHECKING:
-    from dynamight_core.analysis.results import Run
+from dynamight_core.run import Run
 
 # Particles that stand for a latent under the other half's decoder.
 _NEIGHBOURS = 8
 
 
-def inverse_path(run: "Run", half: int) -> Path:
+def inverse_path(run: Run, half: int) -> Path:
     """Return where the inverse field of a half is kept."""
     return Path(run.path) / f"half{half}" / "inverse.safetensors"
 
 
-def half_field(run: "Run", half: int, through_inverse: bool, device: torch.device | str) -> ConsensusField:
+def half_field(run: Run, half: int, through_inverse: bool, device: torch.device | str) -> ConsensusField:
     """Return the forward field of a half on the consensus frame."""
     model = run.models[half - 1].to(device)
     if through_inverse:
@@ -36,12 +33,12 @@ def half_field(run: "Run", half: int, through_inverse: bool, device: torch.devic
     return ConsensusField(model)
 
 
-def supported(run: "Run") -> bool:
+def supported(run: Run) -> bool:
     """Return whether held-out particles support the motions of a run, or at least do not deny them."""
     return run.summary["verdict"]["verdict"] != "not supported"
 
 
-def half_modes(run: "Run", half: int, images: FullImages, options: ReconstructOptions) -> tuple[Modes, Support | None]:
+def half_modes(run: Run, half: int, images: FullImages, options: ReconstructOptions) -> tuple[Modes, Support | None]:
     """Return the modes of a half's deformations, shrunk to what its held-out particles support.
 
     There are none where the verdict is that images do not support the motions. Large motions that were learned wrong
@@ -63,7 +60,7 @@ def half_modes(run: "Run", half: int, images: FullImages, options: ReconstructOp
     return modes.scaled(support.factors), support
 
 
-def half_conformation(run: "Run", half: int, conformation: str, device) -> torch.Tensor | None:
+def half_conformation(run: Run, half: int, conformation: str, device) -> torch.Tensor | None:
     """Return the latent of a half that stands for a conformation, None for the reference.
 
     Raises
@@ -93,7 +90,7 @@ def half_conformation(run: "Run", half: int, conformation: str, device) -> torch
 
 
 def in_conformation(
-    run: "Run", half: int, modes: Modes, conformation: str, pixel_size: float
+    run: Run, half: int, modes: Modes, conformation: str, pixel_size: float
 ) -> tuple[Modes, torch.Tensor]:
     """Return modes as seen from a conformation, and the (m, 3) Gaussians there, A."""
     points = run.models[half - 1].consensus_positions
@@ -105,7 +102,7 @@ def in_conformation(
     return find_modes(FrameField(modes.field, place), modes.coordinates, moved, pixel_size), moved
 
 
-def _coordinates(run: "Run", half: int, modes: Modes, latent: torch.Tensor) -> torch.Tensor:
+def _coordinates(run: Run, half: int, modes: Modes, latent: torch.Tensor) -> torch.Tensor:
     """Return the (K,) coordinates of a latent: those of the particles with the nearest latents of this half."""
     distance = (run.latents[half - 1].to(latent) - latent).norm(dim=1)
     values, nearest = distance.topk(min(_NEIGHBOURS, len(distance)), largest=False)
@@ -116,7 +113,7 @@ def _coordinates(run: "Run", half: int, modes: Modes, latent: torch.Tensor) -> t
 
 
 @torch.no_grad()
-def model_points(run: "Run", latents: list[torch.Tensor | None]) -> list[torch.Tensor]:
+def model_points(run: Run, latents: list[torch.Tensor | None]) -> list[torch.Tensor]:
     """Return the (m, 3) Gaussians of each half (A) at its latent, in the consensus frame where that is None."""
     points = []
     for model, latent in zip(run.models, latents, strict=True):
@@ -128,7 +125,7 @@ def model_points(run: "Run", latents: list[torch.Tensor | None]) -> list[torch.T
 
 
 @torch.no_grad()
-def model_map(run: "Run", points: list[torch.Tensor]) -> torch.Tensor:
+def model_map(run: Run, points: list[torch.Tensor]) -> torch.Tensor:
     """Return the (box, box, box) map of both halves' Gaussians at (m, 3) `points` (A), averaged."""
     particles, total = run.particles, 0.0
     for model, positions in zip(run.models, points, strict=True):

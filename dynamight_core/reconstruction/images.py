@@ -1,7 +1,5 @@
 """The images of a run as a reconstruction reads them."""
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from dynamight_core.imaging.backprojection import ParticleData
@@ -9,10 +7,8 @@ from dynamight_core.imaging.ctf import evaluate_ctf
 from dynamight_core.imaging.fourier import frequencies_2d, image_to_fourier, resample_image, shell_means
 from dynamight_core.particles.images import ImageReader
 from dynamight_core.particles.preprocess import Preprocessing, read_prepared, soft_circle
+from dynamight_core.run import Run
 from dynamight_core.training.data import TrainingImages
-
-if TYPE_CHECKING:
-    from dynamight_core.analysis.results import Run
 
 
 class FullImages:
@@ -26,7 +22,7 @@ class FullImages:
         where to work.
     """
 
-    def __init__(self, run: "Run", device: torch.device):
+    def __init__(self, run: Run, device: torch.device):
         self.run, self.device = run, device
         particles, config = run.particles, run.config
         self.particles = particles

@@ -19,15 +19,11 @@ drawn from the posterior of its latent, and the disagreement of the two halves' 
 which error estimates are (`analysis.errors`). Without deformation e_i is the motion itself.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from dynamight_core.model.half import ConsensusField
 from dynamight_core.reconstruction.modes import Modes
-
-if TYPE_CHECKING:
-    from dynamight_core.analysis.results import Run
+from dynamight_core.run import Run
 
 # Particles of a half and points of the molecule that stand for all; directions of a shell, of one hemisphere.
 _PARTICLES, _POINTS, _DIRECTIONS = 200, 300, 24
@@ -36,7 +32,7 @@ _CHUNK = 50
 
 
 @torch.no_grad()
-def residual_motion(run: "Run", half: int, modes: Modes | None, points: torch.Tensor, seed: int = 0) -> torch.Tensor:
+def residual_motion(run: Run, half: int, modes: Modes | None, points: torch.Tensor, seed: int = 0) -> torch.Tensor:
     """Return (p, m, 3) A: by how much some particles of a half are missed by their deformations, drawn once each.
 
     Parameters
@@ -144,9 +140,7 @@ def cautious_fsc(fsc: torch.Tensor, error: torch.Tensor, coherence: torch.Tensor
     return less if coherence is None else count_residual_motion(less, coherence)
 
 
-def points_in_mask(
-    run: "Run", mask: torch.Tensor, pixel_size: float, seed: int = 0
-) -> tuple[torch.Tensor, torch.Tensor]:
+def points_in_mask(run: Run, mask: torch.Tensor, pixel_size: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Return some Gaussians of both halves inside a mask, (m, 3) A in the consensus frame, and their weights (m,).
 
     Parameters

@@ -1,23 +1,21 @@
 """The stages ``dynamight invert`` and ``dynamight reconstruct``: from a finished run to its maps."""
 
 import json
-import shlex
 import shutil
-import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
+from dynamight_core.devices import choose_device
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path, header_origin, read_map
 from dynamight_core.imaging.correlation import fsc_deviation
 from dynamight_core.imaging.fourier import resample_volume
+from dynamight_core.judging.bias import record_model_bias
 from dynamight_core.options import InvertOptions, ReconstructOptions
 from dynamight_core.particles.memory import available_memory
-from dynamight_core.reconstruction.bias import record_model_bias
 from dynamight_core.reconstruction.checks import (
     check_halves,
     check_memory,
@@ -49,10 +47,7 @@ from dynamight_core.reconstruction.residual import (
     points_in_mask,
     residual_motion,
 )
-from dynamight_core.training.devices import choose_device
-
-if TYPE_CHECKING:
-    from dynamight_core.analysis.results import Run
+from dynamight_core.run import Run, record_stage
 
 # Particles of the other half that say when least squares ends.
 HELD_OUT = 100
@@ -77,28 +72,8 @@ class Reconstruction:
     rigid: ReconstructionFiles | None
 
 
-def record_stage(run: "Run", stage: str, options, **more) -> None:
-    """Write the options of a stage and the command that ran it to the run's config.yaml.
-
-    Parameters
-    ----------
-    run
-        whose config is updated.
-    stage
-        name of the stage.
-    options
-        a dataclass or a dictionary.
-    more
-        further options.
-    """
-    values = asdict(options) if is_dataclass(options) else dict(options)
-    run.config.stages[stage] = values | more
-    run.config.provenance.setdefault("commands", {})[stage] = shlex.join(sys.argv)
-    run.config.write(run.path)
-
-
 def invert_run(
-    run: "Run", options: InvertOptions, say: Say = print, progress: Progress | None = None
+    run: Run, options: InvertOptions, say: Say = print, progress: Progress | None = None
 ) -> tuple[InverseReport, InverseReport]:
     """Train the inverse field of both halves on their own particles (paper, Methods); write RUN/half?/inverse.*.
 
@@ -133,7 +108,7 @@ def invert_run(
 
 
 def reconstruct_run(
-    run: "Run", options: ReconstructOptions, say: Say = print, progress: Progress | None = None
+    run: Run, options: ReconstructOptions, say: Say = print, progress: Progress | None = None
 ) -> Reconstruction:
     """Reconstruct both half-maps, each from its own particles with its own decoder, and write RUN/reconstruction.
 
@@ -234,7 +209,7 @@ class _HalfSums:
 
     @classmethod
     def of(
-        cls, run: "Run", options: ReconstructOptions, images: FullImages, say: Say, progress: Progress | None
+        cls, run: Run, options: ReconstructOptions, images: FullImages, say: Say, progress: Progress | None
     ) -> "_HalfSums":
         """Read each half's particles once and add them up where its motion puts them."""
         halves, used, missing, weights = [], [], [], images.noise_weights(options.seed)
@@ -358,7 +333,7 @@ class _Judgement:
 
 
 def _outcome(
-    run: "Run", judged: _Judgement, written: dict[bool, ReconstructionFiles], columns: dict[bool, dict]
+    run: Run, judged: _Judgement, written: dict[bool, ReconstructionFiles], columns: dict[bool, dict]
 ) -> list[str]:
     """Return what was reached, in lines for the user; `written` and `columns` are by whether motion is undone."""
     before = f", {_claim(written[False])} without deformation (same method and mask)" if False in written else ""

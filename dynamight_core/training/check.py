@@ -6,11 +6,11 @@ import numpy as np
 import torch
 
 from dynamight_core.config import InputOptions, TrainOptions
+from dynamight_core.devices import choose_device
 from dynamight_core.particles.images import ImageReader
 from dynamight_core.particles.memory import available_memory
 from dynamight_core.particles.metadata import describe
 from dynamight_core.particles.preprocess import batch_size, read_prepared
-from dynamight_core.training.devices import choose_device
 from dynamight_core.training.prepare import Prepared, choose_decoder, hold_out, open_particles, prepare
 from dynamight_core.training.schedule import schedule
 

@@ -110,9 +110,9 @@ def hinge_set(tmp_path_factory):
 @pytest.fixture(scope="session")
 def trained(hinge_set, tmp_path_factory):
     """Return a training on the small hinge set and its run, summarised. Tests change neither's numbers."""
-    from dynamight_core.analysis.results import summarise
     from dynamight_core.config import InputOptions, TrainOptions
-    from dynamight_core.training.run import train
+    from dynamight_core.judging.summary import summarise
+    from dynamight_core.training.stage import train
 
     inputs = InputOptions(star=str(hinge_set.particles), map=str(hinge_set.consensus))
     options = TrainOptions(n_gaussians=500, n_latents=3)

@@ -13,12 +13,12 @@ from sklearn.metrics import rand_score
 from dynamight_core.analysis.agreement import halves_agreement
 from dynamight_core.analysis.distribution import without_errors
 from dynamight_core.analysis.domains import _enough, find_domains, kabsch, rotation_vectors, write_domains
-from dynamight_core.analysis.errors import ALIKE, coordinate_variances
 from dynamight_core.analysis.exports import write_arrows
-from dynamight_core.analysis.motions import PrincipalMotions, principal_motions
-from dynamight_core.analysis.results import Run
 from dynamight_core.errors import InputError
 from dynamight_core.files import read_map
+from dynamight_core.judging.errors import ALIKE, coordinate_variances
+from dynamight_core.model.motions import PrincipalMotions, principal_motions
+from dynamight_core.run import Run
 from dynamight_core.simulate.molecules import hinge_molecule, two_hinge_molecule
 
 
@@ -182,7 +182,7 @@ def test_more_domains_than_points_allow_are_refused():
 
 
 def test_masks_cover_the_molecule_and_tables_have_a_row_for_every_particle(drawn_run, tmp_path):
-    run = Run.open(shutil.copytree(drawn_run, tmp_path / "run"))
+    run = Run(shutil.copytree(drawn_run, tmp_path / "run"))
     found = find_domains(run.motions, 2)
     write_domains(run, found, say=lambda line: None)
     out = run.path / "analysis" / "domains"
@@ -202,14 +202,14 @@ def test_masks_cover_the_molecule_and_tables_have_a_row_for_every_particle(drawn
 
 
 def test_halves_agree_as_their_errors_allow(drawn_run):
-    table = halves_agreement(Run.open(drawn_run))
+    table = halves_agreement(Run(drawn_run))
     # Each half's latent has an error of a quarter of its spread: a correlation of 1 / (1 + 1/16).
     assert table["correlation"][0] == pytest.approx(16 / 17, abs=0.06)
     assert (table["particles"] == 40).all()
 
 
 def test_arrows_are_the_motion_and_spheres_its_error(drawn_run, tmp_path):
-    run = Run.open(shutil.copytree(drawn_run, tmp_path / "run"))
+    run = Run(shutil.copytree(drawn_run, tmp_path / "run"))
     bild, csv = write_arrows(run, n=30, say=lambda line: None)
     table = pd.read_csv(csv)
     lines = bild.read_text().splitlines()

@@ -7,25 +7,26 @@ import numpy as np
 import pytest
 import torch
 
-import dynamight_core.training.run as run_module
+import dynamight_core.training.stage as run_module
 from dynamight_core.analysis.controls.stage import control_run
 from dynamight_core.analysis.report import write_report
-from dynamight_core.analysis.results import Run, summarise
 from dynamight_core.config import InputOptions, TrainOptions
 from dynamight_core.errors import InputError
 from dynamight_core.files import read_map
+from dynamight_core.judging.bias import has_atomic_model, model_bias, wrong_model_result
+from dynamight_core.judging.summary import summarise
 from dynamight_core.model.alignment import align
 from dynamight_core.model.atomic import coarse_grain
 from dynamight_core.model.initialise import find_molecule
 from dynamight_core.options import ControlOptions, ReconstructOptions, SimulateOptions
-from dynamight_core.reconstruction.bias import has_atomic_model, model_bias, wrong_model_result
 from dynamight_core.reconstruction.stage import reconstruct_run
+from dynamight_core.run import Run
 from dynamight_core.simulate.dataset import simulate
 from dynamight_core.simulate.molecules import DATA
 from dynamight_core.training.check import check_inputs
 from dynamight_core.training.prepare import prepare
-from dynamight_core.training.run import train
 from dynamight_core.training.schedule import schedule
+from dynamight_core.training.stage import train
 
 FAB, AXIS = "L/1-107 H/1-113", ("L/107/CA", "H/113/CA")
 QUICK = {"n_latents": 2, "epochs": 2, "warm_up_epochs": 1, "n_motions": 2}

@@ -9,23 +9,23 @@ import starfile
 import torch
 from typer.testing import CliRunner
 
-import dynamight_core.training.run as run_module
+import dynamight_core.training.stage as run_module
 from dynamight_core.analysis.bodies import _into_z, body_motions, particle_table, summary_table, write_bodies
 from dynamight_core.analysis.domains import find_domains, write_domains
 from dynamight_core.analysis.report import write_report
-from dynamight_core.analysis.results import summarise
 from dynamight_core.cli import make_app, spread_lists
 from dynamight_core.config import InputOptions, RunConfig, TrainOptions
 from dynamight_core.errors import InputError
 from dynamight_core.files import read_map, write_map
 from dynamight_core.imaging.poses import axis_rotations, rotation_matrices, rotations_about
+from dynamight_core.judging.summary import summarise
 from dynamight_core.model.bodies import RigidBodies, body_shares
 from dynamight_core.model.decoders import BodiesDecoder
 from dynamight_core.model.gaussians import GaussianModel
 from dynamight_core.model.half import HalfModel
 from dynamight_core.simulate.truth import load_truth
 from dynamight_core.training.prepare import prepare
-from dynamight_core.training.run import train
+from dynamight_core.training.stage import train
 
 BOX, PIXEL = 40, 4.0
 EXTENT = BOX * PIXEL

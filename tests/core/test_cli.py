@@ -22,16 +22,16 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from dynamight_core import cli
-from dynamight_core.analysis.results import Run
 from dynamight_core.analysis.states import states_through, write_movie
 from dynamight_core.config import RunConfig
+from dynamight_core.devices import choose_device
 from dynamight_core.errors import InputError
 from dynamight_core.files import read_map, write_map
 from dynamight_core.imaging.fourier import resample_image, resample_volume
+from dynamight_core.run import Run
 from dynamight_core.simulate.dataset import SimulateOptions, simulate
 from dynamight_core.simulate.truth import load_truth
 from dynamight_core.training import run as training_run
-from dynamight_core.training.devices import choose_device
 
 N, BOX, PIXEL = 220, 32, 6.0
 SMALL = ["--n-gaussians", "200", "--epochs", "8", "--encoder-epochs", "4", "--reference-interval", "3"]
@@ -102,7 +102,7 @@ def test_reconstruct_writes_maps_on_the_grid_of_the_consensus_and_says_the_resol
     assert {"rlnFourierShellCorrelationCorrected", "dynModelConsensus", "dynModelMap"} <= set(curves)
     assert (curves["dynResidualMotionCoherence"] <= 1 + 1e-6).all()
     assert general["dynResolutionAtLeast"] >= general["rlnFinalResolution"] - 1e-6
-    assert Run.open(trained).config.stages["reconstruct"]["method_used"] == "wbp"
+    assert Run(trained).config.stages["reconstruct"]["method_used"] == "wbp"
     code, text = dynamight("reconstruct", trained)
     assert code == 2
     assert "--overwrite" in text
@@ -330,7 +330,7 @@ def test_states_that_cannot_be_had_are_refused(trained, words, reason):
 
 
 def test_states_on_a_path_are_evenly_spaced_and_pass_its_points(trained):
-    states = states_through(Run.open(trained), [[0, 0], [0, 0], [3, 0], [3, 1]], 5)
+    states = states_through(Run(trained), [[0, 0], [0, 0], [3, 0], [3, 1]], 5)
     np.testing.assert_allclose(states.coordinates[:, :2], [[0, 0], [1, 0], [2, 0], [3, 0], [3, 1]], atol=1e-6)
 
 
@@ -375,7 +375,7 @@ def test_displace_moves_points_by_each_particle_s_own_half(trained, tmp_path):
         assert found["positions"].shape == (N, 7, 3)
         assert found["positions"].dtype == np.float32
         np.testing.assert_allclose(found["points"], points, atol=1e-5)
-        run = Run.open(trained)
+        run = Run(trained)
         for row in (0, 1, 2, 3, N - 1):
             half = int(found["half"][row])
             assert half == int(run.halves[row])

@@ -17,16 +17,17 @@ from dynamight_core.analysis.controls.maps import ControlImages
 from dynamight_core.analysis.controls.noise import NoiseImages, SignalBesideNoise
 from dynamight_core.analysis.controls.shuffled import judge_shuffled, mean_over_draws
 from dynamight_core.analysis.controls.wrong_model import Structures, moving_domain, shares_of_wrong
-from dynamight_core.analysis.results import Run, summarise
 from dynamight_core.config import InputOptions, TrainOptions
 from dynamight_core.files import read_map
 from dynamight_core.imaging.fourier import image_to_fourier, shell_means
+from dynamight_core.judging.summary import summarise
 from dynamight_core.model.gaussians import GaussianModel
 from dynamight_core.options import ControlOptions
 from dynamight_core.reconstruction.fsc import soft_mask
+from dynamight_core.run import Run
 from dynamight_core.simulate.molecules import hinge_molecule
 from dynamight_core.structures import selected_atoms
-from dynamight_core.training.run import train
+from dynamight_core.training.stage import train
 
 SMALL = {"n_gaussians": 300, "n_latents": 2, "epochs": 6, "refits": 1, "warm_up_epochs": 2, "validation_fraction": 0.25}
 
@@ -75,7 +76,7 @@ def test_a_motion_that_is_there_passes_every_control(hinge_run, kind, verdict):
     assert found["options"]["kind"] == kind
     table = pd.read_csv(hinge_run / "analysis" / "controls" / f"{kind}.csv")
     assert np.isfinite(table.to_numpy()).all()
-    assert f"control {kind}" in Run.open(hinge_run).config.stages
+    assert f"control {kind}" in Run(hinge_run).config.stages
 
 
 def test_noise_alone_lines_up_with_the_model_more_than_beside_a_signal_and_not_at_all_at_rest(hinge_run):
@@ -89,7 +90,7 @@ def test_noise_alone_lines_up_with_the_model_more_than_beside_a_signal_and_not_a
 
 @torch.no_grad()
 def test_the_signal_beside_noise_is_what_each_particle_looks_like_to_its_model(hinge_run):
-    run = Run.open(hinge_run)
+    run = Run(hinge_run)
     images = ControlImages(run, torch.arange(len(run.halves)), torch.device("cpu"))
     rows = torch.where(run.halves == 1)[0][:100]
     nothing = NoiseImages(torch.zeros(images.box // 2 + 1), len(images), images.box, seed=0)

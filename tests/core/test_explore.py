@@ -24,12 +24,12 @@ from dynamight_core.analysis.annotations import colouring, read_annotations
 from dynamight_core.analysis.explore import Explorer
 from dynamight_core.analysis.landscape import plane_landscape
 from dynamight_core.analysis.napari_view import NapariView
-from dynamight_core.analysis.results import Run
 from dynamight_core.analysis.select import inside_polygon
 from dynamight_core.analysis.serve import ACTIONS, ExplorerServer
 from dynamight_core.analysis.states import StateModels
 from dynamight_core.errors import InputError
 from dynamight_core.files import read_map
+from dynamight_core.run import Run
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).parent))

@@ -13,16 +13,16 @@ import starfile
 import torch
 
 from dynamight_core.analysis.controls.result import Control, write_control
-from dynamight_core.analysis.motions import PrincipalMotions
 from dynamight_core.analysis.report import write_report
 from dynamight_core.config import InputOptions, RunConfig, TrainOptions
 from dynamight_core.files import write_map
+from dynamight_core.model.motions import PrincipalMotions
 
 SECTIONS = "verdict training landscape latents errors gaussians domains movie maps fsc controls files".split()
 
 
 def make_run(folder, n=400, n_points=300, n_motions=4, answer="supported", reconstructed=False, rigid=True):
-    """Return an object with the attributes of analysis.results.Run, and its files, without training anything."""
+    """Return an object with the attributes of run.Run, and its files, without training anything."""
     folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(5)
     points = 40 * torch.randn(n_points, 3, generator=generator)

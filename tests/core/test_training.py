@@ -10,19 +10,19 @@ import pytest
 import starfile
 import torch
 
-import dynamight_core.training.run as run_module
-from dynamight_core.analysis.detection import unseen_motion
-from dynamight_core.analysis.errors import _pushed_through
-from dynamight_core.analysis.motions import motion_fields, principal_motions
-from dynamight_core.analysis.results import summarise
-from dynamight_core.analysis.verdict import judge
+import dynamight_core.training.stage as run_module
 from dynamight_core.config import InputOptions, TrainOptions
 from dynamight_core.imaging.ctf import CtfParameters
 from dynamight_core.imaging.fourier import fourier_to_image, image_to_fourier
 from dynamight_core.imaging.poses import random_rotations, rotation_matrices, rotations_about
+from dynamight_core.judging.detection import unseen_motion
+from dynamight_core.judging.errors import _pushed_through
+from dynamight_core.judging.summary import summarise
+from dynamight_core.judging.verdict import judge
 from dynamight_core.model.gaussians import GaussianModel
 from dynamight_core.model.half import HalfModel
 from dynamight_core.model.initialise import fit_to_map
+from dynamight_core.model.motions import motion_fields, principal_motions
 from dynamight_core.parallel import StoppedError, side_by_side
 from dynamight_core.simulate.truth import load_truth
 from dynamight_core.training.data import TrainingImages
@@ -30,8 +30,8 @@ from dynamight_core.training.half import HalfTrainer
 from dynamight_core.training.inference import infer_latents, random_pixels
 from dynamight_core.training.linear import linear_motions, start_from
 from dynamight_core.training.reference import update_references
-from dynamight_core.training.run import train
 from dynamight_core.training.schedule import schedule
+from dynamight_core.training.stage import train
 
 
 @pytest.fixture(autouse=True)

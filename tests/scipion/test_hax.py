@@ -6,9 +6,9 @@ import shlex
 import numpy as np
 import pytest
 
-from dynamight_core.analysis.results import Run
 from dynamight_core.analysis.states import state_volume
 from dynamight_core.files import read_map
+from dynamight_core.run import Run
 from dynamight_scipion.annotate_space import INTERFACE, getAnnotateSpaceArguments
 from dynamight_scipion.objects import FLEX_PROGRAM
 
@@ -33,7 +33,7 @@ def test_latents_become_maps_through_the_file_that_hax_loads(chain, tmp_path):
     )
     latents = np.array([[0.0, 0.0, 0.0], [0.5, -0.2, 0.1]])
     interface.decode_state_from_latent(latent=latents)
-    run = Run.open(chain["deformations"].outputModel.getRunFolder())
+    run = Run(chain["deformations"].outputModel.getRunFolder())
     for number, latent in enumerate(latents, 1):
         expected = state_volume(run, latent)
         np.testing.assert_allclose(read_map(template.format(number))[0], expected, atol=1e-4 * np.abs(expected).max())

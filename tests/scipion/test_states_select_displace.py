@@ -10,9 +10,9 @@ from pwem.protocols import ProtImportPdb
 from relion.convert import writeSetOfParticles
 
 from dynamight_core.analysis.displace import Displacer, read_points
-from dynamight_core.analysis.results import Run
 from dynamight_core.analysis.states import state_volume
 from dynamight_core.files import read_map
+from dynamight_core.run import Run
 from dynamight_scipion.objects import FLEX_PROGRAM
 from dynamight_scipion.protocols import DynamightProtDisplaceModel, DynamightProtSelect, DynamightProtStates
 from dynamight_scipion.protocols.protocol_from_model import ALONG_PATH, AT_CLUSTERS, BETWEEN_PARTICLES
@@ -40,7 +40,7 @@ def states(workflow, model, _cache):
 
 
 def engineRun(chain):
-    return Run.open(chain["deformations"].outputModel.getRunFolder())
+    return Run(chain["deformations"].outputModel.getRunFolder())
 
 
 def sourcesOf(workflow, protocol, output):

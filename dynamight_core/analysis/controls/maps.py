@@ -4,7 +4,6 @@ Controls work on images at the size that training saw: deformations know nothing
 """
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,11 +22,9 @@ from dynamight_core.reconstruction.half_map import LEAST_SHARE, HalfReconstructi
 from dynamight_core.reconstruction.images import FullImages
 from dynamight_core.reconstruction.least_squares import DeformedProjection
 from dynamight_core.reconstruction.modes import Modes
+from dynamight_core.run import Run
 from dynamight_core.training.data import TrainingImages
 from dynamight_core.training.inference import infer_latents, random_pixels
-
-if TYPE_CHECKING:
-    from dynamight_core.analysis.results import Run
 
 # Points whose motion is above this share of what the most mobile ones have belong to the moving part.
 _MOVING, _MOST_MOBILE = 0.5, 0.95
@@ -51,7 +48,7 @@ class ControlImages:
         takes the number of images read and in all.
     """
 
-    def __init__(self, run: "Run", rows: torch.Tensor, device: torch.device, progress=None):
+    def __init__(self, run: Run, rows: torch.Tensor, device: torch.device, progress=None):
         self.run, self.rows, self.device = run, rows, device
         self.halves, self.validation = run.halves[rows], run.validation[rows]
         for model in run.models:
@@ -107,7 +104,7 @@ class ControlImages:
         return places[torch.randperm(len(places), generator=generator)[:most]].sort().values
 
 
-def why_nothing_moves(run: "Run", options: ControlOptions) -> str:
+def why_nothing_moves(run: Run, options: ControlOptions) -> str:
     """Return in words why a run without modes of motion has none."""
     if not options.shrink:
         return "The run has learned no motion"
@@ -255,13 +252,13 @@ def plain(figures: dict) -> dict:
     return {name: value if isinstance(value, (int, list, dict)) else float(value) for name, value in figures.items()}
 
 
-def molecule_mask(run: "Run", box: int, pixel_size: float) -> torch.Tensor:
+def molecule_mask(run: Run, box: int, pixel_size: float) -> torch.Tensor:
     """Return a (box, box, box) soft mask around the Gaussians of both halves."""
     gaussians = np.concatenate([model.consensus_positions.cpu().numpy() for model in run.models])
     return torch.from_numpy(masks(gaussians, np.zeros(len(gaussians), dtype=int), 1, box, pixel_size)[0])
 
 
-def moving_mask(run: "Run", box: int, pixel_size: float) -> torch.Tensor:
+def moving_mask(run: Run, box: int, pixel_size: float) -> torch.Tensor:
     """Return a (box, box, box) soft mask around the Gaussians that move, nearer to them than to those that rest."""
     motion = np.asarray(run.summary["point_motion"])
     moving = motion > _MOVING * np.quantile(motion, _MOST_MOBILE)

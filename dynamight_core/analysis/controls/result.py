@@ -3,14 +3,11 @@
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from dynamight_core.files import atomic_path
-
-if TYPE_CHECKING:
-    from dynamight_core.analysis.results import Run
+from dynamight_core.run import Run
 
 
 @dataclass
@@ -41,12 +38,12 @@ class Control:
     options: dict = field(default_factory=dict)
 
 
-def controls_folder(run: "Run") -> Path:
+def controls_folder(run: Run) -> Path:
     """Return where a run's controls are kept."""
     return Path(run.path) / "analysis" / "controls"
 
 
-def write_control(run: "Run", control: Control) -> list[Path]:
+def write_control(run: Run, control: Control) -> list[Path]:
     """Write a control to RUN/analysis/controls/KIND.json, its table to KIND.csv if it has one; return the paths."""
     path = controls_folder(run) / f"{control.kind}.json"
     table = path.with_suffix(".csv")

@@ -1,7 +1,6 @@
 """From a finished run to the verdict of a control experiment."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,17 +10,14 @@ from dynamight_core.analysis.controls.noise import noise_particles
 from dynamight_core.analysis.controls.result import Control, controls_folder, write_control
 from dynamight_core.analysis.controls.shuffled import shuffled_latents
 from dynamight_core.analysis.controls.wrong_model import wrong_model_control
+from dynamight_core.devices import choose_device
 from dynamight_core.errors import InputError
 from dynamight_core.files import header_origin, write_map
 from dynamight_core.imaging.fourier import resample_volume
+from dynamight_core.judging.bias import record_model_bias
 from dynamight_core.options import CONTROLS, ControlOptions
-from dynamight_core.reconstruction.bias import record_model_bias
 from dynamight_core.reconstruction.checks import check_run
-from dynamight_core.reconstruction.stage import record_stage
-from dynamight_core.training.devices import choose_device
-
-if TYPE_CHECKING:
-    from dynamight_core.analysis.results import Run
+from dynamight_core.run import Run, record_stage
 
 # Fewer particles of a half make no map, fewer validation particles no statistics.
 _LEAST_PARTICLES, _LEAST_VALIDATION = 100, 40
@@ -30,7 +26,7 @@ Say = Callable[[str], None]
 Progress = Callable[[str, int, int], None]
 
 
-def control_run(run: "Run", options: ControlOptions, say: Say = print, progress: Progress | None = None) -> Control:
+def control_run(run: Run, options: ControlOptions, say: Say = print, progress: Progress | None = None) -> Control:
     """Make a control experiment of a run and write it to RUN/analysis/controls.
 
     Parameters
@@ -72,7 +68,7 @@ def control_run(run: "Run", options: ControlOptions, say: Say = print, progress:
     return control
 
 
-def _check(run: "Run", options: ControlOptions) -> None:
+def _check(run: Run, options: ControlOptions) -> None:
     if options.kind not in CONTROLS:
         raise InputError(f"--kind is '{options.kind}'; choose one of {', '.join(CONTROLS)}")
     if options.particles < _LEAST_PARTICLES:
@@ -97,7 +93,7 @@ def _check(run: "Run", options: ControlOptions) -> None:
         )
 
 
-def _rows(run: "Run", options: ControlOptions) -> torch.Tensor:
+def _rows(run: Run, options: ControlOptions) -> torch.Tensor:
     """Return the rows of a control: at most so many of each half, and of validation particles as many beside."""
     generator = torch.Generator().manual_seed(options.seed)
     chosen = []
@@ -108,7 +104,7 @@ def _rows(run: "Run", options: ControlOptions) -> torch.Tensor:
     return torch.cat(chosen).sort().values
 
 
-def _nothing_moves(run: "Run", options: ControlOptions) -> Control:
+def _nothing_moves(run: Run, options: ControlOptions) -> Control:
     why = why_nothing_moves(run, options)
     text = f"{why}, and the map is the rigid one: there is no improvement to explain, and nothing that lines up noise."
     if options.shrink:
@@ -116,7 +112,7 @@ def _nothing_moves(run: "Run", options: ControlOptions) -> Control:
     return Control(options.kind, "no motion", text)
 
 
-def _write_maps(run: "Run", kind: str, volumes: dict[str, torch.Tensor]) -> None:
+def _write_maps(run: Run, kind: str, volumes: dict[str, torch.Tensor]) -> None:
     """Write the maps of a control on the grid of the particles to RUN/analysis/controls/KIND."""
     folder = controls_folder(run) / kind
     origin = header_origin(run.config.inputs.map)

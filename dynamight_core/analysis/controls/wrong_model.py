@@ -28,17 +28,18 @@ from dynamight_core.analysis.controls.maps import (
 )
 from dynamight_core.analysis.controls.result import Control, controls_folder
 from dynamight_core.analysis.domains import find_domains, masks
-from dynamight_core.analysis.results import Run, summarise
 from dynamight_core.errors import InputError
 from dynamight_core.imaging.correlation import fourier_shell_correlation
 from dynamight_core.imaging.fourier import shells, volume_to_fourier
+from dynamight_core.judging.bias import has_atomic_model
+from dynamight_core.judging.summary import summarise
 from dynamight_core.model.atomic import wrong_model
 from dynamight_core.model.gaussians import GaussianModel
 from dynamight_core.options import ControlOptions
 from dynamight_core.particles.metadata import write_particles
-from dynamight_core.reconstruction.bias import has_atomic_model
+from dynamight_core.run import Run
 from dynamight_core.structures import read_structure, selected_atoms, zero_of_coordinates
-from dynamight_core.training.run import train
+from dynamight_core.training.stage import train
 
 _SIGMAS = 3.0
 # Right and wrong structure are told apart where they correlate by less than this.

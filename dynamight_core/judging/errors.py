@@ -9,14 +9,11 @@ found, there is another: motion that the images are too noisy or too few to show
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from dynamight_core.model.half import HalfModel
-
-if TYPE_CHECKING:
-    from dynamight_core.analysis.results import Run
+from dynamight_core.run import Run
 
 # True over estimated error where only the two visible parts are counted: 1.17 on simulated hinges, 1.12 to 1.25 in each
 # fifth of their particles (benchmarks/analysis.py, seeds 10 and 11); 1.2 and 1.3 on others with larger motions.
@@ -91,7 +88,7 @@ def motion_errors(
 
 
 @torch.no_grad()
-def coordinate_variances(run: "Run", rows: torch.Tensor, batch: int = 128) -> torch.Tensor:
+def coordinate_variances(run: Run, rows: torch.Tensor, batch: int = 128) -> torch.Tensor:
     """Return the (b, K) error variances (A^2) of the coordinates of (b,) particles along the principal motions.
 
     Both parts of the error, and what both halves do alike, as in `motion_errors`.

@@ -4,7 +4,6 @@ import hashlib
 import json
 import platform
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -18,13 +17,14 @@ import torch
 
 from dynamight_core import __version__
 from dynamight_core.config import InputOptions, RunConfig, TrainOptions, changed_options
+from dynamight_core.devices import choose_device, peak_memory, set_threads
 from dynamight_core.errors import InputError, option_name
 from dynamight_core.files import atomic_path
 from dynamight_core.parallel import side_by_side
+from dynamight_core.run import holds_run, remove_run
 from dynamight_core.training.checkpoint import checkpoint_epochs, load_checkpoint, save_checkpoint
 from dynamight_core.training.continuation import PreviousRun
 from dynamight_core.training.data import TrainingImages
-from dynamight_core.training.devices import choose_device, peak_memory, set_threads
 from dynamight_core.training.half import HalfTrainer
 from dynamight_core.training.inference import infer_latents
 from dynamight_core.training.linear import linear_motions, start_from
@@ -330,7 +330,7 @@ def _check_folder(
 
     `found` is what config.yaml keeps of the inputs' contents: checksum of the STAR, record of the atomic model.
     """
-    exists = _holds_run(run)
+    exists = holds_run(run)
     if exists and resume and not overwrite:
         old = RunConfig.read(run)
         changed = changed_options(old.inputs, inputs) + changed_options(old.train, options)
@@ -356,18 +356,10 @@ def _check_folder(
     return False
 
 
-def _holds_run(folder: Path) -> bool:
-    return any((folder / name).exists() for name in ("config.yaml", "half1/checkpoints", "half2/checkpoints"))
-
-
 def _begin_run(run: Path, inputs: InputOptions, options: TrainOptions, found: dict) -> None:
     """Write config.yaml; remove the run that is there, if there is one."""
-    if _holds_run(run):
-        for name in ("half1", "half2", "reconstruction", "analysis"):
-            shutil.rmtree(run / name, ignore_errors=True)
-        names = "config.yaml metrics.jsonl particles.star latents.safetensors error.log atomic_model.cif"
-        for name in names.split():
-            (run / name).unlink(missing_ok=True)
+    if holds_run(run):
+        remove_run(run)
     config = RunConfig(inputs, options)
     config.provenance = {
         "dynamight_core": __version__,

@@ -1,29 +1,22 @@
-"""A finished run: what it learned, and the summary that every later stage reads."""
+"""The summary of a training that every later stage reads: motions, errors, verdict."""
 
 import json
 from collections.abc import Callable
-from functools import cached_property
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
-import safetensors.torch
-import starfile
 import torch
 
 from dynamight_core import __version__
-from dynamight_core.analysis.detection import unseen_motion
-from dynamight_core.analysis.errors import ALIKE, MotionErrors, motion_errors
-from dynamight_core.analysis.motions import PrincipalMotions, principal_motions
-from dynamight_core.analysis.verdict import judge
-from dynamight_core.config import RunConfig
-from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
-from dynamight_core.imaging.poses import euler_angles, rotation_matrices, rotations_about
+from dynamight_core.judging.bias import model_bias
+from dynamight_core.judging.detection import unseen_motion
+from dynamight_core.judging.errors import ALIKE, MotionErrors, motion_errors
+from dynamight_core.judging.verdict import judge
 from dynamight_core.model.half import HalfModel
-from dynamight_core.particles.metadata import Particles, read_particles, write_particles
-from dynamight_core.reconstruction.bias import model_bias
-from dynamight_core.training.run import Trained
+from dynamight_core.model.motions import PrincipalMotions, principal_motions
+from dynamight_core.particles.metadata import write_particles
+from dynamight_core.run import Run
+from dynamight_core.training.stage import Trained
 
 # Common points of both halves.
 _POINTS = 2000
@@ -31,103 +24,6 @@ COMPOSITION_WARNING = (
     "differences in composition (missing parts) are outside this model and can look like motion: they should "
     "have been removed by classification before"
 )
-
-
-class Run:
-    """A run folder whose training has finished.
-
-    Parameters
-    ----------
-    path
-        folder.
-
-    Raises
-    ------
-    InputError
-        if it holds no finished training, or files of different runs.
-    """
-
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-        self.config = RunConfig.read(self.path)
-        file = self.path / "latents.safetensors"
-        if not file.exists():
-            raise InputError(f"training of {path} has not finished; go on with dynamight train --resume")
-        try:
-            tensors = safetensors.torch.load_file(file)
-        except (OSError, safetensors.SafetensorError) as error:
-            raise InputError(f"{file} is damaged ({error}); finish the run with dynamight train --resume") from error
-        self.latents, self.covariances = tensors["latents"], tensors["covariances"]
-        self.halves, self.validation = tensors["halves"], tensors["validation"].bool()
-        self.pose_changes = tensors.get("pose_changes")
-        self.models = tuple(HalfModel.load(self.path / f"half{half}" / "model.safetensors") for half in (1, 2))
-
-    @classmethod
-    def open(cls, path: str | Path) -> "Run":
-        """Open a run folder; the same as the constructor."""
-        return cls(path)
-
-    @cached_property
-    def particles(self) -> Particles:
-        """The particles of the input STAR, with refined poses if they were refined."""
-        inputs = self.config.inputs
-        particles = read_particles(inputs.star, inputs.project)
-        if len(particles) != len(self.halves):
-            raise InputError(
-                f"{inputs.star} has {len(particles)} particles but {self.path} was trained on {len(self.halves)}; "
-                "bring the file back as it was"
-            )
-        if inputs.premultiplied is not None:
-            particles.premultiplied = inputs.premultiplied
-        if self.pose_changes is not None:
-            turned = rotations_about(self.pose_changes[:, :3]) @ rotation_matrices(particles.angles)
-            particles.angles = euler_angles(turned)
-            # The centre is at D//2 - origin / pixel size: content that lies farther has a smaller origin.
-            particles.shifts = particles.shifts - self.pose_changes[:, 3:]
-        return particles
-
-    @cached_property
-    def motions(self) -> PrincipalMotions:
-        """The principal motions."""
-        return PrincipalMotions.load(self._summarised("analysis/motions.safetensors"))
-
-    @cached_property
-    def summary(self) -> dict:
-        """Verdict, statistics and warnings."""
-        return json.loads(self._summarised("analysis/summary.json").read_text())
-
-    @cached_property
-    def table(self) -> pd.DataFrame:
-        """The rows of RUN/particles.star."""
-        blocks = starfile.read(self._summarised("particles.star"), always_dict=True)
-        return blocks.get("particles", list(blocks.values())[-1])
-
-    @property
-    def box(self) -> int:
-        """Of the particles' images, pixels; known without reading their STAR file."""
-        return self.summary["model"]["box"]
-
-    @property
-    def pixel_size(self) -> float:
-        """Of the particles' images, A; known without reading their STAR file."""
-        return self.summary["model"]["pixel_size"]
-
-    def own_latents(self) -> torch.Tensor:
-        """Return (n, d) each particle's latent under its own half."""
-        return self.latents[self.halves - 1, torch.arange(len(self.halves))]
-
-    def consensus_to_reference(self, half: int, points: torch.Tensor) -> torch.Tensor:
-        """Carry (p, 3) points (A) from the consensus frame to the reference frame of a half (1 or 2).
-
-        See `HalfModel.carry`.
-        """
-        return self.models[half - 1].carry(points)
-
-    def _summarised(self, name: str) -> Path:
-        path = self.path / name
-        if not path.exists():
-            raise InputError(f"{path} is missing; make it by going on with dynamight train --resume")
-        return path
 
 
 def summarise(

@@ -2,29 +2,26 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
-
-if TYPE_CHECKING:
-    from dynamight_core.analysis.results import Run
+from dynamight_core.run import Run
 
 _BEGINS = "the Gaussians of both halves are those of one atomic model"
 _BIAS = f"{_BEGINS}: the maps can show its features where the images do not, and the FSC between halves does not tell"
 
 
-def has_atomic_model(run: "Run") -> bool:
+def has_atomic_model(run: Run) -> bool:
     """Return whether the Gaussians of a finished run are those of an atomic model."""
     return any(model.gaussians.fixed for model in run.models)
 
 
-def wrong_model_result(run: "Run") -> Path:
+def wrong_model_result(run: Run) -> Path:
     """Return where the control that replaces a domain of the atomic model leaves its result."""
     return Path(run.path) / "analysis" / "controls" / "wrong-model.json"
 
 
-def model_bias(run: "Run") -> str | None:
+def model_bias(run: Run) -> str | None:
     """Return the warning of model bias, with the result of the control ``wrong-model`` or that it was not run.
 
     None for runs without an atomic model.
@@ -46,7 +43,7 @@ def model_bias(run: "Run") -> str | None:
     return f"{_BIAS}. Control wrong-model: {sentence.rstrip('.')}"
 
 
-def record_model_bias(run: "Run") -> str | None:
+def record_model_bias(run: Run) -> str | None:
     """Bring the warning in RUN/analysis/summary.json up to date, and return it."""
     warning = model_bias(run)
     if warning is None:

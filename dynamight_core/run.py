@@ -1,0 +1,185 @@
+"""A run on disk: which files belong to which stage, who wrote them, and a finished run as one object."""
+
+import json
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, is_dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+import safetensors.torch
+import starfile
+import torch
+
+from dynamight_core.config import RunConfig
+from dynamight_core.errors import InputError
+from dynamight_core.imaging.poses import euler_angles, rotation_matrices, rotations_about
+from dynamight_core.model.half import HalfModel
+from dynamight_core.model.motions import PrincipalMotions
+from dynamight_core.particles.metadata import Particles, read_particles
+
+# What each stage writes, as patterns relative to the run's folder. Every file of a run matches one stage alone.
+STAGE_FILES = {
+    "train": (
+        "config.yaml",
+        "metrics.jsonl",
+        "latents.safetensors",
+        "particles.star",
+        "atomic_model.cif",
+        "error.log",
+        "half?/model.safetensors",
+        "half?/checkpoints/*",
+        "analysis/summary.json",
+        "analysis/motions.safetensors",
+    ),
+    "invert": ("half?/inverse.*",),
+    "reconstruct": ("reconstruction/**/*",),
+    "analyse": (
+        "analysis/report.html",
+        "analysis/tables/*",
+        "analysis/domains/*",
+        "analysis/*.csv",
+        "analysis/*.mrc",
+        "analysis/*.cif",
+        "analysis/*.bild",
+        "analysis/relion_data.star",
+    ),
+    "states": ("analysis/states/**/*", "analysis/paths/**/*"),
+    "select": ("analysis/selections/**/*",),
+    "control": ("analysis/controls/**/*",),
+    "explore": ("analysis/explored.sh",),
+}
+
+
+def stage_files(folder: str | Path, stage: str) -> Iterator[Path]:
+    """Yield the files in a run's folder that a stage wrote."""
+    for pattern in STAGE_FILES[stage]:
+        yield from (path for path in sorted(Path(folder).glob(pattern)) if path.is_file())
+
+
+def holds_run(folder: Path) -> bool:
+    """Return whether a folder holds a run, finished or not."""
+    return any((folder / name).exists() for name in ("config.yaml", "half1/checkpoints", "half2/checkpoints"))
+
+
+def remove_run(folder: Path) -> None:
+    """Remove the run in a folder, with everything in the folders that belong to a run."""
+    for name in ("half1", "half2", "reconstruction", "analysis"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for path in stage_files(folder, "train"):
+        path.unlink()
+
+
+def record_stage(run: "Run", stage: str, options, **more) -> None:
+    """Write the options of a stage, and the command that ran it, to the run's config.yaml.
+
+    Parameters
+    ----------
+    run
+        whose config is updated.
+    stage
+        name of the stage.
+    options
+        a dataclass or a dictionary.
+    more
+        further options.
+    """
+    values = asdict(options) if is_dataclass(options) else dict(options)
+    run.config.stages[stage] = values | more
+    run.config.provenance.setdefault("commands", {})[stage] = shlex.join(sys.argv)
+    run.config.write(run.path)
+
+
+class Run:
+    """A run folder whose training has finished.
+
+    Parameters
+    ----------
+    path
+        folder.
+
+    Raises
+    ------
+    InputError
+        if it holds no finished training, or files of different runs.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config = RunConfig.read(self.path)
+        file = self.path / "latents.safetensors"
+        if not file.exists():
+            raise InputError(f"training of {path} has not finished; go on with dynamight train --resume")
+        try:
+            tensors = safetensors.torch.load_file(file)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise InputError(f"{file} is damaged ({error}); finish the run with dynamight train --resume") from error
+        self.latents, self.covariances = tensors["latents"], tensors["covariances"]
+        self.halves, self.validation = tensors["halves"], tensors["validation"].bool()
+        self.pose_changes = tensors.get("pose_changes")
+        self.models = tuple(HalfModel.load(self.path / f"half{half}" / "model.safetensors") for half in (1, 2))
+
+    @cached_property
+    def particles(self) -> Particles:
+        """The particles of the input STAR, with refined poses if they were refined."""
+        inputs = self.config.inputs
+        particles = read_particles(inputs.star, inputs.project)
+        if len(particles) != len(self.halves):
+            raise InputError(
+                f"{inputs.star} has {len(particles)} particles but {self.path} was trained on {len(self.halves)}; "
+                "bring the file back as it was"
+            )
+        if inputs.premultiplied is not None:
+            particles.premultiplied = inputs.premultiplied
+        if self.pose_changes is not None:
+            turned = rotations_about(self.pose_changes[:, :3]) @ rotation_matrices(particles.angles)
+            particles.angles = euler_angles(turned)
+            # The centre is at D//2 - origin / pixel size: content that lies farther has a smaller origin.
+            particles.shifts = particles.shifts - self.pose_changes[:, 3:]
+        return particles
+
+    @cached_property
+    def motions(self) -> PrincipalMotions:
+        """The principal motions."""
+        return PrincipalMotions.load(self._summarised("analysis/motions.safetensors"))
+
+    @cached_property
+    def summary(self) -> dict:
+        """Verdict, statistics and warnings."""
+        return json.loads(self._summarised("analysis/summary.json").read_text())
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """The rows of RUN/particles.star."""
+        blocks = starfile.read(self._summarised("particles.star"), always_dict=True)
+        return blocks.get("particles", list(blocks.values())[-1])
+
+    @property
+    def box(self) -> int:
+        """Of the particles' images, pixels; known without reading their STAR file."""
+        return self.summary["model"]["box"]
+
+    @property
+    def pixel_size(self) -> float:
+        """Of the particles' images, A; known without reading their STAR file."""
+        return self.summary["model"]["pixel_size"]
+
+    def own_latents(self) -> torch.Tensor:
+        """Return (n, d) each particle's latent under its own half."""
+        return self.latents[self.halves - 1, torch.arange(len(self.halves))]
+
+    def consensus_to_reference(self, half: int, points: torch.Tensor) -> torch.Tensor:
+        """Carry (p, 3) points (A) from the consensus frame to the reference frame of a half (1 or 2).
+
+        See `HalfModel.carry`.
+        """
+        return self.models[half - 1].carry(points)
+
+    def _summarised(self, name: str) -> Path:
+        path = self.path / name
+        if not path.exists():
+            raise InputError(f"{path} is missing; make it by going on with dynamight train --resume")
+        return path
