@@ -34,7 +34,7 @@ from collections import defaultdict
 import prior
 import safetensors.torch
 import torch
-from reconstruction import FOLDER, quiet, trained_run
+from reconstruction import FOLDER, trained_run
 from scipy.stats import binomtest
 
 from dynamight_core.analysis.controls.maps import ControlImages, HalfDeformations, maps_of, reconstruct
@@ -47,6 +47,7 @@ from dynamight_core.imaging.fourier import fourier_to_image
 from dynamight_core.judging.summary import summarise
 from dynamight_core.options import ControlOptions, SimulateOptions
 from dynamight_core.particles.preprocess import Preprocessing, prepare_images
+from dynamight_core.reporter import PRINT, QUIET
 from dynamight_core.run import Run
 from dynamight_core.simulate.dataset import simulate
 from dynamight_core.simulate.truth import load_truth
@@ -93,7 +94,7 @@ def kept_run(folder, options):
     """Return the run of a data set's folder, trained if it is not there."""
     if not (folder / "keep" / "analysis" / "summary.json").exists():
         inputs = InputOptions(star=str(folder / "particles.star"), map=str(folder / "consensus.mrc"))
-        summarise(train(inputs, options, folder / "keep", overwrite=True, say=quiet), say=quiet)
+        summarise(train(inputs, options, folder / "keep", overwrite=True, reporter=QUIET), reporter=QUIET)
     return Run(folder / "keep")
 
 
@@ -191,7 +192,7 @@ def wrong_controls(seeds, given, counted):
         selection, replacement = prior.CASES["igg"][2:] if given else (None, None)
         options = ControlOptions("wrong-model", seed=seed, selection=selection, replacement=replacement)
         started = time.process_time()
-        control = control_run(run, options, print)
+        control = control_run(run, options, PRINT)
         counted["igg", "wrong-model"].append(control.verdict in POSITIVE)
         print(f"wrong igg {seed}: {control.verdict}; {time.process_time() - started:.0f} s", flush=True)
         print(f"    in the map with the right model: {share_without(run, selection, seed):.3f}", flush=True)
@@ -224,7 +225,7 @@ def main():
             shrink = arguments.what not in ("borrowed", "permuted")
             for kind in arguments.kinds:
                 started = time.process_time()
-                control = control_run(run, ControlOptions(kind, shrink=shrink, seed=seed), quiet)
+                control = control_run(run, ControlOptions(kind, shrink=shrink, seed=seed), QUIET)
                 counted[case, kind].append(control.verdict in POSITIVE)
                 print(
                     f"{arguments.what} {case} {seed} {kind}: {control.verdict}; {_figures(control.figures)}; "

@@ -37,6 +37,7 @@ from dynamight_core.options import SimulateOptions
 from dynamight_core.particles.images import ImageReader
 from dynamight_core.particles.preprocess import Preprocessing, read_prepared
 from dynamight_core.reconstruction.half_map import LEAST_SHARE
+from dynamight_core.reporter import QUIET
 from dynamight_core.run import Run
 from dynamight_core.simulate.dataset import simulate
 from dynamight_core.simulate.truth import load_truth
@@ -62,7 +63,7 @@ def body_masks(kind, case, seed, folder, truth):
     from reconstruction import trained_run  # which takes the cases from here
 
     copy = Run(shutil.copytree(trained_run(case, seed)[1].path, folder / f"free-{os.getpid()}", dirs_exist_ok=True))
-    files = write_domains(copy, find_domains(copy.motions), say=lambda line: None)
+    files = write_domains(copy, find_domains(copy.motions), reporter=QUIET)
     return [str(path) for path in files if path.suffix == ".mrc"]
 
 
@@ -77,13 +78,13 @@ def benchmark(case, seed, train_options, reconstruct=True, bodies=None):
     if bodies:
         inputs.bodies = body_masks(bodies, case, seed, folder, truth)
     started = time.monotonic()
-    trained = train(inputs, options, folder / f"run-{os.getpid()}", overwrite=True, say=lambda line: None)
+    trained = train(inputs, options, folder / f"run-{os.getpid()}", overwrite=True, reporter=QUIET)
     figures = {"case": case, "seed": seed, "decoder": options.decoder, "bodies": bodies or "none"}
     figures["seconds_train"] = time.monotonic() - started
     lines = [json.loads(line) for line in (folder / f"run-{os.getpid()}" / "metrics.jsonl").read_text().splitlines()]
     figures["particles_per_second"] = len(truth) * len(lines) / sum(m["seconds"] for m in lines)
     figures["peak_memory_gb"] = lines[-1]["peak_memory_gb"]
-    run = summarise(trained, say=lambda line: None)
+    run = summarise(trained, reporter=QUIET)
     verdict = run.summary["verdict"]
     figures |= {"verdict": verdict["verdict"], "gain": verdict["gain"], "gain_error": verdict["gain_error"]}
     for share in ("train", "validation"):

@@ -35,6 +35,7 @@ from dynamight_core.model.atomic import coarse_grain, wrong_model
 from dynamight_core.options import ReconstructOptions, SimulateOptions
 from dynamight_core.reconstruction.deformation import model_map, model_points
 from dynamight_core.reconstruction.stage import reconstruct_run
+from dynamight_core.reporter import QUIET
 from dynamight_core.run import Run
 from dynamight_core.simulate.dataset import simulate
 from dynamight_core.simulate.molecules import DATA
@@ -145,9 +146,9 @@ def measure(case, prior, particles, seed, n_gaussians):
     )
     run_folder = folder / f"run-{prior.replace(', ', '-').replace(' ', '-')}"
     if not (run_folder / "reconstruction" / "fsc.star").exists():
-        trained = train(inputs, options, run_folder, overwrite=True, say=lambda line: None)
-        summarise(trained, say=lambda line: None)
-        reconstruct_run(Run(run_folder), ReconstructOptions(rigid=prior == "smoothness"), say=lambda line: None)
+        trained = train(inputs, options, run_folder, overwrite=True, reporter=QUIET)
+        summarise(trained, reporter=QUIET)
+        reconstruct_run(Run(run_folder), ReconstructOptions(rigid=prior == "smoothness"), reporter=QUIET)
     run = Run(run_folder)
     found = compare(run, run, truth, "train")
     figures = {"prior": prior, "seed": seed, "particles": len(truth), "verdict": run.summary["verdict"]["verdict"]}

@@ -47,6 +47,7 @@ from dynamight_core.reconstruction.images import FullImages
 from dynamight_core.reconstruction.inverse import ForwardFromInverse, load_inverse
 from dynamight_core.reconstruction.modes import find_modes
 from dynamight_core.reconstruction.stage import HELD_OUT, invert_run
+from dynamight_core.reporter import QUIET
 from dynamight_core.run import Run
 from dynamight_core.simulate.dataset import simulate
 from dynamight_core.simulate.truth import load_truth
@@ -107,7 +108,7 @@ def trained_run(case, seed, say=print, epochs=None):
             inputs = InputOptions(star=str(folder / "particles.star"), map=str(known / "consensus.mrc"))
             options = TrainOptions(seed=seed, n_gaussians=2000)
             options = options if epochs is None else replace(options, epochs=epochs, refits=0)
-            summarise(train(inputs, options, kept, overwrite=True, say=quiet), say=quiet)
+            summarise(train(inputs, options, kept, overwrite=True, reporter=QUIET), reporter=QUIET)
     return load_truth(folder / "truth.npz"), Run(kept)
 
 
@@ -220,7 +221,7 @@ def half_maps(case, seed, ways, methods, options, control=None, noise_seed=0, co
     # What was learned is not needed for the deformations that no run has.
     truth, run = trained_run(case, seed, say, None if set(ways) - {"true", "oracle"} else 4)
     if "inverse" in ways and not inverse_path(run, 1).exists():
-        invert_run(run, InvertOptions(seed=seed), quiet)
+        invert_run(run, InvertOptions(seed=seed), QUIET)
     images = FullImages(run, torch.device("cpu"))
     masks = {name: truth.domain_mask(label) for name, label in DOMAINS.items()}
     masks = {name: mask for name, mask in masks.items() if mask.any()}

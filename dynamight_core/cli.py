@@ -28,6 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dynamight_core import __version__
 from dynamight_core.errors import InputError, option_name
+from dynamight_core.reporter import Reporter
 
 # Words for people where the dataclass's own line is written for programmers.
 HELP = {
@@ -204,11 +205,11 @@ def simulate(
     set_threads(options.threads)
     if (out / "particles.star").exists() and not overwrite:
         raise InputError(f"{out} holds a data set already; give --overwrite to replace it")
-    with Reporter() as report:
-        files = run_simulation(options, out, lambda done, total: report.progress("simulating", done, total))
-        report.say(f"{options.particles} particles of {options.molecule} are in {files.particles}.")
+    with Terminal() as reporter:
+        files = run_simulation(options, out, reporter.step("simulating"))
+        reporter.say(f"{options.particles} particles of {options.molecule} are in {files.particles}.")
         star, volume = (shlex.quote(str(path)) for path in (files.particles, files.consensus))
-        report.say(f"Go on with: dynamight train {star} RUN --map {volume}")
+        reporter.say(f"Go on with: dynamight train {star} RUN --map {volume}")
 
 
 @_command(inputs="dynamight_core.config:InputOptions", options="dynamight_core.config:TrainOptions")
@@ -221,8 +222,8 @@ def check(
     """Read everything, say what was understood, estimate memory and time; exit 2 if a run could not start."""
     from dynamight_core.training.check import check_inputs
 
-    with Reporter() as report:
-        check_inputs(inputs, options, images, report.say, report.progress)
+    with Terminal() as reporter:
+        check_inputs(inputs, options, images, reporter)
 
 
 @_command(inputs="dynamight_core.config:InputOptions", options="dynamight_core.config:TrainOptions")
@@ -240,11 +241,11 @@ def train(
     from dynamight_core.judging.summary import summarise
     from dynamight_core.training.stage import train as run_training
 
-    with Reporter() as report:
-        trained = run_training(inputs, options, run, resume, overwrite, report.say, report.progress)
-        summarise(trained, say=report.say, progress=report.progress)
+    with Terminal() as reporter:
+        trained = run_training(inputs, options, run, resume, overwrite, reporter)
+        summarise(trained, reporter=reporter)
         folder = shlex.quote(str(run))
-        report.say(f"Go on with: dynamight reconstruct {folder}; dynamight analyse {folder}")
+        reporter.say(f"Go on with: dynamight reconstruct {folder}; dynamight analyse {folder}")
 
 
 @_command(options="dynamight_core.options:InvertOptions")
@@ -252,8 +253,8 @@ def invert(run: Run, options) -> None:
     """Train the inverse field of both halves (only needed by reconstruct --through-inverse)."""
     from dynamight_core.reconstruction.stage import invert_run
 
-    with Reporter() as report:
-        invert_run(_open(run, options), options, report.say, report.progress)
+    with Terminal() as reporter:
+        invert_run(_open(run, options), options, reporter)
 
 
 @_command(options="dynamight_core.options:ReconstructOptions")
@@ -263,8 +264,8 @@ def reconstruct(run: Run, options, overwrite: Overwrite = False) -> None:
         raise InputError(f"{run / 'reconstruction'} holds a map already; give --overwrite to replace it")
     from dynamight_core.reconstruction.stage import reconstruct_run
 
-    with Reporter() as report:
-        reconstruct_run(_open(run, options), options, report.say, report.progress)
+    with Terminal() as reporter:
+        reconstruct_run(_open(run, options), options, reporter)
 
 
 @_command()
@@ -292,20 +293,20 @@ def analyse(
     from dynamight_core.run import record_stage
 
     set_threads(threads)
-    with Reporter() as report:
+    with Terminal() as reporter:
         opened = _open(run)
-        write_exports(opened, embedding, report.say)
-        write_arrows(opened, say=report.say)
-        write_agreement(opened, report.say)
+        write_exports(opened, embedding, reporter)
+        write_arrows(opened, reporter=reporter)
+        write_agreement(opened, reporter)
         found = find_domains(opened.motions, domains)
-        write_domains(opened, found, report.say)
-        write_distributions(opened, found, report.say)
-        write_bodies(opened, report.say)
-        write_clusters(opened, report.say)
-        path = write_report(opened, out, say=report.say)
+        write_domains(opened, found, reporter)
+        write_distributions(opened, found, reporter)
+        write_bodies(opened, reporter)
+        write_clusters(opened, reporter)
+        path = write_report(opened, out, say=reporter.say)
         options = {"out": None if out is None else str(out), "embedding": embedding, "domains": domains}
         record_stage(opened, "analyse", options)
-        report.say(f"Open {path} in a browser.")
+        reporter.say(f"Open {path} in a browser.")
 
 
 @_command(options="dynamight_core.options:StatesOptions")
@@ -321,7 +322,7 @@ def states(
     if options.listen:
         serve_states(_open(run, options), sys.stdin, functools.partial(print, flush=True), options.half)
         return
-    with Reporter() as report:
+    with Terminal() as reporter:
         opened = _open(run, options)
         chosen = choose_states(opened, options)
         write_states(
@@ -331,8 +332,7 @@ def states(
             options.half,
             options.movie,
             options.maps,
-            report.say,
-            report.progress,
+            reporter,
             options.difference,
             options.full,
         )
@@ -353,11 +353,11 @@ def displace(
     from dynamight_core.devices import choose_device
     from dynamight_core.run import record_stage
 
-    with Reporter() as report:
+    with Terminal() as reporter:
         opened = _open(run, options)
         for model in opened.models:
             model.to(choose_device(options.device))
-        run_displace(opened, points, out, options, report.say, report.progress)
+        run_displace(opened, points, out, options, reporter)
         record_stage(opened, "displace", options, points=str(points), out=str(out))
 
 
@@ -372,9 +372,9 @@ def select(
     from dynamight_core.analysis.select import write_selection
     from dynamight_core.run import record_stage
 
-    with Reporter() as report:
+    with Terminal() as reporter:
         opened = _open(run)
-        write_selection(opened, options, name, out, report.say)
+        write_selection(opened, options, name, out, reporter)
         record_stage(opened, "select", options, name=name)
 
 
@@ -395,8 +395,8 @@ def control(
     """Make a control experiment that tells bias from truth; write its verdict to RUN/analysis/controls."""
     from dynamight_core.analysis.controls.stage import control_run
 
-    with Reporter() as report:
-        control_run(_open(run, options), options, report.say, report.progress)
+    with Terminal() as reporter:
+        control_run(_open(run, options), options, reporter)
 
 
 @_command()
@@ -452,8 +452,8 @@ def demo(
     """Simulate a molecule with a hinge, run every stage on it and say what was found; minutes on two CPU cores."""
     from dynamight_core.demo import run_demo
 
-    with Reporter() as report:
-        run_demo(out, options, overwrite, report.say, report.progress)
+    with Terminal() as reporter:
+        run_demo(out, options, overwrite, reporter)
 
 
 def _open(run: Path, options=None):
@@ -621,7 +621,7 @@ def _write_log(folder: Path | None) -> Path:
     return Path(file.name)
 
 
-class Reporter:
+class Terminal:
     """Says lines and shows progress: bars on a terminal, a line for every tenth in a log."""
 
     # Seconds between two lines of one stage in a log.
@@ -665,8 +665,8 @@ class Reporter:
         if done >= total:
             self._said.pop(stage, None)
 
-    def __enter__(self) -> "Reporter":
-        return self
+    def __enter__(self) -> Reporter:
+        return Reporter(self.say, self.progress)
 
     def __exit__(self, *error) -> None:
         if self._bars is not None:

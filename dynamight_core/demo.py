@@ -1,7 +1,6 @@
 """``dynamight demo``: a molecule with a hinge, from simulated images to a report, and what of it was true."""
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from dynamight_core.judging.summary import summarise
 from dynamight_core.options import DemoOptions, ReconstructOptions
 from dynamight_core.reconstruction.fsc import fourier_shell_correlation, resolution_at
 from dynamight_core.reconstruction.stage import Reconstruction, reconstruct_run
+from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
 from dynamight_core.simulate.dataset import SimulateOptions, simulate
 from dynamight_core.simulate.truth import Truth, load_truth
@@ -31,8 +31,7 @@ def run_demo(
     out: str | Path,
     options: DemoOptions | None = None,
     overwrite: bool = False,
-    say: Callable[[str], None] = print,
-    progress: Callable[[str, int, int], None] | None = None,
+    reporter: Reporter = PRINT,
 ) -> Run:
     """Simulate, train, reconstruct, analyse, and say what was found beside what was true.
 
@@ -44,8 +43,8 @@ def run_demo(
         sizes.
     overwrite
         whether to replace an earlier demonstration.
-    say, progress
-        take lines for the user, and a stage's name with what is done and to do.
+    reporter
+        takes lines for the user, and progress.
 
     Raises
     ------
@@ -60,13 +59,13 @@ def run_demo(
     started = time.monotonic()
 
     def stage(title: str) -> None:
-        say(f"[{time.monotonic() - started:4.0f} s] {title}")
+        reporter.say(f"[{time.monotonic() - started:4.0f} s] {title}")
 
     stage(f"Simulating {options.particles} images of a molecule whose smaller domain turns by up to 20 degrees.")
     files = simulate(
         SimulateOptions(particles=options.particles, box=options.box, pixel_size=options.pixel_size, seed=options.seed),
         data,
-        None if progress is None else lambda done, total: progress("simulating", done, total),
+        reporter.step("simulating"),
     )
     truth = load_truth(files.truth)
     stage("Learning deformations from the images and their consensus map.")
@@ -78,27 +77,27 @@ def run_demo(
     )
     if options.epochs is not None:
         training = replace(training, epochs=options.epochs)
-    trained = train(inputs, training, run_folder, overwrite=overwrite, say=say, progress=progress)
-    run = summarise(trained, say=say, progress=progress)
+    trained = train(inputs, training, run_folder, overwrite=overwrite, reporter=reporter)
+    run = summarise(trained, reporter=reporter)
     trained.data.close()
     stage("Reconstructing, with and without motion.")
     maps = reconstruct_run(
-        run, ReconstructOptions(device=options.device, threads=options.threads, seed=options.seed), say, progress
+        run, ReconstructOptions(device=options.device, threads=options.threads, seed=options.seed), reporter
     )
     stage("Writing states along the first motion, and the report.")
-    states = write_states(run, states_along_motion(run, 1), say=say, progress=progress)
-    report = write_report(run, say=say)
+    states = write_states(run, states_along_motion(run, 1), reporter=reporter)
+    report = write_report(run, say=reporter.say)
     stage("Done. What was found, beside the truth that only a simulation knows:")
     for line in findings(run, truth, maps):
-        say(f"  {line}")
-    say("Open:")
+        reporter.say(f"  {line}")
+    reporter.say("Open:")
     for path, what in (
         (report, "everything in one page (a browser)"),
         (states / "movie.gif", "the first motion"),
         (maps.deformed.final, "the map with motion corrected (ChimeraX); rigid/map.mrc beside it without"),
         (run.path / "particles.star", "latents, motion and error of every particle"),
     ):
-        say(f"  {path}   {what}")
+        reporter.say(f"  {path}   {what}")
     return run
 
 

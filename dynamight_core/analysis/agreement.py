@@ -1,6 +1,5 @@
 """What both halves' decoders say of the same particles, which trained neither."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +7,7 @@ import pandas as pd
 import torch
 
 from dynamight_core.files import atomic_path
+from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
 
 # Validation particles that are looked at; of more, so many evenly.
@@ -55,7 +55,7 @@ def halves_agreement(run: Run) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def write_agreement(run: Run, say: Callable[[str], None] = print) -> Path:
+def write_agreement(run: Run, reporter: Reporter = PRINT) -> Path:
     """Write `halves_agreement` to RUN/analysis/agreement.csv and say what it is for the first motion."""
     table = halves_agreement(run)
     path = run.path / "analysis" / "agreement.csv"
@@ -63,7 +63,7 @@ def write_agreement(run: Run, say: Callable[[str], None] = print) -> Path:
         table.to_csv(temporary, index=False, float_format="%.5g")
     first = table.iloc[0]
     if np.isfinite(first["correlation"]):
-        say(
+        reporter.say(
             f"On {int(first['particles'])} validation particles the halves' coordinates along the first motion "
             f"correlate by {first['correlation']:.2f}."
         )

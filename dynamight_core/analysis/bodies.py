@@ -1,6 +1,5 @@
 """How each rigid body of a run turns and shifts in every particle, as a table and in RELION's multi-body form."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from dynamight_core.files import atomic_path, read_map
 from dynamight_core.imaging.poses import euler_angles, rotation_matrices
 from dynamight_core.model.half import HalfModel
 from dynamight_core.particles.metadata import write_star
+from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
 
 _BATCH = 1024
@@ -158,7 +158,7 @@ def summary_table(run: Run, motions: BodyMotions) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def write_bodies(run: Run, say: Callable[[str], None] = print) -> list[Path]:
+def write_bodies(run: Run, reporter: Reporter = PRINT) -> list[Path]:
     """Write the motions of a run's bodies to RUN/analysis; nothing for a run without bodies.
 
     ``bodies.csv`` is `particle_table`, in the order of particles.star, ``bodies_summary.csv`` is `summary_table`;
@@ -169,7 +169,7 @@ def write_bodies(run: Run, say: Callable[[str], None] = print) -> list[Path]:
     ----------
     run
         finished and summarised.
-    say
+    reporter
         takes lines for the user.
     """
     if run.config.inputs.bodies is None:
@@ -182,7 +182,7 @@ def write_bodies(run: Run, say: Callable[[str], None] = print) -> list[Path]:
         with atomic_path(written[-1]) as path:
             table.to_csv(path, index=False, float_format="%.6g")
     for row in summary.dropna(subset="angle_std_deg").itertuples():
-        say(
+        reporter.say(
             f"Body {row.body} ({row.mask}) turns by {row.angle_std_deg:.1f} degrees (standard deviation) and shifts by "
             f"{row.shift_std_A:.1f} A at its centre, known to {row.rotation_error_rms_deg:.1f} degrees and "
             f"{row.shift_error_rms_A:.1f} A."

@@ -1,6 +1,5 @@
 """Groups of particles with like conformations, and the way through them: k-means, a Gaussian mixture, the ridge."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +7,7 @@ import pandas as pd
 
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
+from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
 
 # The most groups that a criterion chooses from, and the particles that it looks at.
@@ -110,7 +110,7 @@ def density_ridge(coordinates: np.ndarray, n: int = 16) -> np.ndarray:
     return np.array(ridge)
 
 
-def write_clusters(run: Run, say: Callable[[str], None] = print) -> list[Path]:
+def write_clusters(run: Run, reporter: Reporter = PRINT) -> list[Path]:
     """Write how particles group, to RUN/analysis.
 
     ``clusters.csv`` has the cluster of every particle, in the order of particles.star, from 1: `mixture`, of normal
@@ -148,5 +148,7 @@ def write_clusters(run: Run, say: Callable[[str], None] = print) -> list[Path]:
         with atomic_path(written[-1]) as path:
             table.to_csv(path, index=False, float_format="%.6g")
     groups = "one group" if n == 1 else f"{n} groups"
-    say(f"Coordinates are best told as {groups} (Gaussian mixture); clusters of particles are in {written[0]}.")
+    reporter.say(
+        f"Coordinates are best told as {groups} (Gaussian mixture); clusters of particles are in {written[0]}."
+    )
     return written

@@ -2,7 +2,7 @@
 
 import io
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
 from dynamight_core.model.motions import motion_fields
 from dynamight_core.options import DisplaceOptions
+from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
 from dynamight_core.structures import ATOMIC, ORIGIN_NAMES, read_structure, zero_of_coordinates
 
@@ -160,8 +161,7 @@ def displace(
     points: str | Path,
     out: str | Path,
     options: DisplaceOptions | None = None,
-    say: Callable[[str], None] = print,
-    progress: Callable[[str, int, int], None] | None = None,
+    reporter: Reporter = PRINT,
 ) -> list[Path]:
     """Write points under particles' deformations or at states, and atomic models moved likewise.
 
@@ -181,8 +181,8 @@ def displace(
         of the ``.npz``.
     options
         which particles, which states.
-    say, progress
-        take lines for the user, and a stage's name with what is done and to do.
+    reporter
+        takes lines for the user, and progress.
 
     Returns
     -------
@@ -200,9 +200,9 @@ def displace(
         raise InputError(f"--out is {out}; give a name that ends in .npz")
     point_set = read_points(points, run, options.origin)
     if point_set.structure is not None:
-        say(f"The coordinates of {points} count from the {ORIGIN_NAMES[point_set.origin]} (--origin).")
+        reporter.say(f"The coordinates of {points} count from the {ORIGIN_NAMES[point_set.origin]} (--origin).")
     if options.states is not None:
-        return _displace_to_states(run, point_set, out, options, say, progress)
+        return _displace_to_states(run, point_set, out, options, reporter)
     n = len(run.halves)
     rows = None if options.particles is None else parse_numbers(options.particles, "--particles", int)
     state = None if options.state is None else parse_numbers(options.state, "--state")
@@ -220,8 +220,8 @@ def displace(
     chosen = np.arange(n) if rows is None else np.array(rows) - 1
     displacer = Displacer(run, point_set.positions)
     about = {"half": displacer.halves[chosen].astype(np.int64), "rows": chosen.astype(np.int64)}
-    _write_npz(out, point_set, displacer.chunks(chosen), len(chosen), about, progress)
-    say(f"Positions of {len(point_set)} points in {len(chosen)} particles are in {out}.")
+    _write_npz(out, point_set, displacer.chunks(chosen), len(chosen), about, reporter)
+    reporter.say(f"Positions of {len(point_set)} points in {len(chosen)} particles are in {out}.")
     written = [out]
     targets = {}
     if options.models:
@@ -231,7 +231,7 @@ def displace(
     for name, moved in targets.items():
         path = out.with_name(f"{out.stem}_{name}.cif")
         write_model(path, point_set, moved)
-        say(f"The moved model is {path}.")
+        reporter.say(f"The moved model is {path}.")
         written.append(path)
     return written
 
@@ -248,7 +248,7 @@ def write_model(path: Path, point_set: PointSet, moved: torch.Tensor) -> None:
         structure.make_mmcif_document().write_file(str(temporary))
 
 
-def _displace_to_states(run: Run, point_set: PointSet, out: Path, options: DisplaceOptions, say, progress):
+def _displace_to_states(run: Run, point_set: PointSet, out: Path, options: DisplaceOptions, reporter: Reporter):
     """Write points and, if they are one, the atomic model at the states of a table; returns the paths."""
     if options.particles is not None or options.state is not None or options.models:
         raise InputError("--states takes the place of --particles, --models and --state; give it alone")
@@ -256,20 +256,25 @@ def _displace_to_states(run: Run, point_set: PointSet, out: Path, options: Displ
     displacer = Displacer(run, point_set.positions)
     moved = [displacer.at_state(coordinates) for coordinates in states.coordinates]
     _write_npz(
-        out, point_set, (part[None] for part in moved), len(moved), {"coordinates": states.coordinates}, progress
+        out, point_set, (part[None] for part in moved), len(moved), {"coordinates": states.coordinates}, reporter
     )
-    say(f"Positions of {len(point_set)} points at {len(moved)} states are in {out}.")
+    reporter.say(f"Positions of {len(point_set)} points at {len(moved)} states are in {out}.")
     written = [out]
     if point_set.structure is not None:
         for label, positions in zip(states.labels, moved, strict=True):
             written.append(out.with_name(f"{out.stem}_{label}.cif"))
             write_model(written[-1], point_set, positions)
-        say(f"The moved models are {out.with_name(f'{out.stem}_*.cif')}.")
+        reporter.say(f"The moved models are {out.with_name(f'{out.stem}_*.cif')}.")
     return written
 
 
 def _write_npz(
-    out: Path, point_set: PointSet, chunks: Iterator[torch.Tensor], n: int, about: dict[str, np.ndarray], progress
+    out: Path,
+    point_set: PointSet,
+    chunks: Iterator[torch.Tensor],
+    n: int,
+    about: dict[str, np.ndarray],
+    reporter: Reporter,
 ) -> None:
     """Write n sets of positions (A, origin at the box's centre), the points as given, and arrays `about` them."""
     offset = torch.from_numpy(point_set.offset.astype(np.float32))
@@ -286,8 +291,7 @@ def _write_npz(
             for moved in chunks:
                 file.write((moved + offset).numpy().astype("<f4").tobytes())
                 done += len(moved)
-                if progress:
-                    progress("displacing points", done, n)
+                reporter.progress("displacing points", done, n)
 
 
 def _read_array(path: Path) -> np.ndarray:

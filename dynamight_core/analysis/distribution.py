@@ -10,7 +10,6 @@ that tells particles which were left out as well as the best does. Smoothing tur
 distribution is stretched to the variance T that it must have.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from scipy.ndimage import gaussian_filter1d
 from dynamight_core.analysis.domains import Domains
 from dynamight_core.files import atomic_path
 from dynamight_core.judging.errors import coordinate_variances
+from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
 
 # Grid points over this many standard deviations to either side, and turns.
@@ -169,7 +169,7 @@ def motion_distributions(run: Run, domains: "Domains | None" = None) -> tuple[pd
     )
 
 
-def write_distributions(run: Run, domains: Domains, say: Callable[[str], None] = print) -> list[Path]:
+def write_distributions(run: Run, domains: Domains, reporter: Reporter = PRINT) -> list[Path]:
     """Write `motion_distributions` to RUN/analysis/distributions.csv and distribution_widths.csv."""
     written = []
     names = ("distributions", "distribution_widths")
@@ -177,5 +177,5 @@ def write_distributions(run: Run, domains: Domains, say: Callable[[str], None] =
         written.append(run.path / "analysis" / f"{name}.csv")
         with atomic_path(written[-1]) as path:
             table.to_csv(path, index=False, float_format="%.5g")
-    say(f"How particles are spread along the motions, errors taken out, is in {written[0]}.")
+    reporter.say(f"How particles are spread along the motions, errors taken out, is in {written[0]}.")
     return written

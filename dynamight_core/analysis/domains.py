@@ -10,7 +10,6 @@ turn about a domain's own middle sees only that difference; about the joint, whe
 its chain keeps it, the displacement of the whole domain counts. That is how hinged domains are measured.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from scipy.spatial import cKDTree
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path, header_origin, write_map
 from dynamight_core.model.motions import PrincipalMotions
+from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
 
 # Conformations that domains are found on, neighbours that a point's rigid motion and membership are smoothed over.
@@ -354,7 +354,7 @@ def summary_table(domains: Domains, run: Run) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def write_domains(run: Run, domains: Domains, say: Callable[[str], None] = print) -> list[Path]:
+def write_domains(run: Run, domains: Domains, reporter: Reporter = PRINT) -> list[Path]:
     """Write masks, motions and points of the domains to RUN/analysis/domains.
 
     ``domainN_mask.mrc`` is 1 within 7 A of the domain's Gaussians (both halves'), nearer to them than to those of
@@ -370,7 +370,7 @@ def write_domains(run: Run, domains: Domains, say: Callable[[str], None] = print
         finished and summarised.
     domains
         of its motions.
-    say
+    reporter
         takes lines for the user.
     """
     out = run.path / "analysis" / "domains"
@@ -408,7 +408,7 @@ def write_domains(run: Run, domains: Domains, say: Callable[[str], None] = print
     if len(domains) > 1:
         written.append(_write_bodies(out, domains))
     many = f"{len(domains)} rigid domains" if len(domains) > 1 else "one rigid domain"
-    say(f"The motion is that of {many}; masks, angles and shifts are in {out}.")
+    reporter.say(f"The motion is that of {many}; masks, angles and shifts are in {out}.")
     return written
 
 

@@ -28,6 +28,7 @@ from dynamight_core.analysis.states import StateModels, check_motion, choose_sta
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
 from dynamight_core.options import DisplaceOptions, SelectOptions, StatesOptions
+from dynamight_core.reporter import Reporter
 from dynamight_core.run import Run
 
 GROUPS = ("all", "half 1", "half 2", "validation")
@@ -332,7 +333,7 @@ class Explorer:
         options = _options(SelectOptions, options)
         path = self._new("selections", f"{_checked_name(name)}.star")
         with self._writing:
-            write_selection(self.run, options, name, say=self._say)
+            write_selection(self.run, options, name, reporter=Reporter(self._say))
         kept = int(select_particles(self.run, options)[0].sum())
         return self._saved([path], [self._command("select", options, name=name)], {"particles": kept})
 
@@ -352,8 +353,7 @@ class Explorer:
                 options.half,
                 options.movie,
                 options.maps,
-                self._say,
-                self._show_progress,
+                Reporter(self._say, self._show_progress),
                 options.difference,
                 options.full,
             )
@@ -361,7 +361,7 @@ class Explorer:
             if self.point_set is not None and states.coordinates is not None:
                 moved = DisplaceOptions(states=str(out / "states.csv"), origin=self.origin)
                 target = out / "model.npz"
-                displace(self.run, self.model_path, target, moved, self._say, self._show_progress)
+                displace(self.run, self.model_path, target, moved, Reporter(self._say, self._show_progress))
                 commands.append(self._command("displace", moved, points=self.model_path, out=target))
             self._progress = ("", 0, 0)
         return self._saved(sorted(out.iterdir()), commands, {"states": len(states)})

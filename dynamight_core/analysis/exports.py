@@ -1,6 +1,5 @@
 """What other programs show of a run: where the molecule moves, as a map and as atoms, and particles in a plane."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import gemmi
@@ -13,6 +12,7 @@ from scipy.spatial import cKDTree
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path, header_origin, write_map
 from dynamight_core.model.motions import motion_fields
+from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
 
 EMBEDDINGS = ("auto", "umap", "pca")
@@ -22,7 +22,7 @@ _SPACING = 4.0
 _REACH = 12.0
 
 
-def write_exports(run: Run, embedding: str = "auto", say: Callable[[str], None] = print) -> list[Path]:
+def write_exports(run: Run, embedding: str = "auto", reporter: Reporter = PRINT) -> list[Path]:
     """Write RUN/analysis/motion.mrc and its error, gaussians_half1.cif, gaussians_half2.cif and embedding.csv.
 
     ``motion_error.mrc`` is the error of a displacement, ``motion_beyond_error.mrc`` the motion that exceeds it: the
@@ -36,7 +36,7 @@ def write_exports(run: Run, embedding: str = "auto", say: Callable[[str], None] 
         finished and summarised.
     embedding
         "umap", "pca" (the first two motions), or "auto": umap if the package umap-learn is installed.
-    say
+    reporter
         takes lines for the user.
 
     Returns
@@ -61,17 +61,17 @@ def write_exports(run: Run, embedding: str = "auto", say: Callable[[str], None] 
         write_map(path, volume, pixel_size, corner)
     for half, path in enumerate(gaussians, 1):
         write_gaussians(run, half, path, corner + box // 2 * pixel_size)
-    columns, names = embed(run.motions.coordinates.numpy(), embedding, run.config.train.seed, say)
+    columns, names = embed(run.motions.coordinates.numpy(), embedding, run.config.train.seed, reporter)
     with atomic_path(table) as path:
         pd.DataFrame(columns, columns=names).to_csv(path, index=False, float_format="%.6g")
-    say(
+    reporter.say(
         f"Motion per voxel, its error and what exceeds it are in {maps[0]}, {maps[1].name} and {maps[2].name}, the "
         f"Gaussians with their motion in {gaussians[0]} and {gaussians[1].name}."
     )
     return [*maps, *gaussians, table]
 
 
-def write_arrows(run: Run, motion: int = 1, n: int = 150, say: Callable[[str], None] = print) -> list[Path]:
+def write_arrows(run: Run, motion: int = 1, n: int = 150, reporter: Reporter = PRINT) -> list[Path]:
     """Write one motion as arrows, with a sphere of the error's radius at each tip: ChimeraX BILD, and as a table.
 
     Arrows go from the mean conformation to one standard deviation of the motion's coordinate; they are spread evenly
@@ -85,7 +85,7 @@ def write_arrows(run: Run, motion: int = 1, n: int = 150, say: Callable[[str], N
         from 1.
     n
         arrows at most.
-    say
+    reporter
         takes lines for the user.
 
     Returns
@@ -100,7 +100,7 @@ def write_arrows(run: Run, motion: int = 1, n: int = 150, say: Callable[[str], N
     end[motion - 1] = coordinates[:, motion - 1].std()
     stem = run.path / "analysis" / f"motion{motion}_arrows"
     files = write_shift_arrows(run, start, end, stem, n, f"motion {motion}, one standard deviation")
-    say(f"Arrows of motion {motion}, with their errors, are in {stem}.bild (ChimeraX) and .csv.")
+    reporter.say(f"Arrows of motion {motion}, with their errors, are in {stem}.bild (ChimeraX) and .csv.")
     return files
 
 
@@ -247,7 +247,7 @@ def write_gaussians(run: Run, half: int, path: str | Path, centre) -> None:
         structure.make_mmcif_document().write_file(str(temporary))
 
 
-def embed(coordinates: np.ndarray, method: str, seed: int, say: Callable[[str], None]) -> tuple[np.ndarray, list[str]]:
+def embed(coordinates: np.ndarray, method: str, seed: int, reporter: Reporter) -> tuple[np.ndarray, list[str]]:
     """Return (n, 2) places of particles in a plane, for drawing, and the names of its axes.
 
     Parameters
@@ -258,7 +258,7 @@ def embed(coordinates: np.ndarray, method: str, seed: int, say: Callable[[str], 
         one of `EMBEDDINGS`.
     seed
         of UMAP.
-    say
+    reporter
         takes lines for the user.
     """
     if method not in EMBEDDINGS:
@@ -271,7 +271,7 @@ def embed(coordinates: np.ndarray, method: str, seed: int, say: Callable[[str], 
                 raise InputError(
                     "--embedding umap needs the package umap-learn; install dynamight-core[umap] or give pca"
                 ) from error
-            say("Note: without the package umap-learn, particles are drawn along the first two motions.")
+            reporter.say("Note: without the package umap-learn, particles are drawn along the first two motions.")
         else:
             neighbours = max(2, min(15, len(coordinates) - 1))
             reducer = UMAP(n_components=2, n_neighbors=neighbours, random_state=seed, n_jobs=1)

@@ -1,6 +1,5 @@
 """Subsets of a run's particles by motion, error, conformation, region, cluster or half, as STAR files."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from dynamight_core.analysis.states import check_motion, parse_numbers
 from dynamight_core.errors import InputError
 from dynamight_core.options import SelectOptions
 from dynamight_core.particles.metadata import write_star
+from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
 
 Range = tuple[float, float]
@@ -134,7 +134,7 @@ def write_selection(
     options: SelectOptions,
     name: str = "selection",
     out: str | Path | None = None,
-    say: Callable[[str], None] = print,
+    reporter: Reporter = PRINT,
 ) -> Path:
     """Write the selected rows with all input columns, the dyn columns, clusters and the optics table.
 
@@ -148,8 +148,8 @@ def write_selection(
         of the file in ``RUN/analysis/selections``.
     out
         path of the STAR file instead.
-    say
-        takes the counts.
+    reporter
+        takes lines for the user.
 
     Returns
     -------
@@ -173,7 +173,7 @@ def write_selection(
         table["dynCluster"] = clusters
     write_star(path, table[kept], run.particles.optics, run.particles.block)
     halves = np.asarray(run.halves)[kept]
-    say(
+    reporter.say(
         f"{int(kept.sum())} of {len(kept)} particles ({int((halves == 1).sum())} of half 1, "
         f"{int((halves == 2).sum())} of half 2) are in {path}."
     )

@@ -16,6 +16,7 @@ from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path, header_origin, write_map
 from dynamight_core.model.motions import motion_fields
 from dynamight_core.options import HALVES, StatesOptions
+from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
 
 # Frames a second, and how often an MP4 goes along the states and back.
@@ -329,8 +330,7 @@ def write_states(
     half: str = "both",
     movie: bool = True,
     maps: bool = True,
-    say: Callable[[str], None] = print,
-    progress: Callable[[str, int, int], None] | None = None,
+    reporter: Reporter = PRINT,
     difference: bool = False,
     full: bool = False,
 ) -> Path:
@@ -350,8 +350,8 @@ def write_states(
         whether states along a path become ``movie.gif`` and ``movie.mp4``.
     maps
         False writes the coordinates alone.
-    say, progress
-        take lines for the user, and a stage's name with what is done and to do.
+    reporter
+        takes lines for the user, and progress.
     difference
         whether to write also the last map minus the first.
     full
@@ -377,7 +377,7 @@ def write_states(
     _remove_earlier(out)
     if not maps:
         _write_table(out, states, maps)
-        say(f"states.csv, with {len(states)} states, is in {out}.")
+        reporter.say(f"states.csv, with {len(states)} states, is in {out}.")
         return out
     projections, ends = [], []
     for i, label in enumerate(states.labels):
@@ -389,19 +389,18 @@ def write_states(
         if i in (0, len(states) - 1):
             ends.append(volume)
         projections.append(_projections(volume))
-        if progress:
-            progress("rendering states", i + 1, len(states))
+        reporter.progress("rendering states", i + 1, len(states))
     _write_table(out, states, maps)
     _write_script(out, states, float(np.quantile(ends[0], _LEVEL)))
-    say(f"{len(states)} maps and states.csv are in {out}; states.cxc shows them in ChimeraX.")
+    reporter.say(f"{len(states)} maps and states.csv are in {out}; states.cxc shows them in ChimeraX.")
     if states.coordinates is not None and states.ordered and len(states) > 1:
         write_shift_arrows(run, states.coordinates[0], states.coordinates[-1], out / "arrows")
     if movie and states.ordered and len(states) > 1:
-        movies = write_movie(out / "movie", np.stack(projections), states.labels, run.pixel_size, say)
-        say(f"The movie is {' and '.join(map(str, movies))}.")
+        movies = write_movie(out / "movie", np.stack(projections), states.labels, run.pixel_size, reporter)
+        reporter.say(f"The movie is {' and '.join(map(str, movies))}.")
     if difference:
         models.write(out / "difference.mrc", ends[1] - ends[0])
-        say(f"The last map minus the first is {out / 'difference.mrc'}.")
+        reporter.say(f"The last map minus the first is {out / 'difference.mrc'}.")
     return out
 
 
@@ -434,7 +433,7 @@ def serve_states(run: Run, requests: Iterable[str], answer: Callable[[str], None
 
 
 def write_movie(
-    stem: Path, projections: np.ndarray, labels: list[str], pixel_size: float, say: Callable[[str], None] = print
+    stem: Path, projections: np.ndarray, labels: list[str], pixel_size: float, reporter: Reporter = PRINT
 ) -> list[Path]:
     """Write a movie that runs along the states and back, as GIF and, where the package imageio-ffmpeg is, as MP4.
 
@@ -448,8 +447,8 @@ def write_movie(
         s titles.
     pixel_size
         A.
-    say
-        takes a line for the user.
+    reporter
+        takes lines for the user.
 
     Returns
     -------
@@ -470,7 +469,7 @@ def write_movie(
         # Raises RuntimeError where the package came without its program, and there is none on the machine.
         imageio_ffmpeg.get_ffmpeg_exe()
     except (ImportError, RuntimeError):
-        say("Note: without the package imageio-ffmpeg the movie is written as GIF alone.")
+        reporter.say("Note: without the package imageio-ffmpeg the movie is written as GIF alone.")
         return movies
     movies.append(stem.with_suffix(".mp4"))
     height, width = frames[0].shape[:2]

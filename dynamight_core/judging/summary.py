@@ -1,7 +1,6 @@
 """The summary of a training that every later stage reads: motions, errors, verdict."""
 
 import json
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from dynamight_core.judging.verdict import judge
 from dynamight_core.model.half import HalfModel
 from dynamight_core.model.motions import PrincipalMotions, principal_motions
 from dynamight_core.particles.metadata import write_particles
+from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
 from dynamight_core.training.stage import Trained
 
@@ -26,9 +26,7 @@ COMPOSITION_WARNING = (
 )
 
 
-def summarise(
-    trained: Trained, say: Callable[[str], None] = print, progress: Callable[[str, int, int], None] | None = None
-) -> Run:
+def summarise(trained: Trained, reporter: Reporter = PRINT) -> Run:
     """Find principal motions, errors and the verdict of a training, and write them.
 
     Writes RUN/particles.star, RUN/analysis/motions.safetensors and RUN/analysis/summary.json.
@@ -37,7 +35,7 @@ def summarise(
     ----------
     trained
         what `training.run.train` returned.
-    say
+    reporter
         takes lines for the user.
     """
     options, models, path = trained.options, trained.models, trained.run
@@ -93,16 +91,16 @@ def summarise(
     with atomic_path(path / "analysis" / "summary.json") as temporary:
         temporary.write_text(json.dumps(summary, indent=1))
     _write_table(run, motions, magnitude, errors)
-    say(verdict.sentence)
-    say(
+    reporter.say(verdict.sentence)
+    reporter.say(
         f"Motion {summary['motion_rms']:.2f} A rms, error estimate {summary['error_rms']:.2f} A rms "
         f"({summary['error_disagreement_rms']:.2f} between the halves' decoders, "
         f"{summary['error_posterior_rms']:.2f} from the noise of each image)."
     )
     if bias:
-        say(f"Warning: {bias}.")
+        reporter.warn(bias)
     for line in warnings[len(trained.prepared.warnings) + bool(bias) :]:
-        say(f"Note: {line}.")
+        reporter.note(line)
     return run
 
 

@@ -13,6 +13,7 @@ from dynamight_core.files import read_map
 from dynamight_core.imaging.fourier import shells
 from dynamight_core.options import METHODS, ReconstructOptions
 from dynamight_core.particles.memory import available_memory
+from dynamight_core.reporter import Reporter
 from dynamight_core.run import Run
 
 # Sizes that differ by no more than rounding in headers.
@@ -61,24 +62,24 @@ def check_run(run: Run) -> None:
             )
 
 
-def check_halves(halves: torch.Tensor, say: Say) -> None:
+def check_halves(halves: torch.Tensor, reporter: Reporter) -> None:
     """Say where (n,) halves, 1 or 2, are of very different size."""
     sizes = [int((halves == half).sum()) for half in (1, 2)]
     if max(sizes) > _UNEVEN * min(sizes):
-        say(
+        reporter.say(
             f"Note: the half-sets have {sizes[0]} and {sizes[1]} particles; the FSC is that of the smaller half, and "
             "too pessimistic for the map of both. Split the particles evenly (rlnRandomSubset)."
         )
 
 
-def check_views(denominator: torch.Tensor, half: int, pixel_size: float, say: Say) -> bool:
+def check_views(denominator: torch.Tensor, half: int, pixel_size: float, reporter: Reporter) -> bool:
     """Return and say whether directions are missing: a share of a shell that hardly any particle's slice crosses."""
     box = denominator.shape[0]
     ring = shells(box, 3, denominator.device) == box // 4
     values = denominator[ring]
     missing = 100 * float((values < _SEEN * values.mean()).float().mean())
     if missing > _MISSING:
-        say(
+        reporter.say(
             f"Note: {missing:.0f} % of the directions at {4 * pixel_size:.1f} A are seen by hardly any particle of "
             f"half {half}: the map is smeared out along them, and its FSC does not show it."
         )
@@ -94,7 +95,9 @@ def memory_needed(box: int, device: torch.device, options: ReconstructOptions) -
     return needed, torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
 
 
-def choose_method(missing: bool, box: int, device: torch.device, options: ReconstructOptions, say: Say) -> str:
+def choose_method(
+    missing: bool, box: int, device: torch.device, options: ReconstructOptions, reporter: Reporter
+) -> str:
     """Return what `--method auto` takes: least squares where directions are missing and memory holds it, else wbp.
 
     A filter that is diagonal in Fourier space cannot fill a cone; least squares can, from the molecule's extent.
@@ -104,7 +107,7 @@ def choose_method(missing: bool, box: int, device: torch.device, options: Recons
     needed, free = memory_needed(box, device, replace(options, method="cg"))
     if needed <= free:
         return "cg"
-    say(
+    reporter.say(
         f"Note: least squares would fill the missing directions better, but needs about {needed / 1e9:.1f} GB and "
         f"{free / 1e9:.1f} GB are free: weighted backprojection is taken."
     )
@@ -122,7 +125,9 @@ def check_memory(box: int, device: torch.device, options: ReconstructOptions) ->
         )
 
 
-def read_mask(option: str, path: str, run: Run, points: list[torch.Tensor], say: Say | None = None) -> torch.Tensor:
+def read_mask(
+    option: str, path: str, run: Run, points: list[torch.Tensor], reporter: Reporter | None = None
+) -> torch.Tensor:
     """Return a mask on the grid of the maps; with `say`, say how much of the molecule it leaves out.
 
     Parameters
@@ -155,8 +160,10 @@ def read_mask(option: str, path: str, run: Run, points: list[torch.Tensor], say:
         raise InputError(
             f"{option} {path} holds {held:.1f} % of the molecule's density; give a mask that lies on the molecule"
         )
-    if say is not None and held < 100 - _CUT:
-        say(f"Note: mask {path} cuts off {100 - held:.0f} % of the molecule's density; the FSC is that of the rest.")
+    if reporter is not None and held < 100 - _CUT:
+        reporter.say(
+            f"Note: mask {path} cuts off {100 - held:.0f} % of the molecule's density; the FSC is that of the rest."
+        )
     return torch.from_numpy(volume)
 
 

@@ -47,6 +47,7 @@ from dynamight_core.reconstruction.residual import (
     points_in_mask,
     residual_motion,
 )
+from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run, record_stage
 
 # Particles of the other half that say when least squares ends.
@@ -72,9 +73,7 @@ class Reconstruction:
     rigid: ReconstructionFiles | None
 
 
-def invert_run(
-    run: Run, options: InvertOptions, say: Say = print, progress: Progress | None = None
-) -> tuple[InverseReport, InverseReport]:
+def invert_run(run: Run, options: InvertOptions, reporter: Reporter = PRINT) -> tuple[InverseReport, InverseReport]:
     """Train the inverse field of both halves on their own particles (paper, Methods); write RUN/half?/inverse.*.
 
     Parameters
@@ -83,22 +82,22 @@ def invert_run(
         finished.
     options
         of the fit.
-    say, progress
-        take lines for the user, and a stage's name with what is done and to do.
+    reporter
+        takes lines for the user, and progress.
     """
     device = choose_device(options.device)
     reports = []
     for half, model in enumerate(run.models, 1):
         model.to(device)
         latents = run.latents[half - 1][run.halves == half].to(device)
-        tell = _named(progress, f"inverse field, half {half}")
+        progress = reporter.step(f"inverse field, half {half}")
         field, report = fit_inverse(
-            model, latents, model.gaussians.positions, model.box * model.pixel_size, model.box, options, tell
+            model, latents, model.gaussians.positions, model.box * model.pixel_size, model.box, options, progress
         )
         save_inverse(inverse_path(run, half), field)
         with atomic_path(inverse_path(run, half).with_suffix(".json")) as path:
             path.write_text(json.dumps(asdict(report)))
-        say(
+        reporter.say(
             f"Half {half}: the inverse field errs by {report.on_gaussians:.2f} A rms on the Gaussians and "
             f"{report.off_gaussians:.2f} A between them, where motion is {report.motion:.2f} A rms."
         )
@@ -107,9 +106,7 @@ def invert_run(
     return tuple(reports)
 
 
-def reconstruct_run(
-    run: Run, options: ReconstructOptions, say: Say = print, progress: Progress | None = None
-) -> Reconstruction:
+def reconstruct_run(run: Run, options: ReconstructOptions, reporter: Reporter = PRINT) -> Reconstruction:
     """Reconstruct both half-maps, each from its own particles with its own decoder, and write RUN/reconstruction.
 
     The maps are in the frame of the consensus map, or of the conformation asked for, in the particles' box and
@@ -121,8 +118,8 @@ def reconstruct_run(
         finished and summarised.
     options
         of the reconstruction.
-    say, progress
-        take lines for the user, and a stage's name with what is done and to do.
+    reporter
+        takes lines for the user, and progress.
 
     Raises
     ------
@@ -140,25 +137,25 @@ def reconstruct_run(
             "none is used; give reference, or --no-shrink for the motions as they were learned"
         )
     gaussians = model_points(run, [half_conformation(run, half, options.conformation, "cpu") for half in (1, 2)])
-    mask = None if options.mask is None else read_mask("--mask", options.mask, run, gaussians, say)
+    mask = None if options.mask is None else read_mask("--mask", options.mask, run, gaussians, reporter)
     regions = read_regions(options.regions, run, gaussians)
     # The run's particles may be binned otherwise than when it was trained.
     consensus = resample_volume(torch.from_numpy(read_map(run.config.inputs.map)[0]), particles.box)
     images = FullImages(run, device)
     check_memory(images.box, images.device, options)
-    check_halves(run.halves, say)
+    check_halves(run.halves, reporter)
     rigid = options.rigid and in_frame
     folder = Path(run.path) / "reconstruction"
 
     if motionless:
-        say(
+        reporter.say(
             "The images do not support the motions of this run: the maps are made without them. With --no-shrink they "
             "are made with what was learned."
         )
-    sums = _HalfSums.of(run, options, images, say, progress)
+    sums = _HalfSums.of(run, options, images, reporter)
     method = options.method
     if method == "auto":
-        method = choose_method(sums.views_are_missing, images.box, images.device, options, say)
+        method = choose_method(sums.views_are_missing, images.box, images.device, options, reporter)
     shares = options.regularisation
     first = sums.backprojected(LEAST_SHARE if shares is None else shares)
     if mask is None:
@@ -180,9 +177,9 @@ def reconstruct_run(
     record_stage(run, "reconstruct", options, method_used=method)
     bias = record_model_bias(run)
     if bias:
-        say(f"Warning: {bias}.")
+        reporter.warn(bias)
     for line in _outcome(run, judged, written, columns):
-        say(line)
+        reporter.say(line)
     return Reconstruction(written[True], written.get(False))
 
 
@@ -199,28 +196,26 @@ class _HalfSums:
         of each half, its motion as far as it is used.
     views_are_missing
         whether a cone of directions is missing in a half.
-    say, progress
-        take lines for the user, and a stage's name with what is done and to do.
+    reporter
+        takes lines for the user, and progress.
     """
 
-    def __init__(self, run, options, halves, modes, views_are_missing, say: Say, progress: Progress | None):
+    def __init__(self, run, options, halves, modes, views_are_missing, reporter: Reporter):
         self.run, self.options, self.halves, self.modes = run, options, halves, modes
-        self.views_are_missing, self._say, self._progress = views_are_missing, say, progress
+        self.views_are_missing, self._reporter = views_are_missing, reporter
 
     @classmethod
-    def of(
-        cls, run: Run, options: ReconstructOptions, images: FullImages, say: Say, progress: Progress | None
-    ) -> "_HalfSums":
+    def of(cls, run: Run, options: ReconstructOptions, images: FullImages, reporter: Reporter) -> "_HalfSums":
         """Read each half's particles once and add them up where its motion puts them."""
         halves, used, missing, weights = [], [], [], images.noise_weights(options.seed)
         for half in (1, 2):
             modes, support = half_modes(run, half, images, options)
             if support is not None:
-                say(support.sentence(half))
+                reporter.say(support.sentence(half))
             used.append(modes)
             modes, points = in_conformation(run, half, modes, options.conformation, images.pixel_size)
             region = deforming_region(points, images.box, images.pixel_size, options.region_radius)
-            tell = _named(progress, f"reconstructing, half {half}")
+            progress = reporter.step(f"reconstructing, half {half}")
             blur = None if not options.error_weights else torch.tensor(run.table["dynMotionError"].to_numpy())
             summed = HalfReconstruction.of(
                 images.data(weights, blur),
@@ -228,12 +223,12 @@ class _HalfSums:
                 modes,
                 region,
                 options.batch_size,
-                tell,
+                progress,
                 available_memory() // 4,
             )
             halves.append(summed)
-            missing.append(check_views(summed.denominator, half, images.pixel_size, say))
-        return cls(run, options, halves, used, any(missing), say, progress)
+            missing.append(check_views(summed.denominator, half, images.pixel_size, reporter))
+        return cls(run, options, halves, used, any(missing), reporter)
 
     def maps(self, method: str, shares, deformed: bool) -> list[torch.Tensor]:
         """Return both half-maps in the particles' box, with motion undone or rigid."""
@@ -249,9 +244,11 @@ class _HalfSums:
                 deformed,
                 self.options.steps,
                 self.options.batch_size,
-                _named(self._progress, f"{name}, half {number}"),
+                self._reporter.step(f"{name}, half {number}"),
             )
-            self._say(f"Half {number}, {name}: {solution.steps} steps until held-out images were explained no better.")
+            self._reporter.say(
+                f"Half {number}, {name}: {solution.steps} steps until held-out images were explained no better."
+            )
             maps.append(self._grown(volume))
         return maps
 
@@ -371,8 +368,3 @@ def _ends(curve: torch.Tensor, particles) -> float:
 def _claim(files: ReconstructionFiles) -> str:
     """Return the resolution of maps in words, in brackets what it is at least."""
     return f"{files.resolution:.1f} A ({files.resolution_at_least:.1f} A)"
-
-
-def _named(progress: Progress | None, stage: str):
-    """Return the (done, total) progress of a stage, or None."""
-    return None if progress is None else lambda done, total: progress(stage, done, total)

@@ -1,7 +1,5 @@
 """What ``dynamight check`` says: whether a run could start, and what it would take."""
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 
@@ -11,6 +9,7 @@ from dynamight_core.particles.images import ImageReader
 from dynamight_core.particles.memory import available_memory
 from dynamight_core.particles.metadata import describe
 from dynamight_core.particles.preprocess import batch_size, read_prepared
+from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.training.prepare import Prepared, choose_decoder, hold_out, open_particles, prepare
 from dynamight_core.training.schedule import schedule
 
@@ -29,8 +28,7 @@ def check_inputs(
     inputs: InputOptions,
     options: TrainOptions,
     images: bool = True,
-    say: Callable[[str], None] = print,
-    progress: Callable[[str, int, int], None] | None = None,
+    reporter: Reporter = PRINT,
 ) -> None:
     """Read everything that a run would, and say what was understood.
 
@@ -40,8 +38,8 @@ def check_inputs(
         as for training; without a map only the particles are looked at.
     images
         whether every image is read and prepared, or only the headers of the stacks.
-    say, progress
-        take lines for the user, and a stage's name with what is done and to do.
+    reporter
+        takes lines for the user, and progress.
 
     Raises
     ------
@@ -57,29 +55,29 @@ def check_inputs(
         prepared = None
         particles, halves, _ = open_particles(inputs, options.seed)
     for line in describe(particles):
-        say(line)
+        reporter.say(line)
     validation = hold_out(particles, halves, options) if prepared is None else prepared.validation
     with ImageReader(particles) as reader:
         if images:
-            _read_all(reader, prepared, inputs, device, progress)
-    say(
+            _read_all(reader, prepared, inputs, device, reporter)
+    reporter.say(
         f"Half-sets of {int((halves == 1).sum())} and {int((halves == 2).sum())} particles, of which "
         f"{int(validation.sum())} are kept for validation."
     )
     if prepared is None:
-        say("No --map was given: only the particles were checked.")
+        reporter.say("No --map was given: only the particles were checked.")
         return
     for line in prepared.notes:
-        say(f"Note: {line}.")
+        reporter.note(line)
     for line in prepared.warnings:
-        say(f"Warning: {line}.")
-    say(
+        reporter.warn(line)
+    reporter.say(
         f"Map: threshold {prepared.region.threshold:.4g}, {int(prepared.region.mask.sum())} voxels "
         f"({prepared.region.mask.mean():.1%} of the box) hold the molecule; images are cropped to "
         f"{prepared.working_box} pixels of {prepared.working_pixel_size:.3g} A."
     )
-    _say_estimates(prepared, options, device, say)
-    say("A run could start.")
+    _say_estimates(prepared, options, device, reporter)
+    reporter.say("A run could start.")
 
 
 def estimate_memory(n: int, working_box: int, options: TrainOptions, halves_at_once: int = 1) -> float:
@@ -110,7 +108,7 @@ def estimate_seconds(n: int, working_box: int, options: TrainOptions, threads: i
     return n * effort * per_particle / speed
 
 
-def _read_all(reader: ImageReader, prepared: Prepared | None, inputs: InputOptions, device, progress) -> None:
+def _read_all(reader: ImageReader, prepared: Prepared | None, inputs: InputOptions, device, reporter: Reporter) -> None:
     """Read every image once, and prepare it where the map says how; refuses those with values not finite."""
     n = len(reader.particles)
     preprocessing = None
@@ -121,27 +119,26 @@ def _read_all(reader: ImageReader, prepared: Prepared | None, inputs: InputOptio
             reader.read(rows)
         else:
             read_prepared(reader, rows, preprocessing, device)
-        if progress:
-            progress("reading images", int(rows[-1]) + 1, n)
+        reporter.progress("reading images", int(rows[-1]) + 1, n)
 
 
-def _say_estimates(prepared: Prepared, options: TrainOptions, device: torch.device, say) -> None:
+def _say_estimates(prepared: Prepared, options: TrainOptions, device: torch.device, reporter) -> None:
     n, box = len(prepared.particles), prepared.working_box
     threads = options.threads or torch.get_num_threads()
     needed = estimate_memory(n, box, options, 2 if device.type == "cpu" and threads > 1 else 1)
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
-        say(f"Memory: about {needed / 1e9:.1f} GB where {free / 1e9:.1f} GB of the GPU are free.")
-        say("Time: not estimated for GPUs; the first epochs of a run show it.")
+        reporter.say(f"Memory: about {needed / 1e9:.1f} GB where {free / 1e9:.1f} GB of the GPU are free.")
+        reporter.say("Time: not estimated for GPUs; the first epochs of a run show it.")
         return
     free = available_memory()
-    say(
+    reporter.say(
         f"Memory: about {needed / 1e9:.1f} GB where {free / 1e9:.1f} GB are free"
         + ("." if needed < free else "; images will be kept in a file, and a smaller --batch-size saves more.")
     )
     fixed = prepared.atomic is not None
     seconds = estimate_seconds(n, box, options, threads, fixed)
-    say(
+    reporter.say(
         f"Time: about {_duration(seconds)} on {threads} CPU threads, for {len(schedule(options, fixed=fixed))} epochs "
         "of both halves; it may be half or twice that on another processor."
     )

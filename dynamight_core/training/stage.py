@@ -6,7 +6,6 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
@@ -21,6 +20,7 @@ from dynamight_core.devices import choose_device, peak_memory, set_threads
 from dynamight_core.errors import InputError, option_name
 from dynamight_core.files import atomic_path
 from dynamight_core.parallel import side_by_side
+from dynamight_core.reporter import PRINT, QUIET, Reporter
 from dynamight_core.run import holds_run, remove_run
 from dynamight_core.training.checkpoint import checkpoint_epochs, load_checkpoint, save_checkpoint
 from dynamight_core.training.continuation import PreviousRun
@@ -55,8 +55,7 @@ def train(
     run: str | Path,
     resume: bool = False,
     overwrite: bool = False,
-    say: Callable[[str], None] = print,
-    progress: Callable[[str, int, int], None] | None = None,
+    reporter: Reporter = PRINT,
 ) -> "Trained":
     """Train both halves and write everything of section "files of a run" that training makes but particles.star.
 
@@ -66,10 +65,8 @@ def train(
         what on, and how.
     run
         folder; new, or of a stopped run with `resume`, or emptied with `overwrite`.
-    say
-        takes lines for the user.
-    progress
-        takes a stage's name, what is done and what there is to do; called from threads of both halves.
+    reporter
+        takes lines for the user, and progress.
 
     Raises
     ------
@@ -88,23 +85,24 @@ def train(
         found["atomic_model"] = prepared.atomic.record
     goes_on = _check_folder(run, inputs, options, found, resume, overwrite)
     for line in prepared.notes:
-        say(f"Note: {line}.")
+        reporter.note(line)
     for line in prepared.warnings:
-        say(f"Warning: {line}.")
-    say(f"Images are cropped to {prepared.working_box} pixels of {prepared.working_pixel_size:.3g} A for training.")
-    tell = (lambda done, total: progress("reading images", done, total)) if progress else None
-    data = load_images(prepared, inputs, options.seed, device, run, tell)
+        reporter.warn(line)
+    reporter.say(
+        f"Images are cropped to {prepared.working_box} pixels of {prepared.working_pixel_size:.3g} A for training."
+    )
+    data = load_images(prepared, inputs, options.seed, device, run, reporter.step("reading images"))
     try:
-        trainers = _make_trainers(prepared, inputs, options, data, previous, say)
+        trainers = _make_trainers(prepared, inputs, options, data, previous, reporter)
         # Only now: images that cannot be used leave no run behind, and what was there as it was.
         if not goes_on:
             _begin_run(run, inputs, options, found)
             if prepared.atomic is not None:
                 prepared.atomic.write_fitted(run / "atomic_model.cif")
         epochs = schedule(options, continued=previous is not None, fixed=prepared.atomic is not None)
-        _train_epochs(trainers, run, epochs, say, progress)
+        _train_epochs(trainers, run, epochs, reporter)
         trained = Trained(run, prepared, data, trainers, options)
-        trained.infer_all(progress)
+        trained.infer_all(reporter)
         trained.save()
     except BaseException:
         data.close()
@@ -131,16 +129,16 @@ class Trained:
         self.latents = torch.zeros(2, n, d)
         self.covariances = torch.zeros(2, n, d, d)
 
-    def infer_all(self, progress=None) -> None:
+    def infer_all(self, reporter: Reporter = QUIET) -> None:
         """Infer every particle's latent under each half's decoder, which stays as it is.
 
         Training particles keep going from their last inference under their own half, everything else from the
         encoder's guess; or from a place where other particles are, if that explains the image better.
         """
         data = self.data
-        side_by_side(lambda index: self._infer_half(index, progress), (0, 1), data.device)
+        side_by_side(lambda index: self._infer_half(index, reporter), (0, 1), data.device)
 
-    def _infer_half(self, index: int, progress) -> None:
+    def _infer_half(self, index: int, reporter: Reporter) -> None:
         trainer, model = self.trainers[index], self.models[index]
         own = trainer.rows
         if not self.options.latent_refinement:
@@ -151,14 +149,14 @@ class Trained:
         others[own] = False
         rest = torch.where(others)[0]
         name = f"inferring latents, half {index + 1}"
-        tell = (lambda done, total: progress(name, done, total)) if progress else None
+        progress = reporter.step(name)
         posed = trainer.posed_data()
         for rows, starts, steps in (
             (own, [trainer.latents, *model.latent_starts(len(own))], 3),
             (rest, [trainer.encode(rest), *model.latent_starts(len(rest))], 6),
         ):
             source = posed if rows is own else self.data
-            posterior = infer_latents(model, source, rows, starts, steps, integrate=True, progress=tell)
+            posterior = infer_latents(model, source, rows, starts, steps, integrate=True, progress=progress)
             self.latents[index, rows] = posterior.latents.cpu()
             self.covariances[index, rows] = posterior.covariances.cpu()
         model.set_consensus_frame(self.latents[index, own].to(self.data.device))
@@ -182,7 +180,7 @@ class Trained:
             safetensors.torch.save_file({name: value.contiguous() for name, value in tensors.items()}, path)
 
 
-def _make_trainers(prepared, inputs, options, data, previous, say) -> tuple[HalfTrainer, HalfTrainer]:
+def _make_trainers(prepared, inputs, options, data, previous, reporter: Reporter) -> tuple[HalfTrainer, HalfTrainer]:
     trainers = []
     if previous is None:
         start = partial(start_gaussians, prepared, options)
@@ -197,14 +195,14 @@ def _make_trainers(prepared, inputs, options, data, previous, say) -> tuple[Half
         encoder_only = torch.where(mine & prepared.validation)[0] if options.validation_trains_encoders else None
         # Models that were trained have the images' grey scale.
         if previous is None and match_grey_scale(model, data, rows) <= 5:
-            say("Warning: the images do not correlate with the map: check that both belong together.")
+            reporter.say("Warning: the images do not correlate with the map: check that both belong together.")
         trainers.append(HalfTrainer(model, data, rows, options, half, encoder_only))
         if previous is not None:
             previous.start(trainers[-1])
     return tuple(trainers)
 
 
-def _train_epochs(trainers, run: Path, epochs: list[Epoch], say, progress) -> None:
+def _train_epochs(trainers, run: Path, epochs: list[Epoch], reporter: Reporter) -> None:
     """Run the schedule on both halves, writing metrics and checkpoints, from the last checkpoint on."""
     options, data = trainers[0].options, trainers[0].data
     folders = [run / f"half{half}" / "checkpoints" for half in (1, 2)]
@@ -220,7 +218,7 @@ def _train_epochs(trainers, run: Path, epochs: list[Epoch], say, progress) -> No
             rises[index], last[index] = state["rises"], state["last"]
         lines = (run / "metrics.jsonl").read_text().splitlines()
         metrics = [m for m in map(json.loads, lines) if m["epoch"] <= done]
-        say(f"Resuming after epoch {done} of {len(epochs)}.")
+        reporter.say(f"Resuming after epoch {done} of {len(epochs)}.")
     saved = time.monotonic()
     stopped = bool(metrics) and metrics[-1].get("stopped", False)
     for number in range(done + 1, len(epochs) + 1):
@@ -234,7 +232,7 @@ def _train_epochs(trainers, run: Path, epochs: list[Epoch], say, progress) -> No
         pace = _pace(trainers, time.monotonic() - started)
         if epoch.infer == "linear":
             for trainer in trainers:
-                say(_start_in_words(trainer))
+                reporter.say(_start_in_words(trainer))
         for index, entry in enumerate(entries):
             entry |= pace
             # The loss of other frequencies is another one.
@@ -247,7 +245,7 @@ def _train_epochs(trainers, run: Path, epochs: list[Epoch], say, progress) -> No
             stopped = True
             for entry in metrics[-2:]:
                 entry["stopped"] = True
-            say(f"Stopping after epoch {number}: the data loss has risen {max(rises)} times.")
+            reporter.say(f"Stopping after epoch {number}: the data loss has risen {max(rises)} times.")
         with atomic_path(run / "metrics.jsonl") as path:
             path.write_text("".join(json.dumps(entry) + "\n" for entry in metrics))
         due = time.monotonic() - saved > _CHECKPOINT_SECONDS or number % 10 == 0
@@ -255,8 +253,7 @@ def _train_epochs(trainers, run: Path, epochs: list[Epoch], say, progress) -> No
             for index, (trainer, folder) in enumerate(zip(trainers, folders, strict=True)):
                 save_checkpoint(folder, trainer, number, {"rises": rises[index], "last": last[index]})
             saved = time.monotonic()
-        if progress:
-            progress("training", number, len(epochs))
+        reporter.progress("training", number, len(epochs))
 
 
 def _run_epoch(epoch: Epoch, number: int, trainer: HalfTrainer) -> dict:

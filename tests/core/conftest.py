@@ -112,12 +112,13 @@ def trained(hinge_set, tmp_path_factory):
     """Return a training on the small hinge set and its run, summarised. Tests change neither's numbers."""
     from dynamight_core.config import InputOptions, TrainOptions
     from dynamight_core.judging.summary import summarise
+    from dynamight_core.reporter import QUIET
     from dynamight_core.training.stage import train
 
     inputs = InputOptions(star=str(hinge_set.particles), map=str(hinge_set.consensus))
     options = TrainOptions(n_gaussians=500, n_latents=3)
-    result = train(inputs, options, tmp_path_factory.mktemp("trained") / "run", say=lambda line: None)
-    return result, summarise(result, say=lambda line: None)
+    result = train(inputs, options, tmp_path_factory.mktemp("trained") / "run", reporter=QUIET)
+    return result, summarise(result, reporter=QUIET)
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from dynamight_core.errors import InputError
 from dynamight_core.files import read_map
 from dynamight_core.judging.errors import ALIKE, coordinate_variances
 from dynamight_core.model.motions import PrincipalMotions, principal_motions
+from dynamight_core.reporter import QUIET
 from dynamight_core.run import Run
 from dynamight_core.simulate.molecules import hinge_molecule, two_hinge_molecule
 
@@ -184,7 +185,7 @@ def test_more_domains_than_points_allow_are_refused():
 def test_masks_cover_the_molecule_and_tables_have_a_row_for_every_particle(drawn_run, tmp_path):
     run = Run(shutil.copytree(drawn_run, tmp_path / "run"))
     found = find_domains(run.motions, 2)
-    write_domains(run, found, say=lambda line: None)
+    write_domains(run, found, reporter=QUIET)
     out = run.path / "analysis" / "domains"
     masks = [read_map(out / f"domain{k}_mask.mrc")[0] for k in (1, 2)]
     voxels = np.rint(run.motions.points.numpy() / run.pixel_size).astype(int)[:, ::-1] + run.box // 2
@@ -210,7 +211,7 @@ def test_halves_agree_as_their_errors_allow(drawn_run):
 
 def test_arrows_are_the_motion_and_spheres_its_error(drawn_run, tmp_path):
     run = Run(shutil.copytree(drawn_run, tmp_path / "run"))
-    bild, csv = write_arrows(run, n=30, say=lambda line: None)
+    bild, csv = write_arrows(run, n=30, reporter=QUIET)
     table = pd.read_csv(csv)
     lines = bild.read_text().splitlines()
     arrows = np.array([line.split()[1:7] for line in lines if line.startswith(".arrow")], dtype=float)

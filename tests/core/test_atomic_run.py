@@ -20,6 +20,7 @@ from dynamight_core.model.atomic import coarse_grain
 from dynamight_core.model.initialise import find_molecule
 from dynamight_core.options import ControlOptions, ReconstructOptions, SimulateOptions
 from dynamight_core.reconstruction.stage import reconstruct_run
+from dynamight_core.reporter import QUIET, Reporter
 from dynamight_core.run import Run
 from dynamight_core.simulate.dataset import simulate
 from dynamight_core.simulate.molecules import DATA
@@ -76,7 +77,8 @@ def trained(fab, tmp_path_factory):
     """A quick run of it, and what was said."""
     files, model = fab
     folder, said = tmp_path_factory.mktemp("atomic") / "run", []
-    summarise(train(inputs(files, model), TrainOptions(**QUICK), folder, say=said.append), say=said.append)
+    reporter = Reporter(said.append)
+    summarise(train(inputs(files, model), TrainOptions(**QUICK), folder, reporter=reporter), reporter=reporter)
     return folder, said
 
 
@@ -107,7 +109,7 @@ def test_what_is_not_fitted_is_refused_with_how_far_it_is_off(fab, tmp_path):
     files, model = fab
     shifted = write_moved(tmp_path / "shifted.cif", model, shift=(9.0, 6.0, 0.0))
     with pytest.raises(InputError, match=r"not fitted to .* moved by \d+\.\d A rms.*--fit"):
-        check_inputs(inputs(files, shifted, origin="centre"), TrainOptions(), images=False, say=lambda line: None)
+        check_inputs(inputs(files, shifted, origin="centre"), TrainOptions(), images=False, reporter=QUIET)
     prepared = prepare(inputs(files, shifted, origin="centre", fit=True), TrainOptions())
     assert any("--fit turned the atomic model" in line for line in prepared.notes)
     prepared.atomic.write_fitted(tmp_path / "fitted.cif")
@@ -116,15 +118,15 @@ def test_what_is_not_fitted_is_refused_with_how_far_it_is_off(fab, tmp_path):
     assert np.sqrt(np.square(fitted - coarse_grain(model).positions).sum(1).mean()) < 3.0
     with pytest.raises(InputError, match="other hand"):
         mirrored = write_moved(tmp_path / "mirrored.cif", model, mirror=True)
-        check_inputs(inputs(files, mirrored), TrainOptions(), images=False, say=lambda line: None)
+        check_inputs(inputs(files, mirrored), TrainOptions(), images=False, reporter=QUIET)
     with pytest.raises(InputError, match="does not fit"):
         sphere = write_moved(tmp_path / "sphere.cif", model, shell=48.0)
-        check_inputs(inputs(files, sphere, origin="centre"), TrainOptions(), images=False, say=lambda line: None)
+        check_inputs(inputs(files, sphere, origin="centre"), TrainOptions(), images=False, reporter=QUIET)
     with pytest.raises(InputError, match="outside the box"):
         outside = write_moved(tmp_path / "outside.cif", model, shift=(90.0, 0, 0))
-        check_inputs(inputs(files, outside, origin="centre"), TrainOptions(), images=False, say=lambda line: None)
+        check_inputs(inputs(files, outside, origin="centre"), TrainOptions(), images=False, reporter=QUIET)
     with pytest.raises(InputError, match="--width-classes"):
-        check_inputs(inputs(files, model), TrainOptions(width_classes=2), images=False, say=lambda line: None)
+        check_inputs(inputs(files, model), TrainOptions(width_classes=2), images=False, reporter=QUIET)
     with pytest.raises(InputError, match="--atomic-model"):
         InputOptions(fit=True)
 
@@ -134,7 +136,7 @@ def test_coordinates_may_count_from_the_corner(fab, tmp_path):
     files, model = fab
     corner = write_moved(tmp_path / "corner.cif", model, shift=(56.0, 56.0, 56.0))
     said = []
-    check_inputs(inputs(files, corner), TrainOptions(), images=False, say=said.append)
+    check_inputs(inputs(files, corner), TrainOptions(), images=False, reporter=Reporter(said.append))
     assert any("first voxel" in line for line in said)
     assert any("correlates with the map to 0.9" in line for line in said)
 
@@ -186,13 +188,13 @@ def test_such_a_run_resumes(fab, tmp_path, monkeypatch):
     for last in (2, 3):
         monkeypatch.setattr(run_module, "_run_epoch", stop_at(last))
         with pytest.raises(KeyboardInterrupt):
-            train(inputs(files, own), options, tmp_path / "run", resume=True, say=said.append)
+            train(inputs(files, own), options, tmp_path / "run", resume=True, reporter=Reporter(said.append))
     assert any("Resuming after epoch 1" in line for line in said)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["kind"] for line in lines] == ["warm-up"] * 2 + ["encoder"] * 2
     write_moved(own, model, shift=(0.2, 0, 0))
     with pytest.raises(InputError, match=r"own\.cif has changed"):
-        train(inputs(files, own), options, tmp_path / "run", resume=True, say=lambda line: None)
+        train(inputs(files, own), options, tmp_path / "run", resume=True, reporter=QUIET)
 
 
 def test_going_on_from_such_a_run_takes_the_same_model(fab, trained, tmp_path):
@@ -202,7 +204,7 @@ def test_going_on_from_such_a_run_takes_the_same_model(fab, trained, tmp_path):
     n_gaussians = Run(folder).config.train.n_gaussians
     plain = InputOptions(star=str(files.particles), map=str(files.consensus), start_from=str(folder))
     with pytest.raises(InputError, match=r"trained with the atomic model .*fab\.cif"):
-        train(plain, TrainOptions(**QUICK, n_gaussians=n_gaussians), tmp_path / "on", say=lambda line: None)
+        train(plain, TrainOptions(**QUICK, n_gaussians=n_gaussians), tmp_path / "on", reporter=QUIET)
 
 
 def test_maps_of_such_a_run_carry_the_warning(trained):
@@ -210,7 +212,7 @@ def test_maps_of_such_a_run_carry_the_warning(trained):
     folder, said = trained
     assert any("one atomic model" in line and line.startswith("Warning") for line in said)
     spoken = []
-    reconstruct_run(Run(folder), ReconstructOptions(rigid=False, local_resolution=False), spoken.append)
+    reconstruct_run(Run(folder), ReconstructOptions(rigid=False, local_resolution=False), Reporter(spoken.append))
     assert any("wrong-model, which would, was not run" in line for line in spoken)
     assert any("wrong-model" in line for line in json.loads((folder / "analysis/summary.json").read_text())["warnings"])
     result = wrong_model_result(Run(folder))
@@ -230,7 +232,7 @@ def test_maps_of_such_a_run_carry_the_warning(trained):
 
 def test_the_control_with_a_wrong_model_is_part_of_the_warning_from_then_on(trained):
     folder, _ = trained
-    control = control_run(Run(folder), ControlOptions("wrong-model", selection=FAB), say=lambda line: None)
+    control = control_run(Run(folder), ControlOptions("wrong-model", selection=FAB), reporter=QUIET)
     assert abs(control.figures["share_of_wrong_rigid"]) < 0.3
     assert control.figures["fsc_rigid_right"] > control.figures["fsc_rigid_wrong"]
     assert f"Control wrong-model: {control.sentence.rstrip('.')}" in model_bias(Run(folder))

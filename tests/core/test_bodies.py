@@ -23,6 +23,7 @@ from dynamight_core.model.bodies import RigidBodies, body_shares
 from dynamight_core.model.decoders import BodiesDecoder
 from dynamight_core.model.gaussians import GaussianModel
 from dynamight_core.model.half import HalfModel
+from dynamight_core.reporter import QUIET, Reporter
 from dynamight_core.simulate.truth import load_truth
 from dynamight_core.training.prepare import prepare
 from dynamight_core.training.stage import train
@@ -246,8 +247,8 @@ def inputs(files, masks):
 def bodies_run(hinge_set, masks, tmp_path_factory):
     """Return a run of the small hinge set with two rigid bodies."""
     options = TrainOptions(n_gaussians=400, n_latents=2, epochs=10)
-    trained = train(inputs(hinge_set, masks), options, tmp_path_factory.mktemp("bodies") / "run", say=lambda line: None)
-    return summarise(trained, say=lambda line: None)
+    trained = train(inputs(hinge_set, masks), options, tmp_path_factory.mktemp("bodies") / "run", reporter=QUIET)
+    return summarise(trained, reporter=QUIET)
 
 
 def test_training_recovers_the_hinge_as_a_turn_of_its_body(hinge_set, bodies_run):
@@ -277,19 +278,19 @@ def test_tables_and_the_report_name_the_bodies(bodies_run, masks):
     assert np.isnan(summary["angle_std_deg"][0])
     assert summary["angle_std_deg"][1] > 5
     lines = []
-    written = write_bodies(bodies_run, lines.append)
+    written = write_bodies(bodies_run, Reporter(lines.append))
     assert "Body 2 (body1.mrc) turns by" in lines[0]
     names = [path.name for path in written]
     assert names == ["bodies.csv", "bodies_summary.csv", "relion_bodies.star", "relion_data.star"]
     assert len(pd.read_csv(written[0])) == len(bodies_run.halves)
-    write_domains(bodies_run, find_domains(bodies_run.motions), say=lambda line: None)
+    write_domains(bodies_run, find_domains(bodies_run.motions), reporter=QUIET)
     html = write_report(bodies_run, say=lambda line: None).read_text()
     assert html.count('id="bodies"') == 1
     assert "body1.mrc" in html
 
 
 def test_relion_would_put_every_body_where_it_is(bodies_run, masks):
-    write_bodies(bodies_run, lambda line: None)
+    write_bodies(bodies_run, QUIET)
     blocks = starfile.read(bodies_run.path / "analysis" / "relion_data.star", always_dict=True)
     assert list(blocks) == ["optics", "particles", "images_body_1", "images_body_2"]
     bodies = starfile.read(bodies_run.path / "analysis" / "relion_bodies.star")
@@ -330,7 +331,7 @@ def test_relion_would_put_every_body_where_it_is(bodies_run, masks):
 
 def test_a_run_with_bodies_that_was_stopped_resumes_to_the_same_numbers(hinge_set, masks, tmp_path, monkeypatch):
     options = TrainOptions(n_gaussians=200, n_latents=2, epochs=5, warm_up_epochs=1, refits=1, reference_interval=3)
-    quiet = {"say": lambda line: None}
+    quiet = {"reporter": QUIET}
     train(inputs(hinge_set, masks), options, tmp_path / "whole", **quiet)
     monkeypatch.setattr(run_module, "_CHECKPOINT_SECONDS", 0.0)
     original = run_module._run_epoch
@@ -360,7 +361,7 @@ def test_a_run_with_bodies_that_was_stopped_resumes_to_the_same_numbers(hinge_se
 
 def test_domains_of_a_free_run_are_bodies_as_they_are(hinge_set, trained):
     truth, (_, run) = load_truth(hinge_set.truth), trained
-    found = write_domains(run, find_domains(run.motions, 2), say=lambda line: None)
+    found = write_domains(run, find_domains(run.motions, 2), reporter=QUIET)
     bodies = prepare(inputs(hinge_set, [str(p) for p in found if p.suffix == ".mrc"]), TrainOptions()).bodies
     atoms = truth.molecule.positions
     shares = body_shares(bodies.depths, bodies.largest, atoms, truth.box * truth.pixel_size)
@@ -432,7 +433,7 @@ def test_bodies_do_not_go_with_another_decoder_or_a_motion_mask(hinge_set, masks
     chosen.bodies = masks if "bodies" in given else None
     chosen.mask = masks[0] if "mask" in given else None
     with pytest.raises(InputError, match=words):
-        train(chosen, TrainOptions(**options), tmp_path / "run", say=lambda line: None)
+        train(chosen, TrainOptions(**options), tmp_path / "run", reporter=QUIET)
 
 
 def test_masks_follow_one_option_or_several(hinge_set, masks):

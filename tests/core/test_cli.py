@@ -28,10 +28,11 @@ from dynamight_core.devices import choose_device
 from dynamight_core.errors import InputError
 from dynamight_core.files import read_map, write_map
 from dynamight_core.imaging.fourier import resample_image, resample_volume
+from dynamight_core.reporter import Reporter
 from dynamight_core.run import Run
 from dynamight_core.simulate.dataset import SimulateOptions, simulate
 from dynamight_core.simulate.truth import load_truth
-from dynamight_core.training import run as training_run
+from dynamight_core.training import stage as training_run
 
 N, BOX, PIXEL = 220, 32, 6.0
 SMALL = ["--n-gaussians", "200", "--epochs", "8", "--encoder-epochs", "4", "--reference-interval", "3"]
@@ -281,7 +282,9 @@ def test_without_the_package_for_mp4_the_movie_is_a_gif_and_a_word(tmp_path, mon
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     said = []
     projections = np.random.default_rng(0).random((2, 3, 16, 16)).astype(np.float32)
-    assert write_movie(tmp_path / "movie", projections, ["a", "b"], 3.0, said.append) == [tmp_path / "movie.gif"]
+    assert write_movie(tmp_path / "movie", projections, ["a", "b"], 3.0, Reporter(said.append)) == [
+        tmp_path / "movie.gif"
+    ]
     assert [path.name for path in tmp_path.iterdir()] == ["movie.gif"]
     assert "imageio-ffmpeg" in said[0]
 
@@ -543,7 +546,7 @@ def test_a_run_stopped_again_and_again_ends_like_one_that_was_not_stopped(data, 
     for stage, done, checkpoint_seconds in stops:
         monkeypatch.setattr(training_run, "_CHECKPOINT_SECONDS", checkpoint_seconds)
         with monkeypatch.context() as patched:
-            patched.setattr(cli.Reporter, "progress", interrupt_at(stage, done))
+            patched.setattr(cli.Terminal, "progress", interrupt_at(stage, done))
             code, text = dynamight(*train_words(data, run, "--resume"))
         assert code == 130
         assert "Stopped; go on with --resume." in text
@@ -589,7 +592,7 @@ def test_an_interrupted_process_exits_with_130_and_leaves_a_run(data, tmp_path):
 
 
 def test_a_run_that_has_not_finished_is_refused_by_later_stages(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli.Reporter, "progress", interrupt_at("training", 1))
+    monkeypatch.setattr(cli.Terminal, "progress", interrupt_at("training", 1))
     monkeypatch.chdir(data.particles.parent)
     words = ["train", data.particles.name, tmp_path / "run", "--map", data.consensus.name, *SMALL]
     assert dynamight(*words)[0] == 130

@@ -24,6 +24,7 @@ from dynamight_core.judging.summary import summarise
 from dynamight_core.model.gaussians import GaussianModel
 from dynamight_core.options import ControlOptions
 from dynamight_core.reconstruction.fsc import soft_mask
+from dynamight_core.reporter import QUIET
 from dynamight_core.run import Run
 from dynamight_core.simulate.molecules import hinge_molecule
 from dynamight_core.structures import selected_atoms
@@ -37,7 +38,7 @@ def hinge_run(hinge_set, tmp_path_factory):
     """A short training on the hinge; tests add controls to it but change nothing."""
     run = tmp_path_factory.mktemp("control") / "run"
     inputs = InputOptions(star=str(hinge_set.particles), map=str(hinge_set.consensus))
-    summarise(train(inputs, TrainOptions(**SMALL, threads=1), run, say=lambda _: None), say=lambda _: None)
+    summarise(train(inputs, TrainOptions(**SMALL, threads=1), run, reporter=QUIET), reporter=QUIET)
     return run
 
 

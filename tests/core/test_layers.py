@@ -10,6 +10,7 @@ ROOT = Path(dynamight_core.__file__).parent
 # From the ground up: modules and packages directly below dynamight_core.
 ROOMS = (
     "errors",
+    "reporter",
     "files",
     "parallel",
     "devices",

@@ -64,6 +64,7 @@ from dynamight_core.reconstruction.inverse import (
 from dynamight_core.reconstruction.least_squares import DeformedProjection
 from dynamight_core.reconstruction.maps import final_map, guinier_b_factor, sharpen, write_reconstruction
 from dynamight_core.reconstruction.modes import find_modes
+from dynamight_core.reporter import Reporter
 from dynamight_core.simulate.dataset import simulate
 from dynamight_core.simulate.fourier_reconstruction import reconstruct_fourier
 from dynamight_core.simulate.truth import load_truth
@@ -575,10 +576,10 @@ def test_a_missing_cone_is_noticed_and_filled_better_by_least_squares(hinge):
     near = torch.where((torch.rad2deg(t.euler[:, 1]) % 180 - 90).abs() > 45)[0]
     said = []
     every = HalfReconstruction.of(hinge.particles(), hinge.everything, None, inscribed_sphere(BOX))
-    assert not check_views(every.denominator, 1, PIXEL, said.append) and not said
+    assert not check_views(every.denominator, 1, PIXEL, Reporter(said.append)) and not said
     region = inscribed_sphere(BOX, radius=13).float()
     half = HalfReconstruction.of(hinge.particles(), near[20:], None, region)
-    assert check_views(half.denominator, 1, PIXEL, said.append)
+    assert check_views(half.denominator, 1, PIXEL, Reporter(said.append))
     assert re.search(r"Note: \d+ % of the directions", said[0])
     # Noise over signal as half-maps have it: little in the first shells, as much as signal in the last.
     shares = 0.02 + (torch.arange(BOX // 2 + 1) / (BOX // 2)).square()
@@ -590,10 +591,10 @@ def test_a_missing_cone_is_noticed_and_filled_better_by_least_squares(hinge):
 def test_automatic_method_goes_by_missing_views_and_by_memory(monkeypatch):
     said, options, cpu = [], ReconstructOptions(), torch.device("cpu")
     monkeypatch.setattr(checks, "available_memory", lambda: 6 * 10**8)
-    assert checks.choose_method(False, 64, cpu, options, said.append) == "wbp"
-    assert checks.choose_method(True, 64, cpu, options, said.append) == "cg" and not said
+    assert checks.choose_method(False, 64, cpu, options, Reporter(said.append)) == "wbp"
+    assert checks.choose_method(True, 64, cpu, options, Reporter(said.append)) == "cg" and not said
     checks.check_memory(192, cpu, options)
-    assert checks.choose_method(True, 192, cpu, options, said.append) == "wbp"
+    assert checks.choose_method(True, 192, cpu, options, Reporter(said.append)) == "wbp"
     assert "0.6 GB are free" in said[0]
     with pytest.raises(InputError, match="use --method wbp"):
         checks.check_memory(192, cpu, ReconstructOptions(method="cg"))
@@ -603,9 +604,9 @@ def test_automatic_method_goes_by_missing_views_and_by_memory(monkeypatch):
 
 def test_half_sets_of_very_different_size_are_noticed():
     said = []
-    check_halves(torch.tensor([1] * 60 + [2] * 45), said.append)
+    check_halves(torch.tensor([1] * 60 + [2] * 45), Reporter(said.append))
     assert not said
-    check_halves(torch.tensor([1] * 80 + [2] * 25), said.append)
+    check_halves(torch.tensor([1] * 80 + [2] * 25), Reporter(said.append))
     assert "80 and 25 particles" in said[0]
 
 

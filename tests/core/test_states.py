@@ -23,6 +23,7 @@ from dynamight_core.analysis.pushed import PushedMap
 from dynamight_core.analysis.states import StateModels
 from dynamight_core.errors import InputError
 from dynamight_core.files import read_map, write_map
+from dynamight_core.reporter import QUIET
 from dynamight_core.run import Run
 
 
@@ -82,7 +83,7 @@ def test_the_ridge_follows_a_curved_valley():
 
 def test_clusters_of_a_run_are_written_with_counts_per_half(folder):
     run = Run(folder)
-    written = write_clusters(run, say=lambda line: None)
+    written = write_clusters(run, reporter=QUIET)
     clusters, centres, criterion = (pd.read_csv(path) for path in written)
     assert len(clusters) == len(run.halves)
     for method, part in centres.groupby("method"):
@@ -168,7 +169,7 @@ def test_states_at_full_resolution_are_written_with_script_and_arrows(folder):
 def test_amounts_and_directions_of_domains_are_those_of_their_points(folder):
     run = Run(folder)
     domains = find_domains(run.motions)
-    write_domains(run, domains, say=lambda line: None)
+    write_domains(run, domains, reporter=QUIET)
     table = pd.read_csv(folder / "analysis" / "domains" / "particles.csv")
     motions = run.motions
     row = int(motions.coordinates[:, 0].argmax())
@@ -184,7 +185,7 @@ def test_amounts_and_directions_of_domains_are_those_of_their_points(folder):
 def test_bodies_are_what_relion_reads(folder):
     run = Run(folder)
     domains = find_domains(run.motions)
-    write_domains(run, domains, say=lambda line: None)
+    write_domains(run, domains, reporter=QUIET)
     bodies = starfile.read(folder / "analysis" / "domains" / "bodies.star")
     assert list(bodies["rlnBodyRotateRelativeTo"]) == [2, 1]
     assert (bodies["rlnBodySigmaAngles"] >= 2).all() and (bodies["rlnBodySigmaOffsetAngst"] >= 1).all()
@@ -192,7 +193,7 @@ def test_bodies_are_what_relion_reads(folder):
         mask, pixel_size = read_map(name)
         assert (len(mask), pixel_size) == (run.box, pytest.approx(run.pixel_size))
         assert mask.min() == 0 and mask.max() == 1
-    write_domains(run, find_domains(run.motions, 1), say=lambda line: None)
+    write_domains(run, find_domains(run.motions, 1), reporter=QUIET)
     assert not (folder / "analysis" / "domains" / "bodies.star").exists()
 
 

@@ -24,6 +24,7 @@ from dynamight_core.model.half import HalfModel
 from dynamight_core.model.initialise import fit_to_map
 from dynamight_core.model.motions import motion_fields, principal_motions
 from dynamight_core.parallel import StoppedError, side_by_side
+from dynamight_core.reporter import QUIET, Reporter
 from dynamight_core.simulate.truth import load_truth
 from dynamight_core.training.data import TrainingImages
 from dynamight_core.training.half import HalfTrainer
@@ -334,7 +335,7 @@ def test_a_run_stopped_at_any_epoch_resumes_to_the_same_numbers(hinge_set, tmp_p
     starfile.write(few, tmp_path / "few.star")
     folder = str(hinge_set.particles.parent)
     source = InputOptions(star=str(tmp_path / "few.star"), project=folder, map=str(hinge_set.consensus))
-    quiet = {"say": lambda line: None}
+    quiet = {"reporter": QUIET}
     train(source, options, tmp_path / "whole", **quiet)
     # A checkpoint after every epoch, and a stop in the middle of one.
     monkeypatch.setattr(run_module, "_CHECKPOINT_SECONDS", 0.0)
@@ -429,7 +430,7 @@ def test_training_stops_when_the_loss_has_risen_often_enough(tmp_path, monkeypat
     data = SimpleNamespace(device=torch.device("cpu"), stop=None)
     trainers = [SimpleNamespace(options=options, half=half, data=data, rows=range(100)) for half in (1, 2)]
     said = []
-    run_module._train_epochs(trainers, tmp_path, schedule(options), said.append, None)
+    run_module._train_epochs(trainers, tmp_path, schedule(options), Reporter(said.append))
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert max(line["epoch"] for line in lines) == 9
     assert lines[-1]["stopped"]
@@ -521,8 +522,8 @@ def test_rigid_particles_are_not_called_moving(tmp_path):
 
     rigid = SimulateOptions(particles=600, box=32, pixel_size=6.0, snr=0.5, seed=2, motion_range=0.0)
     files = simulate(rigid, tmp_path / "data")
-    result = train(inputs(files), TrainOptions(n_gaussians=500, n_latents=3), tmp_path / "run", say=lambda line: None)
-    run = summarise(result, say=lambda line: None)
+    result = train(inputs(files), TrainOptions(n_gaussians=500, n_latents=3), tmp_path / "run", reporter=QUIET)
+    run = summarise(result, reporter=QUIET)
     assert run.summary["verdict"]["verdict"] != "supported"
 
 

@@ -31,12 +31,15 @@ from dynamight_core.imaging.fourier import expand_shells
 from dynamight_core.options import ControlOptions
 from dynamight_core.reconstruction.fsc import fourier_shell_correlation
 from dynamight_core.reconstruction.half_map import LEAST_SHARE, HalfReconstruction
+from dynamight_core.reporter import Reporter
 
 _SIGMAS = 3.0
 
 
 @torch.no_grad()
-def held_out(images: ControlImages, options: ControlOptions, tell) -> tuple[Control, dict[str, torch.Tensor]] | None:
+def held_out(
+    images: ControlImages, options: ControlOptions, reporter: Reporter
+) -> tuple[Control, dict[str, torch.Tensor]] | None:
     """Make maps of the validation particles and compare them with the other half's; None if nothing moves.
 
     Parameters
@@ -45,8 +48,8 @@ def held_out(images: ControlImages, options: ControlOptions, tell) -> tuple[Cont
         of both halves, the validation particles among them.
     options
         of the control.
-    tell
-        takes a stage's name, what is done and what there is to do.
+    reporter
+        takes progress.
 
     Returns
     -------
@@ -66,7 +69,7 @@ def held_out(images: ControlImages, options: ControlOptions, tell) -> tuple[Cont
             trained,
             deformations.modes,
             deformations.region,
-            progress=lambda d, n, half=half: tell(f"map of half {half}", d, n),
+            progress=reporter.step(f"map of half {half}"),
         )
         references.append(dict(zip(("deformed", "rigid"), maps_of(summed), strict=True)))
     mask = moving_mask(images.run, images.box, images.pixel_size).to(images.device)
@@ -86,7 +89,7 @@ def held_out(images: ControlImages, options: ControlOptions, tell) -> tuple[Cont
                         deformations,
                         places,
                         used,
-                        lambda d, n, half=half: tell(f"latents under half {half}", d, n),
+                        reporter.step(f"latents under half {half}"),
                     )
                 ),
             )

@@ -35,6 +35,7 @@ from dynamight_core.imaging.fourier import (
 from dynamight_core.model.half import ConsensusField, HalfModel
 from dynamight_core.options import ControlOptions
 from dynamight_core.reconstruction.fsc import fourier_shell_correlation
+from dynamight_core.reporter import Reporter
 from dynamight_core.training.data import TrainingImages
 from dynamight_core.training.inference import infer_latents
 
@@ -105,7 +106,7 @@ class SignalBesideNoise:
 
 
 @torch.no_grad()
-def noise_particles(images: ControlImages, options: ControlOptions, tell) -> Control | None:
+def noise_particles(images: ControlImages, options: ControlOptions, reporter: Reporter) -> Control | None:
     """Give noise latents, alone and beside a signal, reconstruct it, and see how much of the model it shows.
 
     None if no mode of motion is supported: nothing lines noise up then.
@@ -116,8 +117,8 @@ def noise_particles(images: ControlImages, options: ControlOptions, tell) -> Con
         of both halves; their poses and transfer functions are used.
     options
         of the control.
-    tell
-        takes a stage's name, what is done and what there is to do.
+    reporter
+        takes progress.
     """
     run, box = images.run, images.box
     halves = [HalfDeformations.of(images, half, options) for half in (1, 2)]
@@ -137,7 +138,7 @@ def noise_particles(images: ControlImages, options: ControlOptions, tell) -> Con
                 given,
                 images,
                 places,
-                lambda d, n, name=name, half=half: tell(f"latents of noise, {_WORDS[name]}, half {half}", d, n),
+                reporter.step(f"latents of noise, {_WORDS[name]}, half {half}"),
             )
             for name, given in (("beside", signal), ("alone", noise))
         }
@@ -154,7 +155,7 @@ def noise_particles(images: ControlImages, options: ControlOptions, tell) -> Con
                 deformations.with_coordinates(coordinates),
                 deformations.region,
                 denominator,
-                lambda d, n, name=name, half=half: tell(f"map of noise, {_WORDS[name]}, half {half}", d, n),
+                reporter.step(f"map of noise, {_WORDS[name]}, half {half}"),
             )
             denominator = summed.denominator
             deformed, rigid = maps_of(summed)

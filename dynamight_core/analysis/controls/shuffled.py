@@ -32,6 +32,7 @@ from dynamight_core.analysis.controls.maps import (
 from dynamight_core.analysis.controls.result import Control
 from dynamight_core.options import ControlOptions
 from dynamight_core.reconstruction.fsc import fourier_shell_correlation, soft_mask
+from dynamight_core.reporter import Reporter
 
 # Particles of the other half that a map is judged on, and standard errors that a verdict asks for.
 _JUDGES, _SIGMAS = 500, 3.0
@@ -41,7 +42,7 @@ _LITTLE = 0.25
 
 
 @torch.no_grad()
-def shuffled_latents(images: ControlImages, options: ControlOptions, tell) -> Control | None:
+def shuffled_latents(images: ControlImages, options: ControlOptions, reporter: Reporter) -> Control | None:
     """Compare maps with own, permuted and no deformations; None if no mode of motion is supported.
 
     Parameters
@@ -50,8 +51,8 @@ def shuffled_latents(images: ControlImages, options: ControlOptions, tell) -> Co
         of both halves.
     options
         of the control.
-    tell
-        takes a stage's name, what is done and what there is to do.
+    reporter
+        takes progress.
     """
     share = pixel_shares(images, options.seed)
     names = [f"permuted {turn + 1}" for turn in range(options.permutations)]
@@ -69,7 +70,7 @@ def shuffled_latents(images: ControlImages, options: ControlOptions, tell) -> Co
                 places[half - 1],
                 own,
                 deformations.region,
-                progress=lambda d, n, half=half: tell(f"map of half {half}", d, n),
+                progress=reporter.step(f"map of half {half}"),
             )
         )
         for name, volume in zip(("own", "rigid"), maps_of(summed[-1]), strict=True):
@@ -81,9 +82,7 @@ def shuffled_latents(images: ControlImages, options: ControlOptions, tell) -> Co
     for half, deformations in enumerate(halves, 1):
         judges = images.chosen(3 - half, _JUDGES, options.seed + half)
         judged.append(judges)
-        split = split_coordinates(
-            images, deformations, judges, share, lambda d, n, half=half: tell(f"latents under half {half}", d, n)
-        )
+        split = split_coordinates(images, deformations, judges, share, reporter.step(f"latents under half {half}"))
         # Pixels that chose the deformation do not judge it.
         data = images.data(half, ~share)
         region = deformations.region
@@ -98,7 +97,7 @@ def shuffled_latents(images: ControlImages, options: ControlOptions, tell) -> Co
                 deformations.with_coordinates(mixed),
                 region,
                 summed[half - 1].denominator,
-                lambda d, n, half=half, name=name: tell(f"map of half {half}, {name}", d, n),
+                reporter.step(f"map of half {half}, {name}"),
             )
             volumes[name].append(maps_of(others)[0])
             volume = wiener(volumes[name][-1], fsc)

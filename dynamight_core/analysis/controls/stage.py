@@ -1,7 +1,5 @@
 """From a finished run to the verdict of a control experiment."""
 
-from collections.abc import Callable
-
 import torch
 
 from dynamight_core.analysis.controls.held_out import held_out
@@ -17,16 +15,14 @@ from dynamight_core.imaging.fourier import resample_volume
 from dynamight_core.judging.bias import record_model_bias
 from dynamight_core.options import CONTROLS, ControlOptions
 from dynamight_core.reconstruction.checks import check_run
+from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run, record_stage
 
 # Fewer particles of a half make no map, fewer validation particles no statistics.
 _LEAST_PARTICLES, _LEAST_VALIDATION = 100, 40
 
-Say = Callable[[str], None]
-Progress = Callable[[str, int, int], None]
 
-
-def control_run(run: Run, options: ControlOptions, say: Say = print, progress: Progress | None = None) -> Control:
+def control_run(run: Run, options: ControlOptions, reporter: Reporter = PRINT) -> Control:
     """Make a control experiment of a run and write it to RUN/analysis/controls.
 
     Parameters
@@ -35,8 +31,8 @@ def control_run(run: Run, options: ControlOptions, say: Say = print, progress: P
         finished and summarised.
     options
         of the control.
-    say, progress
-        take lines for the user, and a stage's name with what is done and to do.
+    reporter
+        takes lines for the user, and progress.
 
     Raises
     ------
@@ -44,18 +40,17 @@ def control_run(run: Run, options: ControlOptions, say: Say = print, progress: P
         if an option cannot be used, or the run has too few particles for the control.
     """
     _check(run, options)
-    tell = progress or (lambda *_: None)
     rows, device, volumes = _rows(run, options), choose_device(options.device), {}
     if options.kind == "wrong-model":
-        control, volumes = wrong_model_control(run, options, rows, device, say, tell)
+        control, volumes = wrong_model_control(run, options, rows, device, reporter)
     else:
-        images = ControlImages(run, rows, device, lambda d, n: tell("reading images", d, n))
+        images = ControlImages(run, rows, device, reporter.step("reading images"))
         if options.kind == "shuffled-latents":
-            control = shuffled_latents(images, options, tell)
+            control = shuffled_latents(images, options, reporter)
         elif options.kind == "noise-particles":
-            control = noise_particles(images, options, tell)
+            control = noise_particles(images, options, reporter)
         else:
-            control, volumes = held_out(images, options, tell) or (None, {})
+            control, volumes = held_out(images, options, reporter) or (None, {})
     if control is None:
         control = _nothing_moves(run, options)
     control.options = vars(options).copy()
@@ -63,8 +58,10 @@ def control_run(run: Run, options: ControlOptions, say: Say = print, progress: P
     _write_maps(run, control.kind, volumes)
     record_stage(run, f"control {options.kind}", options)
     record_model_bias(run)
-    say(control.sentence)
-    say(f"Written: {' and '.join(map(str, written))}; dynamight analyse {run.path} shows what the control found.")
+    reporter.say(control.sentence)
+    reporter.say(
+        f"Written: {' and '.join(map(str, written))}; dynamight analyse {run.path} shows what the control found."
+    )
     return control
 
 

@@ -7,7 +7,6 @@ chance.
 """
 
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,6 +36,7 @@ from dynamight_core.model.atomic import wrong_model
 from dynamight_core.model.gaussians import GaussianModel
 from dynamight_core.options import ControlOptions
 from dynamight_core.particles.metadata import write_particles
+from dynamight_core.reporter import QUIET, Reporter
 from dynamight_core.run import Run
 from dynamight_core.structures import read_structure, selected_atoms, zero_of_coordinates
 from dynamight_core.training.stage import train
@@ -70,7 +70,7 @@ class Structures:
 
 
 def wrong_model_control(
-    run: Run, options: ControlOptions, rows: torch.Tensor, device, say: Callable[[str], None], progress
+    run: Run, options: ControlOptions, rows: torch.Tensor, device, reporter: Reporter
 ) -> tuple[Control, dict[str, torch.Tensor]]:
     """Train with a wrong model, reconstruct, and compare the map with both structures.
 
@@ -86,8 +86,8 @@ def wrong_model_control(
         of the particles to use.
     device
         where to work.
-    say, progress
-        take lines for the user, and a stage's name with what is done and to do.
+    reporter
+        takes lines for the user, and progress.
 
     Returns
     -------
@@ -109,7 +109,7 @@ def wrong_model_control(
     folder.mkdir(parents=True)
     right = _centred_model(run, folder / "right.cif")
     selection = options.selection or moving_domain(run, right)
-    say(f"The part of the atomic model that is replaced: {selection} (--selection).")
+    reporter.say(f"The part of the atomic model that is replaced: {selection} (--selection).")
     wrong = wrong_model(right, selection, folder / "wrong.cif", options.replacement)
     inputs = replace(
         run.config.inputs,
@@ -121,8 +121,10 @@ def wrong_model_control(
         start_from=None,
     )
     training = replace(run.config.train)
-    trained = train(inputs, training, folder / "run", overwrite=True, say=lambda _: None, progress=progress)
-    other = summarise(trained, say=lambda _: None)
+    trained = train(
+        inputs, training, folder / "run", overwrite=True, reporter=Reporter(lambda line: None, reporter.progress)
+    )
+    other = summarise(trained, reporter=QUIET)
     images = ControlImages(other, torch.arange(len(other.halves)), device)
     volumes = {"deformed": [], "rigid": []}
     halves = [HalfDeformations.of(images, half, options) for half in (1, 2)]
@@ -139,7 +141,7 @@ def wrong_model_control(
             images.chosen(half, len(images), options.seed),
             deformations.modes,
             deformations.region,
-            progress=lambda d, n, half=half: progress(f"map of half {half}", d, n),
+            progress=reporter.step(f"map of half {half}"),
         )
         for name, volume in zip(volumes, maps_of(summed), strict=True):
             volumes[name].append(volume)
