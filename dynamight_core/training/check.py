@@ -10,8 +10,9 @@ from dynamight_core.particles.memory import available_memory
 from dynamight_core.particles.metadata import describe
 from dynamight_core.particles.preprocess import batch_size, read_prepared
 from dynamight_core.reporter import PRINT, Reporter
-from dynamight_core.training.prepare import Prepared, choose_decoder, hold_out, open_particles, prepare
+from dynamight_core.training.read import Prepared, hold_out, open_particles, read_inputs
 from dynamight_core.training.schedule import schedule
+from dynamight_core.training.validate import choose_decoder
 
 # Measured on two cores of a server processor at box 64: seconds per particle, epoch and Gaussian, and per
 # particle, epoch and pixel, of every kind of decoder. Latent inference is worth so many epochs each time.
@@ -47,19 +48,19 @@ def check_inputs(
         with the reason why a run could not start.
     """
     device = choose_device(options.device)
-    options = choose_decoder(inputs, options)
     if inputs.map:
-        prepared = prepare(inputs, options)
+        prepared = read_inputs(inputs, options)
         particles, halves = prepared.particles, prepared.halves
     else:
         prepared = None
+        choose_decoder(inputs, options)
         particles, halves, _ = open_particles(inputs, options.seed)
     for line in describe(particles):
         reporter.say(line)
     validation = hold_out(particles, halves, options) if prepared is None else prepared.validation
     with ImageReader(particles) as reader:
         if images:
-            _read_all(reader, prepared, inputs, device, reporter)
+            _read_all(reader, prepared, device, reporter)
     reporter.say(
         f"Half-sets of {int((halves == 1).sum())} and {int((halves == 2).sum())} particles, of which "
         f"{int(validation.sum())} are kept for validation."
@@ -76,7 +77,7 @@ def check_inputs(
         f"({prepared.region.mask.mean():.1%} of the box) hold the molecule; images are cropped to "
         f"{prepared.working_box} pixels of {prepared.working_pixel_size:.3g} A."
     )
-    _say_estimates(prepared, options, device, reporter)
+    _say_estimates(prepared, device, reporter)
     reporter.say("A run could start.")
 
 
@@ -108,12 +109,12 @@ def estimate_seconds(n: int, working_box: int, options: TrainOptions, threads: i
     return n * effort * per_particle / speed
 
 
-def _read_all(reader: ImageReader, prepared: Prepared | None, inputs: InputOptions, device, reporter: Reporter) -> None:
+def _read_all(reader: ImageReader, prepared: Prepared | None, device, reporter: Reporter) -> None:
     """Read every image once, and prepare it where the map says how; refuses those with values not finite."""
     n = len(reader.particles)
     preprocessing = None
     if prepared is not None:
-        preprocessing = prepared.preprocessing(inputs, mask=False).with_set_noise(reader, 0)
+        preprocessing = prepared.preprocessing(mask=False).with_set_noise(reader, 0)
     for rows in np.array_split(np.arange(n), -(-n // batch_size(reader.particles.box))):
         if preprocessing is None:
             reader.read(rows)
@@ -122,8 +123,8 @@ def _read_all(reader: ImageReader, prepared: Prepared | None, inputs: InputOptio
         reporter.progress("reading images", int(rows[-1]) + 1, n)
 
 
-def _say_estimates(prepared: Prepared, options: TrainOptions, device: torch.device, reporter) -> None:
-    n, box = len(prepared.particles), prepared.working_box
+def _say_estimates(prepared: Prepared, device: torch.device, reporter: Reporter) -> None:
+    options, n, box = prepared.options, len(prepared.particles), prepared.working_box
     threads = options.threads or torch.get_num_threads()
     needed = estimate_memory(n, box, options, 2 if device.type == "cpu" and threads > 1 else 1)
     if device.type == "cuda":

@@ -6,11 +6,11 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from dynamight_core.config import InputOptions, RunConfig, TrainOptions
+from dynamight_core.config import RunConfig
 from dynamight_core.errors import InputError, option_name
 from dynamight_core.model.half import HalfModel
 from dynamight_core.training.half import HalfTrainer
-from dynamight_core.training.prepare import Prepared
+from dynamight_core.training.read import Prepared
 
 # Options that shape the models, or decide which particles train them.
 _SAME = (
@@ -45,12 +45,12 @@ class PreviousRun:
     pose_changes: torch.Tensor | None
 
     @classmethod
-    def open(cls, inputs: InputOptions, options: TrainOptions, prepared: Prepared, run: Path) -> "PreviousRun | None":
+    def open(cls, prepared: Prepared, run: Path) -> "PreviousRun | None":
         """Return the run that the inputs ask to start from, or None.
 
         Parameters
         ----------
-        inputs, options, prepared, run
+        prepared, run
             of the training that starts from it.
 
         Raises
@@ -58,6 +58,7 @@ class PreviousRun:
         InputError
             if it is not finished, is that training itself, or is of other particles or of models of another shape.
         """
+        inputs, options = prepared.inputs, prepared.options
         if inputs.start_from is None:
             return None
         folder = Path(inputs.start_from)

@@ -22,21 +22,14 @@ from dynamight_core.files import atomic_path
 from dynamight_core.parallel import side_by_side
 from dynamight_core.reporter import PRINT, QUIET, Reporter
 from dynamight_core.run import holds_run, remove_run
+from dynamight_core.training.build import build_trainers, load_images
 from dynamight_core.training.checkpoint import checkpoint_epochs, load_checkpoint, save_checkpoint
 from dynamight_core.training.continuation import PreviousRun
 from dynamight_core.training.data import TrainingImages
 from dynamight_core.training.half import HalfTrainer
 from dynamight_core.training.inference import infer_latents
 from dynamight_core.training.linear import linear_motions, start_from
-from dynamight_core.training.prepare import (
-    Prepared,
-    choose_decoder,
-    load_images,
-    match_grey_scale,
-    prepare,
-    start_gaussians,
-    start_model,
-)
+from dynamight_core.training.read import Prepared, read_inputs
 from dynamight_core.training.reference import update_references
 from dynamight_core.training.refit import refit_gaussians
 from dynamight_core.training.schedule import Epoch, schedule
@@ -76,32 +69,20 @@ def train(
     run = Path(run)
     device = choose_device(options.device)
     set_threads(options.threads)
-    inputs = inputs.absolute()
-    options = choose_decoder(inputs, options)
-    prepared = prepare(inputs, options)
-    previous = PreviousRun.open(inputs, options, prepared, run)
-    found = {"star_sha256": hashlib.sha256(Path(inputs.star).read_bytes()).hexdigest()}
-    if prepared.atomic is not None:
-        found["atomic_model"] = prepared.atomic.record
-    goes_on = _check_folder(run, inputs, options, found, resume, overwrite)
-    for line in prepared.notes:
-        reporter.note(line)
-    for line in prepared.warnings:
-        reporter.warn(line)
-    reporter.say(
-        f"Images are cropped to {prepared.working_box} pixels of {prepared.working_pixel_size:.3g} A for training."
-    )
-    data = load_images(prepared, inputs, options.seed, device, run, reporter.step("reading images"))
+    prepared = read_inputs(inputs.absolute(), options)
+    previous = PreviousRun.open(prepared, run)
+    contents = _input_contents(prepared)
+    resumed = _check_folder(run, prepared, contents, resume, overwrite)
+    _report(prepared, reporter)
+    data = load_images(prepared, device, run, reporter)
     try:
-        trainers = _make_trainers(prepared, inputs, options, data, previous, reporter)
+        trainers = build_trainers(prepared, data, previous, reporter)
         # Only now: images that cannot be used leave no run behind, and what was there as it was.
-        if not goes_on:
-            _begin_run(run, inputs, options, found)
-            if prepared.atomic is not None:
-                prepared.atomic.write_fitted(run / "atomic_model.cif")
-        epochs = schedule(options, continued=previous is not None, fixed=prepared.atomic is not None)
+        if not resumed:
+            _begin_run(run, prepared, contents)
+        epochs = schedule(prepared.options, continued=previous is not None, fixed=prepared.atomic is not None)
         _train_epochs(trainers, run, epochs, reporter)
-        trained = Trained(run, prepared, data, trainers, options)
+        trained = Trained(run, prepared, data, trainers)
         trained.infer_all(reporter)
         trained.save()
     except BaseException:
@@ -117,15 +98,17 @@ class Trained:
     ----------
     run
         folder.
-    prepared, data, trainers, options
+    prepared, data, trainers
         of the training.
     """
 
-    def __init__(self, run, prepared: Prepared, data: TrainingImages, trainers, options: TrainOptions):
-        self.run, self.prepared, self.data, self.options = run, prepared, data, options
+    def __init__(
+        self, run: Path, prepared: Prepared, data: TrainingImages, trainers: tuple[HalfTrainer, HalfTrainer]
+    ) -> None:
+        self.run, self.prepared, self.data, self.options = run, prepared, data, prepared.options
         self.trainers = trainers
         self.models = tuple(trainer.model.eval() for trainer in trainers)
-        n, d = len(data), options.n_latents
+        n, d = len(data), self.options.n_latents
         self.latents = torch.zeros(2, n, d)
         self.covariances = torch.zeros(2, n, d, d)
 
@@ -180,26 +163,22 @@ class Trained:
             safetensors.torch.save_file({name: value.contiguous() for name, value in tensors.items()}, path)
 
 
-def _make_trainers(prepared, inputs, options, data, previous, reporter: Reporter) -> tuple[HalfTrainer, HalfTrainer]:
-    trainers = []
-    if previous is None:
-        start = partial(start_gaussians, prepared, options)
-        gaussians = side_by_side(start, (1, 2), torch.device("cpu"))
-    for half in (1, 2):
-        if previous is None:
-            model = start_model(prepared, gaussians[half - 1], inputs, options, half, data.device)
-        else:
-            model = previous.model(half, prepared, data.device)
-        mine = prepared.halves == half
-        rows = torch.where(mine & ~prepared.validation)[0]
-        encoder_only = torch.where(mine & prepared.validation)[0] if options.validation_trains_encoders else None
-        # Models that were trained have the images' grey scale.
-        if previous is None and match_grey_scale(model, data, rows) <= 5:
-            reporter.say("Warning: the images do not correlate with the map: check that both belong together.")
-        trainers.append(HalfTrainer(model, data, rows, options, half, encoder_only))
-        if previous is not None:
-            previous.start(trainers[-1])
-    return tuple(trainers)
+def _input_contents(prepared: Prepared) -> dict:
+    """Return what config.yaml keeps of the inputs' contents: checksum of the STAR, record of the atomic model."""
+    contents = {"star_sha256": hashlib.sha256(Path(prepared.inputs.star).read_bytes()).hexdigest()}
+    if prepared.atomic is not None:
+        contents["atomic_model"] = prepared.atomic.record
+    return contents
+
+
+def _report(prepared: Prepared, reporter: Reporter) -> None:
+    for line in prepared.notes:
+        reporter.note(line)
+    for line in prepared.warnings:
+        reporter.warn(line)
+    reporter.say(
+        f"Images are cropped to {prepared.working_box} pixels of {prepared.working_pixel_size:.3g} A for training."
+    )
 
 
 def _train_epochs(trainers, run: Path, epochs: list[Epoch], reporter: Reporter) -> None:
@@ -320,13 +299,9 @@ def _pace(trainers, seconds: float) -> dict:
     }
 
 
-def _check_folder(
-    run: Path, inputs: InputOptions, options: TrainOptions, found: dict, resume: bool, overwrite: bool
-) -> bool:
-    """Refuse a folder that no run can be written to; return whether it holds one to go on with.
-
-    `found` is what config.yaml keeps of the inputs' contents: checksum of the STAR, record of the atomic model.
-    """
+def _check_folder(run: Path, prepared: Prepared, contents: dict, resume: bool, overwrite: bool) -> bool:
+    """Refuse a folder that no run can be written to; return whether it holds one to resume."""
+    inputs, options = prepared.inputs, prepared.options
     exists = holds_run(run)
     if exists and resume and not overwrite:
         old = RunConfig.read(run)
@@ -337,9 +312,9 @@ def _check_folder(
                 f"{run} was trained with other values of {', '.join(map(option_name, changed))}; resume with the "
                 "same, or train into a new folder"
             )
-        if old.provenance.get("star_sha256") != found["star_sha256"]:
+        if old.provenance.get("star_sha256") != contents["star_sha256"]:
             raise InputError(f"{inputs.star} has changed since {run} was started; train into a new folder")
-        if old.provenance.get("atomic_model") != found.get("atomic_model"):
+        if old.provenance.get("atomic_model") != contents.get("atomic_model"):
             raise InputError(f"{inputs.atomic_model} has changed since {run} was started; train into a new folder")
         return True
     if exists and not overwrite:
@@ -353,18 +328,20 @@ def _check_folder(
     return False
 
 
-def _begin_run(run: Path, inputs: InputOptions, options: TrainOptions, found: dict) -> None:
-    """Write config.yaml; remove the run that is there, if there is one."""
+def _begin_run(run: Path, prepared: Prepared, contents: dict) -> None:
+    """Write config.yaml and the fitted atomic model; remove the run that is there, if there is one."""
     if holds_run(run):
         remove_run(run)
-    config = RunConfig(inputs, options)
+    config = RunConfig(prepared.inputs, prepared.options)
     config.provenance = {
         "dynamight_core": __version__,
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "numpy", "starfile", "mrcfile")},
-        **found,
+        **contents,
         "commands": {"train": shlex.join(sys.argv)},
         "folder": str(Path.cwd()),
         "run": str(run.absolute()),
     }
     config.write(run)
+    if prepared.atomic is not None:
+        prepared.atomic.write_fitted(run / "atomic_model.cif")

@@ -25,7 +25,7 @@ from dynamight_core.run import Run
 from dynamight_core.simulate.dataset import simulate
 from dynamight_core.simulate.molecules import DATA
 from dynamight_core.training.check import check_inputs
-from dynamight_core.training.prepare import prepare
+from dynamight_core.training.read import read_inputs
 from dynamight_core.training.schedule import schedule
 from dynamight_core.training.stage import train
 
@@ -110,7 +110,10 @@ def test_what_is_not_fitted_is_refused_with_how_far_it_is_off(fab, tmp_path):
     shifted = write_moved(tmp_path / "shifted.cif", model, shift=(9.0, 6.0, 0.0))
     with pytest.raises(InputError, match=r"not fitted to .* moved by \d+\.\d A rms.*--fit"):
         check_inputs(inputs(files, shifted, origin="centre"), TrainOptions(), images=False, reporter=QUIET)
-    prepared = prepare(inputs(files, shifted, origin="centre", fit=True), TrainOptions())
+    options = TrainOptions()
+    prepared = read_inputs(inputs(files, shifted, origin="centre", fit=True), options)
+    assert prepared.options.n_gaussians == len(prepared.atomic.coarse)
+    assert options == TrainOptions(), "the caller's options stay"
     assert any("--fit turned the atomic model" in line for line in prepared.notes)
     prepared.atomic.write_fitted(tmp_path / "fitted.cif")
     fitted = coarse_grain(tmp_path / "fitted.cif").positions

@@ -25,7 +25,7 @@ from dynamight_core.model.gaussians import GaussianModel
 from dynamight_core.model.half import HalfModel
 from dynamight_core.reporter import QUIET, Reporter
 from dynamight_core.simulate.truth import load_truth
-from dynamight_core.training.prepare import prepare
+from dynamight_core.training.read import read_inputs
 from dynamight_core.training.stage import train
 
 BOX, PIXEL = 40, 4.0
@@ -362,7 +362,7 @@ def test_a_run_with_bodies_that_was_stopped_resumes_to_the_same_numbers(hinge_se
 def test_domains_of_a_free_run_are_bodies_as_they_are(hinge_set, trained):
     truth, (_, run) = load_truth(hinge_set.truth), trained
     found = write_domains(run, find_domains(run.motions, 2), reporter=QUIET)
-    bodies = prepare(inputs(hinge_set, [str(p) for p in found if p.suffix == ".mrc"]), TrainOptions()).bodies
+    bodies = read_inputs(inputs(hinge_set, [str(p) for p in found if p.suffix == ".mrc"]), TrainOptions()).bodies
     atoms = truth.molecule.positions
     shares = body_shares(bodies.depths, bodies.largest, atoms, truth.box * truth.pixel_size)
     right = shares[torch.arange(len(atoms)), truth.molecule.moving]
@@ -416,7 +416,7 @@ def _density(folder, good):
 def test_masks_that_are_no_bodies_are_refused(hinge_set, masks, tmp_path, make, words):
     bad = [str(path) for path in make(tmp_path, masks)]
     with pytest.raises(InputError, match=words):
-        prepare(inputs(hinge_set, bad), TrainOptions())
+        read_inputs(inputs(hinge_set, bad), TrainOptions())
 
 
 @pytest.mark.parametrize(

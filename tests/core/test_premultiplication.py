@@ -13,7 +13,7 @@ from dynamight_core.imaging.fourier import fourier_to_image, image_to_fourier
 from dynamight_core.particles.images import ImageReader
 from dynamight_core.particles.metadata import read_particles
 from dynamight_core.particles.premultiplication import MULTIPLIED, NOT_MULTIPLIED, power_at_ctf_zeros
-from dynamight_core.training.prepare import prepare
+from dynamight_core.training.read import read_inputs
 
 
 class Multiplied(ImageReader):
@@ -49,8 +49,8 @@ def test_a_run_refuses_what_contradicts_the_metadata_and_obeys_the_user_with_a_w
     starfile.write(tables, wrong)
     options = TrainOptions(n_gaussians=100)
     with pytest.raises(InputError, match=r"do not look as if .* give --no-premultiplied"):
-        prepare(InputOptions(star=str(wrong), map=str(hinge_set.consensus)), options)
-    said = prepare(InputOptions(star=str(wrong), map=str(hinge_set.consensus), premultiplied=False), options)
+        read_inputs(InputOptions(star=str(wrong), map=str(hinge_set.consensus)), options)
+    said = read_inputs(InputOptions(star=str(wrong), map=str(hinge_set.consensus), premultiplied=False), options)
     assert not any("multiplied" in warning for warning in said.warnings)
-    insisted = prepare(InputOptions(star=str(wrong), map=str(hinge_set.consensus), premultiplied=True), options)
+    insisted = read_inputs(InputOptions(star=str(wrong), map=str(hinge_set.consensus), premultiplied=True), options)
     assert any("against --premultiplied" in warning for warning in insisted.warnings)

@@ -1,0 +1,73 @@
+"""Build what trains: the images in memory, each half's model, and its trainer."""
+
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from dynamight_core.model.gaussians import GaussianModel
+from dynamight_core.model.half import HalfModel
+from dynamight_core.parallel import side_by_side
+from dynamight_core.particles.cache import ImageCache
+from dynamight_core.particles.images import ImageReader
+from dynamight_core.reporter import Reporter
+from dynamight_core.training.continuation import PreviousRun
+from dynamight_core.training.data import TrainingImages
+from dynamight_core.training.fit import fit_gaussians, match_grey_scale
+from dynamight_core.training.half import HalfTrainer
+from dynamight_core.training.read import Prepared
+
+# Standard deviations of a chance correlation within which images and map may not belong together.
+_CHANCE = 5
+
+
+def load_images(prepared: Prepared, device: torch.device, folder: Path, reporter: Reporter) -> TrainingImages:
+    """Read all images once, prepare them at the working box and keep them."""
+    reader = ImageReader(prepared.particles)
+    preprocessing = prepared.preprocessing(mask=False).with_set_noise(reader, prepared.options.seed)
+    progress = reporter.step("reading images")
+    cache = ImageCache(reader, preprocessing, device, prepared.inputs.storage, folder, progress)
+    p = prepared.particles
+    return TrainingImages(cache, p.ctf, p.matrices, prepared.working_box, prepared.working_pixel_size, device)
+
+
+def build_model(prepared: Prepared, gaussians: GaussianModel, half: int, device: torch.device) -> HalfModel:
+    """Return the untrained model of a half about its Gaussians."""
+    options = prepared.options
+    diameter = prepared.inputs.particle_diameter or 0.9 * prepared.particles.box * prepared.particles.pixel_size
+    # The networks draw their weights from the global generator.
+    torch.manual_seed(options.seed * 10 + half)
+    return HalfModel(
+        gaussians,
+        prepared.working_box,
+        prepared.working_pixel_size,
+        options.n_latents,
+        options.decoder,
+        diameter,
+        prepared.motion_mask,
+        prepared.bodies,
+    ).to(device)
+
+
+def build_trainers(
+    prepared: Prepared, data: TrainingImages, previous: PreviousRun | None, reporter: Reporter
+) -> tuple[HalfTrainer, HalfTrainer]:
+    """Return the trainers of both halves, from the map or from the models of a previous run."""
+    options, trainers = prepared.options, []
+    if previous is None:
+        gaussians = side_by_side(partial(fit_gaussians, prepared), (1, 2), torch.device("cpu"))
+    for half in (1, 2):
+        if previous is None:
+            model = build_model(prepared, gaussians[half - 1], half, data.device)
+        else:
+            model = previous.model(half, prepared, data.device)
+        mine = prepared.halves == half
+        rows = torch.where(mine & ~prepared.validation)[0]
+        encoder_only = torch.where(mine & prepared.validation)[0] if options.validation_trains_encoders else None
+        # Models that were trained have the images' grey scale.
+        if previous is None and match_grey_scale(model, data, rows) <= _CHANCE:
+            reporter.warn("the images do not correlate with the map: check that both belong together")
+        trainers.append(HalfTrainer(model, data, rows, options, half, encoder_only))
+        if previous is not None:
+            previous.start(trainers[-1])
+    return trainers[0], trainers[1]

@@ -1,0 +1,61 @@
+"""Fit the start of each half to its map and to the grey scale of the images."""
+
+import numpy as np
+import torch
+
+from dynamight_core.errors import InputError
+from dynamight_core.imaging.fourier import lowpass_volume, resample_volume
+from dynamight_core.model.gaussians import GaussianModel
+from dynamight_core.model.half import HalfModel
+from dynamight_core.model.initialise import fill_region, fit_to_map
+from dynamight_core.training.data import TrainingImages
+from dynamight_core.training.read import Prepared
+
+
+def fit_gaussians(prepared: Prepared, half: int) -> GaussianModel:
+    """Return the Gaussians of a half, fitted to its start map.
+
+    The fit runs on a grid of a third of the initial resolution, where the filtered map has all its detail.
+    """
+    particles, options = prepared.particles, prepared.options
+    generator = torch.Generator().manual_seed(options.seed * 10 + half)
+    extent = particles.box * particles.pixel_size
+    coarse = min(particles.box, 2 * round(extent / max(particles.pixel_size, options.initial_resolution / 4) / 2))
+    pixel_size = extent / coarse
+    region = resample_volume(torch.from_numpy(prepared.region.mask).float(), coarse)
+    soft = lowpass_volume(region, pixel_size, 20.0).clamp(0, 1)
+    volume = lowpass_volume(resample_volume(prepared.volumes[half - 1], coarse), pixel_size, options.initial_resolution)
+    if prepared.atomic is not None:
+        return prepared.atomic.gaussians(volume * soft, pixel_size, generator)
+    positions = fill_region(prepared.region.mask, options.n_gaussians, particles.pixel_size, generator)
+    return fit_to_map(positions, volume * soft, pixel_size, options.width_classes, generator=generator)
+
+
+@torch.no_grad()
+def match_grey_scale(model: HalfModel, data: TrainingImages, rows: torch.Tensor) -> float:
+    """Scale the Gaussians' amplitude to the images and return the correlation of model and images.
+
+    Raises
+    ------
+    InputError
+        if the images are the model's negative.
+    """
+    weights = model.frequency_weights()
+    cross = model_power = image_power = 0.0
+    for part in rows[:512].split(128):
+        batch = data.batch(part)
+        image = model.project(batch.matrices, batch.transfer)
+        cross += float((weights * (image.conj() * batch.transforms).real).sum())
+        model_power += float((weights * image.abs().square()).sum())
+        image_power += float((weights * batch.transforms.abs().square()).sum())
+    correlation = cross / np.sqrt(model_power * image_power)
+    # The standard deviation of a chance correlation is one over the root of the number of pixels.
+    chance = 1 / np.sqrt(min(len(rows), 512) * float((weights > 0).sum()))
+    if correlation < -5 * chance:
+        raise InputError(
+            "the particles correlate negatively with the map; give --invert-contrast if they are dark, leave it out if "
+            "they are white, or check the map"
+        )
+    if correlation > 5 * chance:
+        model.gaussians.log_amplitudes += np.log(cross / model_power)
+    return correlation / chance

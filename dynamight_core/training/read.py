@@ -1,0 +1,223 @@
+"""From files to a data set that is ready to train on."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dynamight_core.config import InputOptions, TrainOptions
+from dynamight_core.errors import InputError
+from dynamight_core.files import read_map
+from dynamight_core.model.bodies import RigidBodies
+from dynamight_core.model.initialise import MolecularRegion, find_molecule
+from dynamight_core.particles.halves import assign_halves, choose_validation
+from dynamight_core.particles.metadata import Particles, check_enough, read_particles
+from dynamight_core.particles.preprocess import Preprocessing
+from dynamight_core.training.atomic import AtomicModel, read_atomic_model
+from dynamight_core.training.validate import (
+    check_bodies,
+    check_body_mask,
+    check_half_maps,
+    check_half_sets,
+    check_held_out,
+    check_initial_resolution,
+    check_mask_range,
+    check_premultiplied,
+    choose_decoder,
+)
+
+# Working pixels per mean distance between Gaussians: finer frequencies they cannot explain.
+_PIXELS_PER_SPACING = 0.6
+
+
+@dataclass
+class Prepared:
+    """A particle set ready to train on.
+
+    Parameters
+    ----------
+    inputs, options
+        of the training, with what the inputs decide: the decoder of bodies, the Gaussians of an atomic model.
+    particles
+        metadata.
+    halves
+        (n,) 1 or 2.
+    validation
+        (n,) bool, particles that train no decoder.
+    volumes
+        start map of each half, [z, y, x]; the same twice if there are no half-maps.
+    region
+        where the molecule is, on the grid of the maps.
+    motion_mask
+        volume or None.
+    atomic
+        the atomic model, or None.
+    bodies
+        or None.
+    working_box
+        pixels.
+    notes, warnings
+        sentences for the user.
+    """
+
+    inputs: InputOptions
+    options: TrainOptions
+    particles: Particles
+    halves: torch.Tensor
+    validation: torch.Tensor
+    volumes: tuple[torch.Tensor, torch.Tensor]
+    region: MolecularRegion
+    motion_mask: torch.Tensor | None
+    atomic: AtomicModel | None
+    bodies: RigidBodies | None
+    working_box: int
+    notes: list[str]
+    warnings: list[str]
+
+    @property
+    def working_pixel_size(self) -> float:
+        """Pixel size of the cropped images, A."""
+        return self.particles.pixel_size * self.particles.box / self.working_box
+
+    def preprocessing(self, mask: bool = True) -> Preprocessing:
+        """Return the preprocessing of the run's images at the working box."""
+        return Preprocessing(
+            working_box=self.working_box,
+            diameter=self.inputs.particle_diameter,
+            mask=mask,
+            invert=self.inputs.invert_contrast,
+            normalise=self.inputs.normalise,
+        )
+
+
+def open_particles(inputs: InputOptions, seed: int) -> tuple[Particles, torch.Tensor, bool]:
+    """Read the particles and their half-sets.
+
+    Returns
+    -------
+    tuple
+        particles, (n,) halves, and whether the half-sets were drawn here.
+    """
+    if inputs.project is not None and not Path(inputs.project).is_dir():
+        raise InputError(
+            f"--project is {inputs.project}, which is no folder; give the one that image paths are relative to"
+        )
+    particles = read_particles(inputs.star, inputs.project)
+    check_enough(particles)
+    if inputs.premultiplied is not None:
+        particles.premultiplied = inputs.premultiplied
+    halves, drawn = assign_halves(particles, seed)
+    check_half_sets(particles, halves)
+    return particles, halves, drawn
+
+
+def hold_out(particles: Particles, halves: torch.Tensor, options: TrainOptions) -> torch.Tensor:
+    """Return the (n,) mask of the validation particles.
+
+    Raises
+    ------
+    InputError
+        if a half has too few of them for a verdict.
+    """
+    validation = choose_validation(halves, particles.image_groups, options.validation_fraction, options.seed)
+    check_held_out(particles, halves, validation, options)
+    return validation
+
+
+def read_inputs(inputs: InputOptions, options: TrainOptions) -> Prepared:
+    """Read and check particles, maps, masks and atomic model.
+
+    Raises
+    ------
+    InputError
+        with one sentence on what cannot be used.
+    """
+    options = choose_decoder(inputs, options)
+    particles, halves, drawn = open_particles(inputs, options.seed)
+    notes, warnings = [], []
+    if drawn:
+        notes.append("the STAR file has no rlnRandomSubset: half-sets were drawn at random (dynHalf in particles.star)")
+    validation = hold_out(particles, halves, options)
+    consensus = read_volume("map", inputs.map, particles)
+    if inputs.half_maps:
+        volumes = tuple(read_volume("half-map", path, particles) for path in inputs.half_maps)
+        check_half_maps(inputs.half_maps, volumes)
+    else:
+        volumes = (consensus, consensus)
+        notes.append(
+            f"both halves start from one map, filtered at {options.initial_resolution:g} A; give --half-maps to "
+            "keep them apart from the start"
+        )
+    check_initial_resolution(particles, options)
+    mask = None
+    if inputs.mask:
+        mask = read_volume("mask", inputs.mask, particles)
+        check_mask_range("mask", inputs.mask, mask)
+    region = _find_molecule(inputs, options, particles, consensus)
+    warnings += region.warnings
+    atomic = read_atomic_model(inputs, options, particles, consensus, region)
+    if atomic is not None:
+        # As many Gaussians as the model gives.
+        options = replace(options, n_gaussians=len(atomic.coarse))
+        notes += atomic.sentences()
+    bodies = read_bodies(inputs.bodies, particles, region) if inputs.bodies else None
+    warnings += check_premultiplied(particles, inputs.premultiplied, options.seed)
+    box = _working_box(inputs, options, particles, region)
+    return Prepared(
+        inputs, options, particles, halves, validation, volumes, region, mask, atomic, bodies, box, notes, warnings
+    )
+
+
+def read_volume(name: str, path: str, particles: Particles) -> torch.Tensor:
+    """Return a [z, y, x] map on the grid of the particles; `name` is what messages call it."""
+    volume, pixel_size = read_map(path, name)
+    if volume.shape[0] != particles.box:
+        raise InputError(
+            f"{name} {path} has a box of {volume.shape[0]} voxels but the particles have {particles.box} pixels; "
+            "resample it to the particles' box"
+        )
+    if abs(pixel_size / particles.pixel_size - 1) > 0.005:
+        raise InputError(
+            f"{name} {path} has a pixel size of {pixel_size:.4g} A but the particles have "
+            f"{particles.pixel_size:.4g} A; resample it or correct its header"
+        )
+    return torch.from_numpy(volume)
+
+
+def read_bodies(paths: list[str], particles: Particles, region: MolecularRegion) -> RigidBodies:
+    """Return the bodies of masks on the grid of the maps, which must share the molecule between them."""
+    if len(paths) < 2:
+        raise InputError(f"--bodies has one mask, {paths[0]}; give one for each of two or more bodies")
+    masks = []
+    for path in paths:
+        mask = read_volume("body mask", path, particles)
+        check_body_mask(path, mask, region)
+        masks.append(mask.numpy())
+    bodies = RigidBodies.from_masks(masks, particles.pixel_size, region.mask)
+    check_bodies(paths, masks, bodies, particles, region)
+    return bodies
+
+
+def _find_molecule(
+    inputs: InputOptions, options: TrainOptions, particles: Particles, consensus: torch.Tensor
+) -> MolecularRegion:
+    try:
+        return find_molecule(consensus, particles.pixel_size, options.threshold)
+    except ValueError as error:
+        raise InputError(f"map {inputs.map}: {error}; lower --threshold or give another map") from error
+
+
+def _working_box(inputs: InputOptions, options: TrainOptions, particles: Particles, region: MolecularRegion) -> int:
+    even = particles.box - particles.box % 2
+    if inputs.working_box is not None:
+        if inputs.working_box > particles.box:
+            raise InputError(
+                f"--working-box is {inputs.working_box} but the images have {particles.box} pixels; give at most that"
+            )
+        return inputs.working_box
+    volume = float(region.mask.sum()) * particles.pixel_size**3
+    spacing = (volume / options.n_gaussians) ** (1 / 3)
+    wanted = particles.box * particles.pixel_size / (_PIXELS_PER_SPACING * spacing)
+    # Multiples of 16 transform quickly and pool evenly.
+    return int(min(even, max(32, 16 * np.ceil(wanted / 16))))

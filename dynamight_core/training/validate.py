@@ -1,0 +1,145 @@
+"""What a training refuses, each in a sentence, before hours are spent."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from dynamight_core.config import InputOptions, TrainOptions
+from dynamight_core.errors import InputError
+from dynamight_core.model.bodies import RigidBodies, body_shares
+from dynamight_core.model.initialise import MolecularRegion
+from dynamight_core.particles.images import ImageReader
+from dynamight_core.particles.metadata import Particles
+from dynamight_core.particles.premultiplication import MULTIPLIED, NOT_MULTIPLIED, power_at_ctf_zeros
+
+# The start map has at least so many voxels a side at a quarter of the initial resolution.
+_MIN_START_BOX = 16
+# Images of a half-set, and of those the held-out ones: with fewer, nothing can be learned, or judged.
+_MIN_IN_HALF, _MIN_HELD_OUT = 50, 5
+# A body has at least this fraction of the molecule.
+_MIN_BODY = 0.01
+# ... and this fraction of what lies in its own mask is its own.
+_MIN_OWN = 0.6
+
+
+def choose_decoder(inputs: InputOptions, options: TrainOptions) -> TrainOptions:
+    """Return the options with the decoder that the inputs ask for.
+
+    Raises
+    ------
+    InputError
+        if the two contradict each other.
+    """
+    if not inputs.bodies:
+        if options.decoder == "bodies":
+            raise InputError("--decoder is 'bodies' but there is no mask of any; give --bodies, or another decoder")
+        return options
+    if options.decoder == "coordinate":
+        raise InputError("--bodies is a decoder of its own; leave --decoder out")
+    if inputs.mask:
+        raise InputError("--bodies says already what may move; leave --mask out")
+    if options.regularisation == "dynamic":
+        raise InputError("--regularisation dynamic weights distances, which --bodies keeps; leave it out")
+    return replace(options, decoder="bodies")
+
+
+def check_half_sets(particles: Particles, halves: torch.Tensor) -> None:
+    """Refuse (n,) `halves` with too few images in one."""
+    for half, n in enumerate(count_images(particles, halves > 0, halves), 1):
+        if n < _MIN_IN_HALF:
+            raise InputError(
+                f"{particles.star_path} has {n} images with rlnRandomSubset {half}, too few to learn motion from; give "
+                f"at least {_MIN_IN_HALF} in each half-set, or remove the column for a random split"
+            )
+
+
+def check_held_out(particles: Particles, halves: torch.Tensor, validation: torch.Tensor, options: TrainOptions) -> None:
+    """Refuse an (n,) mask of validation particles that gives no verdict in a half."""
+    fewest = min(count_images(particles, validation, halves))
+    if fewest < _MIN_HELD_OUT:
+        raise InputError(
+            f"--validation-fraction {options.validation_fraction:g} holds out {fewest} images of a half-set, too few "
+            f"for a verdict; give a fraction that holds out at least {_MIN_HELD_OUT}"
+        )
+
+
+def count_images(particles: Particles, chosen: torch.Tensor, halves: torch.Tensor) -> list[int]:
+    """Return how many images the chosen rows of each half show."""
+    return [len(particles.image_groups[chosen & (halves == half)].unique()) for half in (1, 2)]
+
+
+def check_half_maps(paths: list[str], volumes: tuple[torch.Tensor, ...]) -> None:
+    """Refuse half-maps that are not two different maps."""
+    if len(volumes) != 2:
+        raise InputError(f"--half-maps has {len(volumes)} files; give the two half-maps of the consensus")
+    if torch.equal(*volumes):
+        raise InputError(f"--half-maps {' and '.join(paths)} are one map; give both half-maps of the consensus")
+
+
+def check_initial_resolution(particles: Particles, options: TrainOptions) -> None:
+    """Refuse a filter that leaves nothing of the start map."""
+    coarsest = particles.box * particles.pixel_size * 4 / _MIN_START_BOX
+    if options.initial_resolution > coarsest:
+        raise InputError(
+            f"--initial-resolution is {options.initial_resolution:g} A, which leaves nothing of a box of "
+            f"{particles.box * particles.pixel_size:g} A; give at most {coarsest:g}"
+        )
+
+
+def check_mask_range(name: str, path: str, mask: torch.Tensor) -> None:
+    """Refuse a mask with values beyond 0 and 1."""
+    if mask.min() < -0.01 or mask.max() > 1.01:
+        raise InputError(f"{name} {path} has values from {mask.min():.2g} to {mask.max():.2g}; give 0 to 1")
+
+
+def check_body_mask(path: str, mask: torch.Tensor, region: MolecularRegion) -> None:
+    """Refuse the mask of a body that is empty or misses the molecule."""
+    check_mask_range("body mask", path, mask)
+    inside = mask.numpy() > 0.5
+    if not inside.any():
+        raise InputError(f"body mask {path} is empty (its largest value is {mask.max():.2g}); give 1 inside the body")
+    if (inside & region.mask).sum() < _MIN_BODY * region.mask.sum():
+        raise InputError(
+            f"body mask {path} misses the molecule (it holds less than {100 * _MIN_BODY:g} % of it); give a mask "
+            "in the frame of the consensus map"
+        )
+
+
+def check_bodies(
+    paths: list[str], masks: list[np.ndarray], bodies: RigidBodies, particles: Particles, region: MolecularRegion
+) -> None:
+    """Refuse masks of bodies of which one lies mostly inside another."""
+    extent = particles.box * particles.pixel_size
+    for body, path in enumerate(paths):
+        inside = (masks[body] > 0.5) & region.mask
+        points = torch.from_numpy((np.argwhere(inside)[:, ::-1] - particles.box // 2) * particles.pixel_size).float()
+        shares = body_shares(bodies.depths, bodies.largest, points, extent).mean(0)
+        if shares[body] < _MIN_OWN:
+            shares[body] = 0
+            raise InputError(
+                f"body masks {path} and {paths[int(shares.argmax())]} overlap in most of the former; give masks of "
+                "different parts"
+            )
+
+
+def check_premultiplied(particles: Particles, given: bool | None, seed: int) -> list[str]:
+    """Compare what images look like with what is said of them; a warning if the user said it, else a refusal."""
+    with ImageReader(particles) as reader:
+        left = power_at_ctf_zeros(reader, seed)
+    if left is None or (particles.premultiplied and left < NOT_MULTIPLIED):
+        return []
+    if not particles.premultiplied and left > MULTIPLIED:
+        return []
+    looks, option = (
+        ("do not look as if they had been multiplied by their CTF", "--no-premultiplied")
+        if particles.premultiplied
+        else ("look as if they had been multiplied by their CTF", "--premultiplied")
+    )
+    found = f"the images {looks} (where it is zero, {100 * max(left, 0):.0f} % of their power is left)"
+    if given is not None:
+        return [f"{found}, against {'--premultiplied' if given else '--no-premultiplied'}"]
+    raise InputError(
+        f"{found}, but {particles.star_path} says otherwise (rlnCtfDataAreCtfPremultiplied); give {option}, or "
+        f"{'--premultiplied' if particles.premultiplied else '--no-premultiplied'} if it is right"
+    )
