@@ -268,44 +268,13 @@ def reconstruct(run: Run, options, overwrite: Overwrite = False) -> None:
         reconstruct_run(_open(run, options), options, reporter)
 
 
-@_command()
-def analyse(
-    run: Run,
-    out: Annotated[Path | None, typer.Option(help="Path of the report. RUN/analysis/report.html if left out.")] = None,
-    embedding: Annotated[
-        str, typer.Option(help="Particles in a plane: umap, pca (the first two motions), or auto: umap if installed.")
-    ] = "auto",
-    domains: Annotated[
-        int | None,
-        typer.Option(help="Rigid domains that the motion is divided into. As many as are worth it if left out."),
-    ] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads. All that the process may use if left out.")] = None,
-) -> None:
+@_command(options="dynamight_core.options:AnalyseOptions")
+def analyse(run: Run, options) -> None:
     """Write RUN/analysis/report.html, and for other programs the motion as a map, as atoms and as a table."""
-    from dynamight_core.analysis.agreement import write_agreement
-    from dynamight_core.analysis.bodies import write_bodies
-    from dynamight_core.analysis.clusters import write_clusters
-    from dynamight_core.analysis.distribution import write_distributions
-    from dynamight_core.analysis.domains import find_domains, write_domains
-    from dynamight_core.analysis.exports import write_arrows, write_exports
-    from dynamight_core.analysis.report import write_report
-    from dynamight_core.devices import set_threads
-    from dynamight_core.run import record_stage
+    from dynamight_core.analysis.stage import analyse_run
 
-    set_threads(threads)
     with Terminal() as reporter:
-        opened = _open(run)
-        write_exports(opened, embedding, reporter)
-        write_arrows(opened, reporter=reporter)
-        write_agreement(opened, reporter)
-        found = find_domains(opened.motions, domains)
-        write_domains(opened, found, reporter)
-        write_distributions(opened, found, reporter)
-        write_bodies(opened, reporter)
-        write_clusters(opened, reporter)
-        path = write_report(opened, out, say=reporter.say)
-        options = {"out": None if out is None else str(out), "embedding": embedding, "domains": domains}
-        record_stage(opened, "analyse", options)
+        path = analyse_run(_open(run, options), options, reporter)
         reporter.say(f"Open {path} in a browser.")
 
 

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 
 from dynamight_core.analysis.displace import Displacer
-from dynamight_core.analysis.report import write_report
+from dynamight_core.analysis.stage import analyse_run
 from dynamight_core.analysis.states import states_along_motion, write_states
 from dynamight_core.config import InputOptions, TrainOptions
 from dynamight_core.errors import InputError
 from dynamight_core.files import read_map
 from dynamight_core.judging.summary import summarise
-from dynamight_core.options import DemoOptions, ReconstructOptions
+from dynamight_core.options import AnalyseOptions, DemoOptions, ReconstructOptions
 from dynamight_core.reconstruction.fsc import fourier_shell_correlation, resolution_at
 from dynamight_core.reconstruction.stage import Reconstruction, reconstruct_run
 from dynamight_core.reporter import PRINT, Reporter
@@ -86,7 +86,7 @@ def run_demo(
     )
     stage("Writing states along the first motion, and the report.")
     states = write_states(run, states_along_motion(run, 1), reporter=reporter)
-    report = write_report(run, say=reporter.say)
+    report = analyse_run(run, AnalyseOptions(threads=options.threads), reporter)
     stage("Done. What was found, beside the truth that only a simulation knows:")
     for line in findings(run, truth, maps):
         reporter.say(f"  {line}")

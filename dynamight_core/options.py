@@ -406,3 +406,25 @@ class DemoOptions:
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
+
+
+@dataclass
+class AnalyseOptions:
+    """How a run is analysed.
+
+    Parameters
+    ----------
+    out
+        Path of the report. RUN/analysis/report.html if left out.
+    embedding
+        Particles in a plane: umap, pca (the first two motions), or auto: umap if installed.
+    domains
+        Rigid domains that the motion is divided into. As many as are worth it if left out.
+    threads
+        CPU threads. All that the process may use if left out.
+    """
+
+    out: str | None = None
+    embedding: str = "auto"
+    domains: int | None = None
+    threads: int | None = None
