@@ -285,7 +285,8 @@ def states(
     out: Annotated[Path | None, typer.Option(help="Folder. RUN/analysis/states/NAME if left out.")] = None,
 ) -> None:
     """Write maps and a movie along a motion (default: the first) or a path, at clusters, coordinates or latents."""
-    from dynamight_core.analysis.states import choose_states, serve_states, write_states
+    from dynamight_core.analysis.state_maps import serve_states, write_states
+    from dynamight_core.analysis.states import choose_states
     from dynamight_core.run import record_stage
 
     if options.listen:

@@ -9,7 +9,8 @@ import torch
 
 from dynamight_core.analysis.displace import Displacer
 from dynamight_core.analysis.stage import analyse_run
-from dynamight_core.analysis.states import states_along_motion, write_states
+from dynamight_core.analysis.state_maps import write_states
+from dynamight_core.analysis.states import states_along_motion
 from dynamight_core.config import InputOptions, TrainOptions
 from dynamight_core.errors import InputError
 from dynamight_core.files import read_map

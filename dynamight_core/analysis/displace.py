@@ -11,7 +11,8 @@ import gemmi
 import numpy as np
 import torch
 
-from dynamight_core.analysis.states import check_row, parse_numbers, read_states
+from dynamight_core.analysis.arguments import check_row, parse_numbers
+from dynamight_core.analysis.states import read_states
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
 from dynamight_core.model.motions import motion_fields

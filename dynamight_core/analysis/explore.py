@@ -21,10 +21,12 @@ import torch
 from scipy.spatial import cKDTree
 
 from dynamight_core.analysis.annotations import Colouring, colouring, read_annotations
+from dynamight_core.analysis.arguments import check_motion
 from dynamight_core.analysis.displace import Displacer, displace, read_points
 from dynamight_core.analysis.landscape import plane_landscape
 from dynamight_core.analysis.select import inside_polygon, select_particles, write_selection
-from dynamight_core.analysis.states import StateModels, check_motion, choose_states, write_states
+from dynamight_core.analysis.state_maps import StateModels, write_states
+from dynamight_core.analysis.states import choose_states
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
 from dynamight_core.options import DisplaceOptions, SelectOptions, StatesOptions

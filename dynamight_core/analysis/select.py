@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.path import Path as Polygon
 
+from dynamight_core.analysis.arguments import check_motion, parse_numbers
 from dynamight_core.analysis.clusters import cluster_coordinates
-from dynamight_core.analysis.states import check_motion, parse_numbers
 from dynamight_core.errors import InputError
 from dynamight_core.options import SelectOptions
 from dynamight_core.particles.metadata import write_star

@@ -22,7 +22,8 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from dynamight_core import cli
-from dynamight_core.analysis.states import states_through, write_movie
+from dynamight_core.analysis.movie import write_movie
+from dynamight_core.analysis.states import states_through
 from dynamight_core.config import RunConfig
 from dynamight_core.devices import choose_device
 from dynamight_core.errors import InputError

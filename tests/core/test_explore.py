@@ -26,7 +26,7 @@ from dynamight_core.analysis.landscape import plane_landscape
 from dynamight_core.analysis.napari_view import NapariView
 from dynamight_core.analysis.select import inside_polygon
 from dynamight_core.analysis.serve import ACTIONS, ExplorerServer
-from dynamight_core.analysis.states import StateModels
+from dynamight_core.analysis.state_maps import StateModels
 from dynamight_core.errors import InputError
 from dynamight_core.files import read_map
 from dynamight_core.run import Run

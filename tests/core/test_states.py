@@ -20,7 +20,7 @@ from dynamight_core.analysis.clusters import (
 from dynamight_core.analysis.domains import find_domains, write_domains
 from dynamight_core.analysis.exports import motion_maps
 from dynamight_core.analysis.pushed import PushedMap
-from dynamight_core.analysis.states import StateModels
+from dynamight_core.analysis.state_maps import StateModels
 from dynamight_core.errors import InputError
 from dynamight_core.files import read_map, write_map
 from dynamight_core.reporter import QUIET

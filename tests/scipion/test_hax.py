@@ -6,7 +6,7 @@ import shlex
 import numpy as np
 import pytest
 
-from dynamight_core.analysis.states import state_volume
+from dynamight_core.analysis.state_maps import state_volume
 from dynamight_core.files import read_map
 from dynamight_core.run import Run
 from dynamight_scipion.annotate_space import INTERFACE, getAnnotateSpaceArguments

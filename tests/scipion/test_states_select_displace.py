@@ -10,7 +10,7 @@ from pwem.protocols import ProtImportPdb
 from relion.convert import writeSetOfParticles
 
 from dynamight_core.analysis.displace import Displacer, read_points
-from dynamight_core.analysis.states import state_volume
+from dynamight_core.analysis.state_maps import state_volume
 from dynamight_core.files import read_map
 from dynamight_core.run import Run
 from dynamight_scipion.objects import FLEX_PROGRAM

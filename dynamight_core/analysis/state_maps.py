@@ -1,0 +1,261 @@
+"""Maps of states, what is written beside them, and states served one by one."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from dynamight_core.analysis.exports import write_shift_arrows
+from dynamight_core.analysis.movie import projections_of, write_movie
+from dynamight_core.analysis.pushed import PushedMap
+from dynamight_core.analysis.states import States, state_coordinates
+from dynamight_core.errors import InputError
+from dynamight_core.files import atomic_path, header_origin, write_map
+from dynamight_core.model.motions import motion_fields
+from dynamight_core.options import HALVES
+from dynamight_core.reporter import PRINT, Reporter
+from dynamight_core.run import Run
+
+# What is written beside the maps of states.
+_BESIDE = (
+    "movie.gif",
+    "movie.mp4",
+    "difference.mrc",
+    "arrows.bild",
+    "arrows.csv",
+    "states.cxc",
+    "states.csv",
+)
+# Fraction of a map's voxels below the surface that ChimeraX shows.
+_LEVEL = 0.98
+
+
+class StateModels:
+    """Renders the Gaussian models of a run at states; what all states share is computed once.
+
+    Parameters
+    ----------
+    run
+        finished and summarised.
+    half
+        "1", "2", or "both" for the average.
+    box
+        of the maps, pixels, over the same extent as the particles' images; theirs if None.
+    """
+
+    def __init__(self, run: Run, half: str = "both", box: int | None = None):
+        if str(half) not in HALVES:
+            raise InputError(f"--half is '{half}'; choose one of {', '.join(HALVES)}")
+        self.run = run
+        self.numbers = (1, 2) if str(half) == "both" else (int(half),)
+        self.box = run.box if box is None else box
+        self.pixel_size = run.box * run.pixel_size / self.box
+        self._motions: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def positions(self, half: int, coordinates) -> torch.Tensor:
+        """Return the (..., n, 3) positions (A) of a half's Gaussians at (..., K) coordinates (A rms)."""
+        model = self.run.models[half - 1]
+        mean, fields = self._fields(half)
+        factors = torch.as_tensor(np.asarray(coordinates), dtype=mean.dtype, device=mean.device)
+        return model.consensus_positions + mean + torch.tensordot(factors, fields, 1)
+
+    def volume(self, coordinates) -> np.ndarray:
+        """Return the (box, box, box) map of the state at (K,) coordinates, the chosen halves averaged.
+
+        At (b, K) coordinates, the mean of the maps of b states.
+        """
+        return np.mean([self._render(half, self.positions(half, coordinates)) for half in self.numbers], 0)
+
+    def write(self, path: Path, volume: np.ndarray) -> None:
+        """Write a (box, box, box) map, placed as the consensus map is by its header."""
+        write_map(path, volume, self.pixel_size, header_origin(self.run.config.inputs.map))
+
+    @torch.no_grad()
+    def volume_at_latent(self, half: int, latent: torch.Tensor) -> np.ndarray:
+        """Return the (box, box, box) map of one half's model at a (d,) latent of its own decoder."""
+        model = self.run.models[half - 1]
+        shift = model.displacements(latent[None].to(model.gaussians.positions))[0]
+        return self._render(half, model.gaussians.positions + shift)
+
+    @torch.no_grad()
+    def _render(self, half: int, positions: torch.Tensor) -> np.ndarray:
+        model = self.run.models[half - 1]
+        volume = model.gaussians.render(self.box, self.pixel_size, positions)
+        # Images are sums over voxels: over coarser ones, as in training, the same image needs more density.
+        return volume.cpu().numpy() * (self.run.pixel_size / model.pixel_size)
+
+    def _fields(self, half: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return mean (n, 3) and motions (K, n, 3) at a half's Gaussians, A and A per A rms."""
+        if half not in self._motions:
+            run, model = self.run, self.run.models[half - 1]
+            own = torch.as_tensor(run.halves) == half
+            coordinates = torch.as_tensor(run.motions.coordinates)[own]
+            mean, fields = motion_fields(model, run.latents[half - 1][own], coordinates, model.consensus_positions)
+            self._motions[half] = torch.as_tensor(mean), torch.as_tensor(fields)
+        return self._motions[half]
+
+
+def state_volume(run: Run, coordinates, half: str = "both") -> np.ndarray:
+    """Return the (box, box, box) map of a state, in the particles' box and pixel size.
+
+    Parameters
+    ----------
+    run
+        finished and summarised.
+    coordinates
+        (K,) A rms along each principal motion.
+    half
+        "1", "2", or "both" for the average of both halves' Gaussian models.
+    """
+    return StateModels(run, half).volume(state_coordinates(run, coordinates))
+
+
+def write_states(
+    run: Run,
+    states: States,
+    out: str | Path | None = None,
+    half: str = "both",
+    movie: bool = True,
+    maps: bool = True,
+    reporter: Reporter = PRINT,
+    difference: bool = False,
+    full: bool = False,
+) -> Path:
+    """Write a map of every state, their coordinates and, along a path, a movie and arrows.
+
+    Parameters
+    ----------
+    run
+        finished and summarised.
+    states
+        to write.
+    out
+        folder; ``RUN/analysis/states/<name>`` if None.
+    half
+        "1", "2" or "both"; states at latents are of their own half.
+    movie
+        whether states along a path become ``movie.gif`` and ``movie.mp4``.
+    maps
+        False writes the coordinates alone.
+    reporter
+        takes lines for the user, and progress.
+    difference
+        whether to write also the last map minus the first.
+    full
+        whether maps are the reconstruction pushed along the field, not the Gaussian model.
+
+    Returns
+    -------
+    Path
+        the folder, with one ``.mrc`` per state, ``states.csv``, ``states.cxc`` for ChimeraX, and perhaps the movie,
+        ``arrows.bild`` and ``.csv`` from the first state to the last, and ``difference.mrc``.
+
+    Raises
+    ------
+    InputError
+        if a difference of maps is asked for where there are none, or one alone, or full resolution of latents.
+    """
+    if full and states.latents is not None:
+        raise InputError("--full moves the map by principal motions; give --at coordinates in place of --latent")
+    if difference and (len(states) < 2 or not maps):
+        raise InputError("--difference is the last map minus the first; ask for at least two states, with maps")
+    out = Path(run.path) / "analysis" / "states" / states.name if out is None else Path(out)
+    models = PushedMap(run, half) if full else StateModels(run, half)
+    _remove_earlier(out)
+    if not maps:
+        _write_table(out, states, maps)
+        reporter.say(f"states.csv, with {len(states)} states, is in {out}.")
+        return out
+    projections, ends = [], []
+    for i, label in enumerate(states.labels):
+        if states.latents is not None:
+            volume = models.volume_at_latent(states.half, states.latents[i])
+        else:
+            volume = models.volume(states.coordinates[i])
+        models.write(out / f"{label}.mrc", volume)
+        if i in (0, len(states) - 1):
+            ends.append(volume)
+        projections.append(projections_of(volume))
+        reporter.progress("rendering states", i + 1, len(states))
+    _write_table(out, states, maps)
+    _write_script(out, states, float(np.quantile(ends[0], _LEVEL)))
+    reporter.say(f"{len(states)} maps and states.csv are in {out}; states.cxc shows them in ChimeraX.")
+    if states.coordinates is not None and states.ordered and len(states) > 1:
+        write_shift_arrows(run, states.coordinates[0], states.coordinates[-1], out / "arrows")
+    if movie and states.ordered and len(states) > 1:
+        movies = write_movie(out / "movie", np.stack(projections), states.labels, run.pixel_size, reporter)
+        reporter.say(f"The movie is {' and '.join(map(str, movies))}.")
+    if difference:
+        models.write(out / "difference.mrc", ends[1] - ends[0])
+        reporter.say(f"The last map minus the first is {out / 'difference.mrc'}.")
+    return out
+
+
+def serve_states(run: Run, requests: Iterable[str], answer: Callable[[str], None], half: str = "both") -> None:
+    """Write maps of states as they are asked for, until there are no more requests.
+
+    Parameters
+    ----------
+    run
+        finished and summarised.
+    requests
+        lines of JSON: `at`, coordinates (A rms), motions left out at the end at zero; `out`, path of the map.
+    answer
+        takes a line of JSON for every request: `out`, or `error`, a sentence.
+    half
+        "1", "2" or "both".
+    """
+    models = StateModels(run, half)
+    for line in filter(str.strip, requests):
+        try:
+            request = json.loads(line)
+            volume = models.volume(state_coordinates(run, request["at"]))
+            models.write(Path(request["out"]), volume)
+            reply = {"out": request["out"]}
+        except (InputError, OSError) as error:
+            reply = {"error": str(error)}
+        except (KeyError, TypeError, ValueError):
+            reply = {"error": f"the request '{line.strip()}' cannot be understood; give JSON with 'at' and 'out'"}
+        answer(json.dumps(reply))
+
+
+def _remove_earlier(out: Path) -> None:
+    """Remove the files of states that were written to the same folder before."""
+    table = out / "states.csv"
+    if table.exists():
+        for name in [*pd.read_csv(table).get("file", []), *_BESIDE]:
+            (out / name).unlink(missing_ok=True)
+
+
+def _write_script(out: Path, states: States, level: float) -> None:
+    """Write states.cxc, which opens the maps in ChimeraX: along a path as a series that plays, else side by side."""
+    files = " ".join(f"{label}.mrc" for label in states.labels)
+    series = states.ordered and len(states) > 1
+    lines = ["# States of a molecule; open this file in ChimeraX.", "close session"]
+    lines += (
+        [f"open {files} vseries true", "vseries play #1 direction oscillate loop true"] if series else [f"open {files}"]
+    )
+    lines += [f"volume all step 1 level {level:.4g}", "view"]
+    with atomic_path(out / "states.cxc") as path:
+        path.write_text("\n".join(lines) + "\n")
+
+
+def _write_table(out: Path, states: States, maps: bool) -> None:
+    """Write states.csv; with `maps`, it names their files."""
+    table = pd.DataFrame({"state": states.labels})
+    if maps:
+        table["file"] = [f"{label}.mrc" for label in states.labels]
+    if states.coordinates is not None:
+        for k in range(states.coordinates.shape[1]):
+            table[f"motion{k + 1}_A"] = states.coordinates[:, k]
+    else:
+        table["half"] = states.half
+        for k in range(states.latents.shape[1]):
+            table[f"latent{k + 1}"] = states.latents[:, k].numpy()
+    if states.particles is not None:
+        table["particles"] = states.particles
+    with atomic_path(out / "states.csv") as path:
+        table.to_csv(path, index=False, float_format="%.4f")
