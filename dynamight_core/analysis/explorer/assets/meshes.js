@@ -149,7 +149,7 @@ function addFaces(triangles, cell, at, steps, inside) {
     const [u, v] = [steps[(a + 1) % 3], steps[(a + 2) % 3]];
     const four = [cell[at], cell[at - u], cell[at - u - v], cell[at - v]];
     if (four.some((i) => i === undefined || i < 0)) continue;
-    if (low) four.reverse();
+    if (!low) four.reverse();
     triangles.push(four[0], four[1], four[2], four[0], four[2], four[3]);
   }
 }
