@@ -44,7 +44,7 @@ test("a message becomes a sentence", () => {
 });
 
 test("a conformation is named by the motions that differ from the mean", () => {
-  assert.equal(describe([2, 0.03, -1.26], [0, 0, 0]), "motion 1 +2.0, motion 3 −1.3 Å rms");
+  assert.equal(describe([2, 0.03, -1.26, 0.1], [0, 0, 0, 0]), "motion 1 +2.0, motion 3 −1.3, motion 4 +0.1 Å rms");
   assert.equal(describe([0.51, 0], [0.5, 0]), "the mean");
 });
 

@@ -94,6 +94,10 @@ test("arrows end at the points that moved, and points that rest have none", () =
   assert.equal(Math.max(...heights), 4);
   assert.equal(Math.min(...heights), 0);
   assert.ok(mesh.values.every((v) => v === 1));
+  // The head ends in a point.
+  heights.forEach((z, i) => {
+    if (z === 4) assert.deepEqual(vertex(mesh, i), [0, 0, 4]);
+  });
   // A shaft and a head of one arrow.
   assert.equal(
     mesh.values.length,
