@@ -205,13 +205,13 @@ class Served:
         self.process.stdout.close()
 
 
-IDLE = "document.body.dataset.busy === '0' && typeof landscape !== 'undefined' && landscape.points !== null"
+IDLE = "document.body.dataset.busy === '0' && Boolean(globalThis.explorer?.landscape?.points)"
 
 
 def place(browser, x: float, y: float) -> tuple[float, float]:
     """Return where on the page a place of the landscape is."""
     script = (
-        "(() => { const b = landscape.front.getBoundingClientRect();"
+        "(() => { const { landscape } = explorer; const b = landscape.front.getBoundingClientRect();"
         f" const p = landscape.toScreen([{x}, {y}]); return [b.left + p[0], b.top + p[1]]; }})()"
     )
     return tuple(browser.evaluate(script))
@@ -246,7 +246,7 @@ def measure_explorer(run: Path) -> dict[str, float]:
         browser.wait("document.getElementById('colour').length > 1")
         for name, column in (("first_colour_s", "dynMotionError"), ("colour_s", "rlnDefocusU")):
             out[name] = timed(browser, lambda column=column: choose(browser, "colour", column))
-        sides = browser.evaluate("[run.low[0], run.high[0], run.low[1], run.high[1]]")
+        sides = browser.evaluate("[0, 1].flatMap((k) => [explorer.run.low[k], explorer.run.high[k]])")
         x, y = (np.array(pair) for pair in (sides[:2], sides[2:]))
         out["click_s"] = timed(browser, lambda: browser.click(*place(browser, 0.5 * x[1], 0.0)))
         browser.evaluate("document.querySelector('[data-mode=lasso]').click()")

@@ -31,6 +31,11 @@ def mode(browser, name):
     browser.evaluate(f"document.querySelector('[data-mode={name}]').click()")
 
 
+def theme(browser):
+    """Switch between light and dark."""
+    browser.evaluate("document.getElementById('theme').click()")
+
+
 def save(browser, name):
     browser.evaluate(f"document.getElementById('save-name').value = '{name}'")
     browser.evaluate("document.getElementById('save-button').click()")
@@ -40,7 +45,7 @@ def save(browser, name):
 def tour(browser):
     """Do what the guide says, and take its pictures."""
     browser.wait("document.getElementById('colour').length > 1")
-    end = 1.5 * browser.evaluate("run.deviations[0]")
+    end = 1.5 * browser.evaluate("explorer.run.deviations[0]")
     choose(browser, "colour", "dynHalf")
     take(browser, "explorer-halves")
     browser.evaluate("document.getElementById('show-errors').click()")
@@ -49,18 +54,18 @@ def tour(browser):
     browser.evaluate("document.getElementById('show-errors').click()")
     choose(browser, "y-motion", "3")
     browser.wait(IDLE)
-    mode(browser, "two")
+    mode(browser, "compare")
     browser.click(*place(browser, -end, 0.0))
     browser.click(*place(browser, end, 0.0))
-    browser.evaluate("setTheme('dark')")
+    theme(browser)
     take(browser, "explorer-compare", 1920, 1080)
-    browser.evaluate("setTheme('light')")
+    theme(browser)
     browser.resize(1280, 800)
     choose(browser, "y-motion", "2")
     browser.wait(IDLE)
     mode(browser, "lasso")
-    top = 0.9 * browser.evaluate("landscape.view.y[1]")
-    far = 1.02 * browser.evaluate("landscape.points.high[0]")
+    top = 0.9 * browser.evaluate("explorer.landscape.view.y[1]")
+    far = 1.02 * browser.evaluate("explorer.landscape.points.high[0]")
     browser.drag([place(browser, x, y) for x, y in [(end, top), (far, top), (far, -top), (end, -top), (end, top)]])
     browser.wait(IDLE)
     save(browser, "down")

@@ -396,21 +396,21 @@ def explore(
     threads: Annotated[int | None, typer.Option(help="CPU threads. All that the process may use if left out.")] = None,
 ) -> None:
     """Show a run in a page on this machine: landscape, conformations, subsets, movies; writes to RUN/analysis."""
-    from dynamight_core.analysis.explore import Explorer
-    from dynamight_core.analysis.napari_view import view_in_napari
-    from dynamight_core.analysis.serve import serve
+    from dynamight_core.analysis.explorer.napari_view import view_in_napari
+    from dynamight_core.analysis.explorer.server import serve
+    from dynamight_core.analysis.explorer.session import Explorer
     from dynamight_core.devices import set_threads
 
     set_threads(threads)
     # No progress bars, which would break the address on a terminal.
-    say = functools.partial(print, flush=True)
+    reporter = Reporter(functools.partial(print, flush=True))
     if viewer not in ("browser", "napari"):
         raise InputError(f"--viewer is '{viewer}'; choose browser or napari")
-    explorer = Explorer(_open(run), model, origin, table or (), say)
+    explorer = Explorer(_open(run), model, origin, table or (), reporter)
     if viewer == "napari":
         view_in_napari(explorer)
     else:
-        serve(explorer, host, port, browser, say)
+        serve(explorer, host, port, browser, reporter)
 
 
 @_command(options="dynamight_core.options:DemoOptions")

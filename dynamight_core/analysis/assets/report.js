@@ -1,5 +1,5 @@
 // The animated motion: points = rest + coordinate * motion, drawn anew for each frame.
-(function () {
+(() => {
   const figure = document.getElementById("figure-movie");
   if (!figure) return;
   const decode = (text) => {
@@ -19,18 +19,19 @@
 
   function coordinate() {
     const m = motions[select.value];
-    return m.low + (m.high - m.low) * slider.value / 1000;
+    return m.low + ((m.high - m.low) * slider.value) / 1000;
   }
   function draw() {
     if (drawing) return;
     drawing = true;
     const c = coordinate();
     const field = motions[select.value].field;
-    for (let i = 0; i < n; i++)
-      for (let a = 0; a < 3; a++) axes[a][i] = rest[3 * i + a] + c * field[3 * i + a];
-    output.textContent = (c > 0 ? "+" : "") + c.toFixed(1) + " Å";
+    for (let i = 0; i < n; i++) for (let a = 0; a < 3; a++) axes[a][i] = rest[3 * i + a] + c * field[3 * i + a];
+    output.textContent = `${c > 0 ? "+" : ""}${c.toFixed(1)} Å`;
     const copy = axes.map((v) => v.slice());
-    Plotly.restyle(figure, { x: [copy[0]], y: [copy[1]], z: [copy[2]] }, [0]).then(() => { drawing = false; });
+    Plotly.restyle(figure, { x: [copy[0]], y: [copy[1]], z: [copy[2]] }, [0]).then(() => {
+      drawing = false;
+    });
   }
   function recolour() {
     const field = motions[select.value].field;
@@ -56,7 +57,11 @@
     button.textContent = playing ? "Play" : "Pause";
     if (!playing) requestAnimationFrame(frame);
   });
-  slider.addEventListener("input", () => { started = null; button.textContent = "Play"; draw(); });
+  slider.addEventListener("input", () => {
+    started = null;
+    button.textContent = "Play";
+    draw();
+  });
   select.addEventListener("change", recolour);
   draw();
 })();

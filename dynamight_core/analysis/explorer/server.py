@@ -1,7 +1,7 @@
-"""The explorer's server: one page, and the actions of `explore.Explorer` behind it.
+"""The explorer's server: one page, and the actions of `session.Explorer` behind it.
 
-One person's browser asks a few questions a second: the standard library's server is enough, and nothing is to be
-installed. It answers who knows the token in the page's address, and nobody else.
+One person's browser sends a few requests a second, so the standard library's server is enough and needs no
+installation. It answers only requests with the token that is in the page's address.
 """
 
 import errno
@@ -16,40 +16,20 @@ import sys
 import threading
 import traceback
 import webbrowser
-from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from mimetypes import guess_type
-from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import numpy as np
-
-from dynamight_core.analysis.explore import Answer, Explorer
+from dynamight_core.analysis.explorer.page import page
+from dynamight_core.analysis.explorer.session import Explorer
 from dynamight_core.errors import InputError
+from dynamight_core.reporter import PRINT, Reporter
 
-_ASSETS = Path(__file__).parent / "assets"
-_SCRIPTS = ("explorer_draw.js", "explorer_landscape.js", "explorer_molecule.js", "explorer.js")
-ACTIONS = (
-    "about",
-    "molecule",
-    "columns",
-    "add_table",
-    "points",
-    "colours",
-    "landscape",
-    "nearest",
-    "state",
-    "difference",
-    "selection",
-    "save_selection",
-    "save_states",
-    "progress",
-)
-# A user's table is the largest thing that a page sends.
-_MOST_BYTES = 2**28
-# Smaller answers are not worth compressing.
-_COMPRESSED = 2**12
+# Largest request; a user's table is the largest thing that a page sends.
+_MAX_BYTES = 2**28
+# Smaller answers are not worth compressing, bytes.
+_MIN_COMPRESSED = 2**12
 
 
 class ExplorerServer(ThreadingHTTPServer):
@@ -60,12 +40,12 @@ class ExplorerServer(ThreadingHTTPServer):
     explorer
         of the run.
     host, port
-        to listen at; port 0 takes a free one.
+        to listen on; port 0 chooses a free port.
 
     Raises
     ------
     InputError
-        if the port is taken or may not be used, or the host is not one of this machine.
+        if the port is in use or reserved, or the host is not an address of this machine.
     """
 
     daemon_threads = True
@@ -75,26 +55,21 @@ class ExplorerServer(ThreadingHTTPServer):
         try:
             super().__init__((host, port), _Handler)
         except OverflowError as error:
-            raise InputError(f"--port is {port}; give a number from 1 to 65535, or 0 for any free one") from error
+            raise InputError(f"--port is {port}; use a number from 1 to 65535, or 0 for any free port") from error
         except OSError as error:
             if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
-                raise InputError(f"--host {host} is no address of this machine; leave it out") from error
+                raise InputError(
+                    f"--host {host} is not an address of this machine; omit it to use 127.0.0.1"
+                ) from error
             if error.errno in (errno.EADDRINUSE, errno.EACCES):
                 why = "in use" if error.errno == errno.EADDRINUSE else "reserved"
-                raise InputError(f"port {port} is {why}; give another with --port, or 0 for any free one") from error
+                raise InputError(f"port {port} is {why}; choose another with --port, or 0 for any free port") from error
             raise
 
     @property
     def address(self) -> str:
-        """The page's address, with its token."""
-        return f"http://{self.server_address[0]}:{self.server_address[1]}/?token={self.token}"
-
-    def page(self) -> str:
-        """Return the page: one file, scripts and style in it."""
-        text = (_ASSETS / "explorer.html").read_text(encoding="utf-8")
-        scripts = "\n".join((_ASSETS / name).read_text(encoding="utf-8") for name in _SCRIPTS)
-        style = (_ASSETS / "explorer.css").read_text(encoding="utf-8")
-        return text.replace("/* style */", style).replace("/* scripts */", scripts)
+        """Address of the page, with its token."""
+        return f"http://{self.server_address[0]!s}:{self.server_port}/?token={self.token}"
 
 
 def serve(
@@ -102,43 +77,43 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8050,
     browser: bool = True,
-    say: Callable[[str], None] = print,
+    reporter: Reporter = PRINT,
 ) -> None:
-    """Serve the page until Ctrl-C.
+    """Serve the page until Ctrl-C is pressed.
 
     Parameters
     ----------
     explorer
         of the run.
     host, port
-        to listen at; port 0 takes a free one.
+        to listen on; port 0 chooses a free port.
     browser
-        whether to open one, if there is a screen.
-    say
+        whether to open the page in a browser, if there is a screen.
+    reporter
         takes lines for the user.
     """
     with ExplorerServer(explorer, host, port) as server:
-        port = server.server_address[1]
-        say(f"Explorer: {server.address}")
-        say(
-            f"From another machine: ssh -N -L {port}:{server.server_address[0]}:{port} {socket.gethostname()} there, "
-            "then open this address. Who has it can read the run and write to its folder analysis. Ctrl-C ends."
+        host, port = str(server.server_address[0]), server.server_port
+        reporter.say(f"Explorer: {server.address}")
+        reporter.say(
+            f"From another machine, run ssh -N -L {port}:{host}:{port} {socket.gethostname()} there and open the same "
+            "address. Anyone with this address can read the run and write to its analysis folder. Press Ctrl-C to stop."
         )
-        threading.Thread(target=_prepare, args=(explorer, say), daemon=True).start()
+        threading.Thread(target=_prepare, args=(explorer, reporter), daemon=True).start()
         if browser and has_screen():
             webbrowser.open(server.address)
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            say("Ended.")
+            reporter.say("Stopped.")
 
 
-def _prepare(explorer: Explorer, say: Callable[[str], None]) -> None:
-    """Compute ahead what the first click needs; the page says the same if it fails there."""
+def _prepare(explorer: Explorer, reporter: Reporter) -> None:
+    """Compute ahead what the first click needs; the page reports the same error if it fails."""
     try:
         explorer.prepare()
     except InputError as error:
-        say(f"Error: {error}")
+        reporter.say(f"Error: {error}")
 
 
 def has_screen() -> bool:
@@ -154,14 +129,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Send the page or a file."""
-        if not self._may():
+        if not self._authorised():
             return
         path = unquote(urlsplit(self.path).path)
         if path == "/":
-            self._send(self.server.page().encode(), "text/html; charset=utf-8")
+            self._send(page().encode(), "text/html; charset=utf-8")
         elif path.startswith("/files/"):
             try:
-                file = self.server.explorer.file(path.removeprefix("/files/"))
+                file = self.server.explorer.saver.file(path.removeprefix("/files/"))
             except InputError as error:
                 self._refuse(HTTPStatus.NOT_FOUND, str(error))
             else:
@@ -172,23 +147,23 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """Run an action on the JSON that was sent."""
         length = int(self.headers.get("Content-Length") or 0)
-        if length > _MOST_BYTES:
+        if length > _MAX_BYTES:
             self.close_connection = True
-            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "the explorer takes no more than 256 MB; send less")
+            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "a request may have at most 256 MB; send a smaller table")
             return
         body = self.rfile.read(length)
-        if not self._may():
+        if not self._authorised():
             return
         name = urlsplit(self.path).path.strip("/")
-        if name not in ACTIONS:
+        action = self.server.explorer.actions.get(name)
+        if action is None:
             self._refuse(HTTPStatus.NOT_FOUND, f"there is no action {name}")
             return
-        action = getattr(self.server.explorer, name)
         try:
             values = json.loads(body or b"{}")
             inspect.signature(action).bind(**values)
         except (ValueError, TypeError) as error:
-            self._refuse(HTTPStatus.BAD_REQUEST, f"{name} cannot be understood: {error}")
+            self._refuse(HTTPStatus.BAD_REQUEST, f"invalid request {name}: {error}")
             return
         try:
             answer = action(**values)
@@ -201,12 +176,12 @@ class _Handler(BaseHTTPRequestHandler):
                 f"{name} failed ({type(error).__name__}: {error}); the terminal of dynamight explore has the traceback",
             )
         else:
-            self._send(pack(answer), "application/octet-stream")
+            self._send(answer.pack(), "application/octet-stream")
 
     def log_message(self, *_) -> None:
-        """Say nothing: the page shows what went wrong."""
+        """Log nothing: the page shows what went wrong."""
 
-    def _may(self) -> bool:
+    def _authorised(self) -> bool:
         """Return whether the request has the token, and refuse it if not."""
         query = parse_qs(urlsplit(self.path).query)
         given = self.headers.get("X-Token") or query.get("token", [""])[0]
@@ -214,7 +189,7 @@ class _Handler(BaseHTTPRequestHandler):
             return True
         self._refuse(
             HTTPStatus.FORBIDDEN,
-            "this address has not the token of the explorer; copy the whole line that dynamight explore printed",
+            "the URL lacks the explorer's access token; copy the whole address that dynamight explore printed",
         )
         return False
 
@@ -222,7 +197,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(json.dumps({"error": sentence}).encode(), "application/json", status)
 
     def _send(self, body: bytes, kind: str, status: HTTPStatus = HTTPStatus.OK) -> None:
-        zipped = len(body) > _COMPRESSED and "gzip" in self.headers.get("Accept-Encoding", "")
+        zipped = len(body) > _MIN_COMPRESSED and "gzip" in self.headers.get("Accept-Encoding", "")
         if zipped:
             body = gzip.compress(body, 1)
         try:
@@ -236,19 +211,5 @@ class _Handler(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(body)
         except (BrokenPipeError, ConnectionResetError):
-            # The browser has gone on to another question.
+            # The browser has abandoned this request for a newer one.
             self.close_connection = True
-
-
-def pack(answer: Answer) -> bytes:
-    """Return an answer as bytes: the length of a JSON head (4 bytes), the head, and the arrays it describes."""
-    arrays = {name: np.ascontiguousarray(values) for name, values in answer.arrays.items()}
-    described = [{"name": n, "type": a.dtype.str.lstrip("<|"), "shape": list(a.shape)} for n, a in arrays.items()]
-    head = json.dumps({"values": answer.values, "arrays": described}).encode()
-    # Typed arrays begin at multiples of four.
-    head += b" " * (-len(head) % 4)
-    parts = [len(head).to_bytes(4, "little"), head]
-    for values in arrays.values():
-        data = values.tobytes()
-        parts += [data, b"\0" * (-len(data) % 4)]
-    return b"".join(parts)

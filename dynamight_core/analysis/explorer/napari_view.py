@@ -1,6 +1,6 @@
-"""The same run in napari: volume, Gaussians, field and particles as layers, for those who like it.
+"""The same run in napari: density, Gaussians, arrows and particles as layers.
 
-The molecule lies at the origin, in A; to its right, in the plane z = 0, are the particles along two principal motions.
+The molecule lies at the origin, in A. To its right, in the plane z = 0, are the particles along two principal motions.
 A click on a particle shows its conformation in all layers.
 """
 
@@ -8,24 +8,24 @@ import os
 
 import numpy as np
 
-from dynamight_core.analysis.explore import Explorer
+from dynamight_core.analysis.explorer.server import has_screen
+from dynamight_core.analysis.explorer.session import Explorer
 from dynamight_core.analysis.exports import spread_out
-from dynamight_core.analysis.serve import has_screen
 from dynamight_core.errors import InputError
 
-# More particles than this are drawn at random, and so many arrows of the field.
-_MOST_POINTS, _ARROWS = 100_000, 300
-# Share of the extent that lies between molecule and particles.
+# Most particles that are drawn, sampled at random, and the number of arrows.
+_MAX_POINTS, _ARROWS = 100_000, 300
+# Distance between molecule and particles, as a fraction of the box.
 _GAP = 0.1
 
 
 class NapariView:
-    """Layers of a run, and how they change with the conformation that is shown.
+    """Layers of a run, which follow the conformation that is shown.
 
     Parameters
     ----------
     explorer
-        of the run; its atomic model and tables are shown, too.
+        of the run; its atomic model and tables are shown too.
 
     Raises
     ------
@@ -38,8 +38,8 @@ class NapariView:
             from napari import layers
         except ImportError as error:
             raise InputError(
-                "--viewer napari needs the package napari; install dynamight-core[napari], or leave --viewer out for "
-                "the page in a browser"
+                "--viewer napari needs the package napari; install dynamight-core[napari], or omit --viewer to use the "
+                "browser"
             ) from error
         self._explorer = explorer
         self._molecule = explorer.molecule().arrays
@@ -68,15 +68,15 @@ class NapariView:
             face_colormap="viridis",
         )
         self.chosen = spread_out(self._molecule["rest"], _ARROWS)
-        self.field = layers.Vectors(
-            self._arrows(mean),
+        self.arrows = layers.Vectors(
+            self._arrow_vectors(mean),
             name="motion 1, one standard deviation",
             edge_width=0.8,
             vector_style="arrow",
             features={"motion": motion[self.chosen], "error": self._error[self.chosen]},
             edge_color="orange",
         )
-        self.layers = [self.volume, self.gaussians, self.field]
+        self.layers = [self.volume, self.gaussians, self.arrows]
         self.trace = None
         if "trace" in self._molecule:
             self.trace = layers.Points(
@@ -89,7 +89,7 @@ class NapariView:
             self.layers.append(self.trace)
         self.rows, places, features = self._particles()
         low, high = places.min(0), places.max(0)
-        # Both axes in the same A rms, as large as the molecule's box.
+        # Both axes have the same scale; the longer one is as long as the molecule's box.
         extent = explorer.run.box * explorer.run.pixel_size
         scale = extent / max(float((high - low).max()), 1e-6)
         offset = [0.0, -scale * (low[1] + high[1]) / 2, (0.5 + _GAP) * extent - scale * low[2]]
@@ -111,7 +111,7 @@ class NapariView:
         """Show the conformation at (K,) coordinates, A rms, in all layers."""
         self.volume.data = self._volume(coordinates)[0]
         self.gaussians.data = self._places(coordinates)
-        self.field.data = self._arrows(coordinates)
+        self.arrows.data = self._arrow_vectors(coordinates)
         if self.trace is not None:
             self.trace.data = self._places(coordinates, "trace", "trace_motions")
 
@@ -123,7 +123,7 @@ class NapariView:
             self.show(self._explorer.coordinates[self.rows[index]])
 
     def _volume(self, coordinates: np.ndarray) -> tuple[np.ndarray, float]:
-        """Return the (b, b, b) density at coordinates, as a share of its largest, and its voxel size (A)."""
+        """Return the (b, b, b) density at coordinates, divided by its maximum, and its voxel size (A)."""
         models = self._explorer.models("both")
         volume = models.volume(coordinates)
         return volume / volume.max(), models.pixel_size
@@ -132,7 +132,7 @@ class NapariView:
         """Return (m, 3) positions at coordinates, A, in napari's order z, y, x."""
         return (self._molecule[rest] + np.tensordot(coordinates, self._molecule[motions], 1))[:, ::-1]
 
-    def _arrows(self, coordinates: np.ndarray) -> np.ndarray:
+    def _arrow_vectors(self, coordinates: np.ndarray) -> np.ndarray:
         """Return the (a, 2, 3) starts and shifts of arrows by one standard deviation of the first motion, z, y, x."""
         shift = self._molecule["motions"][0] * self._explorer.coordinates[:, 0].std()
         return np.stack([self._places(coordinates), shift[:, ::-1]], 1)[self.chosen]
@@ -141,7 +141,7 @@ class NapariView:
         """Return (s,) rows of the particles that are drawn, their places (s, 3) in A rms, and their features."""
         explorer = self._explorer
         n = len(explorer.coordinates)
-        rows = np.sort(np.random.default_rng(0).permutation(n)[:_MOST_POINTS])
+        rows = np.sort(np.random.default_rng(0).permutation(n)[:_MAX_POINTS])
         places = np.zeros((len(rows), 3))
         places[:, 2] = explorer.coordinates[rows, 0]
         if explorer.coordinates.shape[1] > 1:
@@ -167,9 +167,9 @@ def view_in_napari(explorer: Explorer) -> None:
         if napari is not installed, or there is no screen.
     """
     view = NapariView(explorer)
-    # Qt ends the program, without a word that helps, where it finds no screen.
+    # Without a screen, Qt would end the program with an unhelpful message.
     if not has_screen() and "QT_QPA_PLATFORM" not in os.environ:
-        raise InputError("napari needs a screen, and there is none; leave --viewer out for the page in a browser")
+        raise InputError("napari needs a screen, but none was found; omit --viewer to use the browser")
     import napari
 
     viewer = napari.Viewer(title=f"DynaMight: {explorer.run.path.resolve().name}", ndisplay=3)

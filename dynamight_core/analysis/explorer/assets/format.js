@@ -1,0 +1,37 @@
+// Numbers, coordinates and sentences as text.
+
+export function number(value, digits = 3) {
+  if (!Number.isFinite(value)) return "–";
+  const size = Math.abs(value);
+  if (size >= 10000 || (size > 0 && size < 1e-3)) return value.toPrecision(digits);
+  return String(Number(value.toPrecision(digits)));
+}
+
+// Return a number to one decimal, with its sign unless it rounds to zero.
+export function signed(value) {
+  const text = Math.abs(value).toFixed(1);
+  return (text === "0.0" ? "" : value > 0 ? "+" : "−") + text;
+}
+
+export const tickLabel = (value) => String(Number(value.toPrecision(6))).replace("-", "−");
+
+// Return a whole number with separators of thousands.
+export const count = (value) => value.toLocaleString("en");
+
+// Return a message as a sentence.
+export const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.?!]$/.test(text) ? "" : ".");
+
+// Name the coordinates (Å rms) that differ from the mean.
+export function describe(at, mean) {
+  const moved = at.map((value, k) => [value, k]).filter(([value, k]) => Math.abs(value - mean[k]) > 0.05);
+  return moved.length
+    ? `${moved.map(([value, k]) => `motion ${k + 1} ${signed(value)}`).join(", ")} Å rms`
+    : "the mean";
+}
+
+// Return coordinates as the option --at takes them.
+export const coordinatesText = (at) => at.map((value) => number(value, 4)).join(",");
+
+// Return a region as the option --polygon takes it: motions of the plane, then corners.
+export const polygonText = (plane, corners) =>
+  [plane.join(","), ...corners.map((corner) => corner.map((value) => number(value, 5)).join(","))].join(":");

@@ -1,0 +1,96 @@
+// The landscape's particles, their colours, the background and the legend.
+
+import { BLUES, CATEGORIES, EARTH, palette, VIRIDIS } from "./colours.js";
+import { $, colourBar, colourDot, element, isDark } from "./dom.js";
+import { rasterPixels, rasterTop } from "./raster.js";
+import { ask, askLatest } from "./requests.js";
+import { group, page } from "./state.js";
+
+export async function loadPoints(reset = true) {
+  const { landscape, plane, run } = page;
+  const [points] = await Promise.all([askLatest("points", { plane, group: group() }), loadRaster()]);
+  landscape.titles = plane.map(
+    (k) => `coordinate along motion ${k} (Å rms; ${Math.round(100 * run.explained[k - 1])} % of the variance)`,
+  );
+  landscape.setPoints(points);
+  if (reset) landscape.resetView();
+  await loadColours();
+}
+
+export async function loadColours() {
+  const { landscape } = page;
+  const column = $("colour").value;
+  if (!column) {
+    landscape.setLevels(new Uint8Array(landscape.points.n), null);
+    landscape.colourKey = null;
+  } else {
+    const found = await askLatest("colours", { column, group: group() });
+    landscape.setLevels(found.levels, palette(VIRIDIS, found.labels, isDark() ? "#3a444d" : "#d3dade"));
+    landscape.colourKey = { column, ...found };
+  }
+  drawLegend();
+}
+
+export async function loadRaster() {
+  const quantity = $("quantity").value;
+  const found = quantity && (await askLatest("landscape", { plane: page.plane, quantity, group: group() }));
+  page.landscape.setRaster(quantity ? paintRaster(found, quantity) : null);
+  drawLegend();
+}
+
+// Paint raster and legend in the colours of the theme.
+export function repaintParticles() {
+  const { raster } = page.landscape;
+  if (raster) page.landscape.setRaster(paintRaster(raster.found, raster.key.quantity));
+  drawLegend();
+  page.landscape.redraw();
+}
+
+function paintRaster(found, quantity) {
+  const [width, height] = found.grid.shape;
+  const isEnergy = quantity.startsWith("free");
+  const colours = (isEnergy ? EARTH : BLUES)[isDark() ? "dark" : "light"];
+  const high = rasterTop(found.grid);
+  const image = element("canvas", { width, height });
+  const pixels = new ImageData(rasterPixels(found.grid, high, colours, isEnergy), width, height);
+  image.getContext("2d").putImageData(pixels, 0, 0);
+  const unit = isEnergy ? " kT" : quantity === "density" ? " per Å²" : "";
+  return { x: found.x, y: found.y, image, key: { quantity, high, colours, unit }, found };
+}
+
+function drawLegend() {
+  const parts = [];
+  const key = page.landscape.colourKey;
+  if (key?.labels) {
+    const dots = key.labels.flatMap((text, i) => [colourDot(CATEGORIES[i % CATEGORIES.length]), text]);
+    parts.push(element("div", {}, key.column, ...dots));
+  } else if (key) parts.push(colourBar(key.column, VIRIDIS, key.low, key.high));
+  const raster = page.landscape.raster?.key;
+  if (raster) parts.push(colourBar(raster.quantity, raster.colours, 0, raster.high, raster.unit));
+  $("landscape-legend").replaceChildren(...parts);
+}
+
+// List the columns to colour by.
+export async function loadColumns() {
+  const groups = await ask("columns");
+  const chosen = $("colour").value;
+  const made = Object.entries(groups)
+    .filter(([, names]) => names.length)
+    .map(([label, names]) => {
+      const options = names.map((name) => element("option", { value: name, textContent: name }));
+      return Object.assign(element("optgroup", {}, ...options), { label });
+    });
+  $("colour").replaceChildren(element("option", { value: "", textContent: "none" }), ...made);
+  $("colour").value = chosen;
+}
+
+// Add the user's CSV, and colour by its first column.
+export async function addTable() {
+  const file = $("table").files[0];
+  if (!file) return;
+  $("table").value = "";
+  const { added } = await ask("add_table", { name: file.name, text: await file.text() });
+  await loadColumns();
+  $("colour").value = added[0];
+  await loadColours();
+}

@@ -1,0 +1,31 @@
+// What the page shows now; `explorer` in the browser's console.
+
+import { $ } from "./dom.js";
+
+export const page = {
+  // The answer of the action `about`.
+  run: null,
+  landscape: null,
+  molecule: null,
+  // Motions, from 1, along X and Y of the landscape.
+  plane: [1, 2],
+  // Coordinates of the conformation that is shown, Å rms.
+  at: [],
+  // Timer of the path that plays, or null.
+  playing: null,
+};
+
+export const group = () => $("group").value;
+export const half = () => $("half").value;
+
+// Return coordinates whose values in the plane are those of a point.
+export function withPoint(point) {
+  const at = [...page.at];
+  page.plane.forEach((k, i) => {
+    at[k - 1] = point[i];
+  });
+  return at;
+}
+
+// Return the point of coordinates in the plane.
+export const pointOf = (at) => page.plane.map((k) => at[k - 1]);

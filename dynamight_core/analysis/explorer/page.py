@@ -1,0 +1,32 @@
+"""The explorer's page: one file that loads nothing else, with its style and its modules inside."""
+
+import re
+from pathlib import Path
+
+_ASSETS = Path(__file__).parent / "assets"
+_IMPORT = re.compile(r'^import [^;]*? from "\./([^"]+)";\n', re.M)
+
+
+def page() -> str:
+    """Return the page as HTML."""
+    text = (_ASSETS / "explorer.html").read_text(encoding="utf-8")
+    style = (_ASSETS / "explorer.css").read_text(encoding="utf-8")
+    return text.replace("/* style */", style).replace("/* script */", script())
+
+
+def script(entry: str = "explorer.js") -> str:
+    """Return the modules that one imports, and it, as a single module: each after those that it imports.
+
+    Names at the top level of modules must differ, which the browser and the tests check.
+    """
+    modules: dict[str, str] = {}
+
+    def add(name: str) -> None:
+        if name not in modules:
+            text = (_ASSETS / name).read_text(encoding="utf-8")
+            for imported in _IMPORT.findall(text):
+                add(imported)
+            modules[name] = re.sub(r"^export ", "", _IMPORT.sub("", text), flags=re.M)
+
+    add(entry)
+    return "\n".join(modules.values())

@@ -1,0 +1,62 @@
+"""What the explorer shows: particles, densities, and the landscape of their coordinates."""
+
+import numpy as np
+import pytest
+import torch
+
+from dynamight_core.analysis.landscape import plane_landscape
+from dynamight_core.analysis.state_maps import StateModels
+
+
+def test_a_conformation_on_the_page_is_the_map_that_states_writes(explorer):
+    at = [2.0, 0.3]
+    shown = explorer.state(at)
+    full = StateModels(explorer.run).volume([*at, 0.0])
+    assert len(full) == 64
+    first = np.round(np.array(shown.values["first"]) / shown.values["spacing"] + 32).astype(int)[::-1]
+    crop = tuple(slice(a, a + n) for a, n in zip(first, shown.arrays["density"].shape, strict=True))
+    levels = shown.values["top"] / 255
+    np.testing.assert_allclose(shown.arrays["density"] * levels, full[crop].clip(0), atol=0.51 * levels)
+    # Nothing of the molecule is left out.
+    assert full[crop].clip(0).sum() > 0.97 * full.clip(0).sum()
+    rms = torch.tensordot(torch.tensor([*at, 0.0]), explorer.run.motions.components, 1).square().sum(-1).mean().sqrt()
+    assert shown.values["displacement_rms"] == pytest.approx(float(rms), rel=1e-4)
+
+
+def test_the_map_of_a_selection_is_the_mean_of_the_maps_of_its_particles(explorer):
+    coordinates = explorer.coordinates
+    order = coordinates[:, 0].argsort()
+    corner = (coordinates[order[-4], 0] + coordinates[order[-3], 0]) / 2
+    found = explorer.selection(f"1,2:{corner},-99:99,-99:99,99:{corner},99")
+    assert found.values["particles"] == 3
+    assert sum(found.values["halves"]) == 3
+    models = StateModels(explorer.run)
+    mean = np.mean([models.volume(coordinates[row]) for row in order[-3:]], 0)
+    np.testing.assert_allclose(models.volume(coordinates[order[-3:]]), mean, atol=1e-5 * mean.max())
+
+
+def test_points_and_colours_belong_together(explorer):
+    points, colours = explorer.points([1, 2]), explorer.colours("dynMotion1")
+    low, high = np.array(points.values["low"]), np.array(points.values["high"])
+    places = low + points.arrays["places"] / 65535 * (high - low)
+    inner = (colours.arrays["levels"] > 0) & (colours.arrays["levels"] < 254)
+    span = colours.values["high"] - colours.values["low"]
+    values = colours.values["low"] + colours.arrays["levels"] / 254 * span
+    np.testing.assert_allclose(places[inner, 0], values[inner], atol=span / 254)
+    validation = explorer.points([1, 2], "validation")
+    assert len(validation.arrays["places"]) == validation.values["particles"] == len(explorer.coordinates) // 10
+
+
+def test_the_landscape_counts_particles_and_knows_the_error_of_its_free_energy():
+    # Many draws of one distribution: the scatter of the free energy is what a single draw predicts.
+    rng = np.random.default_rng(0)
+    energies, errors = [], []
+    for _ in range(60):
+        found = plane_landscape(*rng.normal(size=(2, 3000)), bins=24)
+        assert found.counts.sum() <= 3000
+        middle = np.searchsorted(found.x_edges, 0.0) - 1, np.searchsorted(found.y_edges, 1.0) - 1
+        energies.append(-np.log(found.density[middle]))
+        errors.append(found.free_energy_error[middle])
+    assert np.std(energies) == pytest.approx(np.mean(errors), rel=0.35)
+    steps = np.diff(found.x_edges)[0] * np.diff(found.y_edges)[0]
+    assert found.density.sum() * steps == pytest.approx(3000, rel=0.02)

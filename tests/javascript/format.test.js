@@ -1,0 +1,62 @@
+// Numbers, coordinates and sentences as text.
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import {
+  coordinatesText,
+  count,
+  describe,
+  number,
+  polygonText,
+  sentence,
+  signed,
+  tickLabel,
+} from "../../dynamight_core/analysis/explorer/assets/format.js";
+
+test("numbers have three digits, or a power of ten where they are long", () => {
+  const expected = {
+    0: "0",
+    12.345: "12.3",
+    1090.4: "1090",
+    0.00123: "0.00123",
+    "-2.5": "-2.5",
+    123456: "1.23e+5",
+    1e-5: "0.0000100",
+  };
+  for (const [value, text] of Object.entries(expected)) assert.equal(number(Number(value)), text);
+  assert.equal(number(NaN), "–");
+  assert.equal(number(Math.PI, 5), "3.1416");
+});
+
+test("coordinates have a sign unless they round to zero", () => {
+  assert.deepEqual([3.87, -3.87, 0.04, -0.04, 0].map(signed), ["+3.9", "−3.9", "0.0", "0.0", "0.0"]);
+});
+
+test("labels of ticks have no rounding errors and a true minus", () => {
+  assert.deepEqual([3 * 0.2, -4, 0].map(tickLabel), ["0.6", "−4", "0"]);
+});
+
+test("counts are separated by thousands", () => assert.equal(count(327490), "327,490"));
+
+test("a message becomes a sentence", () => {
+  assert.equal(sentence("port 80 is in use"), "Port 80 is in use.");
+  assert.equal(sentence("Is it running?"), "Is it running?");
+});
+
+test("a conformation is named by the motions that differ from the mean", () => {
+  assert.equal(describe([2, 0.03, -1.26, 0.1], [0, 0, 0, 0]), "motion 1 +2.0, motion 3 −1.3, motion 4 +0.1 Å rms");
+  assert.equal(describe([0.51, 0], [0.5, 0]), "the mean");
+});
+
+test("options are numbers that the command line reads", () => {
+  assert.equal(coordinatesText([-2.00004, 0, 1e-7]), "-2,0,1.000e-7");
+  const text = polygonText(
+    [1, 3],
+    [
+      [0.5, -0.8],
+      [2.123456, 0],
+      [0, 1],
+    ],
+  );
+  assert.equal(text, "1,3:0.5,-0.8:2.1235,0:0,1");
+});
