@@ -25,8 +25,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from measures import HingeField, correlation, hinge_angle, knn_r2, mean_fsc
+from scipy.spatial.transform import Rotation
 
-from dynamight_core.analysis.domains import find_domains, kabsch, rotation_vectors, write_domains
+from dynamight_core.analysis.domains import find_domains, kabsch, write_domains
 from dynamight_core.config import InputOptions, TrainOptions
 from dynamight_core.files import write_map
 from dynamight_core.imaging.backprojection import ParticleData, accumulate, fourier_denominator, solve
@@ -126,7 +127,7 @@ def compare(trained, run, truth, share):
             # The domain's own rotation, which does not count its shift as a turn.
             arms = points[moving] - points[moving].mean(0)
             products = torch.einsum("mi,bmj->bij", arms, arms + predicted[:, moving])
-            vectors = torch.from_numpy(rotation_vectors(kabsch(products.numpy())))
+            vectors = torch.from_numpy(Rotation.from_matrix(kabsch(products.numpy())).as_rotvec())
             columns["turn_sd"].append(float(torch.rad2deg(vectors.float() @ molecule.axis_directions[0]).std()))
             columns["true_angle_sd"].append(float(torch.rad2deg(truth.angles[rows, 0]).std()))
             columns["knn_r2"].append(knn_r2(latents, truth.angles[rows, 0]))

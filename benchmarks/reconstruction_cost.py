@@ -20,6 +20,8 @@ from scipy.optimize import curve_fit
 
 from dynamight_core.imaging.backprojection import ParticleData
 from dynamight_core.imaging.ctf import CtfParameters, evaluate_ctf
+from dynamight_core.imaging.geometry import squared_radius
+from dynamight_core.imaging.masks import raised_cosine
 from dynamight_core.imaging.poses import random_rotations, rotation_matrices
 from dynamight_core.imaging.voxels import ModalField, Voxels, bordered
 from dynamight_core.reconstruction.half_map import HalfReconstruction
@@ -56,10 +58,9 @@ def setup(box, particles, device):
         device,
     )
     modes = Modes(ModalField(waves), torch.randn(particles, MODES, generator=generator).to(device), 0.0)
-    axis = (torch.arange(box) - box // 2).float().square()
-    radius = (axis[:, None, None] + axis[:, None] + axis).sqrt() / box
+    radius = squared_radius(box).sqrt() / box
     # The displacement fades out, as around a molecule.
-    return data, modes, 0.5 + 0.5 * torch.cos(torch.pi * ((radius - 0.2) / 0.1).clamp(0, 1))
+    return data, modes, raised_cosine((radius - 0.2) / 0.1)
 
 
 def measure(box, particles, device):

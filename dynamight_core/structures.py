@@ -7,6 +7,7 @@ import numpy as np
 
 from dynamight_core.errors import InputError
 from dynamight_core.files import header_origin, read_map
+from dynamight_core.imaging.geometry import inside_box, nearest_voxels
 
 ORIGINS = ("auto", "centre", "corner", "map")
 ORIGIN_NAMES = {"centre": "centre of the box", "corner": "first voxel", "map": "origin in the consensus map's header"}
@@ -113,8 +114,8 @@ def zero_of_coordinates(
 
 def _density_at(volume: np.ndarray, positions: np.ndarray, pixel_size: float) -> float:
     """Return the mean of a [z, y, x] map at the voxels nearest to (m, 3) positions (A), its own mean outside."""
-    voxels = np.rint(positions / pixel_size).astype(int)[:, ::-1] + volume.shape[0] // 2
-    inside = ((voxels >= 0) & (voxels < volume.shape[0])).all(1)
+    voxels = nearest_voxels(positions, volume.shape[0], pixel_size)
+    inside = inside_box(voxels, volume.shape[0])
     values = np.full(len(voxels), volume.mean())
     values[inside] = volume[tuple(voxels[inside].T)]
     return float(values.mean())

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from scipy.spatial.transform import Rotation
 
-from dynamight_core.analysis.domains import rotation_vectors
 from dynamight_core.files import atomic_path, read_map
 from dynamight_core.imaging.poses import euler_angles, rotation_matrices
 from dynamight_core.model.half import HalfModel
@@ -47,7 +47,7 @@ class BodyMotions:
     @property
     def vectors(self) -> np.ndarray:
         """(n, B - 1, 3) rotation vectors, radians."""
-        return rotation_vectors(self.rotations.reshape(-1, 3, 3)).reshape(self.rotations.shape[:-1])
+        return Rotation.from_matrix(self.rotations.reshape(-1, 3, 3)).as_rotvec().reshape(self.rotations.shape[:-1])
 
     def shift_of(self, points: np.ndarray) -> np.ndarray:
         """Return (n, B - 1, 3) by how much a (B - 1, 3) point (A) of each body moves, A."""
@@ -89,7 +89,7 @@ def _motions(model: HalfModel, latents: torch.Tensor) -> tuple[torch.Tensor, tor
 def _differences(first, second, centres) -> list[torch.Tensor]:
     """Return the rotation vectors (radians) and shifts of the centres (A) between two sets of motions."""
     turned = (second[0] @ first[0].transpose(-1, -2)).reshape(-1, 3, 3).numpy()
-    vectors = torch.from_numpy(rotation_vectors(turned)).reshape(first[1].shape)
+    vectors = torch.from_numpy(Rotation.from_matrix(turned).as_rotvec()).reshape(first[1].shape)
     places = [(rotations @ centres[..., None])[..., 0] + shifts for rotations, shifts in (first, second)]
     return [vectors, places[1] - places[0]]
 

@@ -16,14 +16,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import starfile
-from scipy import ndimage
 from scipy.cluster.vq import kmeans2
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
+from scipy.spatial.transform import Rotation
 
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path, header_origin, write_map
+from dynamight_core.imaging.geometry import nearest_voxels
+from dynamight_core.imaging.masks import distance_from, distance_from_voxels, raised_cosine
 from dynamight_core.model.motions import PrincipalMotions
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
@@ -241,7 +243,7 @@ def _rigid_motions(points, components, coordinates, labels, residuals) -> Domain
     base_fields = components[:, labels == 0]
     rotation = kabsch(_products(base - base_centre, base_fields, centred))
     undone, base_shift = np.swapaxes(rotation, 1, 2), centred @ base_fields.mean(1)
-    vectors = rotation_vectors(rotation)
+    vectors = Rotation.from_matrix(rotation).as_rotvec()
     angles, shifts, axes, centres, joints = [], [base_shift], [], [base_centre], [None]
     turns = [vectors]
     for domain in range(1, labels.max() + 1):
@@ -264,7 +266,7 @@ def _rigid_motions(points, components, coordinates, labels, residuals) -> Domain
                 joint = None
             else:
                 free, shift = hinged, beyond
-        turns.append(rotation_vectors(free))
+        turns.append(Rotation.from_matrix(free).as_rotvec())
         shifts.append(shift)
         centres.append(centre)
         joints.append(joint)
@@ -305,25 +307,6 @@ def _left(own, centre, free, shift, hinged, beyond) -> float:
         return (np.einsum("nij,jk,nik->n", difference, second, difference) + (shifts**2).sum(1)).mean()
 
     return power(free - hinged, beyond) / max(power(free - np.eye(3), shift), 1e-12)
-
-
-def rotation_vectors(rotations: np.ndarray) -> np.ndarray:
-    """Return the (n, 3) axis times angle (radians) of (n, 3, 3) rotations, angles below 180 degrees."""
-    twist = (
-        np.stack(
-            [
-                rotations[:, 2, 1] - rotations[:, 1, 2],
-                rotations[:, 0, 2] - rotations[:, 2, 0],
-                rotations[:, 1, 0] - rotations[:, 0, 1],
-            ],
-            1,
-        )
-        / 2
-    )
-    sine = np.linalg.norm(twist, axis=1)
-    cosine = (np.trace(rotations, axis1=1, axis2=2) - 1) / 2
-    angle = np.arctan2(sine, cosine)
-    return twist * np.where(sine > 1e-9, angle / np.maximum(sine, 1e-9), 1.0)[:, None]
 
 
 def summary_table(domains: Domains, run: Run) -> pd.DataFrame:
@@ -462,18 +445,14 @@ def masks(gaussians: np.ndarray, labels: np.ndarray, n_domains: int, box: int, p
     n_domains, box, pixel_size
         how many; pixels and A.
     """
-    voxels = np.clip(np.rint(gaussians / pixel_size).astype(int)[:, ::-1] + box // 2, 0, box - 1)
+    voxels = np.clip(nearest_voxels(gaussians, box, pixel_size), 0, box - 1)
     distances = []
     for domain in range(n_domains):
-        empty = np.ones((box,) * 3, dtype=bool)
-        empty[tuple(voxels[labels == domain].T)] = False
-        distances.append(ndimage.distance_transform_edt(empty, sampling=pixel_size).astype(np.float32))
+        distances.append(distance_from_voxels(voxels[labels == domain], box, pixel_size).astype(np.float32))
     distances = np.stack(distances)
     nearest = distances.argmin(0)
     out = []
     for domain in range(n_domains):
         core = (nearest == domain) & (distances[domain] <= _REACH)
-        outside = ndimage.distance_transform_edt(~core, sampling=pixel_size)
-        edge = 0.5 + 0.5 * np.cos(np.pi * np.clip(outside / _EDGE, 0, 1))
-        out.append(edge.astype(np.float32))
+        out.append(raised_cosine(distance_from(core, pixel_size) / _EDGE).astype(np.float32))
     return out

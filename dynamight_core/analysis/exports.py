@@ -11,6 +11,8 @@ from scipy.spatial import cKDTree
 
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path, header_origin, write_map
+from dynamight_core.imaging.geometry import grid_points, inside_box, nearest_voxels, to_points, to_voxels
+from dynamight_core.imaging.masks import distance_from_voxels
 from dynamight_core.model.motions import motion_fields
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
@@ -187,8 +189,7 @@ def motion_maps(run: Run, box: int, pixel_size: float) -> tuple[np.ndarray, np.n
     """Return the (box, box, box) motion at every voxel around the molecule, A rms, and its error; 0 elsewhere."""
     coarse = max(1, min(box, round(box * pixel_size / _SPACING)))
     spacing = box * pixel_size / coarse
-    axis = (np.arange(coarse + 1) - coarse // 2) * spacing
-    grid = np.stack(np.meshgrid(axis, axis, axis, indexing="ij")[::-1], -1).reshape(-1, 3)
+    grid = grid_points(to_points(np.arange(coarse + 1.0), coarse, spacing))
     gaussians = torch.cat([model.consensus_positions.cpu() for model in run.models]).numpy()
     near = np.isfinite(cKDTree(gaussians).query(grid, distance_upper_bound=_REACH + 2 * spacing)[0])
     values = np.zeros((2, len(grid)), dtype=np.float32)
@@ -199,7 +200,7 @@ def motion_maps(run: Run, box: int, pixel_size: float) -> tuple[np.ndarray, np.n
     squared = np.asarray(run.summary["point_error"])[nearest] ** 2
     values[1, near] = np.sqrt((weight * squared).sum(1) / weight.sum(1))
     # Voxels of the box in steps of the coarse grid, whose centre is the box's.
-    where = (np.arange(box) - box // 2) * pixel_size / spacing + coarse // 2
+    where = to_voxels(to_points(np.arange(float(box)), box, pixel_size), coarse, spacing)
     place = np.meshgrid(where, where, where, indexing="ij")
     inside = _near_points(gaussians, box, pixel_size)
     fine = [ndimage.map_coordinates(part.reshape([coarse + 1] * 3), place, order=1, mode="nearest") for part in values]
@@ -283,8 +284,5 @@ def embed(coordinates: np.ndarray, method: str, seed: int, reporter: Reporter) -
 
 def _near_points(points: np.ndarray, box: int, pixel_size: float) -> np.ndarray:
     """Return (box, box, box) whether a voxel lies within reach of the points (x, y, z; A from the centre)."""
-    voxels = np.round(points[:, ::-1] / pixel_size).astype(int) + box // 2
-    inside = ((voxels >= 0) & (voxels < box)).all(1)
-    empty = np.ones((box,) * 3, dtype=bool)
-    empty[tuple(voxels[inside].T)] = False
-    return ndimage.distance_transform_edt(empty, sampling=pixel_size) <= _REACH
+    voxels = nearest_voxels(points, box, pixel_size)
+    return distance_from_voxels(voxels[inside_box(voxels, box)], box, pixel_size) <= _REACH

@@ -9,6 +9,8 @@ from scipy.spatial import cKDTree
 
 from dynamight_core.errors import InputError
 from dynamight_core.files import header_origin, read_map, write_map
+from dynamight_core.imaging.geometry import grid_points, to_points
+from dynamight_core.imaging.masks import raised_cosine
 from dynamight_core.model.motions import motion_fields
 from dynamight_core.run import Run
 
@@ -48,11 +50,11 @@ class PushedMap:
         self._n_grid = max(2, round(extent / _SPACING)) + 1
         self._step = extent / (self._n_grid - 1)
         axis = (np.arange(self._n_grid) - (self._n_grid - 1) / 2) * self._step
-        grid = np.stack(np.meshgrid(axis, axis, axis, indexing="ij")[::-1], -1).reshape(-1, 3)
+        grid = grid_points(axis)
         gaussians = np.concatenate([model.consensus_positions.cpu().numpy() for model in run.models])
         distance = cKDTree(gaussians).query(grid, distance_upper_bound=_REACH + _FADE)[0]
         self._near = np.isfinite(distance)
-        fade = np.clip((distance[self._near] - _REACH) / _FADE, 0, 1)
+        fade = raised_cosine((distance[self._near] - _REACH) / _FADE)
         points = torch.from_numpy(grid[self._near].astype(np.float32))
         parts = []
         for number in self._numbers:
@@ -62,7 +64,7 @@ class PushedMap:
             )
             parts.append(np.concatenate([fields[0][None], fields[1]]))
         # Mean and K motions at the grid points near the molecule, A and A per A rms.
-        self._fields = np.mean(parts, 0) * (0.5 + 0.5 * np.cos(np.pi * fade))[:, None]
+        self._fields = np.mean(parts, 0) * fade[:, None]
 
     def volume(self, coordinates) -> np.ndarray:
         """Return the (box, box, box) map of the state at (K,) coordinates (A rms)."""
@@ -76,7 +78,7 @@ class PushedMap:
         # Where a voxel came from: x with x + shift(x) = here, by fixed-point iteration.
         source = voxels.copy()
         for _ in range(_TURNS):
-            place = (source - box // 2) * self.pixel_size / self._step + (self._n_grid - 1) / 2
+            place = to_points(source, box, self.pixel_size) / self._step + (self._n_grid - 1) / 2
             source = voxels - np.stack(
                 [ndimage.map_coordinates(field[..., axis], place, order=1, mode="nearest") for axis in range(3)]
             )

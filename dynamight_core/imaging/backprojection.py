@@ -24,6 +24,8 @@ from dynamight_core.imaging.fourier import (
     shells,
     volume_to_fourier,
 )
+from dynamight_core.imaging.geometry import squared_radius
+from dynamight_core.imaging.masks import raised_cosine, sphere
 from dynamight_core.imaging.projector import Projector, kernel_correction
 from dynamight_core.imaging.slices import SliceSums
 from dynamight_core.imaging.voxels import Field, bordered, moving_voxels, passes_within
@@ -181,7 +183,7 @@ def accumulate(
 
     centre = (box // 2,) * 3
     # Beyond the sphere inside the box some views are missing, and with them what a filter could make of it.
-    inside = inscribed_sphere(box, device) | moving
+    inside = sphere(box, device=device) | moving
     parts = moving_voxels(moving, centre, data.pixel_size, field, region, latents, batch_size) if moving.any() else []
     passes = passes_within(memory, parts)
     still, deformed = SliceSums(box, device), torch.zeros((box,) * 3, device=device)
@@ -273,7 +275,7 @@ def check_region(region: torch.Tensor | None, box: int) -> torch.Tensor:
     InputError
         if it has another box.
     """
-    region = inscribed_sphere(box) if region is None else region
+    region = sphere(box) if region is None else region
     if tuple(region.shape) != (box,) * 3:
         raise InputError(
             f"the deforming region has {region.shape[0]} voxels a side, the map {box}; give one of the map's box"
@@ -281,17 +283,8 @@ def check_region(region: torch.Tensor | None, box: int) -> torch.Tensor:
     return region
 
 
-def inscribed_sphere(box: int, device: torch.device | str = "cpu", radius: float | None = None) -> torch.Tensor:
-    """Return a (box, box, box) bool sphere about index box//2; `radius` in voxels, box//2 - 1 if None."""
-    axis = torch.arange(box, device=device) - box // 2
-    squared = axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2
-    return squared <= (box // 2 - 1 if radius is None else radius) ** 2
-
-
 def _faded(kernel: torch.Tensor) -> torch.Tensor:
     """Fade a (box, box, box) kernel out towards half the box."""
     middle = len(kernel) // 2
-    axis = (torch.arange(len(kernel), device=kernel.device) - middle).float().square()
-    radius = (axis[:, None, None] + axis[:, None] + axis).sqrt_()
-    edge = radius.sub_(_FADE * middle).div_((1 - _FADE) * middle).clamp_(0, 1)
-    return kernel * edge.mul_(torch.pi).cos_().mul_(0.5).add_(0.5)
+    radius = squared_radius(len(kernel), kernel.device).sqrt_()
+    return kernel * raised_cosine((radius - _FADE * middle) / ((1 - _FADE) * middle))

@@ -8,6 +8,8 @@ from functools import lru_cache
 
 import torch
 
+from dynamight_core.imaging.masks import raised_cosine
+
 
 def real_transform(values: torch.Tensor, ndim: int = 2) -> torch.Tensor:
     """Return the half-plane transform over the last `ndim` equal axes of a real array, origin at index 0.
@@ -185,5 +187,4 @@ def lowpass_volume(volume: torch.Tensor, pixel_size: float, resolution: float) -
     box = volume.shape[-1]
     radius = frequencies_3d(box, volume.device).norm(dim=-1) * box
     cutoff = box * pixel_size / resolution
-    edge = ((radius - cutoff + 1.5) / 3).clamp(0, 1)
-    return fourier_to_volume(volume_to_fourier(volume) * (0.5 + 0.5 * torch.cos(torch.pi * edge)), box)
+    return fourier_to_volume(volume_to_fourier(volume) * raised_cosine((radius - cutoff + 1.5) / 3), box)

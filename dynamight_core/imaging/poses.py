@@ -88,17 +88,3 @@ def axis_rotations(axis: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
     angles = angles[..., None, None]
     identity = torch.eye(3, dtype=angles.dtype, device=angles.device)
     return identity + torch.sin(angles) * cross + (1 - torch.cos(angles)) * (cross @ cross)
-
-
-def rotations_about(vectors: torch.Tensor) -> torch.Tensor:
-    """Return (..., 3, 3) matrices of (..., 3) rotation vectors: axis times angle, radians, right-handed.
-
-    Rodrigues' formula, with derivatives also where there is no rotation.
-    """
-    x, y, z = vectors.unbind(-1)
-    zero = torch.zeros_like(x)
-    cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).reshape(*vectors.shape[:-1], 3, 3)
-    # The root of zero has no derivative; rounding hides what is added.
-    angle = (vectors.square().sum(-1) + 1e-14).sqrt()[..., None, None]
-    sine, cosine = torch.sinc(angle / torch.pi), 0.5 * torch.sinc(angle / (2 * torch.pi)).square()
-    return torch.eye(3).to(vectors) + sine * cross + cosine * (cross @ cross)

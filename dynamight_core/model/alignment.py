@@ -10,11 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from roma import rotvec_to_rotmat
 from scipy.spatial.transform import Rotation
 
 from dynamight_core.errors import InputError
 from dynamight_core.imaging.correlation import fourier_shell_correlation, resolution_at
 from dynamight_core.imaging.fourier import lowpass_volume, resample_volume
+from dynamight_core.imaging.geometry import interpolate, pixel_axis
 from dynamight_core.model.gaussians import GaussianModel
 
 # Resolutions of the fit, A, one after the other; correlations are at the last.
@@ -199,10 +201,8 @@ class _FilteredMap:
 
     def correlation(self, points: torch.Tensor, weights: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
         """Return the (b,) correlations of (b, n, 3) points (A) of (n,) weights, whose map has this norm."""
-        voxels = points / self.pixel_size + self.box // 2
-        grid = (voxels * (2 / (self.box - 1)) - 1)[None, None]
-        values = F.grid_sample(self.field[None, None], grid, align_corners=True)[0, 0, 0]
-        return (values @ weights) / (norm * self.norm)
+        values = interpolate(self.field[None], points.reshape(-1, 3), self.box * self.pixel_size, "zeros")
+        return (values.reshape(points.shape[:2]) @ weights) / (norm * self.norm)
 
 
 def _fit(arms, weights, samples, centre, maps, norms, starts, generator):
@@ -222,23 +222,16 @@ def _fit(arms, weights, samples, centre, maps, norms, starts, generator):
         decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _STEPS, eta_min=0.0)
         for _ in range(_STEPS):
             optimizer.zero_grad()
-            placed = arms[few] @ _matrices(turns).transpose(1, 2) + (centre + shifts)[:, None]
+            placed = arms[few] @ rotvec_to_rotmat(turns).transpose(1, 2) + (centre + shifts)[:, None]
             loss = -field.correlation(placed, weights[few] * share, norm)
             loss.sum().backward()
             optimizer.step()
             decay.step()
         order = loss.detach().argsort()[: max(1, len(loss) // 4)]
         turns, shifts = turns.detach()[order], shifts.detach()[order]
-    rotation, shift = _matrices(turns[:1])[0], shifts[0]
+    rotation, shift = rotvec_to_rotmat(turns[0]), shifts[0]
     placed = arms @ rotation.T + centre + shift
     return rotation, shift, float(maps[-1].correlation(placed[None], weights, norms[-1])[0])
-
-
-def _matrices(vectors: torch.Tensor) -> torch.Tensor:
-    """Return (n, 3, 3) matrices of (n, 3) rotation vectors, radians."""
-    x, y, z = vectors.unbind(-1)
-    zero = torch.zeros_like(x)
-    return torch.linalg.matrix_exp(torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).reshape(-1, 3, 3))
 
 
 def _mirror_images(points: torch.Tensor, centre: torch.Tensor) -> list[torch.Tensor]:
@@ -259,8 +252,8 @@ def _soft(mask: torch.Tensor, pixel_size: float) -> torch.Tensor:
 def _centre_of_mass(density: torch.Tensor, pixel_size: float) -> torch.Tensor:
     """Return the (3,) centre (A) of the positive part of a map."""
     positive = density.clamp(min=0)
-    axis = (torch.arange(len(density)) - len(density) // 2) * pixel_size
-    along = [positive.sum(others) @ axis for others in ((0, 1), (0, 2), (1, 2))]
+    coordinates = pixel_axis(len(density)) * pixel_size
+    along = [positive.sum(others) @ coordinates for others in ((0, 1), (0, 2), (1, 2))]
     return torch.stack(along) / positive.sum()
 
 

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy import ndimage
+
+from dynamight_core.imaging.geometry import interpolate, mask_points
+from dynamight_core.imaging.masks import distance_from
 
 # Voxels that depths are kept on, and that they are measured on, A.
 _SPACING, _FINE = 3.0, 2.0
@@ -72,7 +74,7 @@ class RigidBodies:
         box = molecule.shape[0]
         extent = box * pixel_size
         depths = torch.stack([_depths(mask, pixel_size) for mask in masks])
-        points = torch.from_numpy((np.argwhere(molecule)[:, ::-1] - box // 2) * pixel_size).float()
+        points = torch.from_numpy(mask_points(molecule, pixel_size)).float()
         # By what lies in masks: nothing else belongs to the largest yet, and the joints are where masks meet.
         points_within = points[interpolate(depths, points, extent).amax(1) > 0]
         within = body_shares(depths, None, points_within, extent)
@@ -132,15 +134,6 @@ def body_shares(depths: torch.Tensor, largest: int | None, points: torch.Tensor,
     return shares / shares.sum(1, keepdim=True)
 
 
-def interpolate(volumes: torch.Tensor, points: torch.Tensor, extent: float, padding: str = "border") -> torch.Tensor:
-    """Return the (n, c) values of (c, m, m, m) volumes over a box of `extent` (A) at (n, 3) points (A), trilinear."""
-    # The origin is at voxel m // 2; grid_sample's -1 and 1 are the centres of the first and last voxel.
-    size = volumes.shape[-1]
-    voxels = points * (size / extent) + size // 2
-    grid = (voxels * (2 / (size - 1)) - 1).reshape(1, 1, 1, -1, 3)
-    return F.grid_sample(volumes[None], grid, align_corners=True, padding_mode=padding)[0, :, 0, 0].T
-
-
 def _depths(mask: np.ndarray, pixel_size: float) -> torch.Tensor:
     """Return the (m, m, m) depths in a (box, box, box) mask's surface at 0.5, A, negative outside."""
     box = mask.shape[0]
@@ -150,9 +143,7 @@ def _depths(mask: np.ndarray, pixel_size: float) -> torch.Tensor:
     inside = fine > 0.5
     if not inside.any():
         raise ValueError("no voxel above 0.5")
-    depth = ndimage.distance_transform_edt(inside, sampling=voxel) - ndimage.distance_transform_edt(
-        ~inside, sampling=voxel
-    )
+    depth = distance_from(~inside, voxel) - distance_from(inside, voxel)
     # Distances go to the nearest voxel on the other side: the surface is half a voxel nearer.
     depth -= np.sign(depth) * voxel / 2
     return torch.from_numpy(_resample(ndimage.gaussian_filter(depth, 1.0), round(extent / _SPACING))).float()

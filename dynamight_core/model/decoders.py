@@ -9,9 +9,9 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import torch
+from roma import rotvec_to_rotmat
 from torch import nn
 
-from dynamight_core.imaging.poses import rotations_about
 from dynamight_core.model.bodies import RigidBodies, body_shares
 
 # What an output of one moves the rim of a body by, A: outputs are of order one where motions are large.
@@ -212,7 +212,7 @@ class BodiesDecoder(nn.Module):
         """Return T_b(z) of (b, d) latents as (b, B - 1, 3, 3) rotations R and (b, B - 1, 3) shifts u: x -> R x + u."""
         output = _UNIT * self.motion(latents).reshape(len(latents), -1, 2, 3)
         pivots = self.pivots[self.moving]
-        rotations = rotations_about(output[:, :, 0] / self.radii[self.moving, None])
+        rotations = rotvec_to_rotmat(output[:, :, 0] / self.radii[self.moving, None])
         shifts = output[:, :, 1] + pivots - (rotations @ pivots[..., None])[..., 0]
         turned, shifted = list(rotations.unbind(1)), list(shifts.unbind(1))
         for place, parent in self._chain:

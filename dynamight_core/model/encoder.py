@@ -4,6 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from dynamight_core.imaging.masks import soft_circle
+
+# Width of the circular mask's edge, pixels.
+_EDGE = 3.0
+
 
 class Encoder(nn.Module):
     """Linear 256, ReLU, linear 128, ReLU, and two heads (paper, Methods; the published program uses tanh).
@@ -24,10 +29,7 @@ class Encoder(nn.Module):
         self.layers = nn.Sequential(nn.Linear(self.pooled**2, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU())
         self.mean = nn.Linear(128, n_latents)
         self.log_variance = nn.Linear(128, n_latents)
-        coordinates = torch.arange(box, dtype=torch.float32) - box // 2
-        radius = torch.hypot(*torch.meshgrid(coordinates, coordinates, indexing="ij"))
-        edge = ((radius - mask_radius) / 3).clamp(0, 1)
-        self.register_buffer("mask", 0.5 + 0.5 * torch.cos(torch.pi * edge), persistent=False)
+        self.register_buffer("mask", soft_circle(box, 1.0, 2 * mask_radius, _EDGE), persistent=False)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return mean and log-variance, (b, n_latents) each, of (b, box, box) centred images."""

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from dynamight_core.imaging.fourier import frequencies_2d, frequencies_3d, real_transform
+from dynamight_core.imaging.geometry import to_voxels
 from dynamight_core.imaging.projector import Projector, spread_bilinear
 
 
@@ -107,7 +108,7 @@ class GaussianModel(nn.Module):
         if positions.ndim == 3:
             masses = masses.repeat(1, len(positions)) / len(positions)
             positions = positions.flatten(0, 1)
-        (grids,) = spread_bilinear(masses[None], (positions / pixel_size + box // 2)[None], box)
+        (grids,) = spread_bilinear(masses[None], to_voxels(positions, box, pixel_size)[None], box)
         correction = self.filters(box, pixel_size, 3) / _trilinear_kernel(box, positions.device)
         return (real_transform(grids, 3) * correction).sum(0)
 

@@ -13,8 +13,9 @@ from torch import nn
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
 from dynamight_core.imaging.fourier import expand_shells, plane_multiplicity, shells
+from dynamight_core.imaging.geometry import interpolate
 from dynamight_core.imaging.projector import Projector
-from dynamight_core.model.bodies import RigidBodies, interpolate
+from dynamight_core.model.bodies import RigidBodies
 from dynamight_core.model.decoders import BasisDecoder, BodiesDecoder, CoordinateDecoder
 from dynamight_core.model.encoder import Encoder
 from dynamight_core.model.gaussians import GaussianModel

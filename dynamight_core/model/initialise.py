@@ -8,6 +8,7 @@ import torch
 from scipy import ndimage
 
 from dynamight_core.imaging.fourier import lowpass_volume, shells
+from dynamight_core.imaging.geometry import squared_radius, to_points
 from dynamight_core.model.gaussians import GaussianModel
 from dynamight_core.model.graph import NeighbourGraph, edge_lengths, repulsion
 from dynamight_core.parallel import check_stopped
@@ -53,8 +54,7 @@ def find_molecule(volume: torch.Tensor, pixel_size: float, threshold: float | No
     """
     box = volume.shape[-1]
     smooth = lowpass_volume(volume, pixel_size, max(_THRESHOLD_RESOLUTION, 3 * pixel_size)).numpy()
-    centre = np.arange(box) - box // 2
-    radius = np.sqrt(sum(c.astype(float) ** 2 for c in np.meshgrid(centre, centre, centre, indexing="ij")))
+    radius = np.sqrt(squared_radius(box).double().numpy())
     solvent = smooth[radius > 0.45 * box]
     noise = 1.4826 * float(np.median(np.abs(solvent - np.median(solvent))))
     strongest = float(np.quantile(smooth[radius <= 0.45 * box], 0.999))
@@ -100,7 +100,7 @@ def fill_region(
         steps = (torch.arange(n) + torch.rand(n, generator=generator)) * (upper[-1] / n)
         order = torch.searchsorted(upper, steps).clamp(max=len(voxels) - 1)
     jitter = torch.rand(n, 3, generator=generator) - 0.5
-    return (voxels[order] + jitter - mask.shape[0] // 2) * pixel_size
+    return to_points(voxels[order] + jitter, mask.shape[0], pixel_size)
 
 
 def fit_to_map(

@@ -14,11 +14,12 @@ from dynamight_core.imaging.fourier import (
     resample_image,
     translation_phases,
 )
+from dynamight_core.imaging.geometry import image_radius
+from dynamight_core.imaging.masks import soft_circle
 from dynamight_core.particles.images import ImageReader
 
 _DEFAULT_DIAMETER = 0.9  # of the box
 _LEAST_OUTSIDE = 0.05  # of the pixels
-_EDGE, _EDGE_PIXELS = 5.0, 3.0  # A, and at least so many pixels
 # Where a multiplication by the CTF is undone, less is regained below |CTF| = 0.1; what leaks into a CTF zero
 # from other frequencies (particles are cut from larger fields) is amplified five times at most.
 _CTF_FLOOR = 0.01
@@ -152,7 +153,7 @@ def prepare_images(
     images = resample_image(images * scale[:, None, None], p.working_box)
     if p.mask:
         images = images * soft_circle(
-            p.working_box, pixel_size * box / p.working_box, p.circle_diameter(box, pixel_size), images.device
+            p.working_box, pixel_size * box / p.working_box, p.circle_diameter(box, pixel_size), device=images.device
         )
     return images
 
@@ -177,13 +178,6 @@ def batch_size(box: int) -> int:
     return max(1, 2**22 // box**2)
 
 
-def soft_circle(box: int, pixel_size: float, diameter: float, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Return a (box, box) mask: 1 inside `diameter` (A), a cosine edge of 5 A or 3 pixels, 0 beyond."""
-    width = max(_EDGE, _EDGE_PIXELS * pixel_size)
-    edge = ((_radius(box, device) * pixel_size - diameter / 2) / width).clamp(0, 1)
-    return 0.5 + 0.5 * torch.cos(torch.pi * edge)
-
-
 def _centre(
     raw: torch.Tensor, shifts: torch.Tensor, pixel_size: float, premultiplied_ctf: CtfParameters | None
 ) -> torch.Tensor:
@@ -205,7 +199,7 @@ def _noise(images: torch.Tensor, pixel_size: float, preprocessing: Preprocessing
     """Return (b,) mean and standard deviation outside the particle circle of centred images."""
     box = images.shape[-1]
     diameter = preprocessing.circle_diameter(box, pixel_size)
-    outside = _radius(box, images.device) * pixel_size > diameter / 2
+    outside = image_radius(box, images.device) * pixel_size > diameter / 2
     if outside.float().mean() < _LEAST_OUTSIDE:
         raise InputError(
             f"a particle diameter of {diameter:g} A in a box of {box * pixel_size:g} A leaves too few pixels "
@@ -216,9 +210,3 @@ def _noise(images: torch.Tensor, pixel_size: float, preprocessing: Preprocessing
     if (deviation <= 1e-5 * images.flatten(1).std(dim=1)).any():
         raise InputError("an image has no noise outside the particle circle to normalise by; choose normalise 'none'")
     return mean, deviation
-
-
-def _radius(box: int, device: torch.device | str) -> torch.Tensor:
-    """Return the (box, box) distance of each pixel from index box//2, pixels."""
-    axis = torch.arange(box, device=device) - box // 2
-    return torch.hypot(axis[:, None].float(), axis[None].float())

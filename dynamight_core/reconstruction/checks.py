@@ -11,6 +11,7 @@ import torch
 from dynamight_core.errors import InputError
 from dynamight_core.files import read_map
 from dynamight_core.imaging.fourier import shells
+from dynamight_core.imaging.geometry import nearest_voxels
 from dynamight_core.options import METHODS, ReconstructOptions
 from dynamight_core.particles.memory import available_memory
 from dynamight_core.reporter import Reporter
@@ -189,7 +190,7 @@ def _density_share(inside: np.ndarray, run: Run, points: list[torch.Tensor]) -> 
     held, total = 0.0, 0.0
     for model, places in zip(run.models, points, strict=True):
         masses = model.gaussians.masses(model.pixel_size).sum(0).clamp(min=0).detach().cpu().numpy()
-        voxels = np.round(places.cpu().numpy() / run.particles.pixel_size).astype(int)[:, ::-1] + len(inside) // 2
+        voxels = nearest_voxels(places.cpu().numpy(), len(inside), run.particles.pixel_size)
         within = inside[tuple(voxels.clip(0, len(inside) - 1).T)]
         held, total = held + masses[within].sum(), total + masses.sum()
     return float(held / total)

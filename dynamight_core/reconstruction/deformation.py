@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy import ndimage
 
 from dynamight_core.errors import InputError
+from dynamight_core.imaging.geometry import inside_box, nearest_voxels
+from dynamight_core.imaging.masks import distance_from_voxels, raised_cosine
 from dynamight_core.model.half import ConsensusField
 from dynamight_core.options import ReconstructOptions
 from dynamight_core.reconstruction.frames import FrameField
@@ -137,10 +138,6 @@ def model_map(run: Run, points: list[torch.Tensor]) -> torch.Tensor:
 
 def deforming_region(points: torch.Tensor, box: int, pixel_size: float, radius: float) -> torch.Tensor:
     """Return (box, box, box) weights of the displacement: 1 within `radius` (A) of (m, 3) points, 0 beyond twice it."""
-    voxels = np.round(points.cpu().numpy() / pixel_size).astype(int)[:, ::-1] + box // 2
-    voxels = voxels[((voxels >= 0) & (voxels < box)).all(1)]
-    outside = np.ones((box,) * 3, dtype=bool)
-    outside[tuple(voxels.T)] = False
-    distance = ndimage.distance_transform_edt(outside) * pixel_size
-    edge = np.clip(distance / radius - 1, 0, 1)
-    return torch.from_numpy((0.5 + 0.5 * np.cos(np.pi * edge)).astype(np.float32)).reshape((box,) * 3)
+    voxels = nearest_voxels(points.cpu().numpy(), box, pixel_size)
+    distance = distance_from_voxels(voxels[inside_box(voxels, box)], box, pixel_size)
+    return torch.from_numpy(raised_cosine(distance / radius - 1).astype(np.float32))

@@ -19,6 +19,7 @@ from dynamight_core.imaging.fourier import (
     shells,
     volume_to_fourier,
 )
+from dynamight_core.imaging.masks import distance_from, raised_cosine
 from dynamight_core.model.initialise import find_molecule
 
 # RELION writes this where the resolution is infinite.
@@ -229,9 +230,7 @@ def soft_mask(
     except ValueError as error:
         raise InputError(f"no mask can be made of the map: {error}; choose a lower threshold or give --mask") from error
     inside = scipy.ndimage.binary_fill_holes(found.mask)
-    distance = scipy.ndimage.distance_transform_edt(~inside) * pixel_size
-    fall = np.clip((distance - extend) / max(edge, pixel_size), 0, 1)
-    mask = 0.5 + 0.5 * np.cos(np.pi * fall)
+    mask = raised_cosine((distance_from(inside, pixel_size) - extend) / max(edge, pixel_size))
     return torch.from_numpy(mask.astype(np.float32)).to(volume.device)
 
 

@@ -5,8 +5,9 @@ import torch
 from dynamight_core.imaging.backprojection import ParticleData
 from dynamight_core.imaging.ctf import evaluate_ctf
 from dynamight_core.imaging.fourier import frequencies_2d, image_to_fourier, resample_image, shell_means
+from dynamight_core.imaging.masks import soft_circle
 from dynamight_core.particles.images import ImageReader
-from dynamight_core.particles.preprocess import Preprocessing, read_prepared, soft_circle
+from dynamight_core.particles.preprocess import Preprocessing, read_prepared
 from dynamight_core.run import Run
 from dynamight_core.training.data import TrainingImages
 
@@ -78,7 +79,7 @@ class FullImages:
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(len(self.particles), generator=generator)[:n_images].sort().values
         diameter = self.preprocessing.circle_diameter(self.particles.box, self.particles.pixel_size)
-        outside = 1 - soft_circle(self.box, self.pixel_size, diameter, self.device)
+        outside = 1 - soft_circle(self.box, self.pixel_size, diameter, device=self.device)
         power = torch.zeros(self.box // 2 + 1, device=self.device)
         for part in chosen.split(32):
             transforms = image_to_fourier(self.images(part) * outside)

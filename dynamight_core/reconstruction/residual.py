@@ -21,6 +21,7 @@ which error estimates are (`analysis.errors`). Without deformation e_i is the mo
 
 import torch
 
+from dynamight_core.imaging.geometry import inside_box, nearest_voxels
 from dynamight_core.model.half import ConsensusField
 from dynamight_core.reconstruction.modes import Modes
 from dynamight_core.run import Run
@@ -161,8 +162,8 @@ def points_in_mask(run: Run, mask: torch.Tensor, pixel_size: float, seed: int = 
     """
     points = torch.cat([model.consensus_positions.detach().cpu() for model in run.models])
     amplitudes = torch.cat([model.gaussians.masses(pixel_size).sum(0).detach().cpu() for model in run.models])
-    voxels = (points / pixel_size).round().long().flip(-1) + mask.shape[-1] // 2
-    inside = ((voxels >= 0) & (voxels < mask.shape[-1])).all(1)
+    voxels = nearest_voxels(points.numpy(), mask.shape[-1], pixel_size)
+    inside = inside_box(voxels, mask.shape[-1])
     weights = torch.zeros(len(points))
     weights[inside] = mask[tuple(voxels[inside].T)] * amplitudes[inside].clamp(min=0)
     chosen = torch.where(weights > 0)[0]

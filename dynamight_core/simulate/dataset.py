@@ -19,6 +19,7 @@ from dynamight_core.imaging.fourier import (
     image_to_fourier,
     shell_sums,
 )
+from dynamight_core.imaging.geometry import pixel_axis
 from dynamight_core.imaging.poses import random_rotations
 from dynamight_core.options import SimulateOptions
 from dynamight_core.simulate.fourier_reconstruction import FourierReconstruction
@@ -273,8 +274,8 @@ def unit_noise_power(power: torch.Tensor, box: int) -> torch.Tensor:
 
 def signal_scale(truth: Truth) -> float:
     """Return the grey value per unit weight that gives the data set its SNR, the noise variance being 1."""
-    axis = (torch.arange(truth.box) - truth.box // 2) * truth.pixel_size
-    disc = torch.hypot(axis[:, None], axis[None]) <= truth.particle_diameter / 2
+    coordinates = pixel_axis(truth.box) * truth.pixel_size
+    disc = torch.hypot(coordinates[:, None], coordinates[None]) <= truth.particle_diameter / 2
     variances = []
     for start in range(0, len(truth), BATCH):
         images = fourier_to_image(truth.project(slice(start, start + BATCH)), truth.box)

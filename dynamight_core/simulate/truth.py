@@ -16,6 +16,8 @@ from dynamight_core.imaging.fourier import (
     frequencies_3d,
     translation_phases,
 )
+from dynamight_core.imaging.geometry import grid_points, to_points, to_voxels
+from dynamight_core.imaging.masks import raised_cosine
 from dynamight_core.imaging.poses import rotation_matrices
 from dynamight_core.imaging.projector import Projector
 from dynamight_core.simulate.molecules import Molecule
@@ -181,7 +183,7 @@ class Truth:
         """Return the blurred atoms as a (box, box, box) density whose voxels sum to the weights' sum."""
         frequency = frequencies_3d(box) / pixel_size
         fine = 2 * box
-        points = positions / pixel_size * 2 + fine // 2
+        points = to_voxels(positions, fine, pixel_size / 2)
         corner = points.floor()
         fraction = points - corner
         grid = torch.zeros(fine**3)
@@ -227,12 +229,9 @@ class Truth:
         """
         box, pixel_size = box or self.box, pixel_size or self.pixel_size
         atoms = self.molecule.positions[self.molecule.moving == label].numpy()
-        axis = (np.arange(box) - box // 2) * pixel_size
-        z, y, x = np.meshgrid(axis, axis, axis, indexing="ij")
-        voxels = np.stack([x, y, z], -1).reshape(-1, 3)
+        voxels = grid_points(to_points(np.arange(float(box)), box, pixel_size))
         distance = cKDTree(atoms).query(voxels, distance_upper_bound=radius + soft_edge)[0]
-        edge = np.clip((distance - radius) / soft_edge, 0, 1)
-        mask = 0.5 + 0.5 * np.cos(np.pi * edge)
+        mask = raised_cosine((distance - radius) / soft_edge)
         return torch.tensor(mask.reshape(box, box, box), dtype=torch.float32)
 
     def save(self, path: str | Path) -> None:

@@ -4,11 +4,11 @@ import math
 from dataclasses import dataclass
 
 import torch
+from roma import rotvec_to_rotmat
 from torch import nn
 
 from dynamight_core.config import TrainOptions
 from dynamight_core.imaging.fourier import shell_means, translation_phases
-from dynamight_core.imaging.poses import rotations_about
 from dynamight_core.model.graph import (
     LongEdges,
     NeighbourGraph,
@@ -381,6 +381,6 @@ class _PosedImages:
 
 def _apply_pose_changes(batch: Batch, changes: torch.Tensor, data: TrainingImages):
     """Return (b, 3, 3) matrices turned by (b, 5) changes and the phases of their shifts."""
-    return rotations_about(changes[:, :3]) @ batch.matrices, translation_phases(
+    return rotvec_to_rotmat(changes[:, :3]) @ batch.matrices, translation_phases(
         changes[:, 3:] / data.pixel_size, data.box
     )

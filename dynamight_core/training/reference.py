@@ -1,9 +1,9 @@
 """Reference updates: the reference stays a conformation that particles have, the same in both halves."""
 
-import numpy as np
 import torch
-from scipy import ndimage
 
+from dynamight_core.imaging.geometry import to_grid
+from dynamight_core.imaging.masks import distance_from_voxels
 from dynamight_core.training.half import HalfTrainer
 
 # The two halves' conformations are compared through a mask of this radius around Gaussians, A (paper, Methods).
@@ -47,16 +47,14 @@ def _mask_around(trainer: HalfTrainer) -> torch.Tensor:
     model = trainer.model
     extent = model.box * model.pixel_size
     size = round(extent / _VOXEL)
-    outside = np.ones((size,) * 3, bool)
-    x, y, z = _voxels(model.gaussians.positions, extent, size).T.cpu().numpy()
-    outside[z, y, x] = False
-    distance = ndimage.distance_transform_edt(outside, sampling=extent / size)
+    voxels = _voxels(model.gaussians.positions, extent, size).flip(-1).cpu().numpy()
+    distance = distance_from_voxels(voxels, size, extent / size)
     return torch.from_numpy(distance < MASK_RADIUS).to(trainer.data.device)
 
 
 def _voxels(points: torch.Tensor, extent: float, size: int) -> torch.Tensor:
     """Return the (..., 3) voxels x, y, z of points (A); those outside the box count to its faces."""
-    return (points * (size / extent) + size // 2).round().long().clamp(0, size - 1)
+    return to_grid(points, size, extent).round().long().clamp(0, size - 1)
 
 
 def _most_inside(trainer: HalfTrainer, mask: torch.Tensor) -> torch.Tensor:

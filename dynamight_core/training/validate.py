@@ -7,6 +7,7 @@ import torch
 
 from dynamight_core.config import InputOptions, TrainOptions
 from dynamight_core.errors import InputError
+from dynamight_core.imaging.geometry import mask_points
 from dynamight_core.model.bodies import RigidBodies, body_shares
 from dynamight_core.model.initialise import MolecularRegion
 from dynamight_core.particles.images import ImageReader
@@ -113,7 +114,7 @@ def check_bodies(
     extent = particles.box * particles.pixel_size
     for body, path in enumerate(paths):
         inside = (masks[body] > 0.5) & region.mask
-        points = torch.from_numpy((np.argwhere(inside)[:, ::-1] - particles.box // 2) * particles.pixel_size).float()
+        points = torch.from_numpy(mask_points(inside, particles.pixel_size)).float()
         shares = body_shares(bodies.depths, bodies.largest, points, extent).mean(0)
         if shares[body] < _MIN_OWN:
             shares[body] = 0

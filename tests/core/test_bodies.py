@@ -7,17 +7,25 @@ import pandas as pd
 import pytest
 import starfile
 import torch
+from roma import rotvec_to_rotmat
 from typer.testing import CliRunner
 
 import dynamight_core.training.stage as run_module
-from dynamight_core.analysis.bodies import _into_z, body_motions, particle_table, summary_table, write_bodies
+from dynamight_core.analysis.bodies import (
+    BodyMotions,
+    _into_z,
+    body_motions,
+    particle_table,
+    summary_table,
+    write_bodies,
+)
 from dynamight_core.analysis.domains import find_domains, write_domains
 from dynamight_core.analysis.report import write_report
 from dynamight_core.cli import make_app, spread_lists
 from dynamight_core.config import InputOptions, RunConfig, TrainOptions
 from dynamight_core.errors import InputError
 from dynamight_core.files import read_map, write_map
-from dynamight_core.imaging.poses import axis_rotations, rotation_matrices, rotations_about
+from dynamight_core.imaging.poses import axis_rotations, rotation_matrices
 from dynamight_core.judging.summary import summarise
 from dynamight_core.model.bodies import RigidBodies, body_shares
 from dynamight_core.model.decoders import BodiesDecoder
@@ -67,13 +75,20 @@ def points_along_x(n=1200):
     return torch.stack([torch.linspace(-58, 58, n), torch.full((n,), 3.0), torch.full((n,), -5.0)], 1)
 
 
-def test_rotation_vectors_are_turned_into_rotations_about_their_axes():
+def test_rotation_vectors_become_rotations_about_their_axes():
     vectors = random(20, 3)
     expected = torch.stack([axis_rotations(v, v.norm()) for v in vectors])
-    torch.testing.assert_close(rotations_about(vectors), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(rotvec_to_rotmat(vectors), expected, atol=1e-5, rtol=0)
     none = torch.zeros(1, 3, requires_grad=True)
-    (gradient,) = torch.autograd.grad(rotations_about(none)[0, 2, 1], none)
+    (gradient,) = torch.autograd.grad(rotvec_to_rotmat(none)[0, 2, 1], none)
     torch.testing.assert_close(gradient, torch.tensor([[1.0, 0.0, 0.0]]))
+
+
+def test_a_rotation_by_180_degrees_has_a_vector_of_that_length():
+    half_turns = np.array([np.diag([-1.0, 1.0, -1.0]), np.diag([1.0, -1.0, -1.0])])
+    zeros = np.zeros((1, 2, 3))
+    motions = BodyMotions(np.arange(1, 3), half_turns[None], zeros, zeros, zeros, zeros[0])
+    np.testing.assert_allclose(np.abs(motions.vectors), [[[0, np.pi, 0], [np.pi, 0, 0]]])
 
 
 def test_the_body_in_the_middle_is_the_largest_and_others_turn_about_their_joints_with_it():

@@ -7,9 +7,10 @@ import torch
 from dynamight_core.errors import InputError
 from dynamight_core.imaging.ctf import CtfParameters, evaluate_ctf
 from dynamight_core.imaging.fourier import fourier_to_image, image_to_fourier
+from dynamight_core.imaging.masks import soft_circle
 from dynamight_core.particles.images import ImageReader
 from dynamight_core.particles.metadata import read_particles
-from dynamight_core.particles.preprocess import Preprocessing, prepare_images, read_prepared, soft_circle
+from dynamight_core.particles.preprocess import Preprocessing, prepare_images, read_prepared
 
 PIXEL_SIZE = 2.0
 ONE = torch.ones(1)

@@ -19,7 +19,6 @@ from dynamight_core.imaging.backprojection import (
     _faded,
     accumulate,
     fourier_denominator,
-    inscribed_sphere,
     solve,
 )
 from dynamight_core.imaging.ctf import CtfParameters, evaluate_ctf
@@ -34,6 +33,7 @@ from dynamight_core.imaging.fourier import (
     translation_phases,
     volume_to_fourier,
 )
+from dynamight_core.imaging.masks import sphere
 from dynamight_core.imaging.poses import random_rotations, rotation_matrices
 from dynamight_core.imaging.projector import Projector
 from dynamight_core.imaging.slices import SliceSums
@@ -145,7 +145,7 @@ def random_setup(box=12, n=5, seed=0):
 def test_numerator_is_the_adjoint_of_the_deformed_projection_with_a_complex_ctf():
     box, pixel = 12, 4.0
     matrices, images, transfer, generator = random_setup(box)
-    region = inscribed_sphere(box)
+    region = sphere(box)
     axis = (torch.arange(box) - box // 2) * pixel
     z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
     points = torch.stack([x, y, z], -1).reshape(-1, 3).float()
@@ -204,7 +204,7 @@ def test_rigid_map_equals_an_independent_fourier_reconstruction(hinge, rigid_sum
     ours = wbp(rigid_sums)
     for label in (0, 1):
         assert abs(hinge.mean_fsc(ours, label) - hinge.mean_fsc(fourier, label)) < 0.01
-    inside = inscribed_sphere(BOX, radius=0.8 * BOX / 2)
+    inside = sphere(BOX, radius=0.8 * BOX / 2)
     low = [lowpass_volume(volume, PIXEL, 20.0)[inside] for volume in (ours, fourier)]
     # Grey values are kept where the denominator is even within a shell; it is damped where it is weak.
     assert 0.8 < float((low[0] * low[1]).sum() / low[1].square().sum()) < 1.1
@@ -225,7 +225,7 @@ def test_wrong_sign_of_the_deformation_blurs(hinge):
 
 def test_voxels_outside_the_region_do_not_move(hinge):
     some = hinge.everything[::20]
-    region = inscribed_sphere(BOX, radius=6)
+    region = sphere(BOX, radius=6)
     moved = hinge.sums(some, field=Hinged(hinge.truth), latents=hinge.truth.angles, region=region).numerator
     still = hinge.sums(some).numerator
     assert torch.allclose(moved[~region], still[~region], atol=1e-5 * float(still.abs().max()))
@@ -262,7 +262,7 @@ def test_shell_weights_scale_numerator_and_kernel_alike(hinge):
     assert torch.allclose(wbp(flat), wbp(plain), atol=1e-4 * float(wbp(plain).abs().max()))
     # A smooth weight cancels where every particle has the same; it is the balance of shells in a solver that it sets.
     falling = hinge.sums(weights=1 / (1 + torch.arange(BOX // 2 + 1)))
-    curve = fourier_shell_correlation(wbp(falling), wbp(hinge.sums()), inscribed_sphere(BOX, radius=12).float())
+    curve = fourier_shell_correlation(wbp(falling), wbp(hinge.sums()), sphere(BOX, radius=12).float())
     assert float(curve[: BOX // 2].min()) > 0.9
 
 
@@ -283,7 +283,7 @@ class Waves(ModalField):
 def test_compiled_loops_and_torch_read_and_spread_alike(spacing):
     # As far as the border of the images and beyond it.
     generator = torch.Generator().manual_seed(0)
-    mask = inscribed_sphere(24, radius=13)
+    mask = sphere(24, radius=13)
     mask[:, 3] = False
     field, scale = (None, None) if spacing is None else (Waves(60.0), torch.rand(24, 24, 24, generator=generator))
     voxels = Voxels(mask, (12, 12, 12), 3.0, field, scale, spacing or 1)
@@ -376,7 +376,7 @@ def test_slices_are_summed_as_the_sum_over_their_frequencies_says(threads):
 
 
 def test_a_map_of_slices_is_as_good_as_one_whose_voxels_are_all_read(hinge, rigid_sums):
-    data, inside = hinge.particles(), inscribed_sphere(BOX)
+    data, inside = hinge.particles(), sphere(BOX)
     voxels = Voxels(inside, (BOX // 2,) * 3, PIXEL)
     numerator, kernel = torch.zeros(BOX, BOX, BOX), torch.zeros(BOX, BOX, BOX)
     for batch in hinge.everything.split(32):
@@ -395,7 +395,7 @@ def test_a_map_of_slices_is_as_good_as_one_whose_voxels_are_all_read(hinge, rigi
 
 
 def test_a_field_is_evaluated_as_coarsely_as_its_smoothness_allows():
-    mask, coordinates = inscribed_sphere(32, radius=12), torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+    mask, coordinates = sphere(32, radius=12), torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
     arguments = (mask, (16, 16, 16), 1.0)
     spacings = [lattice_spacing(*arguments, Waves(length), None, coordinates) for length in (400.0, 80.0, 4.0)]
     assert spacings[0] > spacings[1] > spacings[2] == 1
@@ -456,7 +456,7 @@ def test_modes_reproduce_a_rotation_on_and_between_the_points_they_were_found_on
 
 def test_modes_and_the_field_itself_give_the_same_sums(hinge):
     t, some = hinge.truth, hinge.everything[::20]
-    region = 0.5 + 0.5 * inscribed_sphere(BOX, radius=6).float()
+    region = 0.5 + 0.5 * sphere(BOX, radius=6).float()
     modes = find_modes(Hinged(t), t.angles, t.molecule.positions, PIXEL)
     fast = hinge.sums(some, field=modes.field, latents=modes.coordinates, region=region, kernel=False).numerator
     plain = _Plain(modes.field)
@@ -477,9 +477,7 @@ def test_dropped_modes_move_nothing(hinge):
     half = modes.scaled(torch.tensor([0.5, 0.0]))
     assert len(half) == 1 and torch.allclose(half.coordinates[:, 0], modes.coordinates[:, 0] / 2)
     assert half.field.fields(t.molecule.positions[:5]).shape == (1, 5, 3)
-    still = HalfReconstruction.of(
-        hinge.particles(), hinge.everything[::30], modes.scaled(torch.zeros(2)), inscribed_sphere(BOX)
-    )
+    still = HalfReconstruction.of(hinge.particles(), hinge.everything[::30], modes.scaled(torch.zeros(2)), sphere(BOX))
     assert torch.equal(still.sums.numerator, still.sums.rigid)
 
 
@@ -524,7 +522,7 @@ def test_a_map_solved_in_another_frame_shows_that_conformation(hinge):
 def test_deformed_projection_and_backprojection_are_adjoint(hinge):
     t = hinge.truth
     batch = hinge.everything[:7]
-    operator = DeformedProjection(hinge.particles(), inscribed_sphere(BOX, radius=12), Hinged(t), t.angles)
+    operator = DeformedProjection(hinge.particles(), sphere(BOX, radius=12), Hinged(t), t.angles)
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(len(operator), generator=generator)
     images = torch.randn(7, BOX, BOX, generator=generator)
@@ -542,7 +540,7 @@ def test_deformed_projection_and_backprojection_are_adjoint(hinge):
 def test_bilinear_spreading_on_the_finer_grid_errs_by_a_few_per_cent_up_to_nyquist(hinge):
     # Against the sum over voxels, exact at every frequency, for a white map.
     generator = torch.Generator().manual_seed(1)
-    operator = DeformedProjection(hinge.particles(), inscribed_sphere(BOX, radius=9), None, None)
+    operator = DeformedProjection(hinge.particles(), sphere(BOX, radius=9), None, None)
     values = torch.randn(len(operator), generator=generator)
     batch = hinge.everything[:3]
     got = operator.project(values, batch)
@@ -559,7 +557,7 @@ def test_least_squares_explains_held_out_images_better_and_agrees_with_backproje
     t = hinge.truth
     modes = find_modes(Hinged(t), t.angles, t.molecule.positions, PIXEL)
     used, held_out = hinge.everything[:270], hinge.everything[270:]
-    region = inscribed_sphere(BOX, radius=13).float()
+    region = sphere(BOX, radius=13).float()
     half = HalfReconstruction.of(hinge.particles(), used, modes, region)
     volume, solution = half.least_squares(0.3, held_out, most_steps=4)
     assert 1 <= solution.steps <= 4
@@ -575,9 +573,9 @@ def test_a_missing_cone_is_noticed_and_filled_better_by_least_squares(hinge):
     t = hinge.truth
     near = torch.where((torch.rad2deg(t.euler[:, 1]) % 180 - 90).abs() > 45)[0]
     said = []
-    every = HalfReconstruction.of(hinge.particles(), hinge.everything, None, inscribed_sphere(BOX))
+    every = HalfReconstruction.of(hinge.particles(), hinge.everything, None, sphere(BOX))
     assert not check_views(every.denominator, 1, PIXEL, Reporter(said.append)) and not said
-    region = inscribed_sphere(BOX, radius=13).float()
+    region = sphere(BOX, radius=13).float()
     half = HalfReconstruction.of(hinge.particles(), near[20:], None, region)
     assert check_views(half.denominator, 1, PIXEL, Reporter(said.append))
     assert re.search(r"Note: \d+ % of the directions", said[0])
@@ -654,7 +652,7 @@ def test_forward_field_from_the_inverse_is_two_x_minus_the_inverse(inverse):
 
 def test_map_through_the_inverse_lies_between_rigid_and_exact(inverse, hinge, rigid_sums):
     field, _, _ = inverse
-    near = inscribed_sphere(BOX, radius=11)
+    near = sphere(BOX, radius=11)
     through = wbp(hinge.sums(field=ForwardFromInverse(field), latents=hinge.truth.angles, region=near))
     exact = wbp(hinge.sums(field=Hinged(hinge.truth), latents=hinge.truth.angles))
     assert hinge.mean_fsc(wbp(rigid_sums), 1) < hinge.mean_fsc(through, 1) < hinge.mean_fsc(exact, 1) + 0.01
@@ -802,7 +800,7 @@ def test_automatic_mask_holds_the_molecule_and_no_solvent(hinge):
     assert 0 <= float(mask.min()) and float(mask.max()) == 1
     molecule = torch.maximum(t.domain_mask(0), t.domain_mask(1)) > 0.5
     assert float(mask[molecule].mean()) > 0.9
-    assert float(mask[~inscribed_sphere(BOX, radius=BOX / 2 - 1)].max()) == 0
+    assert float(mask[~sphere(BOX, radius=BOX / 2 - 1)].max()) == 0
     assert float(mask.mean()) < 0.5
 
 
@@ -885,7 +883,7 @@ def test_pure_noise_reconstructed_through_any_deformation_claims_no_resolution(h
     images = torch.randn(len(t), BOX, BOX, generator=generator)
     data = ParticleData(images.__getitem__, hinge.transfer.__getitem__, hinge.matrices, BOX, PIXEL)
     modes = find_modes(Hinged(t), t.angles, t.molecule.positions, PIXEL)
-    region = inscribed_sphere(BOX, radius=12).float()
+    region = sphere(BOX, radius=12).float()
     halves = [torch.where(t.half == number)[0] for number in (1, 2)]
     pair = [HalfReconstruction.of(data, rows, modes, region) for rows in halves]
     mask = torch.maximum(t.domain_mask(0), t.domain_mask(1))

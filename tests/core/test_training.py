@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import starfile
 import torch
+from roma import rotvec_to_rotmat
 
 import dynamight_core.training.stage as run_module
 from dynamight_core.config import InputOptions, TrainOptions
 from dynamight_core.imaging.ctf import CtfParameters
 from dynamight_core.imaging.fourier import fourier_to_image, image_to_fourier
-from dynamight_core.imaging.poses import random_rotations, rotation_matrices, rotations_about
+from dynamight_core.imaging.poses import random_rotations, rotation_matrices
 from dynamight_core.judging.detection import unseen_motion
 from dynamight_core.judging.errors import _pushed_through
 from dynamight_core.judging.summary import summarise
@@ -444,13 +445,13 @@ def test_refined_poses_come_nearer_to_the_truth():
     rows = torch.arange(len(latents))
     generator = torch.Generator().manual_seed(1)
     true = data._matrices.clone()
-    wrong = rotations_about(torch.randn(len(rows), 3, generator=generator) * 0.03)
+    wrong = rotvec_to_rotmat(torch.randn(len(rows), 3, generator=generator) * 0.03)
     data._matrices = wrong @ true
     trainer = HalfTrainer(model, data, rows, TrainOptions(n_latents=2, refine_poses=True), 1)
     trainer.latents, trainer.covariances = latents, trainer.covariances * 1e-6
     for epoch in range(25):
         trainer.refinement_epoch(epoch, 0.0)
-    refined = rotations_about(trainer.rotations.detach()) @ data._matrices
+    refined = rotvec_to_rotmat(trainer.rotations.detach()) @ data._matrices
 
     def angle(matrices):
         trace = (matrices @ true.transpose(1, 2)).diagonal(dim1=1, dim2=2).sum(1)
