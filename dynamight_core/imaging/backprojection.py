@@ -1,11 +1,11 @@
 """Weighted backprojection through a deformation, as the exact adjoint of the projection.
 
-Every voxel x is a pseudo-atom. The image of a map f is made by spreading f(x) at A (x + delta(x)), so its
-adjoint filters the image with the CTF and *reads* it there: only the forward field is needed, one bilinear read
-per moving voxel and particle, and no volume per particle. What does not move is summed as Fourier slices. The
-denominator is that of the same operator: the point spread irfft(|CTF|^2) of every particle, read at A x for all
-differences x of two voxels, is the kernel that the map was convolved with where nothing moves. Differences beyond
-half the box are left out: a box of images does not know their power spectrum any finer.
+Every voxel x is a pseudo-atom. The image of a map f spreads f(x) at A (x + delta(x)). The adjoint filters the image
+with the CTF and *reads* it there: it needs the forward field alone, one bilinear read per moving voxel and particle,
+and no volume per particle. Voxels at rest are summed as Fourier slices. The denominator belongs to the same operator:
+without motion the map is convolved with a kernel, the point spread irfft(|CTF|^2) of every particle, read at A x for
+all differences x of two voxels. Differences beyond half the box are omitted: images of one box do not resolve their
+power spectrum more finely.
 """
 
 from collections.abc import Callable
@@ -31,9 +31,9 @@ from dynamight_core.imaging.slices import SliceSums
 from dynamight_core.imaging.voxels import Field, bordered, moving_voxels, passes_within
 
 OVERSAMPLING = 2
-# Power of a shell that counts as none, as a fraction of what the strongest shell's slices would leave in it
+# A shell with less power than this fraction of the strongest shell's (scaled to its radius) counts as empty.
 _EMPTY = 1e-3
-# Share of half the box from which on the kernel fades out.
+# Fraction of half the box beyond which the kernel fades out.
 _FADE = 0.75
 
 
@@ -44,13 +44,13 @@ class BackprojectionSums:
     Parameters
     ----------
     numerator
-        (box, box, box) [z, y, x] CTF-filtered images read at every voxel's deformed place.
+        (box, box, box) [z, y, x] CTF-filtered images read at every voxel's deformed position.
     rigid
         (box, box, box) the same without deformation.
     kernel
-        (box, box, box) point spread of the undeformed case, faded out towards half the box; None if not asked for.
+        (box, box, box) point spread without deformation, faded out towards half the box; None if not requested.
     n_particles
-        how many are summed.
+        number of particles in the sums.
     """
 
     numerator: torch.Tensor
@@ -63,37 +63,51 @@ class BackprojectionSums:
         return BackprojectionSums(
             self.numerator + other.numerator,
             self.rigid + other.rigid,
-            None if self.kernel is None else self.kernel + other.kernel,
+            None if self.kernel is None or other.kernel is None else self.kernel + other.kernel,
             self.n_particles + other.n_particles,
         )
 
 
 class ParticleData:
-    """What a reconstruction knows of its particles: images, transfer functions, poses and noise.
+    """The data of a reconstruction: images, transfer functions, poses and noise of particles.
 
     Parameters
     ----------
     images
-        gives the (b, box, box) prepared images (centred, not masked) of particle indices (b,).
+        returns the (b, box, box) prepared images (centred, not masked) of particle indices (b,).
     ctf
-        gives their (b, box, box//2+1) transfer functions, real or complex.
+        returns their (b, box, box//2+1) transfer functions, real or complex.
     matrices
-        (n, 3, 3) or (n, 2, 3) ``x_image = A x_volume``, magnification folded in; rows are what indices name.
+        (n, 3, 3) or (n, 2, 3) ``x_image = A x_volume`` including magnification, one per particle index.
     box, pixel_size
         of images and map, pixels and A; box even.
     weights
         (box//2+1,) factor on every shell of the data term, one over the noise power; 1 if None.
     device
-        where to work.
+        of all results.
+
+    Raises
+    ------
+    InputError
+        if the box is odd.
     """
 
-    def __init__(self, images, ctf, matrices, box, pixel_size, weights=None, device="cpu"):
+    def __init__(
+        self,
+        images: Callable[[torch.Tensor], torch.Tensor],
+        ctf: Callable[[torch.Tensor], torch.Tensor],
+        matrices: torch.Tensor,
+        box: int,
+        pixel_size: float,
+        weights: torch.Tensor | None = None,
+        device: torch.device | str = "cpu",
+    ):
         if box % 2:
             raise InputError(f"the working box is {box} pixels; choose an even number")
         self._images, self._ctf, self._matrices = images, ctf, matrices
         self.box, self.pixel_size, self.device = box, pixel_size, torch.device(device)
         self.projector = Projector(box, pixel_size, OVERSAMPLING)
-        # Rotated, the corners of an image's transform would reach beyond the map's Nyquist and fold back into it.
+        # Once rotated, the corners of an image's transform would alias: they lie beyond the map's Nyquist.
         self.weights = (shells(box, 2, self.device) <= box // 2).float()
         if weights is not None:
             self.weights = self.weights * expand_shells(weights.to(self.device), box)
@@ -103,7 +117,7 @@ class ParticleData:
         return self._matrices[indices].to(self.device).float()[:, :2]
 
     def poses(self, indices: torch.Tensor) -> torch.Tensor:
-        """Return (b, 2, 4) matrices from homogeneous points (A) to pixels of the projector's grid, from index 0 on."""
+        """Return (b, 2, 4) matrices from homogeneous points (A) to pixels of the projector's grid, from index 0."""
         return self.projector.poses(self.matrices(indices))
 
     def transfer(self, indices: torch.Tensor) -> torch.Tensor:
@@ -115,7 +129,7 @@ class ParticleData:
         return image_to_fourier(self._images(indices).to(self.device).float())
 
     def images_of(self, grid: torch.Tensor) -> torch.Tensor:
-        """Return the (b, box, box//2+1) transforms of (b, grid, grid) images that points were spread into.
+        """Return the (b, box, box//2+1) transforms of (b, grid, grid) grids that points were spread on.
 
         The transpose of `Projector.reading_grid`.
         """
@@ -142,10 +156,10 @@ def accumulate(
     progress: Callable[[int, int], None] | None = None,
     memory: int = 2**30,
 ) -> BackprojectionSums:
-    """Sum the backprojections of particles with and without deformation, and the kernel of the undeformed case.
+    """Sum the backprojections of particles with and without deformation, and the kernel without deformation.
 
     Voxels outside `region` are summed undeformed, so that the solvent keeps its noise and the maps stay unmasked.
-    Without a field nothing moves, and both sums are one.
+    Without a field both sums are the same.
 
     Parameters
     ----------
@@ -154,23 +168,24 @@ def accumulate(
     indices
         (p,) particles to sum.
     field, latents
-        deformation field and its (n, d) latents. Its evaluator is made once for a chunk of points.
+        deformation field and its (n, d) latents. It is evaluated once for each part of the voxels.
     region
-        (box, box, box) bool, or weights in [0, 1] that displacements are multiplied by (a soft edge); the
-        inscribed sphere if None.
+        (box, box, box) bool, or factors on displacements from 0 to 1 (a soft edge); the inscribed sphere if None.
     kernel
-        whether to sum it too; it depends on poses and CTFs alone.
+        whether to sum the kernel, which depends on poses and CTFs alone.
     batch_size
         particles at a time.
     progress
-        called with the number of particles done and in all.
+        called with the number of particles done and the total.
     memory
-        bytes that evaluators of the field may hold. Larger maps take several passes over the particles.
+        bytes for values of the field. Larger maps take several passes over the particles.
 
     Raises
     ------
     InputError
-        if there are no particles, or the region has another box.
+        if there are no particles, or the box of the region differs.
+    ValueError
+        if there is a field but no latents.
     """
     indices = torch.as_tensor(indices, device="cpu").long()
     box, device = data.box, data.device
@@ -182,13 +197,15 @@ def accumulate(
     moving = region > 0 if field is not None else torch.zeros_like(region, dtype=torch.bool)
 
     centre = (box // 2,) * 3
-    # Beyond the sphere inside the box some views are missing, and with them what a filter could make of it.
+    # Beyond the inscribed sphere some views are missing, and no filter can make up for them.
     inside = sphere(box, device=device) | moving
-    parts = moving_voxels(moving, centre, data.pixel_size, field, region, latents, batch_size) if moving.any() else []
+    parts = []
+    if field is not None and latents is not None and moving.any():
+        parts = moving_voxels(moving, centre, data.pixel_size, field, region, latents, batch_size)
     passes = passes_within(memory, parts)
     still, deformed = SliceSums(box, device), torch.zeros((box,) * 3, device=device)
-    # Reads of the finer grid have more power than slices: what the correction of the bilinear kernel makes of its
-    # aliases, which fall anywhere in the map's transform. The denominator of reads has it too, as an even floor.
+    # Reads of the finer grid have more power than slices: the correction of the bilinear kernel amplifies its aliases,
+    # which fall anywhere in the map's transform. They add a constant to the denominator of reads.
     aliases = (kernel_correction(box, OVERSAMPLING, device) - 1) * plane_multiplicity(box, device) / box**2
     floor = torch.zeros((), device=device)
     for number, movers in enumerate(passes):
@@ -202,8 +219,9 @@ def accumulate(
                 floor += (power * aliases)[:, :, :-1].sum()
             if movers:
                 poses, images = data.poses(batch), bordered(data.projector.reading_grid(transforms))
+                chosen = None if latents is None else latents[batch].to(device)
                 for part in movers:
-                    part.read(images, part.place(poses, latents[batch].to(device)), deformed)
+                    part.read(images, part.place(poses, chosen), deformed)
             if progress is not None:
                 progress(number * len(indices) + start + len(batch), len(passes) * len(indices))
         for part in movers:
@@ -219,61 +237,61 @@ def accumulate(
 
 def fourier_denominator(kernel: torch.Tensor) -> torch.Tensor:
     """Return the real (box, box, box//2+1) transform of a (box, box, box) kernel of `accumulate`."""
-    # The kernel is symmetric, so its transform is real; fading it out makes it slightly negative in places.
+    # The kernel is symmetric, so its transform is real. Fading the kernel out makes some values slightly negative.
     return volume_to_fourier(kernel).real.clamp(min=0)
 
 
 def denominator_floor(denominator: torch.Tensor, regularisation: float | torch.Tensor) -> torch.Tensor:
-    """Return the (box//2+1,) floor of a denominator: a share of its shell means, more in shells that hold nothing.
+    """Return the (box//2+1,) floor of a denominator: a fraction of its shell means, and more in empty shells.
 
     Parameters
     ----------
     denominator
-        of `fourier_denominator`.
+        (box, box, box//2+1) of `fourier_denominator`.
     regularisation
-        share, one number or (box//2+1,).
+        fraction of the shell means, one number or (box//2+1,).
     """
     means = shell_means(denominator, denominator.shape[0], 3)
-    # Slices thin out as 1 / radius. A shell of far less power than that says (noise weights, an envelope) holds
-    # little but what leaks into it from others where the numerator ends with the box.
+    # The density of slices falls as 1 / radius. A shell with far less power (noise weights, an envelope) has little
+    # but leakage from other shells, because the numerator ends with the box.
     radius = torch.arange(len(means), device=means.device).clamp(min=0.5)
     return torch.maximum(regularisation * means, _EMPTY * (means * radius).max() / radius)
 
 
 def solve(numerator: torch.Tensor, denominator: torch.Tensor, regularisation: float | torch.Tensor) -> torch.Tensor:
-    """Return the (box, box, box) map [z, y, x]: a numerator divided by the denominator in Fourier space.
+    """Return the (box, box, box) map [z, y, x]: the numerator divided by the denominator in Fourier space.
 
-    Directions that few particles see are damped instead of amplified, and empty shells stay empty. The map is
-    multiplied by 1 + `regularisation`, so that grey values are kept where the denominator is at its shell's mean: the
-    map is not low-pass filtered.
+    Directions that few particles cover are damped instead of amplified, and empty shells stay empty. The map is
+    multiplied by 1 + `regularisation`, which keeps grey values where the denominator equals its shell's mean: the map
+    is not low-pass filtered.
 
     Parameters
     ----------
     numerator
         (box, box, box) of `BackprojectionSums`.
     denominator
-        of `fourier_denominator`.
+        (box, box, box//2+1) of `fourier_denominator`.
     regularisation
-        what is added to the denominator, as a share of its mean over the shell, one number or (box//2+1,).
+        added to the denominator, as a fraction of its mean over the shell; one number or (box//2+1,).
     """
     box = len(numerator)
-    shares = torch.as_tensor(regularisation, dtype=torch.float32, device=numerator.device).expand(box // 2 + 1)
-    floor = expand_shells(denominator_floor(denominator, shares), box, 3)
-    return filter_volume(numerator, expand_shells(1 + shares, box, 3) / (denominator + floor))
+    fractions = torch.as_tensor(regularisation, dtype=torch.float32, device=numerator.device).expand(box // 2 + 1)
+    floor = expand_shells(denominator_floor(denominator, fractions), box, 3)
+    return filter_volume(numerator, expand_shells(1 + fractions, box, 3) / (denominator + floor))
 
 
 def filter_volume(volume: torch.Tensor, transfer: torch.Tensor) -> torch.Tensor:
-    """Return a (box, box, box) volume whose transform is multiplied by (box, box, box//2+1) real numbers."""
+    """Return a (box, box, box) volume with its transform multiplied by (box, box, box//2+1) real numbers."""
     return fourier_to_volume(volume_to_fourier(volume) * transfer, len(volume))
 
 
 def check_region(region: torch.Tensor | None, box: int) -> torch.Tensor:
-    """Return the deforming region, the inscribed sphere if None.
+    """Return the (box, box, box) deforming region, the inscribed sphere if None.
 
     Raises
     ------
     InputError
-        if it has another box.
+        if its box differs.
     """
     region = sphere(box) if region is None else region
     if tuple(region.shape) != (box,) * 3:

@@ -1,43 +1,53 @@
-"""Loops over voxels, compiled: where each lies in an image, and a bilinear read or spread there.
+"""Compiled loops over voxels: the position of each in an image, and a bilinear read or spread there.
 
-A voxel costs four neighbours and some arithmetic, several times less than a library's general interpolation. Rows of
-voxels along x advance by one column of the pose; their displacement is interpolated from a coarse lattice on the
-way. Images have a border of zeros, one pixel before and two after, and places are clamped to it: what lies
-outside reads as nothing and needs no branch.
+A voxel costs four neighbours and some arithmetic, several times less than a library's general interpolation. Along a
+row of voxels in x, the position advances by one column of the pose, and the displacement is interpolated from a coarse
+lattice. Images have a border of zeros, one pixel before and two after. Positions are clamped to the border, so that
+points outside the image read zero without a branch.
 """
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ParamSpec, TypeVar
 
 import numba
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-# Rows of a few numbers, written out one by one, become one instruction; off unless asked for before anything compiles.
-numba.config.SLP_VECTORIZE = True
+P = ParamSpec("P")
+R = TypeVar("R")
+Floats = NDArray[np.float32]
+Integers = NDArray[np.int64]
+
+# Lets the compiler turn rows of a few numbers into one instruction. It must be set before anything is compiled.
+numba.config.SLP_VECTORIZE = True  # type: ignore[attr-defined]  # numba creates its settings at run time
 
 # Pixels of the border before and after an image.
 BORDER = (1, 2)
 
-# Not nnan: a place that is not a number must end on the border.
-_OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz", "arcp"}}
+# Without nnan: a position that is not a number must end on the border.
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz", "arcp"}}
 
 
-def compiled(function, inline: bool = False):
-    """Compile a function, kept on disk beside the module or, where that is read-only, in the user's cache."""
+def compiled(function: Callable[P, R], inline: bool = False) -> Callable[P, R]:
+    """Compile a function. The result is cached beside the module or, if that is read-only, in the user's cache."""
     options = _OPTIONS | {"forceinline": inline}
+    kernel: Callable[P, R]
     try:
-        return numba.njit(cache=True, **options)(function)
+        kernel = numba.njit(cache=True, **options)(function)
     except RuntimeError:
-        # Neither can be written: compile once a process.
-        return numba.njit(**options)(function)
+        # No cache folder is writable: compile once per process.
+        kernel = numba.njit(**options)(function)
+    return kernel
 
 
-def part_of_a_loop(function):
-    """Compile a function as a part of the compiled functions that call it.
+def part_of_a_loop(function: Callable[P, R]) -> Callable[P, R]:
+    """Compile a function inline, as a part of the compiled functions that call it.
 
-    A function of its own would be optimised twice, by itself and within the caller that is kept on disk: the process
-    that compiles and those that find it on disk would differ in the last digits.
+    A separate function would be optimised twice, alone and within its cached caller: a process that compiles and one
+    that reads the cache would differ in the last digits.
     """
     return compiled(function, inline=True)
 
@@ -46,14 +56,15 @@ _local = threading.local()
 
 
 def _pool() -> ThreadPoolExecutor:
-    """Return the calling thread's own pool, of as many threads as torch has for it."""
+    """Return the calling thread's own pool, with torch's number of threads."""
     threads = torch.get_num_threads()
     if getattr(_local, "threads", None) != threads:
         _local.pool, _local.threads = ThreadPoolExecutor(threads), threads
-    return _local.pool
+    pool: ThreadPoolExecutor = _local.pool
+    return pool
 
 
-def in_threads(function, bounds: np.ndarray, *arguments) -> None:
+def in_threads(function: Callable[..., None], bounds: Integers, *arguments: object) -> None:
     """Call ``function(first, last, *arguments)`` for each pair of neighbours in `bounds`, on torch's threads."""
     tasks = list(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True))
     if len(tasks) == 1:
@@ -63,8 +74,10 @@ def in_threads(function, bounds: np.ndarray, *arguments) -> None:
 
 
 @part_of_a_loop
-def _displacements(run, shift, nodes, corner, spacing, across, down):
-    """Fill in the displacement (pixels) of each voxel of a row; see `read_rows`."""
+def _displacements(
+    run: Integers, shift: Floats, nodes: Integers, corner: Integers, spacing: int, across: Floats, down: Floats
+) -> None:
+    """Write the displacement (pixels) of each voxel of a row to `across` and `down`; see `read_rows`."""
     x0, n = run[2], run[3] - run[2]
     if spacing == 1:
         first = run[5]
@@ -102,8 +115,20 @@ def _displacements(run, shift, nodes, corner, spacing, across, down):
 
 
 @part_of_a_loop
-def _places(run, pose, across, down, stride, index, right, lower):
-    """Fill in the pixel before each voxel of a row, and how far beyond it the voxel lies; see `read_rows`."""
+def _positions(
+    run: Integers,
+    pose: Floats,
+    across: Floats,
+    down: Floats,
+    stride: int,
+    index: NDArray[np.int32],
+    right: Floats,
+    lower: Floats,
+) -> None:
+    """Write the pixel before each voxel of a row to `index`, and the fraction beyond it to `right` and `lower`.
+
+    Parameters are those of `read_rows`.
+    """
     x0, n = np.float32(run[2]), run[3] - run[2]
     y, z = np.float32(run[1]), np.float32(run[0])
     step_x, step_y = pose[0, 0], pose[1, 0]
@@ -125,32 +150,44 @@ def _places(run, pose, across, down, stride, index, right, lower):
 
 
 @compiled
-def read_rows(first, last, images, poses, tiles, runs, shifts, nodes, corner, spacing, out):
-    """Add to `out` what images hold at voxels.
+def read_rows(
+    first: int,
+    last: int,
+    images: Floats,
+    poses: Floats,
+    tiles: Integers,
+    runs: Integers,
+    shifts: Floats,
+    nodes: Integers,
+    corner: Integers,
+    spacing: int,
+    out: Floats,
+) -> None:
+    """Add the values of images at voxels to `out`.
 
     Parameters
     ----------
     first, last
-        range of tiles to work on; voxels of different tiles are different.
+        range of tiles to work on. No voxel is in two tiles.
     images
-        (b, size, size) float32 with their border.
+        (b, size, size) with their border.
     poses
-        (b, 2, 4) float32 from (x, y, z, 1) in voxels to pixels of the bordered images.
+        (b, 2, 4) from (x, y, z, 1) in voxels to pixels of the bordered images.
     tiles
-        (t + 1,) first run of each tile, and the end: tiles are small, so that what they cover of an image stays in
-        the cache.
+        (t + 1,) index of the first run of each tile, and the end. Tiles are small, so that the pixels that one covers
+        stay in the processor's cache.
     runs
-        (r, 6) int64 z, y, first x and end x of voxels in a row, their place in `out` and among all voxels.
+        (r, 6) z, y, first x and end x of voxels in a row, and the index of the first one in `out` and among all voxels.
     shifts
-        (b, 2, n) float32 displacements in pixels, of all voxels (`spacing` 1) or of nodes of the lattice.
+        (b, 2, n) displacements in pixels, of all voxels (`spacing` 1) or of the nodes of a lattice.
     nodes
-        (z, y, x) int64 numbers of the lattice's nodes among the n.
+        (z, y, x) index of each lattice node among the n.
     corner
-        (3,) z, y, x in voxels of its first node.
+        (3,) z, y, x in voxels of the first node.
     spacing
-        of the nodes in voxels; 0 if nothing is displaced.
+        of the nodes in voxels; 0 without displacements.
     out
-        (m,) float32.
+        (m,).
     """
     stride = images.shape[2]
     length = 0
@@ -167,7 +204,7 @@ def read_rows(first, last, images, poses, tiles, runs, shifts, nodes, corner, sp
                 n, start = run[3] - run[2], run[4]
                 if spacing > 0:
                     _displacements(run, shift, nodes, corner, spacing, across, down)
-                _places(run, pose, across, down, stride, index, right, lower)
+                _positions(run, pose, across, down, stride, index, right, lower)
                 row = out[start : start + n]
                 for j in range(n):
                     k = np.uint64(index[j])
@@ -178,10 +215,22 @@ def read_rows(first, last, images, poses, tiles, runs, shifts, nodes, corner, sp
 
 
 @compiled
-def spread_rows(first, last, values, poses, tiles, runs, shifts, nodes, corner, spacing, images):
-    """Add voxels to images, the transpose of `read_rows`; `first` and `last` are a range of images.
+def spread_rows(
+    first: int,
+    last: int,
+    values: Floats,
+    poses: Floats,
+    tiles: Integers,
+    runs: Integers,
+    shifts: Floats,
+    nodes: Integers,
+    corner: Integers,
+    spacing: int,
+    images: Floats,
+) -> None:
+    """Add the values of voxels to images: the transpose of `read_rows`.
 
-    Parameters are those of `read_rows`, `values` (m,) in the place of `out`.
+    Parameters are those of `read_rows`, but `first` and `last` are a range of images, and `values` (m,) replaces `out`.
     """
     stride = images.shape[2]
     length = 0
@@ -197,7 +246,7 @@ def spread_rows(first, last, values, poses, tiles, runs, shifts, nodes, corner, 
             n, start = run[3] - run[2], run[4]
             if spacing > 0:
                 _displacements(run, shift, nodes, corner, spacing, across, down)
-            _places(run, pose, across, down, stride, index, right, lower)
+            _positions(run, pose, across, down, stride, index, right, lower)
             for j in range(n):
                 k = np.uint64(index[j])
                 below = k + np.uint64(stride)

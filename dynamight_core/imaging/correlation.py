@@ -1,7 +1,7 @@
-"""Fourier shell correlation of two maps, and the resolution that it says.
+"""Fourier shell correlation of two maps, and the resolution at a threshold.
 
-torch-fourier-shell-correlation is not used: its shells overlap (every voxel is shared linearly by two) and it
-counts the plane kx = 0 of the half transform twice, so that its curve is a smoothed one.
+torch-fourier-shell-correlation would smooth the curve: its shells overlap (each voxel is divided linearly between two)
+and it counts the plane kx = 0 of the half transform twice.
 """
 
 import torch
@@ -10,7 +10,7 @@ from dynamight_core.errors import InputError
 from dynamight_core.imaging.fourier import resample_volume, shell_sums, volume_to_fourier
 
 THRESHOLD = 0.143
-# Voxels a side of the box in which the scatter of a mask's shells is computed; beyond, it falls off as 1 / shell.
+# Box in which the variance of a mask's shells is computed, voxels; beyond, it falls as 1 / shell.
 _MASK_BOX = 64
 
 
@@ -50,11 +50,11 @@ def _correlate(a: torch.Tensor, b: torch.Tensor, box: int) -> torch.Tensor:
 
 
 def fsc_deviation(mask: torch.Tensor) -> torch.Tensor:
-    """Return the (box//2+1,) standard deviation by chance of the FSC in a mask of two volumes of white noise.
+    """Return the (box//2+1,) standard deviation of the FSC of two volumes of white noise in a mask.
 
-    A mask m convolves transforms with its own: two voxels k and k' of noise correlate by the transform of m^2 at k -
-    k'. So the variance in a shell S is the sum of |FT(m^2)(k - k')|^2 over all pairs in S, over |S|^2 FT(m^2)(0)^2:
-    one over the number of its independent voxels. An FSC of c strays by 1 - c^2 of this.
+    A mask m convolves a transform with its own: noise at voxels k and k' correlates by the transform of m^2 at k - k'.
+    So the variance in a shell S is the sum of |FT(m^2)(k - k')|^2 over all pairs in S, over |S|^2 FT(m^2)(0)^2: one
+    over the number of independent voxels. An FSC of c has 1 - c^2 times this deviation.
 
     Parameters
     ----------
@@ -69,7 +69,8 @@ def fsc_deviation(mask: torch.Tensor) -> torch.Tensor:
     # Sums over all pairs of a shell's voxels by the shell's own correlation.
     spread = torch.fft.fftn(power).real
     signed = torch.fft.fftfreq(size, 1 / size, device=mask.device)
-    radius = torch.sqrt(sum(axis.square() for axis in torch.meshgrid(signed, signed, signed, indexing="ij"))).round()
+    squares = signed.square()
+    radius = (squares[:, None, None] + squares[:, None] + squares).sqrt().round()
     deviations = torch.ones(n_shells, device=mask.device)
     for shell in range(1, size // 2 + 1):
         inside = (radius == shell).float()
@@ -82,9 +83,9 @@ def fsc_deviation(mask: torch.Tensor) -> torch.Tensor:
 
 
 def resolution_at(curve: torch.Tensor, box: int, pixel_size: float, threshold: float = THRESHOLD) -> float:
-    """Return the resolution (A) where an FSC curve first falls below `threshold`, interpolated linearly.
+    """Return the resolution (A) at which an FSC curve first falls below `threshold`, interpolated linearly.
 
-    Twice the pixel size (Nyquist) if it never does; infinity if the first shell is below already, or is not finite.
+    Twice the pixel size (Nyquist) if it never does. Infinity if the first shell is below the threshold or not finite.
 
     Parameters
     ----------

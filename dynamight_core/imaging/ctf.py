@@ -1,14 +1,16 @@
 """The contrast transfer function, with the aberrations of RELION's optics table.
 
-torch-ctf gives the symmetric phase of defocus, astigmatism, spherical aberration, amplitude contrast and
-phase shift. RELION's Zernike coefficients multiply full Zernike polynomials of the frequency in 1/A, which
-torch-ctf does not have, so those phases, the envelope and the scale are added here.
+torch-ctf computes the symmetric phase of defocus, astigmatism, spherical aberration, amplitude contrast and phase
+shift. RELION's Zernike coefficients multiply full Zernike polynomials of the frequency in 1/A, which torch-ctf does not
+have. Those phases, the envelope and the scale are added here.
 """
 
 from dataclasses import dataclass, fields
 from math import factorial
+from typing import Any
 
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch_ctf import calculate_ctf_2d
 
 from dynamight_core.imaging.fourier import frequencies_2d
@@ -41,7 +43,7 @@ class CtfParameters:
     odd_zernike, even_zernike
         (n, m) radians, RELION's order (rlnOddZernike, rlnEvenZernike); m may be 0.
     magnification
-        (n, 2, 2) RELION's rlnMagMat: the image holds the frequency M k at k.
+        (n, 2, 2) RELION's rlnMagMat: the image has the frequency M k at k.
     """
 
     defocus_u: torch.Tensor
@@ -59,10 +61,17 @@ class CtfParameters:
     magnification: torch.Tensor
 
     @classmethod
-    def create(cls, defocus_u, defocus_v=None, **values) -> "CtfParameters":
-        """Build parameters from (n,) defocus and any other field as scalar or array; the rest takes neutral values.
+    def create(
+        cls, defocus_u: ArrayLike | torch.Tensor, defocus_v: ArrayLike | torch.Tensor | None = None, **values: Any
+    ) -> "CtfParameters":
+        """Build parameters from (n,) defocus and any other field as a scalar or an array.
 
         Defaults: no astigmatism, 300 kV, 2.7 mm, amplitude contrast 0.1, no envelope and no aberrations.
+
+        Raises
+        ------
+        TypeError
+            if a name is not a field.
         """
         defocus_u = torch.as_tensor(defocus_u, dtype=torch.float32)
         n = len(defocus_u)
@@ -98,7 +107,7 @@ class CtfParameters:
     def __len__(self) -> int:
         return len(self.defocus_u)
 
-    def __getitem__(self, index) -> "CtfParameters":
+    def __getitem__(self, index: slice | torch.Tensor | NDArray[Any]) -> "CtfParameters":
         """Return the parameters of the particles that `index` (slice, mask or indices) selects."""
         return CtfParameters(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
@@ -116,8 +125,7 @@ def evaluate_ctf(parameters: CtfParameters, box: int, pixel_size: float) -> torc
     """Return the transfer function of each particle on the half plane.
 
     CTF = scale * exp(-B s^2/4) * sin(gamma) with gamma = pi lambda dz s^2 - pi/2 Cs lambda^3 s^4 + asin(Q0) +
-    phase shift - even Zernike phase (RELION's sign), times exp(i odd phase) where there are beam tilt or odd
-    Zernike terms.
+    phase shift - even Zernike phase (RELION's sign), times exp(i odd phase) for beam tilt or odd Zernike terms.
     White contrast: image = CTF * projection.
 
     Parameters
@@ -130,13 +138,13 @@ def evaluate_ctf(parameters: CtfParameters, box: int, pixel_size: float) -> torc
     Returns
     -------
     torch.Tensor
-        (n, box, box//2+1); complex if any odd aberration is present, else real. Origin in the corner.
+        (n, box, box//2+1), origin in the corner; complex if any odd aberration is present, otherwise real.
     """
     p = parameters
     device = p.defocus_u.device
     sheared = (p.magnification != torch.eye(2, device=device)).any()
     if sheared and len(torch.unique(p.magnification.reshape(-1, 4), dim=0)) > 1:
-        # torch-ctf takes one magnification matrix a call.
+        # torch-ctf takes one magnification matrix per call.
         groups = torch.unique(p.magnification.reshape(-1, 4), dim=0, return_inverse=True)[1]
         dtype = torch.complex64 if p.has_odd_aberrations else torch.float32
         out = torch.empty(len(p), box, box // 2 + 1, dtype=dtype, device=device)
@@ -145,7 +153,7 @@ def evaluate_ctf(parameters: CtfParameters, box: int, pixel_size: float) -> torc
         return out
 
     defocus_u, defocus_v, angle = p.defocus_u, p.defocus_v, p.defocus_angle
-    # torch-ctf takes the root of the astigmatism: make it positive by naming the larger axis u.
+    # torch-ctf needs positive astigmatism: let u be the larger axis.
     swap = defocus_u < defocus_v
     defocus_u, defocus_v = torch.where(swap, defocus_v, defocus_u), torch.where(swap, defocus_u, defocus_v)
     angle = torch.where(swap, angle + torch.pi / 2, angle)
@@ -153,7 +161,7 @@ def evaluate_ctf(parameters: CtfParameters, box: int, pixel_size: float) -> torc
     wave = calculate_ctf_2d(
         defocus=(defocus_u + defocus_v) / 2e4,
         astigmatism=(defocus_u - defocus_v) / 2e4,
-        # Measured from the x axis in torch-ctf 0.6, as in RELION, whatever its docstring says.
+        # torch-ctf 0.6 measures it from the x axis, as RELION does; its docstring differs.
         astigmatism_angle=torch.rad2deg(angle),
         voltage=p.voltage,
         spherical_aberration=p.spherical_aberration,
@@ -163,7 +171,7 @@ def evaluate_ctf(parameters: CtfParameters, box: int, pixel_size: float) -> torc
         image_shape=(box, box),
         rfft=True,
         fftshift=False,
-        # torch-ctf maps frequencies by the inverse transpose of what it is given; RELION's M maps them itself.
+        # torch-ctf maps frequencies by the inverse transpose of this matrix; RELION's M maps them itself.
         transform_matrix=None if matrix is None else _swap_axes(torch.linalg.inv(matrix).T),
         return_complex_ctf=True,
     )
@@ -218,7 +226,7 @@ def zernike_phase(coefficients: torch.Tensor, frequency: torch.Tensor, odd: bool
     frequency
         (box, box//2+1, 2) in 1/A.
     odd
-        whether the list holds the odd or the even terms.
+        whether the list contains the odd or the even terms.
 
     Returns
     -------

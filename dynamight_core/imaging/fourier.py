@@ -1,10 +1,11 @@
-"""Fourier helpers: the one place that knows about origins, half planes and shells.
+"""Fourier transforms: the one place that knows about origins, half planes and shells.
 
 Real-space images and volumes have their origin at index ``box // 2``; their transforms are half-plane
 (`rfft`) arrays with the origin in the corner, unnormalised in the forward direction.
 """
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -16,18 +17,21 @@ def real_transform(values: torch.Tensor, ndim: int = 2) -> torch.Tensor:
 
     Differentiable, at half the cost of torch's own gradient, which pads to the full plane and transforms that.
     """
-    return _RealTransform.apply(values, ndim)
+    transforms: torch.Tensor = _RealTransform.apply(values, ndim)  # type: ignore[no-untyped-call]  # torch has no type
+    return transforms
 
 
 class _RealTransform(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, values, ndim):
+    def forward(ctx: Any, values: torch.Tensor, ndim: int) -> torch.Tensor:
         ctx.shape = values.shape[-ndim:]
-        return torch.fft.rfftn(values, dim=tuple(range(-ndim, 0)))
+        transforms: torch.Tensor = torch.fft.rfftn(values, dim=tuple(range(-ndim, 0)))
+        return transforms
 
     @staticmethod
-    def backward(ctx, gradient):
-        # An inverse transform counts the columns twice that stand for two; the gradient has each once.
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (gradient,) = gradients
+        # An inverse transform counts most columns twice, once for their conjugates; the gradient has each once.
         once = gradient / plane_multiplicity(ctx.shape[-1], gradient.device)
         dims = tuple(range(-len(ctx.shape), 0))
         return torch.fft.irfftn(once, s=ctx.shape, dim=dims, norm="forward"), None
@@ -35,24 +39,28 @@ class _RealTransform(torch.autograd.Function):
 
 def image_to_fourier(images: torch.Tensor) -> torch.Tensor:
     """Transform (..., box, box) images to (..., box, box//2+1) half-plane transforms."""
-    return torch.fft.rfft2(torch.fft.ifftshift(images, dim=(-2, -1)))
+    transforms: torch.Tensor = torch.fft.rfft2(torch.fft.ifftshift(images, dim=(-2, -1)))
+    return transforms
 
 
 def fourier_to_image(transforms: torch.Tensor, box: int) -> torch.Tensor:
     """Transform (..., box, box//2+1) half-plane transforms to (..., box, box) images."""
-    return torch.fft.fftshift(torch.fft.irfft2(transforms, s=(box, box)), dim=(-2, -1))
+    images: torch.Tensor = torch.fft.fftshift(torch.fft.irfft2(transforms, s=(box, box)), dim=(-2, -1))
+    return images
 
 
 def volume_to_fourier(volumes: torch.Tensor) -> torch.Tensor:
     """Transform (..., box, box, box) volumes to (..., box, box, box//2+1) transforms."""
     dims = (-3, -2, -1)
-    return torch.fft.rfftn(torch.fft.ifftshift(volumes, dim=dims), dim=dims)
+    transforms: torch.Tensor = torch.fft.rfftn(torch.fft.ifftshift(volumes, dim=dims), dim=dims)
+    return transforms
 
 
 def fourier_to_volume(transforms: torch.Tensor, box: int) -> torch.Tensor:
     """Transform (..., box, box, box//2+1) transforms to (..., box, box, box) volumes."""
     dims = (-3, -2, -1)
-    return torch.fft.fftshift(torch.fft.irfftn(transforms, s=(box,) * 3, dim=dims), dim=dims)
+    volumes: torch.Tensor = torch.fft.fftshift(torch.fft.irfftn(transforms, s=(box,) * 3, dim=dims), dim=dims)
+    return volumes
 
 
 @lru_cache(maxsize=32)
@@ -77,12 +85,13 @@ def frequencies_3d(box: int, device: torch.device | str = "cpu") -> torch.Tensor
 def shells(box: int, ndim: int = 2, device: torch.device | str = "cpu") -> torch.Tensor:
     """Return the integer shell (radius in Fourier pixels, rounded) of each element of a half-plane transform."""
     grid = frequencies_2d(box, device) if ndim == 2 else frequencies_3d(box, device)
-    return (grid.norm(dim=-1) * box).round().long()
+    index: torch.Tensor = (grid.norm(dim=-1) * box).round().long()
+    return index
 
 
 @lru_cache(maxsize=32)
 def plane_multiplicity(box: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Return (box//2+1,) how often each column of a half-plane transform stands in the full one (1 or 2)."""
+    """Return (box//2+1,) how often each column of a half-plane transform occurs in the full one (1 or 2)."""
     count = torch.full((box // 2 + 1,), 2.0, device=device)
     count[0] = 1
     if box % 2 == 0:
@@ -101,7 +110,7 @@ def shell_sums(values: torch.Tensor, box: int, ndim: int = 2) -> torch.Tensor:
     Returns
     -------
     torch.Tensor
-        (..., box//2+1) sums over shells 0 ... box//2; corners beyond Nyquist are left out.
+        (..., box//2+1) sums over shells 0 ... box//2; corners beyond Nyquist are omitted.
     """
     index = shells(box, ndim, values.device)
     n_shells = box // 2 + 1
@@ -117,15 +126,15 @@ def shell_means(values: torch.Tensor, box: int, ndim: int = 2) -> torch.Tensor:
 
 
 def expand_shells(curve: torch.Tensor, box: int, ndim: int = 2) -> torch.Tensor:
-    """Lay (..., box//2+1) shell values out on the half plane; corners take the value of the last shell."""
+    """Return (..., box//2+1) shell values at each element of a half plane; corners take that of the last shell."""
     return curve[..., shells(box, ndim, curve.device).clamp(max=box // 2)]
 
 
 def crop_fourier(transforms: torch.Tensor, box: int, new_box: int) -> torch.Tensor:
     """Crop half-plane transforms of `box` to `new_box` pixels, Nyquist frequencies of the new box set to zero.
 
-    The transform of an image of fixed extent keeps its values, so the real-space integral is kept when the
-    image is read as density times pixel area. Zeroing Nyquist makes `pad_fourier` the exact adjoint.
+    Fourier coefficients keep their values: pixels of the smaller image are larger, and their sum stays the same.
+    Zeroing Nyquist makes `pad_fourier` the exact adjoint.
     """
     half = (new_box - 1) // 2
     out = transforms.new_zeros(*transforms.shape[:-2], new_box, new_box // 2 + 1)
@@ -153,9 +162,9 @@ def translation_phases(shifts: torch.Tensor, box: int) -> torch.Tensor:
 
 
 def resample_image(images: torch.Tensor, new_box: int) -> torch.Tensor:
-    """Fourier-crop or -pad (..., box, box) images to `new_box` pixels of the same extent.
+    """Fourier-crop or -pad (..., box, box) images to `new_box` pixels over the same extent.
 
-    Grey values are kept (a constant stays that constant).
+    Grey values are kept: a constant image keeps its value.
     """
     box = images.shape[-1]
     if new_box == box:
@@ -166,7 +175,7 @@ def resample_image(images: torch.Tensor, new_box: int) -> torch.Tensor:
 
 
 def resample_volume(volume: torch.Tensor, new_box: int) -> torch.Tensor:
-    """Fourier-crop or -pad a (box, box, box) volume to `new_box` voxels of the same extent, grey values kept."""
+    """Fourier-crop or -pad a (box, box, box) volume to `new_box` voxels over the same extent, grey values kept."""
     box = volume.shape[-1]
     if new_box == box:
         return volume
@@ -183,7 +192,7 @@ def resample_volume(volume: torch.Tensor, new_box: int) -> torch.Tensor:
 
 
 def lowpass_volume(volume: torch.Tensor, pixel_size: float, resolution: float) -> torch.Tensor:
-    """Low-pass filter a (box, box, box) volume at `resolution` (A), raised-cosine edge of 3 Fourier voxels."""
+    """Low-pass filter a (box, box, box) volume at `resolution` (A) with a raised-cosine edge of 3 Fourier voxels."""
     box = volume.shape[-1]
     radius = frequencies_3d(box, volume.device).norm(dim=-1) * box
     cutoff = box * pixel_size / resolution

@@ -34,7 +34,8 @@ def image_radius(box: int, device: torch.device | str = "cpu") -> torch.Tensor:
 
 def grid_points(coordinates: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the (n^3, 3) x, y, z of a cubic grid with (n,) coordinates on each axis, x running fastest."""
-    return np.stack(np.meshgrid(coordinates, coordinates, coordinates, indexing="ij")[::-1], -1).reshape(-1, 3)
+    points: NDArray[np.float64] = np.stack(np.meshgrid(*[coordinates] * 3, indexing="ij")[::-1], -1)
+    return points.reshape(-1, 3)
 
 
 def to_points(voxels: Array, box: int, pixel_size: float) -> Array:
@@ -57,7 +58,8 @@ def to_grid(points: torch.Tensor, size: int, extent: float) -> torch.Tensor:
 
 def nearest_voxels(points: NDArray[np.floating[Any]], box: int, pixel_size: float) -> NDArray[np.int64]:
     """Return the (n, 3) indices z, y, x of the voxels nearest to (n, 3) points x, y, z (A); some may lie outside."""
-    return np.rint(points / pixel_size).astype(np.int64)[:, ::-1] + box // 2
+    voxels: NDArray[np.int64] = np.rint(points / pixel_size).astype(np.int64)[:, ::-1] + box // 2
+    return voxels
 
 
 def inside_box(voxels: NDArray[np.int64], box: int) -> NDArray[np.bool_]:

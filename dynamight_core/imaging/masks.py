@@ -13,9 +13,9 @@ _EDGE, _MIN_EDGE_PIXELS = 5.0, 3.0
 
 def raised_cosine(fraction: Array) -> Array:
     """Return a soft edge: 1 where `fraction` of the edge's width is 0 or less, 0 where it is 1 or more."""
-    fraction = fraction.clip(0, 1)
-    cosine = np.cos(np.pi * fraction) if isinstance(fraction, np.ndarray) else torch.cos(torch.pi * fraction)
-    return 0.5 + 0.5 * cosine
+    angle = np.pi * fraction.clip(0, 1)
+    edge: Array = 0.5 + 0.5 * (np.cos(angle) if isinstance(angle, np.ndarray) else angle.cos())
+    return edge
 
 
 def soft_circle(

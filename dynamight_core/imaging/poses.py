@@ -1,7 +1,7 @@
 """Particle orientations: RELION's ZYZ Euler angles and rotation matrices.
 
-A matrix A takes volume coordinates to image coordinates, ``x_image = A x_volume``; the projection runs
-along z of the image frame. See docs/conventions.md.
+A matrix A takes volume coordinates to image coordinates, ``x_image = A x_volume``; the projection runs along z of the
+image frame. Rotation vectors are left to roma (with gradients) and scipy. See docs/conventions.md.
 """
 
 import torch
@@ -39,7 +39,7 @@ def rotation_matrices(angles: torch.Tensor) -> torch.Tensor:
 def euler_angles(matrices: torch.Tensor) -> torch.Tensor:
     """Return RELION's Euler angles of rotation matrices; the inverse of `rotation_matrices`.
 
-    Where tilt is 0 or 180 degrees only one in-plane angle is defined: it is given as psi, and rot is 0.
+    At a tilt of 0 or 180 degrees only one in-plane angle is defined: it is returned as psi, and rot is 0.
 
     Parameters
     ----------
@@ -70,6 +70,8 @@ def random_rotations(n: int, generator: torch.Generator) -> torch.Tensor:
 
 def axis_rotations(axis: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
     """Return the matrices of rotations about one axis (Rodrigues' formula).
+
+    Simulated data sets are made with it: roma's formula would change their last digits.
 
     Parameters
     ----------

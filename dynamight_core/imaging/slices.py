@@ -1,33 +1,35 @@
-"""Sums over undeformed particles, as Fourier slices: N^2 operations a particle where reading every voxel takes N^3.
+"""Sums over undeformed particles as Fourier slices: N^2 operations per particle, not N^3 as for reading every voxel.
 
-Where nothing moves, a voxel reads the sum over the image's frequencies k of G(k) exp(2 pi i (A^T k) . x / box): the
-adjoint of a non-uniform Fourier transform at the points A^T k of a slice. Slices are spread on a grid of Fourier voxels
-finer than the map's with a compact kernel whose transform is divided out, so that the sum is exact to the kernel's
-accuracy in real space: a filter that leaves no mark.
+Without motion, the value at a voxel x is the sum over the image's frequencies k of G(k) exp(2 pi i (A^T k) . x / box):
+the adjoint of a non-uniform Fourier transform at the points A^T k of a slice. Slices are spread on a Fourier grid
+finer than the map's with a compact kernel, whose transform is divided out in real space. The sum is exact to the
+accuracy of the kernel.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from dynamight_core.imaging.compiled import compiled, in_threads, part_of_a_loop
+from dynamight_core.imaging.compiled import Floats, compiled, in_threads, part_of_a_loop
 from dynamight_core.imaging.fourier import shells
 
-# Fourier voxels to one of the map's, and those that a point is spread on, an axis. The "exponential of semicircle"
-# kernel (Barnett, Magland & af Klinteberg 2019) of this width errs by 2e-4 of white slices.
+# Per axis: Fourier voxels of the grid to one of the map, and voxels that a point is spread over. With this width the
+# "exponential of semicircle" kernel (Barnett, Magland & af Klinteberg 2019) has an error of 2e-4 for white slices.
 PADDING, WIDTH = 1.5, 5
 _TABLE = 1024
-# Columns beyond either end of the half space, for what points there spread over.
+# Extra columns beyond both ends of the half space, for points near the ends.
 _MARGIN = WIDTH // 2 + 2
 _CHUNK = 2**25
-# Real and imaginary part of images, and power, side by side: one pass over the memory serves them all.
+# Real and imaginary part of images, and power, side by side: one pass over the memory sums all three.
 _CHANNELS = 3
-# What a point adds to a row of voxels, and a zero: two whole registers.
+# Numbers that a point adds to a row of voxels, and a zero: they fill two registers.
 _ROW = _CHANNELS * WIDTH + 1
 
 
-def _kernel(distance: np.ndarray) -> np.ndarray:
+def _kernel(distance: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the kernel at distances in Fourier voxels."""
     beta = 0.97 * np.pi * WIDTH * (1 - 1 / (2 * PADDING))
     inside = np.clip(1 - (2 * distance / WIDTH) ** 2, 0, None)
@@ -35,22 +37,23 @@ def _kernel(distance: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def _kernel_table() -> np.ndarray:
-    """Return (_TABLE + 2, WIDTH) weights of the voxels from the first one on, by the share of a voxel before it."""
-    share = np.arange(_TABLE + 2)[:, None] / _TABLE
-    return _kernel(share - WIDTH / 2 + np.arange(WIDTH)).astype(np.float32)
+def _kernel_table() -> Floats:
+    """Return (_TABLE + 2, WIDTH) weights of a point's voxels, by the fraction of a voxel before the first one."""
+    fraction = np.arange(_TABLE + 2)[:, None] / _TABLE
+    return _kernel(fraction - WIDTH / 2 + np.arange(WIDTH)).astype(np.float32)
 
 
-def _correction(box: int, grid: int) -> np.ndarray:
+def _correction(box: int, grid: int) -> Floats:
     """Return (box,) one over the kernel's transform along an axis of the map."""
-    nodes, weights = np.polynomial.legendre.leggauss(64)
+    nodes, weights = np.polynomial.legendre.leggauss(64)  # type: ignore[no-untyped-call]  # numpy has no type for it
     nodes, weights = nodes * WIDTH / 2, weights * WIDTH / 2
     phases = np.cos(2 * np.pi * np.outer(np.arange(box) - box // 2, nodes) / grid)
-    return (1 / (phases @ (weights * _kernel(nodes)))).astype(np.float32)
+    correction: NDArray[np.float64] = 1 / (phases @ (weights * _kernel(nodes)))
+    return correction.astype(np.float32)
 
 
 def padded_size(box: int) -> int:
-    """Return the size of the Fourier grid that slices of `box` pixels are summed on, even and of small factors."""
+    """Return the size of the Fourier grid that slices of `box` pixels are summed on: even, with small factors."""
     size = int(np.ceil(box * PADDING / 2)) * 2
     while _largest_factor(size) > 5:
         size += 2
@@ -67,7 +70,7 @@ def _largest_factor(number: int) -> int:
 
 
 def slice_memory(box: int) -> int:
-    """Return the bytes of sums of slices on their grid and on their way to a map."""
+    """Return the bytes that sums of slices and their transform to a map of `box` voxels take."""
     grid = padded_size(box)
     columns = grid // 2 + 1 + 2 * _MARGIN
     return 4 * _CHANNELS * grid**2 * columns + 8 * box * grid * (grid // 2 + 1)
@@ -88,11 +91,11 @@ class SliceSums:
         self.sums = torch.zeros(self.grid, self.grid, self.columns, _CHANNELS, device=device)
         ky = torch.fft.fftfreq(box, 1 / box, device=device)
         kx = torch.arange(box // 2 + 1, device=device, dtype=torch.float32)
-        # Nyquist is dropped, as a half plane cannot hold it; of the first column each row stands for half.
+        # A half plane cannot represent Nyquist. Rows of the first column occur twice, as conjugates of each other.
         used = (ky[:, None].abs() < box // 2) & (kx < box // 2) & (shells(box, 2, device) <= box // 2)
         self._pixels = used.flatten().nonzero()[:, 0]
         self._kx, self._ky = kx.repeat(box)[self._pixels], ky.repeat_interleave(len(kx))[self._pixels]
-        self._share = torch.where(self._kx == 0, 0.5, 1.0)
+        self._weights = torch.where(self._kx == 0, 0.5, 1.0)
 
     def add(self, matrices: torch.Tensor, transforms: torch.Tensor, power: torch.Tensor) -> None:
         """Add particles.
@@ -100,7 +103,7 @@ class SliceSums:
         Parameters
         ----------
         matrices
-            (b, 2, 3) rotations, magnification folded in.
+            (b, 2, 3) rotations including magnification.
         transforms
             (b, box, box//2+1) complex, of the images.
         power
@@ -110,7 +113,7 @@ class SliceSums:
             self._add_torch(matrices, transforms, power)
             return
         values, scaled = self._points(matrices, transforms, power)
-        # Threads share out the planes of the grid.
+        # Each thread works on its own planes of the grid.
         bounds = np.linspace(0, self.grid, torch.get_num_threads() + 1).astype(np.int64)
         in_threads(
             _spread_slices,
@@ -123,13 +126,15 @@ class SliceSums:
             self.sums.numpy(),
         )
 
-    def _points(self, matrices, transforms, power):
+    def _points(
+        self, matrices: torch.Tensor, transforms: torch.Tensor, power: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the (b, p, 3) values of a slice's points, and (b, 2, 3) matrices from pixels to Fourier voxels."""
         values = torch.view_as_real(transforms.flatten(1)[:, self._pixels]).float()
-        values = torch.cat([values, power.flatten(1)[:, self._pixels, None]], 2) * self._share[:, None]
+        values = torch.cat([values, power.flatten(1)[:, self._pixels, None]], 2) * self._weights[:, None]
         return values, (matrices[:, :2].float() * (self.grid / self.box)).contiguous()
 
-    def _add_torch(self, matrices, transforms, power):
+    def _add_torch(self, matrices: torch.Tensor, transforms: torch.Tensor, power: torch.Tensor) -> None:
         values, matrices = self._points(matrices, transforms, power)
         table = torch.from_numpy(_kernel_table()).to(values.device)
         flat = self.sums.view(-1, _CHANNELS)
@@ -161,11 +166,11 @@ class SliceSums:
         """Return the (box, box, box) sum of point spreads at every voxel."""
         return self._volume(lambda part: part[..., 2].to(torch.complex64))
 
-    def _volume(self, channel) -> torch.Tensor:
+    def _volume(self, channel: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         box, grid, half = self.box, self.grid, self.grid // 2
         middle = torch.arange(-(box // 2), box - box // 2, device=self.device)
         inside = middle % grid
-        # Planes of the map first, so that only their share of the fine grid is ever held as complex numbers.
+        # Planes of the map first, so that only these of the fine grid are held as complex numbers.
         rows = torch.empty(box, grid, half + 1, dtype=torch.complex64, device=self.device)
         step = max(1, _CHUNK // (8 * grid * self.columns))
         for start in range(0, grid, step):
@@ -173,7 +178,7 @@ class SliceSums:
             part = channel(self.sums[:, chosen])
             mirrored = channel(self.sums[:, (-chosen) % grid])[(-torch.arange(grid, device=self.device)) % grid]
             columns = part[:, :, _MARGIN : _MARGIN + half + 1].clone()
-            # What was spread beyond an end of the half space belongs to the conjugate on the other side.
+            # Values beyond an end of the half space belong to the conjugate on the other side.
             near = slice(0, _MARGIN + 1)
             columns[:, :, near] += mirrored[:, :, near].flip(2).conj()
             far = slice(_MARGIN + half, _MARGIN + half + _MARGIN + 1)
@@ -183,15 +188,15 @@ class SliceSums:
         volume = torch.empty(box, box, box, device=self.device)
         step = max(1, _CHUNK // (8 * grid * (half + 1)))
         for start in range(0, box, step):
-            part = slice(start, start + step)
-            lines = torch.fft.ifft(rows[part], dim=1, norm="forward")[:, inside]
+            planes = slice(start, start + step)
+            lines = torch.fft.ifft(rows[planes], dim=1, norm="forward")[:, inside]
             values = torch.fft.irfft(lines, n=grid, dim=2, norm="forward")[:, :, inside]
-            volume[part] = values * correction[part, None, None] * correction[:, None] * correction
+            volume[planes] = values * correction[planes, None, None] * correction[:, None] * correction
         return volume / box**2
 
 
 @part_of_a_loop
-def _add_row(to, weight, row):
+def _add_row(to: Floats, weight: np.float32, row: tuple[np.float32, ...]) -> None:
     """Add a weighted row of `_ROW` numbers."""
     to[0] += weight * row[0]
     to[1] += weight * row[1]
@@ -212,24 +217,28 @@ def _add_row(to, weight, row):
 
 
 @compiled
-def _spread_slices(first, last, matrices, kx, ky, values, table, sums):
+def _spread_slices(
+    first: int, last: int, matrices: Floats, kx: Floats, ky: Floats, values: Floats, table: Floats, sums: Floats
+) -> None:
     """Spread the points of slices on the planes from `first` to `last` of the grid.
 
     Parameters
     ----------
+    first, last
+        range of planes to work on.
     matrices
-        (b, 2, 3) float32 from pixels to Fourier voxels.
+        (b, 2, 3) from pixels to Fourier voxels.
     kx, ky
-        (p,) float32 frequencies of the pixels.
+        (p,) frequencies of the pixels.
     values
-        (b, p, 3) float32.
+        (b, p, 3) real and imaginary part, and power.
     table
-        of the kernel.
+        of `_kernel_table`.
     sums
-        (z, y, x, 3) float32; columns begin with the margin.
+        (z, y, x, 3); columns begin with the margin.
     """
     grid, columns = sums.shape[0], sums.shape[2]
-    # Magnification takes a few frequencies beyond those of the map.
+    # Magnification moves a few frequencies beyond those of the map.
     reachable = np.float32(grid // 2 + 1)
     reach, steps = np.float32(WIDTH / 2), np.float32(_TABLE)
     flat = sums.reshape(-1)
@@ -246,7 +255,7 @@ def _spread_slices(first, last, matrices, kx, ky, values, table, sums):
             if x > reachable or abs(y) > reachable or abs(z) > reachable:
                 continue
             start = np.int64(np.ceil(z - reach))
-            planes = 0
+            planes = np.int64(0)
             for t in range(WIDTH):
                 planes += first <= (start + t) % grid < last
             if planes == 0:
@@ -255,9 +264,9 @@ def _spread_slices(first, last, matrices, kx, ky, values, table, sums):
                 before = (x if axis == 0 else (y if axis == 1 else z)) - reach
                 at = (np.ceil(before) - before) * steps
                 k = np.int64(at)
-                share = at - np.float32(k)
+                fraction = at - np.float32(k)
                 for t in range(WIDTH):
-                    weights[axis, t] = table[k, t] + share * (table[k + 1, t] - table[k, t])
+                    weights[axis, t] = table[k, t] + fraction * (table[k + 1, t] - table[k, t])
             a, b, c, d, e = weights[0, 0], weights[0, 1], weights[0, 2], weights[0, 3], weights[0, 4]
             row = (
                 a * real,

@@ -1,58 +1,62 @@
-"""Voxels as pseudo-atoms: read in particle images or spread into them, at rest or moved by a field.
+"""Voxels as pseudo-atoms: read in particle images or spread into them, at rest or displaced by a field.
 
-On a CPU compiled loops do it (`compiled`), on other devices torch; both by the same rule. A field is evaluated on a
-lattice of every so many voxels, as coarse as its own smoothness allows, projected by the pose, and interpolated.
+Compiled loops do this on a CPU (`compiled`), torch on other devices, by the same rule. A field is evaluated on a
+lattice as coarse as its smoothness allows, projected by the pose, and interpolated between the nodes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 
-from dynamight_core.imaging.compiled import BORDER, in_threads, read_rows, spread_rows
+from dynamight_core.imaging.compiled import BORDER, Integers, in_threads, read_rows, spread_rows
 
 Evaluator = Callable[[torch.Tensor], torch.Tensor]
+# Particles as `read` and `spread` take them: poses and displacements, both in pixels; see `Voxels.place`.
+Placed = tuple[torch.Tensor, torch.Tensor]
 
-# Rows of this many planes and lines belong together: they cross the same part of an image.
+# Planes and lines of a tile: its rows cross the same part of an image.
 _TILE = 8
-# Spacings of a lattice that are tried, in voxels, and what interpolation may leave, in voxels rms over particles.
-_SPACINGS, _REMAINDER, _SAMPLE = (8, 4, 2), 0.01, 400
+# Lattice spacings to try, voxels; the largest rms error of interpolation over particles, voxels; points it is
+# measured at.
+_SPACINGS, _MAX_ERROR, _SAMPLE = (8, 4, 2), 0.01, 400
 # Bytes of a batch's displacements at a time, and what a decoder keeps for a fixed point: 32 basis fields of three
 # numbers, and some room.
 _SHIFTS, _BYTES_PER_POINT = 2**25, 512
-# Reads of a batch at a time where they need memory of their own.
+# Reads of a batch at a time where each needs its own memory.
 _READS = 2**24
 
 
 class Field(Protocol):
-    """What knows a deformation: a decoder, an inverse field, the truth of a simulation."""
+    """A deformation field: a decoder, an inverse field, or the true one of a simulation."""
 
     def evaluator(self, points: torch.Tensor) -> Evaluator:
-        """Return the map from (b, d) latents to (b, m, 3) displacements (A) of fixed (m, 3) points (A)."""
+        """Return the function from (b, d) latents to (b, m, 3) displacements (A) of fixed (m, 3) points (A)."""
 
 
 class ModalField:
-    """A deformation as a sum of a few fields: delta_i(x) = sum_k c_ik phi_k(x); its latents are coordinates (n, K).
+    """A deformation as a sum of a few fields, delta_i(x) = sum_k c_ik phi_k(x). Its latents are coordinates (n, K).
 
     Parameters
     ----------
     fields
-        gives phi, (K, m, 3), at (m, 3) points (A). With c in A, phi has no unit.
+        returns phi, (K, m, 3), at (m, 3) points (A). With c in A, phi has no unit.
     """
 
     def __init__(self, fields: Callable[[torch.Tensor], torch.Tensor]):
         self.fields = fields
 
     def evaluator(self, points: torch.Tensor) -> Evaluator:
-        """Return the map from (b, K) coordinates to (b, m, 3) displacements (A) of fixed (m, 3) points (A)."""
+        """Return the function from (b, K) coordinates to (b, m, 3) displacements (A) of fixed (m, 3) points (A)."""
         fields = self.fields(points)
         return lambda coordinates: torch.tensordot(coordinates, fields, dims=1)
 
 
 def bordered(images: torch.Tensor) -> torch.Tensor:
-    """Return (b, size, size) images with the border of zeros that voxels are read and spread with."""
+    """Return (b, size, size) images with the border of zeros that reading and spreading need."""
     return F.pad(images, BORDER * 2)
 
 
@@ -70,33 +74,42 @@ class Voxels:
     field
         deformation, or None.
     scale
-        (z, y, x) factor on displacements, None for 1.
+        (z, y, x) factor on displacements; 1 if None or not of floating point.
     spacing
-        of the lattice that the field is evaluated on, in voxels.
+        of the lattice that the field is evaluated on, voxels.
     """
 
-    def __init__(self, mask, origin, pixel_size: float, field: Field | None = None, scale=None, spacing: int = 1):
+    def __init__(
+        self,
+        mask: torch.Tensor,
+        origin: Sequence[int],
+        pixel_size: float,
+        field: Field | None = None,
+        scale: torch.Tensor | None = None,
+        spacing: int = 1,
+    ):
         self.device, self.shape = mask.device, tuple(mask.shape)
         self.origin, self.pixel_size, self.field, self.spacing = tuple(origin), pixel_size, field, spacing
         self.scale = scale if field is not None and scale is not None and scale.is_floating_point() else None
         self._set(_runs(mask.cpu().numpy(), self.origin))
 
-    def _set(self, runs: np.ndarray) -> None:
+    def _set(self, runs: Integers) -> None:
         self.runs = runs
         order, self._tiles = _tiles(runs)
         self._tiled = runs[order]
-        self._evaluate = self._fields = self.nodes = None
+        self.nodes, self.corner = np.zeros((0, 0, 0), np.int64), np.zeros(3, np.int64)
+        self._shifts: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
 
     def __len__(self) -> int:
         return int((self.runs[:, 3] - self.runs[:, 2]).sum())
 
     @property
     def points(self) -> torch.Tensor:
-        """(m, 3) x, y, z in A."""
+        """(m, 3) x, y, z of the voxels, A."""
         return self._rows(self.runs)[0][:3].T.contiguous() * self.pixel_size
 
     def split(self, size: int) -> list["Voxels"]:
-        """Return voxels in parts of about `size`."""
+        """Return parts of about `size` voxels each."""
         lengths = self.runs[:, 3] - self.runs[:, 2]
         part = (np.cumsum(lengths) - lengths) // max(1, size)
         parts = []
@@ -109,45 +122,52 @@ class Voxels:
             parts.append(chosen)
         return parts
 
-    def prepare(self) -> None:
-        """Evaluate what of the field does not depend on the particle."""
-        if self.field is None or self._evaluate is not None or self._fields is not None:
-            return
+    def _prepared(self, field: Field) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        """Return the function from poses and latents to (b, 2, n) displacements in pixels; it holds the field here."""
         if self.spacing == 1:
-            places, self.corner = self._rows(self.runs)[0][:3].T.round().long(), np.zeros(3, np.int64)
-            self.nodes = np.zeros((0, 0, 0), np.int64)
+            voxels = self._rows(self.runs)[0][:3].T.round().long()
         else:
-            places, self.nodes, self.corner = self._lattice()
-        factor = None if self.scale is None else self._scale_at(places)
-        points = places.float() * self.pixel_size
-        if isinstance(self.field, ModalField):
-            fields = self.field.fields(points)
+            voxels, self.nodes, self.corner = self._lattice()
+        factor = None if self.scale is None else self._scale_at(voxels, self.scale)
+        points = voxels.float() * self.pixel_size
+        if isinstance(field, ModalField):
+            fields = field.fields(points)
             if factor is not None:
                 fields = fields * factor
             # As rows of a product with poses and coordinates, (3 K, nodes).
-            self._fields = fields.transpose(1, 2).flatten(0, 1).contiguous()
-        else:
-            evaluate = self.field.evaluator(points)
-            self._evaluate = evaluate if factor is None else lambda latents: evaluate(latents) * factor
+            rows = fields.transpose(1, 2).flatten(0, 1).contiguous()
+
+            def modal(poses: torch.Tensor, coordinates: torch.Tensor) -> torch.Tensor:
+                moved = coordinates[:, None, :, None] * poses[:, :, None, :3]  # (b, 2, K, 3)
+                return (moved.reshape(2 * len(poses), -1) @ rows).view(len(poses), 2, -1)
+
+            return modal
+        evaluate = field.evaluator(points)
+
+        def projected(poses: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+            shifts = evaluate(latents) if factor is None else evaluate(latents) * factor
+            return torch.bmm(poses[:, :, :3], shifts.transpose(1, 2))
+
+        return projected
 
     def release(self) -> None:
-        """Let go of what `prepare` made."""
-        self._evaluate = self._fields = self.nodes = None
+        """Free the memory that the field's values take."""
+        self._shifts, self.nodes = None, np.zeros((0, 0, 0), np.int64)
 
-    def field_memory(self) -> int:
-        """Return about how many bytes `prepare` makes."""
+    def field_memory(self) -> float:
+        """Return the approximate number of bytes that the field's values take."""
         return len(self) * min(1, 2 / self.spacing**3) * _BYTES_PER_POINT
 
-    def _scale_at(self, places: torch.Tensor) -> torch.Tensor:
-        """Return the (n, 1) factors at (n, 3) x, y, z in voxels from the origin; that of the edge beyond the grid."""
+    def _scale_at(self, voxels: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """Return the (n, 1) factors at (n, 3) x, y, z in voxels from the origin; beyond the grid, those at its edge."""
         at = [
-            (places[:, 2 - axis] + start).clamp(0, size - 1)
+            (voxels[:, 2 - axis] + start).clamp(0, size - 1)
             for axis, (start, size) in enumerate(zip(self.origin, self.shape, strict=True))
         ]
-        return self.scale[tuple(at)][:, None]
+        return scale[tuple(at)][:, None]
 
-    def _lattice(self):
-        """Return (n, 3) x, y, z of the nodes around the voxels, their numbers on a lattice and its first corner."""
+    def _lattice(self) -> tuple[torch.Tensor, Integers, Integers]:
+        """Return (n, 3) x, y, z of the nodes around the voxels, their indices on a lattice and its first corner."""
         rows = self._rows(self.runs)[0][:3].round().long().flip(0).cpu().numpy()
         corner = rows.min(1)
         cells = (rows - corner[:, None]) // self.spacing
@@ -157,11 +177,11 @@ class Voxels:
                 for dx in (0, 1):
                     used[cells[0] + dz, cells[1] + dy, cells[2] + dx] = True
         numbers = np.where(used, np.cumsum(used.ravel()).reshape(used.shape) - 1, 0)
-        places = np.argwhere(used) * self.spacing + corner
-        return torch.from_numpy(places[:, ::-1].copy()).to(self.device), numbers, corner
+        nodes = np.argwhere(used) * self.spacing + corner
+        return torch.from_numpy(nodes[:, ::-1].copy()).to(self.device), numbers, corner
 
-    def place(self, poses: torch.Tensor, latents: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what `read` and `spread` need to know of particles.
+    def place(self, poses: torch.Tensor, latents: torch.Tensor | None = None) -> Placed:
+        """Return poses and displacements of particles as `read` and `spread` take them.
 
         Parameters
         ----------
@@ -174,28 +194,32 @@ class Voxels:
         -------
         tuple
             (b, 2, 4) poses from voxels to pixels of bordered images, and (b, 2, n) displacements in pixels.
+
+        Raises
+        ------
+        ValueError
+            if there is a field but no latents.
         """
-        b = len(poses)
         scaled = poses.clone()
         scaled[:, :, :3] *= self.pixel_size
         scaled[:, :, 3] += BORDER[0]
         if self.field is None:
-            return scaled, poses.new_zeros(b, 2, 1)
-        self.prepare()
-        if self._fields is not None:
-            moved = latents[:, None, :, None] * poses[:, :, None, :3]  # (b, 2, K, 3)
-            return scaled, (moved.reshape(2 * b, -1) @ self._fields).view(b, 2, -1)
-        return scaled, torch.bmm(poses[:, :, :3], self._evaluate(latents).transpose(1, 2))
+            return scaled, poses.new_zeros(len(poses), 2, 1)
+        if latents is None:
+            raise ValueError("voxels under a field need the latents of the particles")
+        if self._shifts is None:
+            self._shifts = self._prepared(self.field)
+        return scaled, self._shifts(poses, latents)
 
-    def read(self, images: torch.Tensor, placed, out: torch.Tensor) -> None:
-        """Add to `out`, a whole grid, the sums over (b, size, size) bordered images of what they hold at the voxels."""
+    def read(self, images: torch.Tensor, placed: Placed, out: torch.Tensor) -> None:
+        """Add to `out`, a whole grid, the values of (b, size, size) bordered images at the voxels, summed over b."""
         if self.device.type == "cpu":
             self._compiled(read_rows, images, placed, out.view(-1), by_tile=True)
         else:
             self._read_torch(images, placed, out)
 
-    def spread(self, values: torch.Tensor, placed, size: int) -> torch.Tensor:
-        """Return (b, size, size) images, without a border, of a whole grid's values at the voxels."""
+    def spread(self, values: torch.Tensor, placed: Placed, size: int) -> torch.Tensor:
+        """Return (b, size, size) images, without a border, of the values of a whole grid at the voxels."""
         width = size + sum(BORDER)
         images = values.new_zeros(len(placed[0]), width, width)
         if self.device.type == "cpu":
@@ -204,52 +228,50 @@ class Voxels:
             self._spread_torch(values, placed, images)
         return images[:, BORDER[0] : -BORDER[1], BORDER[0] : -BORDER[1]]
 
-    def _read_torch(self, images, placed, out):
-        for runs, places in self._chunks(placed):
-            grid = places * (2 / (images.shape[-1] - 1)) - 1
+    def _read_torch(self, images: torch.Tensor, placed: Placed, out: torch.Tensor) -> None:
+        for runs, points in self._chunks(placed):
+            grid = points * (2 / (images.shape[-1] - 1)) - 1
             values = F.grid_sample(images[:, None], grid.transpose(1, 2)[:, None], align_corners=True).sum((0, 1, 2))
             out.view(-1)[self._rows(runs)[1]] += values
 
-    def _spread_torch(self, values, placed, images):
+    def _spread_torch(self, values: torch.Tensor, placed: Placed, images: torch.Tensor) -> None:
         width, flat = images.shape[-1], images.view(len(images), -1)
-        for runs, places in self._chunks(placed):
-            weights = values.reshape(-1)[self._rows(runs)[1]]
-            places = places.clamp(0, width - 2)
-            lower = places.floor()
-            fraction = places - lower
+        for runs, points in self._chunks(placed):
+            at_voxels = values.reshape(-1)[self._rows(runs)[1]]
+            points = points.clamp(0, width - 2)
+            lower = points.floor()
+            fraction = points - lower
             first = (lower[:, 1] * width + lower[:, 0]).long()
             for down in (0, 1):
                 for right in (0, 1):
-                    share = fraction[:, 0] if right else 1 - fraction[:, 0]
-                    share = share * (fraction[:, 1] if down else 1 - fraction[:, 1])
-                    flat.scatter_add_(1, first + down * width + right, share * weights)
+                    weight = fraction[:, 0] if right else 1 - fraction[:, 0]
+                    weight = weight * (fraction[:, 1] if down else 1 - fraction[:, 1])
+                    flat.scatter_add_(1, first + down * width + right, weight * at_voxels)
 
-    def _compiled(self, function, source, placed, target, by_tile):
-        tiles = self._tiles
+    def _compiled(
+        self, function: Callable[..., None], source: torch.Tensor, placed: Placed, target: torch.Tensor, by_tile: bool
+    ) -> None:
         poses, shifts = (part.contiguous().numpy() for part in placed)
-        parts = len(tiles) - 1 if by_tile else len(poses)
+        parts = len(self._tiles) - 1 if by_tile else len(poses)
         threads = torch.get_num_threads()
-        # More parts than threads even out what they take; spread images are alike.
+        # More parts than threads balance the load: some tiles take longer than others.
         bounds = np.unique(np.linspace(0, parts, 1 + (1 if threads == 1 else min(parts, 8 * threads))).astype(np.int64))
-        spacing = 0 if self.field is None else self.spacing
-        nodes = np.zeros((0, 0, 0), np.int64) if self.nodes is None else self.nodes
-        corner = np.zeros(3, np.int64) if self.nodes is None else self.corner
         in_threads(
             function,
             bounds,
             source.contiguous().numpy(),
             poses,
-            tiles,
+            self._tiles,
             self._tiled,
             shifts,
-            nodes,
-            corner,
-            spacing,
+            self.nodes,
+            self.corner,
+            0 if self.field is None else self.spacing,
             target.numpy(),
         )
 
-    def _chunks(self, placed):
-        """Yield runs of voxels and where they lie, (b, 2, m) pixels of bordered images."""
+    def _chunks(self, placed: Placed) -> Iterator[tuple[Integers, torch.Tensor]]:
+        """Yield runs of voxels and their (b, 2, m) positions, pixels of bordered images."""
         poses, shifts = placed
         b = len(poses)
         lengths = self.runs[:, 3] - self.runs[:, 2]
@@ -257,12 +279,12 @@ class Voxels:
         for number in np.unique(part):
             runs = self.runs[part == number]
             rows = self._rows(runs)[0]
-            places = (poses.reshape(2 * b, 4) @ rows).view(b, 2, -1)
+            points = (poses.reshape(2 * b, 4) @ rows).view(b, 2, -1)
             if self.field is not None:
-                places += self._interpolated(shifts, runs, rows)
-            yield runs, places
+                points += self._interpolated(shifts, runs, rows)
+            yield runs, points
 
-    def _interpolated(self, shifts, runs, rows):
+    def _interpolated(self, shifts: torch.Tensor, runs: Integers, rows: torch.Tensor) -> torch.Tensor:
         """Return the (b, 2, m) displacements of voxels."""
         if self.spacing == 1:
             return shifts[:, :, runs[0, 5] : runs[-1, 5] + runs[-1, 3] - runs[-1, 2]]
@@ -270,20 +292,20 @@ class Voxels:
         at = rows[:3].flip(0).round().long() - torch.from_numpy(self.corner).to(rows.device)[:, None]
         cells = at // self.spacing
         fraction = (at - cells * self.spacing).float() / self.spacing
-        total = 0.0
+        total = torch.zeros(*shifts.shape[:2], rows.shape[1], device=rows.device)
         for dz in (0, 1):
             for dy in (0, 1):
                 for dx in (0, 1):
-                    weight = 1.0
+                    weight = torch.ones_like(fraction[0])
                     for axis, step in enumerate((dz, dy, dx)):
                         weight = weight * (fraction[axis] if step else 1 - fraction[axis])
                     number = nodes[cells[0] + dz, cells[1] + dy, cells[2] + dx]
                     total = total + weight * shifts[:, :, number]
         return total
 
-    def _rows(self, runs):
-        """Return (4, m) x, y, z in voxels from the origin and 1, and (m,) places in the whole grid."""
-        runs = torch.from_numpy(runs).to(self.device)
+    def _rows(self, runs_of_voxels: Integers) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (4, m) x, y, z in voxels from the origin and 1, and (m,) indices in the whole grid."""
+        runs = torch.from_numpy(runs_of_voxels).to(self.device)
         lengths = runs[:, 3] - runs[:, 2]
         number = torch.repeat_interleave(torch.arange(len(runs), device=self.device), lengths)
         within = torch.arange(len(number), device=self.device) - (lengths.cumsum(0) - lengths)[number]
@@ -292,16 +314,24 @@ class Voxels:
         return rows, runs[number, 4] + within
 
 
-def lattice_spacing(mask, origin, pixel_size: float, field: ModalField, scale, coordinates: torch.Tensor) -> int:
-    """Return the widest spacing (voxels) of a lattice that a field with (n, K) coordinates may be interpolated from.
+def lattice_spacing(
+    mask: torch.Tensor,
+    origin: Sequence[int],
+    pixel_size: float,
+    field: ModalField,
+    scale: torch.Tensor | None,
+    coordinates: torch.Tensor,
+) -> int:
+    """Return the widest spacing (voxels) of a lattice from which a field can be interpolated accurately.
 
-    What interpolation leaves is measured on some of the voxels; see `Voxels` for the other parameters.
+    The error of interpolation is measured at a sample of the voxels, for (n, K) coordinates of the field. See `Voxels`
+    for the other parameters.
     """
-    places = mask.nonzero()
-    chosen = places[torch.linspace(0, len(places) - 1, min(len(places), _SAMPLE)).long()]
+    voxels_inside = mask.nonzero()
+    chosen = voxels_inside[torch.linspace(0, len(voxels_inside) - 1, min(len(voxels_inside), _SAMPLE)).long()]
     moment = coordinates.T @ coordinates / len(coordinates)
 
-    def fields(voxels):
+    def fields(voxels: torch.Tensor) -> torch.Tensor:
         values = field.fields((voxels - voxels.new_tensor(origin)).flip(1).float() * pixel_size)
         if scale is not None and scale.is_floating_point():
             inside = [voxels[:, axis].clamp(0, scale.shape[axis] - 1) for axis in range(3)]
@@ -317,18 +347,27 @@ def lattice_spacing(mask, origin, pixel_size: float, field: ModalField, scale, c
             weight = torch.where(corner.bool(), fraction, 1 - fraction).prod(1)
             total += weight[:, None] * fields(lower + corner * spacing)
         error = (total - exact).permute(1, 2, 0)
-        if float(((error @ moment) * error).sum(-1).sum(-1).mean()) < (_REMAINDER * pixel_size) ** 2:
+        if float(((error @ moment) * error).sum(-1).sum(-1).mean()) < (_MAX_ERROR * pixel_size) ** 2:
             return spacing
     return 1
 
 
-def moving_voxels(mask, origin, pixel_size, field, scale, latents, batch_size: int) -> list[Voxels]:
+def moving_voxels(
+    mask: torch.Tensor,
+    origin: Sequence[int],
+    pixel_size: float,
+    field: Field,
+    scale: torch.Tensor | None,
+    latents: torch.Tensor,
+    batch_size: int,
+) -> list[Voxels]:
     """Return voxels under a field, in parts whose displacements for a batch of particles take a bounded memory.
 
-    Parameters are those of `Voxels`, and the (n, d) latents that the field will have.
+    `latents` are the (n, d) latents that the field will have. See `Voxels` for the other parameters.
     """
-    modal = isinstance(field, ModalField)
-    spacing = lattice_spacing(mask, origin, pixel_size, field, scale, latents) if modal else 1
+    spacing = 1
+    if isinstance(field, ModalField):
+        spacing = lattice_spacing(mask, origin, pixel_size, field, scale, latents)
     voxels = Voxels(mask, origin, pixel_size, field, scale, spacing)
     # A lattice has some nodes beyond its voxels.
     nodes_per_voxel = min(1, 2 / spacing**3)
@@ -336,8 +375,9 @@ def moving_voxels(mask, origin, pixel_size, field, scale, latents, batch_size: i
 
 
 def passes_within(memory: int, parts: list[Voxels]) -> list[list[Voxels]]:
-    """Group parts so that what their fields keep fits `memory` (bytes); at least one group, that may be empty."""
-    passes, left = [[]], memory
+    """Group parts so that the fields of each group fit in `memory` (bytes). At least one group, which may be empty."""
+    passes: list[list[Voxels]] = [[]]
+    left: float = memory
     for part in parts:
         size = part.field_memory()
         if passes[-1] and size > left:
@@ -348,8 +388,8 @@ def passes_within(memory: int, parts: list[Voxels]) -> list[list[Voxels]]:
     return passes
 
 
-def _runs(mask: np.ndarray, origin) -> np.ndarray:
-    """Return (r, 6) rows of voxels along x: z, y, first and end x from the origin, place in the grid and among voxels.
+def _runs(mask: NDArray[np.bool_], origin: Sequence[int]) -> Integers:
+    """Return (r, 6) rows of voxels along x: z, y, first and end x from the origin, index in the grid and among voxels.
 
     Parameters
     ----------
@@ -361,13 +401,13 @@ def _runs(mask: np.ndarray, origin) -> np.ndarray:
     edges = np.diff(np.pad(mask, ((0, 0), (0, 0), (1, 1))).astype(np.int8), axis=2)
     first, end = np.argwhere(edges == 1), np.argwhere(edges == -1)[:, 2]
     lengths = end - first[:, 2]
-    place = (first[:, 0] * mask.shape[1] + first[:, 1]) * mask.shape[2] + first[:, 2]
-    columns = [first[:, 0] - origin[0], first[:, 1] - origin[1], first[:, 2] - origin[2], end - origin[2], place]
+    index = (first[:, 0] * mask.shape[1] + first[:, 1]) * mask.shape[2] + first[:, 2]
+    columns = [first[:, 0] - origin[0], first[:, 1] - origin[1], first[:, 2] - origin[2], end - origin[2], index]
     return np.column_stack([*columns, np.cumsum(lengths) - lengths]).astype(np.int64)
 
 
-def _tiles(runs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the order that runs are worked off in, tile by tile, and the first of each tile, and the end."""
+def _tiles(runs: Integers) -> tuple[Integers, Integers]:
+    """Return the order of runs tile by tile, and the (t + 1,) index of the first run of each tile, and the end."""
     tile = np.stack([runs[:, 0] // _TILE, runs[:, 1] // _TILE])
     order = np.lexsort((tile[1], tile[0]))
     changes = np.any(np.diff(tile[:, order], axis=1) != 0, axis=0)
