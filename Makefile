@@ -1,7 +1,7 @@
 # make install   the environment: .venv with engine, plugin and what the tests need
 # make demo      simulate a data set and run every stage on it, into the folder demo
-# make test      style and tests, of Python and of JavaScript
-# make lint      style alone
+# make test      style, types and tests, of Python and of JavaScript
+# make lint      style and types alone
 # make clean     remove what the other targets made, except .venv and node_modules
 #
 # PYTHON=/path/to/python3.11 chooses the Python; otherwise the first 3.11 or 3.12 that runs, if possible one with
@@ -44,6 +44,7 @@ demo: install
 lint: install
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
 	$(NPM) run lint
 
 test: lint
@@ -52,5 +53,5 @@ test: lint
 
 clean:
 	rm -rf demo build dist *.egg-info dynamight_core/build dynamight_core/dist dynamight_core/*.egg-info
-	rm -rf .pytest_cache .ruff_cache
+	rm -rf .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -37,6 +37,6 @@ setup(
     packages=find_packages(include=["dynamight_scipion", "dynamight_scipion.*"]),
     package_data={"dynamight_scipion": ["*.png", "protocols.conf", "templates/*"]},
     include_package_data=False,
-    install_requires=["scipion-em", "scipion-pyworkflow", "emtable", "mrcfile", "numpy", "starfile"],
+    install_requires=["scipion-em", "scipion-pyworkflow", "emtable", "matplotlib", "mrcfile", "numpy", "scipy"],
     entry_points={"pyworkflow.plugin": "dynamight_scipion = dynamight_scipion"},
 )

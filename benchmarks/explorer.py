@@ -28,7 +28,7 @@ from dynamight_core.judging.summary import motion_per_point
 from dynamight_core.model.gaussians import GaussianModel
 from dynamight_core.model.half import HalfModel
 from dynamight_core.model.motions import principal_motions
-from dynamight_core.particles.metadata import write_star
+from dynamight_core.particles.star import write_star
 from dynamight_core.simulate.molecules import hinge_molecule
 
 BOX, PIXEL = 64, 3.0

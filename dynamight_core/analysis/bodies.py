@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 from dynamight_core.files import atomic_path, read_map
 from dynamight_core.imaging.poses import euler_angles, rotation_matrices
 from dynamight_core.model.half import HalfModel
-from dynamight_core.particles.metadata import write_star
+from dynamight_core.particles.star import write_star
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
 

@@ -9,7 +9,7 @@ from dynamight_core.analysis.arguments import check_motion, parse_numbers
 from dynamight_core.analysis.clusters import cluster_coordinates
 from dynamight_core.errors import InputError
 from dynamight_core.options import SelectOptions
-from dynamight_core.particles.metadata import write_star
+from dynamight_core.particles.star import write_star
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
 

@@ -5,6 +5,7 @@ shift. RELION's Zernike coefficients multiply full Zernike polynomials of the fr
 have. Those phases, the envelope and the scale are added here.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from math import factorial
 from typing import Any
@@ -14,6 +15,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch_ctf import calculate_ctf_2d
 
 from dynamight_core.imaging.fourier import frequencies_2d
+
+# Selects particles: a slice, a mask or indices.
+Index = slice | Sequence[int] | torch.Tensor | NDArray[Any]
 
 
 @dataclass
@@ -107,7 +111,7 @@ class CtfParameters:
     def __len__(self) -> int:
         return len(self.defocus_u)
 
-    def __getitem__(self, index: slice | torch.Tensor | NDArray[Any]) -> "CtfParameters":
+    def __getitem__(self, index: Index) -> "CtfParameters":
         """Return the parameters of the particles that `index` (slice, mask or indices) selects."""
         return CtfParameters(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 

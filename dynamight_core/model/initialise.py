@@ -13,8 +13,12 @@ from dynamight_core.model.gaussians import GaussianModel
 from dynamight_core.model.graph import NeighbourGraph, edge_lengths, repulsion
 from dynamight_core.parallel import check_stopped
 
-# Scale at which noise and molecule are told apart, A.
-_THRESHOLD_RESOLUTION = 15.0
+# Low-pass filter of the map that is thresholded, A.
+THRESHOLD_RESOLUTION = 15.0
+# The threshold: multiples of the standard deviation of the noise, and at least this fraction of the strongest density.
+THRESHOLD_DEVIATIONS, THRESHOLD_FRACTION = 4, 0.08
+# Width of the Gaussians before they are fitted, as a multiple of their mean spacing.
+START_WIDTH = 0.6
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,12 @@ class MolecularRegion:
 
 
 def find_molecule(volume: torch.Tensor, pixel_size: float, threshold: float | None = None) -> MolecularRegion:
-    """Tell the molecule from the solvent.
+    """Find the molecule in a map.
 
-    The map is low-pass filtered at 15 A, where even weak flexible density stands out of the noise. The noise is
-    measured outside the inscribed sphere's 90 %, robustly; what exceeds four standard deviations and 5 % of the
-    strongest density, and hangs together in pieces of some size, is the molecule.
+    The map is low-pass filtered at `THRESHOLD_RESOLUTION` (15 A), where even weak flexible density exceeds the noise.
+    The noise is measured outside 90 % of the inscribed sphere, robustly. The molecule is the density above
+    `THRESHOLD_DEVIATIONS` (4) standard deviations of the noise and `THRESHOLD_FRACTION` (8 %) of the strongest density,
+    without small pieces.
 
     Parameters
     ----------
@@ -53,7 +58,7 @@ def find_molecule(volume: torch.Tensor, pixel_size: float, threshold: float | No
         of the low-passed map, map units; found automatically if None.
     """
     box = volume.shape[-1]
-    smooth = lowpass_volume(volume, pixel_size, max(_THRESHOLD_RESOLUTION, 3 * pixel_size)).numpy()
+    smooth = lowpass_volume(volume, pixel_size, max(THRESHOLD_RESOLUTION, 3 * pixel_size)).numpy()
     radius = np.sqrt(squared_radius(box).double().numpy())
     solvent = smooth[radius > 0.45 * box]
     noise = 1.4826 * float(np.median(np.abs(solvent - np.median(solvent))))
@@ -65,7 +70,7 @@ def find_molecule(volume: torch.Tensor, pixel_size: float, threshold: float | No
             "check that this is the consensus map of these particles, or give a sharper one"
         )
     if threshold is None:
-        threshold = max(4 * noise, 0.08 * strongest)
+        threshold = max(THRESHOLD_DEVIATIONS * noise, THRESHOLD_FRACTION * strongest)
     labels, n_pieces = ndimage.label((smooth > threshold) & (radius <= 0.5 * box - 1))
     if n_pieces == 0:
         raise ValueError(f"no density above the threshold {threshold:.3g}")
@@ -113,8 +118,8 @@ def fit_to_map(
 ) -> GaussianModel:
     """Fit Gaussians to a map by gradient descent on amplitude, width and positions.
 
-    The width starts at half the mean spacing and the amplitude where the model's norm equals the map's
-    (paper, Methods).
+    The width starts at `START_WIDTH` (0.6) times the mean spacing of the Gaussians, the amplitude where the norms of
+    model and map are equal (paper, Methods).
 
     Parameters
     ----------
@@ -125,7 +130,7 @@ def fit_to_map(
     """
     volume = _centre_of(volume)
     graph = NeighbourGraph.build(positions)
-    model = GaussianModel(positions, 0.6 * graph.mean_spacing, 1.0, n_classes, generator).to(volume.device)
+    model = GaussianModel(positions, START_WIDTH * graph.mean_spacing, 1.0, n_classes, generator).to(volume.device)
     groups = [
         {"params": [model.positions], "lr": 0.05 * graph.mean_spacing},
         {"params": [model.log_widths, model.log_amplitudes], "lr": 0.02},

@@ -1,4 +1,4 @@
-"""Preprocessed images kept in half precision: on the device, in memory or in a file, by size."""
+"""Preprocessed images in half precision, kept on the device, in memory or in a file, depending on their size."""
 
 import os
 import tempfile
@@ -7,22 +7,26 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dynamight_core.config import STORAGES
 from dynamight_core.errors import InputError
+from dynamight_core.imaging.ctf import Index
 from dynamight_core.particles.images import ImageReader
 from dynamight_core.particles.memory import available_memory
+from dynamight_core.particles.metadata import Particles
 from dynamight_core.particles.preprocess import Preprocessing, batch_size, read_prepared
 
-_SHARE = 0.5  # of what is free, so that the rest of the run has room
+# Largest fraction of the free memory to take: the rest of the run needs room.
+_MAX_FRACTION = 0.5
 # Half precision has 11 bits down to 6e-5; weaker images would lose them.
-_LEAST_RMS = 1e-3
+_MIN_RMS = 1e-3
 
 
 class ImageCache:
     """The preprocessed images of particles, read and prepared once.
 
-    Rows that show one image at one shift (symmetry expansion) share its memory.
+    Rows of one image with the same shift (symmetry expansion) use the same memory.
 
     Parameters
     ----------
@@ -31,20 +35,20 @@ class ImageCache:
     preprocessing
         of every image.
     device
-        where images are prepared and handed out.
+        on which images are prepared and returned.
     storage
-        "device", "memory" or "file"; "auto" takes the first of these where the images fill at most half of
-        what is free.
+        "device", "memory" or "file"; "auto" takes the first of these in which the images fill at most half of the free
+        space.
     folder
-        for the file of storage "file". It has no name there: its room is free again when the cache is closed or the
-        program ends, however it ends.
+        for the file of storage "file". The file has no name there: its space is freed when the cache is closed or the
+        program ends, even if it is killed.
     progress
-        called with the number of images done and in all.
+        called with the number of images done and the total.
 
     Raises
     ------
     InputError
-        if an image cannot be used, or there is no room.
+        if an image cannot be used, or there is not enough space.
     """
 
     def __init__(
@@ -73,27 +77,27 @@ class ImageCache:
     def __len__(self) -> int:
         return len(self._slots)
 
-    def images(self, indices) -> torch.Tensor:
-        """Return (b, w, w) float32 images on `device`; `indices` is a slice, a mask or indices of rows."""
+    def images(self, indices: Index) -> torch.Tensor:
+        """Return the (b, w, w) float32 images of the selected rows, on `device`."""
         if not isinstance(indices, slice):
             indices = torch.as_tensor(indices, device="cpu")
         slots = self._slots[indices].to(self._images.device)
         return self._images[slots].to(self.device).float()
 
     def close(self) -> None:
-        """Let go of the images and of the file, if there is one."""
-        self._images = None
+        """Free the memory or the file of the images."""
+        self._images = torch.empty(0, dtype=torch.half)
 
     def __enter__(self) -> "ImageCache":
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _choose_storage(self, needed: int) -> str:
-        if self.device.type == "cuda" and needed <= _SHARE * torch.cuda.mem_get_info(self.device)[0]:
+        if self.device.type == "cuda" and needed <= _MAX_FRACTION * torch.cuda.mem_get_info(self.device)[0]:
             return "device"
-        return "memory" if needed <= _SHARE * available_memory() else "file"
+        return "memory" if needed <= _MAX_FRACTION * available_memory() else "file"
 
     def _allocate(self, shape: tuple[int, int, int], folder: str | Path | None) -> torch.Tensor:
         if self.storage != "file":
@@ -104,28 +108,34 @@ class ImageCache:
             Path(folder).mkdir(parents=True, exist_ok=True)
             descriptor, name = tempfile.mkstemp(prefix="images-", suffix=".float16", dir=folder)
         except OSError as error:
-            raise InputError(f"cannot write {folder}: {error.strerror.lower()}; choose another folder") from error
+            raise InputError(f"cannot write {folder}: {str(error.strerror).lower()}; choose another folder") from error
         try:
-            # A hole that the disk cannot fill would end the program at some later write, without a word.
+            # On a full disk a sparse file would kill the program without a message at some later write.
             os.posix_fallocate(descriptor, 0, 2 * int(np.prod(shape)))
             return torch.from_numpy(np.memmap(name, dtype=np.float16, mode="r+", shape=shape))
         except OSError as error:
             raise InputError(
                 f"folder {folder} has no room for {2 * np.prod(shape) / 1e9:.1f} GB of images "
-                f"({error.strerror.lower()}); choose another folder"
+                f"({str(error.strerror).lower()}); choose another folder"
             ) from error
         finally:
             os.close(descriptor)
             os.unlink(name)
 
-    def _fill(self, reader: ImageReader, rows: np.ndarray, preprocessing: Preprocessing, progress) -> None:
+    def _fill(
+        self,
+        reader: ImageReader,
+        rows: NDArray[np.int64],
+        preprocessing: Preprocessing,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
         step = batch_size(reader.particles.box)
         for start in range(0, len(rows), step):
             batch = rows[start : start + step]
             images = read_prepared(reader, batch, preprocessing, self.device)
             half = images.half()
             rms = images.square().mean(dim=(1, 2)).sqrt()
-            fits = half.isfinite().all(dim=2).all(dim=1) & (rms >= _LEAST_RMS)
+            fits = half.isfinite().all(dim=2).all(dim=1) & (rms >= _MIN_RMS)
             if not fits.all():
                 bad = int((~fits).int().argmax())
                 raise InputError(
@@ -137,8 +147,8 @@ class ImageCache:
                 progress(start + len(batch), len(rows))
 
 
-def _distinct_images(particles) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows whose images differ, in file order, and (n,) which of them each row shows."""
+def _distinct_images(particles: Particles) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the rows with distinct images, in file order, and (n,) the index of each row's image among them."""
     keys = np.column_stack([particles.image_groups, particles.shifts, particles.norm_correction])
     _, first, inverse = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     order = np.argsort(first)

@@ -1,7 +1,8 @@
-"""Half-sets and validation particles; rows that show one image always stay together."""
+"""Half-sets and validation particles; rows of one image always stay together."""
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dynamight_core.errors import InputError
 from dynamight_core.particles.metadata import Particles
@@ -10,25 +11,25 @@ from dynamight_core.particles.metadata import Particles
 def assign_halves(particles: Particles, seed: int) -> tuple[torch.Tensor, bool]:
     """Return the half-set of each particle.
 
-    rlnRandomSubset decides, always. Where the file has none, whole images are split at random into two halves
-    of the same size (up to the rows of one image).
+    They are those of rlnRandomSubset. If the file lacks the column, whole images are split at random into two halves of
+    the same size (up to the rows of one image).
 
     Parameters
     ----------
     particles
         with `halves` 1 and 2, or all 0.
     seed
-        of the split.
+        of the random split.
 
     Returns
     -------
     tuple
-        (n,) int8 half-sets 1 and 2, and whether they were split here.
+        (n,) int8 half-sets 1 and 2, and whether they were split at random.
 
     Raises
     ------
     InputError
-        if a half has no particles, or rows of one image stand in different halves.
+        if a half has no particles, or rows of one image are in different halves.
     """
     halves, groups = particles.halves, particles.image_groups
     if not halves.any():
@@ -57,33 +58,34 @@ def assign_halves(particles: Particles, seed: int) -> tuple[torch.Tensor, bool]:
 
 
 def choose_validation(halves: torch.Tensor, image_groups: torch.Tensor, fraction: float, seed: int) -> torch.Tensor:
-    """Return the (n,) mask of the particles that are kept from training.
+    """Return the (n,) mask of held-out (validation) particles.
 
     Parameters
     ----------
     halves
         (n,) 1 and 2.
     image_groups
-        (n,) rows with one number are chosen together.
+        (n,) numbers of images; rows with the same number are chosen together.
     fraction
-        of the particles of each half, 0 to below 1.
+        of the particles of each half, from 0 to below 1.
     seed
-        of the choice.
+        of the random choice.
     """
     chosen = np.zeros(len(halves), dtype=bool)
     for half in (1, 2):
         rows = np.flatnonzero(halves.numpy() == half)
-        # A stream of its own for each half: what one half holds does not change the other's choice.
+        # Each half has its own random stream: its choice does not depend on the other half.
         generator = np.random.default_rng([seed, half])
         chosen[rows] = _draw_groups(image_groups.numpy()[rows], fraction * len(rows), generator)
     return torch.from_numpy(chosen)
 
 
-def _draw_groups(groups: np.ndarray, n_rows: float, generator: np.random.Generator) -> np.ndarray:
-    """Return the (n,) mask of randomly drawn whole groups that hold `n_rows` rows, to the nearest group."""
+def _draw_groups(groups: NDArray[np.int64], n_rows: float, generator: np.random.Generator) -> NDArray[np.bool_]:
+    """Return the (n,) mask of randomly drawn whole groups with `n_rows` rows in total, to the nearest group."""
     _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     order = generator.permutation(len(sizes))
     middle = np.cumsum(sizes[order]) - sizes[order] / 2
-    drawn = np.zeros(len(sizes), dtype=bool)
+    drawn = np.zeros(len(sizes), dtype=np.bool_)
     drawn[order[middle < n_rows]] = True
-    return drawn[group.ravel()]
+    mask: NDArray[np.bool_] = drawn[group.ravel()]
+    return mask

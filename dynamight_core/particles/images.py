@@ -4,8 +4,10 @@ from collections import OrderedDict
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dynamight_core.errors import InputError
+from dynamight_core.imaging.ctf import Index
 from dynamight_core.particles.metadata import Particles
 from dynamight_core.particles.stacks import OpenStack, read_stack_header
 
@@ -13,9 +15,9 @@ _MAX_OPEN = 64
 
 
 class ImageReader:
-    """Reads the images of particles; the headers of all stacks are checked when it is made.
+    """Reads the images of particles; its constructor checks the headers of all stacks.
 
-    Only the images that are asked for are read. The most recently used stacks stay open.
+    Only the requested images are read. The most recently used stacks stay open.
 
     Parameters
     ----------
@@ -25,7 +27,7 @@ class ImageReader:
     Raises
     ------
     InputError
-        if a stack is missing, unreadable, truncated or of another box, or has fewer images than the rows say.
+        if a stack is missing, unreadable or truncated, its box differs, or it has fewer images than the rows name.
     """
 
     def __init__(self, particles: Particles):
@@ -34,13 +36,13 @@ class ImageReader:
         self._open: OrderedDict[int, OpenStack] = OrderedDict()
         self._check_stacks()
 
-    def read(self, indices) -> torch.Tensor:
-        """Return (b, box, box) float32 images of the rows that `indices` (slice, mask or indices) selects.
+    def read(self, indices: Index) -> torch.Tensor:
+        """Return the (b, box, box) float32 images of the selected rows.
 
         Raises
         ------
         InputError
-            if an image holds values that are not finite, or is constant.
+            if an image is constant or has values that are not finite.
         """
         rows = self._rows[indices if isinstance(indices, slice) else np.asarray(indices)]
         p = self.particles
@@ -59,7 +61,7 @@ class ImageReader:
     def __enter__(self) -> "ImageReader":
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _stack(self, index: int) -> OpenStack:
@@ -89,10 +91,10 @@ class ImageReader:
                     f"of {path}, which holds {header.n_images}; give the stack that belongs to the file"
                 )
 
-    def _check_values(self, images: np.ndarray, rows: np.ndarray) -> None:
+    def _check_values(self, images: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
         if not len(rows):
             return
-        # NaN and infinities show in the extremes.
+        # NaN and infinities propagate to the extremes.
         low, high = images.min(axis=(1, 2)), images.max(axis=(1, 2))
         if not (np.isfinite(low) & np.isfinite(high)).all():
             name = self.particles.image_name(rows[np.argmin(np.isfinite(low) & np.isfinite(high))])

@@ -1,4 +1,4 @@
-"""How much memory a run may use."""
+"""The memory that a run may use."""
 
 import os
 from pathlib import Path
@@ -7,8 +7,7 @@ from pathlib import Path
 def available_memory() -> int:
     """Return the bytes of main memory that this process may still use.
 
-    The smaller of what the machine has free and what the limits of its control groups (containers, batch
-    systems) leave.
+    The smaller of the machine's free memory and the rest of its control groups' limits (containers, batch systems).
     """
     return max(0, min([_machine_memory(), *_group_memory()]))
 
@@ -18,12 +17,12 @@ def _machine_memory() -> int:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
-        # Elsewhere than on Linux the total must do.
+        # Other systems than Linux have no such file: take the total.
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _group_memory(root: Path = Path("/sys/fs/cgroup"), process: Path = Path("/proc/self/cgroup")) -> list[int]:
-    """Return what each limited control group of the process leaves, version 1 or 2."""
+    """Return the bytes left in each limited control group of the process, version 1 or 2."""
     try:
         lines = [line.split(":", 2) for line in process.read_text().splitlines()]
     except OSError:
@@ -37,7 +36,7 @@ def _group_memory(root: Path = Path("/sys/fs/cgroup"), process: Path = Path("/pr
         else:
             continue
         group = base / name.lstrip("/")
-        # A limit of any parent holds; inside a container the name may not exist but the root does.
+        # The limits of all parents apply. In a container the group may not exist, but the root does.
         for folder in [group, *group.parents][: len(group.parts) - len(base.parts) + 1]:
             try:
                 limit = int((folder / limit_file).read_text())
@@ -49,6 +48,6 @@ def _group_memory(root: Path = Path("/sys/fs/cgroup"), process: Path = Path("/pr
 
 
 def _reclaimable(group: Path) -> int:
-    """Return the bytes of file cache that the system gives up on demand."""
+    """Return the bytes of file cache that the system frees on demand."""
     fields = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
     return int(fields.get("total_inactive_file", fields.get("inactive_file", 0)))

@@ -1,4 +1,4 @@
-"""The one preprocessing of particle images: centre, normalise, crop to the working resolution, mask."""
+"""Preprocessing of particle images: centre, normalise, crop to the working box, mask."""
 
 from dataclasses import dataclass, replace
 
@@ -7,7 +7,7 @@ import torch
 
 from dynamight_core.config import NORMALISATIONS
 from dynamight_core.errors import InputError
-from dynamight_core.imaging.ctf import CtfParameters, evaluate_ctf
+from dynamight_core.imaging.ctf import CtfParameters, Index, evaluate_ctf
 from dynamight_core.imaging.fourier import (
     fourier_to_image,
     image_to_fourier,
@@ -18,35 +18,38 @@ from dynamight_core.imaging.geometry import image_radius
 from dynamight_core.imaging.masks import soft_circle
 from dynamight_core.particles.images import ImageReader
 
-_DEFAULT_DIAMETER = 0.9  # of the box
-_LEAST_OUTSIDE = 0.05  # of the pixels
-# Where a multiplication by the CTF is undone, less is regained below |CTF| = 0.1; what leaks into a CTF zero
-# from other frequencies (particles are cut from larger fields) is amplified five times at most.
+# Particle diameter as a fraction of the box, and the smallest fraction of pixels outside it.
+_DEFAULT_DIAMETER, _MIN_OUTSIDE = 0.9, 0.05
+# Undoing a multiplication by the CTF restores less below |CTF| = 0.1, and amplifies leakage from other frequencies into
+# a CTF zero (particles are cut from larger fields) five times at most.
 _CTF_FLOOR = 0.01
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How raw images become those that everything after works on.
+    """How raw images are prepared for everything that follows.
 
     Parameters
     ----------
     working_box
         pixels after Fourier cropping, even, at most the images' box.
     diameter
-        of the particle circle in A; None is 0.9 of the box. Noise is measured outside it, the mask keeps its
-        inside.
+        of the particle circle, A; 0.9 of the box if None. Noise is measured outside it, and the mask keeps its inside.
     mask
-        whether the outside of the circle is set to zero, with a soft edge.
+        whether to set pixels outside the circle to zero, with a soft edge.
     invert
-        whether the particles are dark and grey values change sign.
+        whether the particles are dark: grey values change sign.
     normalise
-        "image": each image by the mean and standard deviation of its own noise outside the circle, as RELION
-        does at extraction; what the noise of images differs in (dose, ice) then scales their particles.
-        "set": the mean of each image but one standard deviation for all, which keeps the particles' relative
-        scales. "none": grey values stay.
+        "image": by the mean and standard deviation of each image's noise outside the circle, as RELION does at
+        extraction; differences of the noise (dose, ice) then scale the particles. "set": by the mean of each image and
+        one standard deviation for all, which keeps the particles' relative scales. "none": grey values stay.
     set_noise
-        the standard deviation of normalise="set"; `with_set_noise` measures it.
+        standard deviation for normalise="set"; `with_set_noise` measures it.
+
+    Raises
+    ------
+    InputError
+        if a value is out of its range.
     """
 
     working_box: int
@@ -56,7 +59,7 @@ class Preprocessing:
     normalise: str = "image"
     set_noise: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.working_box < 2 or self.working_box % 2:
             raise InputError(f"the working box is {self.working_box} pixels; choose an even number")
         if self.normalise not in NORMALISATIONS:
@@ -69,16 +72,16 @@ class Preprocessing:
         return _DEFAULT_DIAMETER * box * pixel_size if self.diameter is None else self.diameter
 
     def with_set_noise(self, reader: ImageReader, seed: int, n_images: int = 1000) -> "Preprocessing":
-        """Return this preprocessing with `set_noise` measured on a seeded subset, if normalise is "set".
+        """Return this preprocessing with `set_noise` measured on a random subset, if normalise is "set".
 
         Parameters
         ----------
         reader
             of all particles.
         seed
-            of the choice of images.
+            of the random choice of images.
         n_images
-            at most so many are measured; the root mean square of their noise is taken.
+            largest number of images to measure. `set_noise` is the root mean square of their noise.
         """
         if self.normalise != "set":
             return self
@@ -100,32 +103,37 @@ def prepare_images(
     preprocessing: Preprocessing,
     premultiplied_ctf: CtfParameters | None = None,
 ) -> torch.Tensor:
-    """Preprocess images, on whichever device they are.
+    """Preprocess images on the device they are on.
 
-    In this order: the particle's centre is moved to index D//2 by a Fourier shift; a multiplication by the
-    CTF is undone; noise outside the particle circle is brought to mean 0 and standard deviation 1 (in the
-    full image: white noise is weaker after cropping); the image is multiplied by the average NormCorrection
-    over its own, which RELION does in refinement, to images that were normalised at extraction; contrast is
-    inverted; the image is Fourier-cropped, grey values kept; the outside of the circle is masked.
+    In this order:
 
-    Multiplication by the CTF C is undone by C / (C^2 + 0.01): an image C (C x + n) becomes C x + n but near
-    the zeros of C, and everything after treats it as any other image. RELION multiplies by the real CTF: the
-    phases of beam tilt and odd aberrations are in the image before and after.
+    1. A Fourier shift moves the particle's centre to index D//2.
+    2. A multiplication by the CTF is undone.
+    3. Noise outside the particle circle is normalised to mean 0 and standard deviation 1, in the full image: white
+       noise is weaker after cropping.
+    4. The image is multiplied by the mean NormCorrection over its own, as in RELION's refinement.
+    5. Contrast is inverted.
+    6. The image is Fourier-cropped; grey values are kept.
+    7. Pixels outside the circle are masked.
+
+    Multiplication by the CTF C is undone by C / (C^2 + 0.01): an image C (C x + n) becomes C x + n, except near zeros
+    of C, and is then treated as any other image. RELION multiplies by the real CTF: the phases of beam tilt and odd
+    aberrations are in the image before and after.
 
     Parameters
     ----------
     raw
         (b, D, D).
     shifts
-        (b, 2) A: the particle's centre lies at D//2 - shift / pixel_size.
+        (b, 2) A: the particle's centre is at D//2 - shift / pixel_size.
     norm_correction
         (b,) relative to the mean of the set.
     pixel_size
         A.
     preprocessing
-        what to do.
+        the steps and their parameters.
     premultiplied_ctf
-        of b particles if the images were multiplied by it.
+        CTF of the b particles if the images were multiplied by it.
 
     Returns
     -------
@@ -159,9 +167,9 @@ def prepare_images(
 
 
 def read_prepared(
-    reader: ImageReader, indices: np.ndarray, preprocessing: Preprocessing, device: torch.device | str = "cpu"
+    reader: ImageReader, indices: Index, preprocessing: Preprocessing, device: torch.device | str = "cpu"
 ) -> torch.Tensor:
-    """Read images, `indices` as in `ImageReader.read`, and return `prepare_images` of them on `device`."""
+    """Return the (b, working_box, working_box) preprocessed images of the selected rows, on `device`."""
     p = reader.particles
     return prepare_images(
         reader.read(indices).to(device),
@@ -174,14 +182,14 @@ def read_prepared(
 
 
 def batch_size(box: int) -> int:
-    """Return how many images of `box` pixels to preprocess at once: 16 MB of them."""
+    """Return the number of images of `box` pixels to preprocess at a time: 16 MB."""
     return max(1, 2**22 // box**2)
 
 
 def _centre(
     raw: torch.Tensor, shifts: torch.Tensor, pixel_size: float, premultiplied_ctf: CtfParameters | None
 ) -> torch.Tensor:
-    """Return (b, D, D) images with the particle at D//2 and the CTF in them once."""
+    """Return (b, D, D) images with the particle at D//2, multiplied by the CTF only once."""
     box = raw.shape[-1]
     transforms = image_to_fourier(raw) * translation_phases(shifts / pixel_size, box)
     if premultiplied_ctf is not None:
@@ -200,7 +208,7 @@ def _noise(images: torch.Tensor, pixel_size: float, preprocessing: Preprocessing
     box = images.shape[-1]
     diameter = preprocessing.circle_diameter(box, pixel_size)
     outside = image_radius(box, images.device) * pixel_size > diameter / 2
-    if outside.float().mean() < _LEAST_OUTSIDE:
+    if outside.float().mean() < _MIN_OUTSIDE:
         raise InputError(
             f"a particle diameter of {diameter:g} A in a box of {box * pixel_size:g} A leaves too few pixels "
             "outside to measure the noise; choose a smaller diameter"

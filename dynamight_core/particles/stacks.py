@@ -1,24 +1,25 @@
-"""Image stacks on disk: where they are, and what their MRC headers say."""
+"""Image stacks on disk: their location, and their MRC headers."""
 
 import os
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from mrcfile.mrcfile import MrcFile
 from mrcfile.mrcmemmap import MrcMemmap
+from numpy.typing import NDArray
 
 from dynamight_core.errors import InputError
 
-# MRC modes of real images and their bytes a pixel: int8, int16, float32, uint16, float16
+# MRC modes of real images and their bytes per pixel: int8, int16, float32, uint16, float16
 _PIXEL_BYTES = {0: 1, 1: 2, 2: 4, 6: 2, 12: 2}
 
 
 @dataclass(frozen=True)
 class StackHeader:
-    """What the header of a valid stack says: square images of `box` pixels, `n_images` of them."""
+    """The header of a valid stack of `n_images` square images of `box` pixels."""
 
     n_images: int
     box: int
@@ -36,12 +37,12 @@ def read_stack_header(path: Path) -> StackHeader:
     Raises
     ------
     InputError
-        if the file is missing, is no MRC file, has a pixel type that images do not have, holds images that
-        are not square, or is shorter than its header says.
+        if the file is missing or no MRC file, its pixel type is not supported, its images are not square, or it is
+        shorter than its header implies.
     """
     try:
         with warnings.catch_warnings():
-            # Some programs leave the map identifier or the machine stamp out, which does no harm.
+            # Some programs omit the map identifier or the machine stamp, which does no harm.
             warnings.simplefilter("ignore", RuntimeWarning)
             with MrcFile(str(path), permissive=True, header_only=True) as mrc:
                 header = mrc.header
@@ -64,18 +65,21 @@ def read_stack_header(path: Path) -> StackHeader:
 
 
 class OpenStack:
-    """A memory-mapped stack; indexing gives one image and reads nothing else."""
+    """A memory-mapped stack. Indexing reads one (box, box) image and nothing else."""
 
     def __init__(self, path: Path):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
             self._mrc = MrcMemmap(str(path), permissive=True)
         height, width = self._mrc.data.shape[-2:]
-        # One image, a stack and a volume differ in their number of axes only.
-        self._images = self._mrc.data.reshape(-1, height, width)
+        # One image, a stack and a volume differ only in their number of axes.
+        self._images: NDArray[Any] | None = self._mrc.data.reshape(-1, height, width)
 
-    def __getitem__(self, frame: int) -> np.ndarray:
-        return self._images[frame]
+    def __getitem__(self, frame: int) -> NDArray[Any]:
+        if self._images is None:
+            raise ValueError("the stack is closed")
+        image: NDArray[Any] = self._images[frame]
+        return image
 
     def close(self) -> None:
         """Unmap the file."""

@@ -6,7 +6,8 @@ import torch
 
 from dynamight_core.errors import InputError
 from dynamight_core.files import read_map
-from dynamight_core.imaging.fourier import fourier_to_image
+from dynamight_core.imaging.fourier import fourier_to_image, lowpass_volume
+from dynamight_core.imaging.masks import sphere
 from dynamight_core.imaging.poses import random_rotations, rotation_matrices
 from dynamight_core.imaging.projector import Projector, spread_bilinear
 from dynamight_core.model.decoders import BasisDecoder, CoordinateDecoder, positional_encoding
@@ -21,7 +22,15 @@ from dynamight_core.model.graph import (
     rigidity,
 )
 from dynamight_core.model.half import HalfModel
-from dynamight_core.model.initialise import fill_region, find_molecule, fit_to_map
+from dynamight_core.model.initialise import (
+    START_WIDTH,
+    THRESHOLD_DEVIATIONS,
+    THRESHOLD_FRACTION,
+    THRESHOLD_RESOLUTION,
+    fill_region,
+    find_molecule,
+    fit_to_map,
+)
 from dynamight_core.simulate.truth import load_truth
 
 
@@ -171,6 +180,19 @@ def test_gaussians_start_in_the_molecule_of_a_noisy_unmasked_map(hinge_set):
     moving = (truth.domains(points) == 1).float().mean()
     assert 0.1 < moving < 0.3
     assert not region.warnings
+
+
+def test_the_threshold_and_the_first_width_are_those_that_are_documented():
+    with torch.no_grad():
+        volume = GaussianModel(positions(), 7.0, 1.0).render(32, 4.0)
+    found = find_molecule(volume, 4.0)
+    strongest = np.quantile(lowpass_volume(volume, 4.0, THRESHOLD_RESOLUTION)[sphere(32, 0.45 * 32)].numpy(), 0.999)
+    assert found.threshold == pytest.approx(THRESHOLD_FRACTION * strongest, rel=1e-4)
+    for value in (f"{THRESHOLD_RESOLUTION:g} A", f"({THRESHOLD_DEVIATIONS})", f"{100 * THRESHOLD_FRACTION:g} %"):
+        assert value in find_molecule.__doc__
+    untouched = fit_to_map(positions(), volume, 4.0, steps=0)
+    assert untouched.widths.item() == pytest.approx(START_WIDTH * NeighbourGraph.build(positions()).mean_spacing)
+    assert f"({START_WIDTH})" in fit_to_map.__doc__
 
 
 def test_a_map_of_noise_is_warned_about():

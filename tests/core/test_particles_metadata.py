@@ -6,13 +6,8 @@ import pytest
 import torch
 
 from dynamight_core.errors import InputError
-from dynamight_core.particles.metadata import (
-    check_enough,
-    describe,
-    read_particles,
-    write_particles,
-    write_star,
-)
+from dynamight_core.particles.metadata import check_enough, describe, read_particles, write_particles
+from dynamight_core.particles.star import write_star
 
 
 def shuffled(columns):
