@@ -1,6 +1,6 @@
 """Take the pictures of docs/guide.md from the run of `make demo`, in a headless Chromium.
 
-python docs/make_guide.py [RUN]        RUN is demo/run if left out
+python docs/make_guide.py [RUN]        RUN is demo/run if omitted
 """
 
 import os
@@ -18,7 +18,7 @@ from explorer import IDLE, Served, choose, place  # noqa: E402
 
 
 def take(browser, name, width=1280, height=800):
-    """Write what the page shows, once it rests, with few colours."""
+    """Save a picture of the page once it is idle, with a reduced palette."""
     browser.resize(width, height)
     browser.wait(IDLE)
     browser.evaluate("new Promise((done) => setTimeout(done, 600))")
@@ -43,7 +43,7 @@ def save(browser, name):
 
 
 def tour(browser):
-    """Do what the guide says, and take its pictures."""
+    """Follow the steps of the guide, and take its pictures."""
     browser.wait("document.getElementById('colour').length > 1")
     end = 1.5 * browser.evaluate("explorer.run.deviations[0]")
     choose(browser, "colour", "dynHalf")
@@ -75,9 +75,9 @@ def tour(browser):
 if __name__ == "__main__":
     given = Path(sys.argv[1] if len(sys.argv) > 1 else "demo/run")
     with tempfile.TemporaryDirectory() as folder:
-        # What the tour saves is not left in the run.
+        # Use a copy, so that the tour saves nothing in the run itself.
         shutil.copytree(given, Path(folder) / "demo" / "run")
-        # The commands on the page shall name the run as its user does.
+        # The commands on the page should name the run as a user would.
         os.chdir(folder)
         with Served(Path("demo/run")) as served, Chromium(Path(folder) / "profile") as browser:
             browser.open(served.address)
