@@ -1,6 +1,6 @@
 """Distribution scipion-em-dynamight: the Scipion plugin alone.
 
-The engine is a distribution of its own, in dynamight_core/.
+The engine is a separate distribution, in dynamight_core/.
 """
 
 import re
@@ -19,7 +19,7 @@ VERSION = re.search(
 setup(
     name="scipion-em-dynamight",
     version=VERSION,
-    description="Scipion plugin that estimates molecular motions from cryo-EM particles and corrects maps",
+    description="Scipion plugin that estimates molecular motions from cryo-EM particles and reconstructs sharper maps",
     long_description=README.read_text(encoding="utf-8") if README.exists() else "",
     long_description_content_type="text/markdown",
     license="GPL-3.0-or-later",
