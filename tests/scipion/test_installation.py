@@ -248,4 +248,4 @@ def test_engines_wheel_holds_every_module_and_its_data(sources, tmp_path):
         for folder in ("simulate/data", "analysis/assets", "analysis/explorer/assets")
         for path in (engine / folder).glob("*")
     }
-    assert wheel_contents(engine, tmp_path) == modules | data
+    assert wheel_contents(engine, tmp_path) == modules | data | {"dynamight_core/py.typed"}
