@@ -27,6 +27,7 @@ from dynamight_core.reconstruction.residual import (
     points_in_mask,
     residual_motion,
 )
+from dynamight_core.reporter import QUIET
 
 COLUMNS = ("claimed", "counted", "at least", "true", "drawn", "is")
 
@@ -43,7 +44,7 @@ def claims(case, seed):
     """Return figures[kind, domain] = shells and A, in the order of COLUMNS."""
     options = ReconstructOptions()
     truth, run = trained_run(case, seed, quiet)
-    maps, masks, _ = half_maps(case, seed, ["learned"], ["wbp"], options, say=quiet)
+    maps, masks, _ = half_maps(case, seed, ["learned"], ["wbp"], options, reporter=QUIET)
     images = FullImages(run, torch.device("cpu"))
     modes = [modes_of("learned", truth, run, half, images, options) for half in (1, 2)]
     state, box, figures = truth.true_map(), truth.box, {}
