@@ -1,6 +1,6 @@
 """Finished runs of simulated data held against the truth: motions, rigid domains, distributions, error estimates.
 
-python benchmarks/analysis.py RUN TRUTH [RUN TRUTH ...]        TRUTH is the truth.npz of the data set
+python -m benchmarks.analysis RUN TRUTH [RUN TRUTH ...]        TRUTH is the truth.npz of the data set
 
 Prints a JSON object for each run: the overlap of the first motions (as many as domains move) with the true field, from
 0 to 1; the Rand index of the rigid domains over the common points; for each moving domain the correlation of the
@@ -16,13 +16,13 @@ import sys
 
 import numpy as np
 import torch
-from measures import hinge_angle
 from sklearn.metrics import rand_score
 
 from dynamight_core.analysis.distribution import without_errors
 from dynamight_core.analysis.domains import find_domains
 from dynamight_core.judging.errors import coordinate_variances, motion_errors
 from dynamight_core.run import Run
+from dynamight_core.simulate.measures import hinge_angle
 from dynamight_core.simulate.truth import Truth, load_truth
 
 

@@ -1,6 +1,6 @@
 """What half-maps claim where something moves, with and without the motion that was not undone, and what is true.
 
-    python benchmarks/claims.py hinge --seeds 0 1 2 3 4
+    python -m benchmarks.claims hinge --seeds 0 1 2 3 4
 
 In a soft mask around each domain, for maps with learned deformations and without: the shell where the FSC of the
 half-maps, corrected by random phases, falls below 0.143 ("claimed"), where it does so with the residual motion counted
@@ -14,8 +14,9 @@ import sys
 
 import numpy as np
 import torch
-from reconstruction import CASES, half_maps, modes_of, quiet, trained_run
 
+from benchmarks.common.maps import half_maps, modes_of
+from benchmarks.common.runs import CASES, trained_run
 from dynamight_core.imaging.correlation import fsc_deviation
 from dynamight_core.options import ReconstructOptions
 from dynamight_core.reconstruction.fsc import fourier_shell_correlation, half_map_fsc, resolution_at
@@ -27,7 +28,6 @@ from dynamight_core.reconstruction.residual import (
     points_in_mask,
     residual_motion,
 )
-from dynamight_core.reporter import QUIET
 
 COLUMNS = ("claimed", "counted", "at least", "true", "drawn", "is")
 
@@ -43,8 +43,8 @@ def true_residuals(run, truth, half, modes, points):
 def claims(case, seed):
     """Return figures[kind, domain] = shells and A, in the order of COLUMNS."""
     options = ReconstructOptions()
-    truth, run = trained_run(case, seed, quiet)
-    maps, masks, _ = half_maps(case, seed, ["learned"], ["wbp"], options, reporter=QUIET)
+    truth, run = trained_run(case, seed)
+    maps, masks, _ = half_maps(case, seed, ["learned"], ["wbp"], options)
     images = FullImages(run, torch.device("cpu"))
     modes = [modes_of("learned", truth, run, half, images, options) for half in (1, 2)]
     state, box, figures = truth.true_map(), truth.box, {}

@@ -1,12 +1,12 @@
 """What controls say of runs whose truth is known: how often they find a motion, and how often one that is not there.
 
-    python benchmarks/controls.py good --cases hinge igg rigid --seeds 0 1 2
-    python benchmarks/controls.py small --snr 8 2 0.5 --seeds 0 1 2 3
-    python benchmarks/controls.py rest --snr 8 2 0.5 --seeds 0 1 2 3
-    python benchmarks/controls.py borrowed --snr 8 2 0.5 --seeds 0 1 2 3
-    python benchmarks/controls.py permuted --snr 8 2 0.5 --seeds 0 1 2 3
-    python benchmarks/controls.py free --snr 0.15 --seeds 0 1
-    python benchmarks/controls.py wrong --seeds 0 1 2
+    python -m benchmarks.controls good --cases hinge igg rigid --seeds 0 1 2
+    python -m benchmarks.controls small --snr 8 2 0.5 --seeds 0 1 2 3
+    python -m benchmarks.controls rest --snr 8 2 0.5 --seeds 0 1 2 3
+    python -m benchmarks.controls borrowed --snr 8 2 0.5 --seeds 0 1 2 3
+    python -m benchmarks.controls permuted --snr 8 2 0.5 --seeds 0 1 2 3
+    python -m benchmarks.controls free --snr 0.15 --seeds 0 1
+    python -m benchmarks.controls wrong --seeds 0 1 2
 
 `good`: the runs of benchmarks/reconstruction.py. `small`: hinges of 600 particles of 32 pixels of 6 A, at several
 signal-to-noise ratios. `rest`: runs on the same molecules at rest. `borrowed`: the decoders of `small` on these images,
@@ -31,28 +31,26 @@ import sys
 import time
 from collections import defaultdict
 
-import prior
 import safetensors.torch
 import torch
-from reconstruction import FOLDER, trained_run
 from scipy.stats import binomtest
 
+from benchmarks.common.priors import CASES as PRIOR_CASES
+from benchmarks.common.priors import prior_run
+from benchmarks.common.runs import data_set, kept_run, trained_run
 from dynamight_core.analysis.controls.maps import ControlImages, HalfDeformations, maps_of, reconstruct
 from dynamight_core.analysis.controls.noise import share_of_model
 from dynamight_core.analysis.controls.result import controls_folder
 from dynamight_core.analysis.controls.stage import control_run
 from dynamight_core.analysis.controls.wrong_model import densities, moving_domain, shares_of_wrong
-from dynamight_core.config import InputOptions, TrainOptions
+from dynamight_core.config import TrainOptions
 from dynamight_core.imaging.fourier import fourier_to_image
-from dynamight_core.judging.summary import summarise
-from dynamight_core.options import ControlOptions, SimulateOptions
+from dynamight_core.options import ControlOptions
 from dynamight_core.particles.preprocess import Preprocessing, prepare_images
 from dynamight_core.reporter import PRINT, QUIET
 from dynamight_core.run import Run
-from dynamight_core.simulate.dataset import simulate
 from dynamight_core.simulate.truth import load_truth
 from dynamight_core.training.inference import infer_latents
-from dynamight_core.training.stage import train
 
 KINDS = ("shuffled-latents", "held-out", "noise-particles")
 POSITIVE = {
@@ -69,41 +67,26 @@ TRAINING["validation_fraction"] = 0.25
 
 def small_set(snr, seed, motion_range=20.0):
     """Return the folder of a small data set, made if it is not there; 0 degrees is the same molecule at rest."""
-    folder = FOLDER / f"control-{'rest' if motion_range == 0 else 'hinge'}-{snr:g}-{seed}"
-    if not (folder / "truth.npz").exists():
-        options = SimulateOptions(
-            particles=600,
-            box=32,
-            pixel_size=6.0,
-            snr=snr,
-            motion_range=motion_range,
-            seed=seed,
-            particle_diameter=150.0,
-        )
-        simulate(options, folder)
-    return folder
+    return data_set(
+        f"control-{'rest' if motion_range == 0 else 'hinge'}-{snr:g}-{seed}",
+        particles=600,
+        box=32,
+        pixel_size=6.0,
+        snr=snr,
+        motion_range=motion_range,
+        seed=seed,
+        particle_diameter=150.0,
+    )
 
 
 def small_run(snr, seed, motion_range=20.0):
     """Return the run of a small data set, trained if it is not there."""
-    folder = small_set(snr, seed, motion_range)
-    return kept_run(folder, TrainOptions(seed=seed, **TRAINING))
-
-
-def kept_run(folder, options):
-    """Return the run of a data set's folder, trained if it is not there."""
-    if not (folder / "keep" / "analysis" / "summary.json").exists():
-        inputs = InputOptions(star=str(folder / "particles.star"), map=str(folder / "consensus.mrc"))
-        summarise(train(inputs, options, folder / "keep", overwrite=True, reporter=QUIET), reporter=QUIET)
-    return Run(folder / "keep")
+    return kept_run(small_set(snr, seed, motion_range), TrainOptions(seed=seed, **TRAINING))
 
 
 def free_run(snr, seed):
     """Return truth and run of a hinge trained without regularisation, made if they are not there."""
-    folder = FOLDER / f"free-{snr:g}-{seed}"
-    if not (folder / "truth.npz").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        simulate(SimulateOptions(snr=snr, seed=seed), folder)
+    folder = data_set(f"free-{snr:g}-{seed}", snr=snr, seed=seed)
     options = TrainOptions(seed=seed, n_gaussians=2000, stiffness=0.0, rigidity=0.0)
     return load_truth(folder / "truth.npz"), kept_run(folder, options)
 
@@ -186,10 +169,8 @@ def share_without(run, selection, seed):
 def wrong_controls(seeds, given, counted):
     """Make the control wrong-model on runs of benchmarks/prior.py with the right atomic model."""
     for seed in seeds:
-        prior.measure("igg", "right", None, seed, 2000)
-        folder, _ = prior.data_set("igg", None, seed)
-        run = changed(Run(folder / "run-right"), "controls", {})
-        selection, replacement = prior.CASES["igg"][2:] if given else (None, None)
+        run = changed(prior_run("igg", "right", None, seed, 2000), "controls", {})
+        selection, replacement = PRIOR_CASES["igg"][2:] if given else (None, None)
         options = ControlOptions("wrong-model", seed=seed, selection=selection, replacement=replacement)
         started = time.process_time()
         control = control_run(run, options, PRINT)

@@ -1,6 +1,6 @@
 """Time and memory of taking a large set of particles out of Scipion and its results back in.
 
-    python benchmarks/conversion.py [--particles 100000]
+    python -m benchmarks.conversion [--particles 100000]
 
 The set has what a refined set of RELION has (CTFs with phase shifts, alignment, coordinates, half-sets, two optics
 groups with aberrations), the results six latents and six motions. The RELION plugin's writer is timed beside ours.

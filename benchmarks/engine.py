@@ -1,13 +1,13 @@
 """How well the engine recovers simulated motion: training, verdict, errors and the deformed map against the truth.
 
-    python benchmarks/engine.py hinge --seeds 0 1 2
-    python benchmarks/engine.py hinge --seeds 0 1 2 --decoder coordinate
-    python benchmarks/engine.py hinge --seeds 0 1 2 --bodies truth
-    python benchmarks/engine.py hinge --seeds 0 1 2 --bodies analysed
-    python benchmarks/engine.py rigid --seeds 0 1 2 3 4
-    python benchmarks/engine.py noisy --seeds 0 1 2
-    python benchmarks/engine.py faint --seeds 0 1 2
-    python benchmarks/engine.py igg --seeds 0 1 2
+    python -m benchmarks.engine hinge --seeds 0 1 2
+    python -m benchmarks.engine hinge --seeds 0 1 2 --decoder coordinate
+    python -m benchmarks.engine hinge --seeds 0 1 2 --bodies truth
+    python -m benchmarks.engine hinge --seeds 0 1 2 --bodies analysed
+    python -m benchmarks.engine rigid --seeds 0 1 2 3 4
+    python -m benchmarks.engine noisy --seeds 0 1 2
+    python -m benchmarks.engine faint --seeds 0 1 2
+    python -m benchmarks.engine igg --seeds 0 1 2
 
 Every figure is the mean over both halves of one data set; the last lines are mean and standard deviation over
 seeds. Defaults of the engine were chosen on seeds 10 and 11 of `hinge`, which no reported figure uses.
@@ -18,39 +18,29 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from measures import HingeField, correlation, hinge_angle, knn_r2, mean_fsc
-from scipy.spatial.transform import Rotation
 
-from dynamight_core.analysis.domains import find_domains, kabsch, write_domains
+from benchmarks.common.motion import compare
+from benchmarks.common.runs import CASES, case_set, trained_run
+from dynamight_core.analysis.domains import find_domains, write_domains
 from dynamight_core.config import InputOptions, TrainOptions
 from dynamight_core.files import write_map
 from dynamight_core.imaging.backprojection import ParticleData, accumulate, fourier_denominator, solve
 from dynamight_core.imaging.ctf import evaluate_ctf
 from dynamight_core.judging.summary import summarise
 from dynamight_core.model.half import ConsensusField
-from dynamight_core.options import SimulateOptions
 from dynamight_core.particles.images import ImageReader
 from dynamight_core.particles.preprocess import Preprocessing, read_prepared
 from dynamight_core.reconstruction.half_map import LEAST_SHARE
 from dynamight_core.reporter import QUIET
 from dynamight_core.run import Run
-from dynamight_core.simulate.dataset import simulate
+from dynamight_core.simulate.measures import HingeField, mean_fsc
 from dynamight_core.simulate.truth import load_truth
 from dynamight_core.training.stage import train
-
-CASES = {
-    "hinge": {},
-    "rigid": {"motion_range": 0.0},
-    "noisy": {"snr": 0.05},
-    "faint": {"snr": 0.1, "particles": 4000},
-    "igg": {"molecule": "igg", "particles": 4000, "pixel_size": 4.0, "motion_range": 40.0},
-}
 
 
 def body_masks(kind, case, seed, folder, truth):
@@ -61,8 +51,6 @@ def body_masks(kind, case, seed, folder, truth):
             names.append(str(folder / f"body{label}.mrc"))
             write_map(names[-1], truth.domain_mask(label).numpy(), truth.pixel_size)
         return names
-    from reconstruction import trained_run  # which takes the cases from here
-
     copy = Run(shutil.copytree(trained_run(case, seed)[1].path, folder / f"free-{os.getpid()}", dirs_exist_ok=True))
     files = write_domains(copy, find_domains(copy.motions), reporter=QUIET)
     return [str(path) for path in files if path.suffix == ".mrc"]
@@ -70,9 +58,7 @@ def body_masks(kind, case, seed, folder, truth):
 
 def benchmark(case, seed, train_options, reconstruct=True, bodies=None):
     """Simulate, train, judge and reconstruct one data set; return the figures as a dictionary."""
-    folder = Path(tempfile.gettempdir()) / "dynamight-benchmarks" / f"{case}-{seed}"
-    if not (folder / "truth.npz").exists():
-        simulate(SimulateOptions(seed=seed, **CASES[case]), folder)
+    folder = case_set(case, seed)
     truth = load_truth(folder / "truth.npz")
     options = TrainOptions(seed=seed, **train_options)
     inputs = InputOptions(star=str(folder / "particles.star"), map=str(folder / "consensus.mrc"))
@@ -96,42 +82,6 @@ def benchmark(case, seed, train_options, reconstruct=True, bodies=None):
     if reconstruct:
         figures |= compare_maps(trained, truth, inputs)
     return figures
-
-
-def compare(trained, run, truth, share):
-    """Return angle correlation, displacement errors and latent quality, mean over halves."""
-    names = ("r", "angle_sd", "turn_sd", "true_angle_sd", "error", "motion", "static", "knn_r2")
-    columns = {name: [] for name in names}
-    for half, model in enumerate(trained.models):
-        chosen = (run.halves == half + 1) & (run.validation == (share == "validation"))
-        rows = torch.where(chosen)[0]
-        # Everything is compared in the consensus frame, which the reference may have left.
-        points = model.consensus_positions
-        domains = truth.domains(points)
-        moving = domains == 1
-        latents = trained.latents[half][rows]
-        with torch.no_grad():
-            predicted = model.reference_shift + model.displacements(latents)
-        true = truth.displacements(points, rows)
-        molecule = truth.molecule
-        angles = hinge_angle(
-            points[moving] + predicted[:, moving], points[moving], molecule.axis_points[0], molecule.axis_directions[0]
-        )
-        error = (predicted - true).square().sum(-1)
-        columns["error"].append(float(error[:, moving].mean().sqrt()))
-        columns["motion"].append(float(true[:, moving].square().sum(-1).mean().sqrt()))
-        columns["static"].append(float(predicted[:, ~moving].square().sum(-1).mean().sqrt()))
-        if truth.angles.std() > 0:
-            columns["r"].append(correlation(angles, truth.angles[rows, 0]))
-            columns["angle_sd"].append(float(torch.rad2deg(angles).std()))
-            # The domain's own rotation, which does not count its shift as a turn.
-            arms = points[moving] - points[moving].mean(0)
-            products = torch.einsum("mi,bmj->bij", arms, arms + predicted[:, moving])
-            vectors = torch.from_numpy(Rotation.from_matrix(kabsch(products.numpy())).as_rotvec())
-            columns["turn_sd"].append(float(torch.rad2deg(vectors.float() @ molecule.axis_directions[0]).std()))
-            columns["true_angle_sd"].append(float(torch.rad2deg(truth.angles[rows, 0]).std()))
-            columns["knn_r2"].append(knn_r2(latents, truth.angles[rows, 0]))
-    return {name: float(np.mean(values)) for name, values in columns.items() if values}
 
 
 def errors_contain_truth(run, trained, truth):

@@ -1,8 +1,8 @@
 """What priors do to the map: none, smoothness, the right atomic model, a wrong one; and an atomic model's cost.
 
-    python benchmarks/prior.py igg --seeds 0
-    python benchmarks/prior.py fab --seeds 0 1
-    python benchmarks/prior.py size
+    python -m benchmarks.prior igg --seeds 0
+    python -m benchmarks.prior fab --seeds 0 1
+    python -m benchmarks.prior size
 
 `igg`: the antibody 1HZH, one Fab turning; in the wrong model the Fc of the same file is in its place. `fab`: that Fab
 alone, a small and quick case at SNR 2, its variable half turning; in the wrong model the constant half is in its
@@ -24,84 +24,17 @@ from pathlib import Path
 import gemmi
 import numpy as np
 import torch
-from engine import compare
-from measures import fsc, mean_fsc
 
-from dynamight_core.config import InputOptions, TrainOptions
+from benchmarks.common.motion import compare
+from benchmarks.common.priors import CASES, PRIORS, prior_run, prior_set
 from dynamight_core.files import read_map
+from dynamight_core.imaging.correlation import fourier_shell_correlation
 from dynamight_core.imaging.fourier import shells, volume_to_fourier
-from dynamight_core.judging.summary import summarise
-from dynamight_core.model.atomic import coarse_grain, wrong_model
-from dynamight_core.options import ReconstructOptions, SimulateOptions
+from dynamight_core.model.atomic import coarse_grain
 from dynamight_core.reconstruction.deformation import model_map, model_points
-from dynamight_core.reconstruction.stage import reconstruct_run
-from dynamight_core.reporter import QUIET
-from dynamight_core.run import Run
-from dynamight_core.simulate.dataset import simulate
+from dynamight_core.simulate.measures import mean_fsc
 from dynamight_core.simulate.molecules import DATA
 from dynamight_core.simulate.truth import load_truth
-from dynamight_core.structures import selected_atoms
-from dynamight_core.training.stage import train
-
-# What is simulated, the part of the file that it is of, what moves, and what takes its place in the wrong model.
-CASES = {
-    "igg": ({"particles": 4000, "motion_range": 40.0}, "H K L M A B", "H/1-213 L", "H/244-478 K/244-478"),
-    "fab": (
-        {
-            "particles": 600,
-            "motion_range": 25.0,
-            "box": 32,
-            "snr": 2.0,
-            "selection": "L/1-107 H/1-113",
-            "axis": ("L/107/CA", "H/113/CA"),
-        },
-        "H/1-213 L",
-        "L/1-107 H/1-113",
-        "L/108-214 H/114-213",
-    ),
-}
-FREE = {"stiffness": 0.0, "rigidity": 0.0}
-# Options of training by prior, and which model it starts from.
-PRIORS = {
-    "none": (FREE, None),
-    "smoothness": ({}, None),
-    "right": ({}, "right"),
-    "wrong": ({}, "wrong"),
-    "right, bonds alone": ({"rigidity": 0.0}, "right"),
-    "wrong, bonds alone": ({"rigidity": 0.0}, "wrong"),
-}
-
-
-def data_set(case, particles, seed):
-    """Return the folder of a simulated data set, and the right and the wrong model in the frame of its map by name."""
-    options, part, moving, replacement = CASES[case]
-    options = options | ({} if particles is None else {"particles": particles})
-    folder = Path(tempfile.gettempdir()) / "dynamight-benchmarks" / f"prior-{case}-{options['particles']}-{seed}"
-    paths = {name: folder / f"{name}.cif" for name in ("right", "wrong")}
-    if not paths["wrong"].exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_part(part, paths["right"])
-        molecule = "igg" if case == "igg" else str(paths["right"])
-        simulate(SimulateOptions(molecule=molecule, pixel_size=4.0, seed=seed, **options), folder)
-        wrong_model(paths["right"], moving, paths["wrong"], replacement)
-    return folder, paths
-
-
-def write_part(part, path):
-    """Write a part of the antibody, its extent centred at the origin, where simulations have it."""
-    structure = gemmi.read_structure(str(DATA / "1hzh.pdb.gz"))
-    structure.remove_waters()
-    names = selected_atoms(structure, part, path)
-    for chain in structure[0]:
-        for index in range(len(chain) - 1, -1, -1):
-            if not any((chain.name, str(chain[index].seqid), atom.name) in names for atom in chain[index]):
-                del chain[index]
-    structure.remove_empty_chains()
-    atoms = [atom for chain in structure[0] for residue in chain for atom in residue]
-    positions = np.array([atom.pos.tolist() for atom in atoms])
-    for atom in atoms:
-        atom.pos -= gemmi.Position(*(positions.min(0) + positions.max(0)) / 2)
-    structure.make_mmcif_document().write_file(str(path))
 
 
 def structures(truth, paths):
@@ -123,7 +56,7 @@ def structures(truth, paths):
 def share_of_wrong(volume, right, wrong, rest, mask):
     """Return c / (b + c) in the least-squares fit of a map by b right + c wrong + d rest in a mask."""
     box = volume.shape[-1]
-    curve = fsc(right, wrong, mask)
+    curve = fourier_shell_correlation(right, wrong, mask)
     radius = shells(box, 3)
     chosen = (radius > 0) & (radius < box // 2) & (curve[radius.clamp(max=box // 2)] < 0.5)
     target, *terms = (
@@ -135,21 +68,8 @@ def share_of_wrong(volume, right, wrong, rest, mask):
 
 def measure(case, prior, particles, seed, n_gaussians):
     """Train and reconstruct, unless that was done before, and compare with the truth; return figures by name."""
-    folder, paths = data_set(case, particles, seed)
-    truth = load_truth(folder / "truth.npz")
-    more, model = PRIORS[prior]
-    options = TrainOptions(seed=seed, n_gaussians=n_gaussians, **more)
-    inputs = InputOptions(
-        star=str(folder / "particles.star"),
-        map=str(folder / "consensus.mrc"),
-        atomic_model=None if model is None else str(paths[model]),
-    )
-    run_folder = folder / f"run-{prior.replace(', ', '-').replace(' ', '-')}"
-    if not (run_folder / "reconstruction" / "fsc.star").exists():
-        trained = train(inputs, options, run_folder, overwrite=True, reporter=QUIET)
-        summarise(trained, reporter=QUIET)
-        reconstruct_run(Run(run_folder), ReconstructOptions(rigid=prior == "smoothness"), reporter=QUIET)
-    run = Run(run_folder)
+    folder, paths = prior_set(case, particles, seed)
+    truth, run = load_truth(folder / "truth.npz"), prior_run(case, prior, particles, seed, n_gaussians)
     found = compare(run, run, truth, "train")
     figures = {"prior": prior, "seed": seed, "particles": len(truth), "verdict": run.summary["verdict"]["verdict"]}
     figures |= {name: found[name] for name in ("r", "error", "motion", "static")}
@@ -159,7 +79,7 @@ def measure(case, prior, particles, seed, n_gaussians):
     rest = state - right
     gaussians = model_map(run, model_points(run, [None, None]))
     for way in ("", "rigid/") if prior == "smoothness" else ("",):
-        where = run_folder / "reconstruction" / way
+        where = run.path / "reconstruction" / way
         halves = [torch.from_numpy(read_map(where / f"half{half}_unfil.mrc")[0]) for half in (1, 2)]
         volume, label = (halves[0] + halves[1]) / 2, " rigid" if way else ""
         for name, mask in masks.items():

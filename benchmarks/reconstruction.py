@@ -1,9 +1,9 @@
 """Maps against the truth: rigid, weighted backprojection and least squares, by whose deformations.
 
-    python benchmarks/reconstruction.py hinge --seeds 0 1 2
-    python benchmarks/reconstruction.py hinge hinge60 cone few --seeds 0 --ways learned true
-    python benchmarks/reconstruction.py hinge --seeds 0 --ways unshrunk --control noise
-    python benchmarks/reconstruction.py --show FIGURES.jsonl
+    python -m benchmarks.reconstruction hinge --seeds 0 1 2
+    python -m benchmarks.reconstruction hinge hinge60 cone few --seeds 0 --ways learned true
+    python -m benchmarks.reconstruction hinge --seeds 0 --ways unshrunk --control noise
+    python -m benchmarks.reconstruction --show FIGURES.jsonl
 
 Data sets and trained runs are kept in the temporary folder and used again. Every figure is a mean FSC over shells with
 the true state in a soft mask around a domain, of half-map 1, of half-map 2 and of their average ("mean"). "between" is
@@ -20,162 +20,25 @@ several draws of noise, that of all pairs of a first half-map and a second one.
 """
 
 import argparse
-import fcntl
 import json
 import sys
-import tempfile
-import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from measures import HingeField, mean_fsc, oracle_angles
 
-from dynamight_core.config import InputOptions, TrainOptions
+from benchmarks.common.maps import CONTROLS, DOMAINS, METHODS, RANDOM_FROM, WAYS, half_maps
+from benchmarks.common.runs import CASES, case_set, trained_run
 from dynamight_core.files import read_map
-from dynamight_core.imaging.backprojection import ParticleData, solve
-from dynamight_core.imaging.fourier import fourier_to_image, image_to_fourier, shells
-from dynamight_core.judging.summary import summarise
-from dynamight_core.model.half import ConsensusField
-from dynamight_core.options import InvertOptions, ReconstructOptions, SimulateOptions
-from dynamight_core.particles.images import ImageReader
-from dynamight_core.reconstruction.deformation import deforming_region, half_modes, inverse_path
-from dynamight_core.reconstruction.fsc import fourier_shell_correlation, half_map_fsc, resolution_at, soft_mask
-from dynamight_core.reconstruction.half_map import LEAST_SHARE, HalfReconstruction, shares_from_fsc
-from dynamight_core.reconstruction.images import FullImages
-from dynamight_core.reconstruction.inverse import ForwardFromInverse, load_inverse
-from dynamight_core.reconstruction.modes import find_modes
-from dynamight_core.reconstruction.stage import HELD_OUT, invert_run
-from dynamight_core.reporter import QUIET
-from dynamight_core.run import Run
-from dynamight_core.simulate.dataset import simulate
+from dynamight_core.options import ReconstructOptions
+from dynamight_core.reconstruction.fsc import fourier_shell_correlation, half_map_fsc, resolution_at
+from dynamight_core.simulate.measures import mean_fsc
 from dynamight_core.simulate.truth import load_truth
-from dynamight_core.training.stage import train
 
-FOLDER = Path(tempfile.gettempdir()) / "dynamight-benchmarks"
-CASES = {
-    "hinge": {},
-    "peaks": {"angle_distribution": "two-peaks"},
-    "rigid": {"motion_range": 0.0},
-    "hinge40": {"motion_range": 40.0},
-    "hinge60": {"motion_range": 60.0},
-    "two": {"molecule": "two-hinges"},
-    "two6000": {"molecule": "two-hinges", "particles": 6000},
-    "cone": {"cone": 60.0},
-    "coloured": {"noise": "coloured"},
-    "few": {"particles": 300},
-    "many": {"particles": 10000},
-    "clear": {"snr": 5.0},
-    "noisy": {"snr": 0.05},
-    "noise": {"snr": 1e-6},
-}
-IGG = {"molecule": "igg", "particles": 4000, "pixel_size": 4.0, "motion_range": 40.0}
-for _fine, _sampling in {"": {}, "128": {"box": 128, "pixel_size": 2.0}}.items():
-    CASES["igg" + _fine] = IGG | _sampling
-    CASES["igg" + _fine + "-coloured"] = IGG | _sampling | {"noise": "coloured"}
-    CASES["igg" + _fine + "-measured"] = IGG | _sampling | {"views": "measured"}
-    CASES["igg" + _fine + "-both"] = IGG | _sampling | {"noise": "coloured", "views": "measured"}
-# The learned field with and without shrinking, by error weights, through the inverse network, and what no run has.
-WAYS = ("learned", "unshrunk", "errors", "inverse", "true", "oracle")
-METHODS = ("wbp", "wbp-", "cg", "cg+")
-DOMAINS = {"moving": 1, "second": 2, "static": 0}
-CONTROLS = ("noise", "phases", "permuted", "own")
-# Shell beyond which a control randomises phases, and shells that the mask blurs across it.
-RANDOM_FROM, BLUR = 10, 3
+# Shells that the mask blurs across the one from which phases are random.
+BLUR = 3
 # Draws of noise for its control.
 DRAWS = 4
-
-
-def quiet(*_, **__):
-    """Say nothing."""
-
-
-def trained_run(case, seed, say=print, epochs=None):
-    """Return truth and finished run of a data set, made if they are not there; of few `epochs` for a start alone."""
-    folder = FOLDER / f"{case}-{seed}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        # Several benchmarks may want one data set.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "truth.npz").exists():
-            simulate(SimulateOptions(seed=seed, **CASES[case]), folder)
-        kept = folder / ("keep" if epochs is None else "brief")
-        if not (kept / "latents.safetensors").exists():
-            say(f"training {kept}", flush=True)
-            # Noise has no consensus: particles that hold nothing are given that of a molecule.
-            known = FOLDER / f"hinge-{seed}" if case == "noise" else folder
-            inputs = InputOptions(star=str(folder / "particles.star"), map=str(known / "consensus.mrc"))
-            options = TrainOptions(seed=seed, n_gaussians=2000)
-            options = options if epochs is None else replace(options, epochs=epochs, refits=0)
-            summarise(train(inputs, options, kept, overwrite=True, reporter=QUIET), reporter=QUIET)
-    return load_truth(folder / "truth.npz"), Run(kept)
-
-
-def oracle(truth, run, folder):
-    """Return (n, 1) posterior-mean angles of who knows structure, noise and poses; kept in the data set's folder."""
-    path = folder / "oracle.npy"
-    if not path.exists():
-        reader = ImageReader(run.particles)
-        motion_range = float(truth.angles.abs().max())
-
-        class Raw:
-            def __getitem__(self, rows):
-                return reader.read(np.asarray(rows))
-
-        np.save(path, oracle_angles(Raw(), truth, motion_range)[0].numpy())
-    return torch.from_numpy(np.load(path))[:, None]
-
-
-def modes_of(way, truth, run, half, images, options):
-    """Return the modes of one half's deformations."""
-    model = run.models[half - 1]
-    if way in ("true", "oracle"):
-        angles = truth.angles if way == "true" else oracle(truth, run, run.path.parent)
-        return find_modes(HingeField(truth), angles, model.consensus_positions, images.pixel_size)
-    if way == "inverse":
-        inverse = ForwardFromInverse(load_inverse(inverse_path(run, half)))
-        field, latents = ConsensusField(model, inverse), run.latents[half - 1]
-        return find_modes(field, latents, model.consensus_positions, images.pixel_size)
-    options = ReconstructOptions(**{**vars(options), "shrink": way != "unshrunk"})
-    return half_modes(run, half, images, options)[0]
-
-
-def within(particles, cone):
-    """Return (n,) bool: views within `cone` degrees of the z axis, or against it."""
-    tilt = torch.rad2deg(particles.angles[:, 1]) % 360
-    away = torch.minimum(tilt, 360 - tilt)
-    return (away <= cone) | (away >= 180 - cone)
-
-
-def controlled(images, control, seed):
-    """Return what gives (b, box, box) images for a control."""
-    given = images.images
-    if control not in ("noise", "phases"):
-        return given
-
-    def replaced(indices):
-        shape = (len(indices), images.box, images.box)
-        # The same particle has the same noise in every pass.
-        noise = torch.stack(
-            [torch.randn(shape[1:], generator=torch.Generator().manual_seed(seed * 10**6 + int(i))) for i in indices]
-        )
-        if control == "noise":
-            return noise
-        transforms, random = image_to_fourier(given(indices)), image_to_fourier(noise)
-        random = random / random.abs() * transforms.abs()
-        return fourier_to_image(torch.where(shells(images.box) < RANDOM_FROM, transforms, random), images.box)
-
-    return replaced
-
-
-def permuted(modes, halves, seed):
-    """Return modes with every particle's coordinates given to another one of its half."""
-    coordinates, generator = modes.coordinates.clone(), torch.Generator().manual_seed(seed)
-    for half in (1, 2):
-        rows = torch.where(halves == half)[0]
-        coordinates[rows] = modes.coordinates[rows[torch.randperm(len(rows), generator=generator)]]
-    return replace(modes, coordinates=coordinates)
 
 
 def noise_control(case, seed, ways, methods, options):
@@ -202,77 +65,18 @@ def noise_control(case, seed, ways, methods, options):
     return figures, seconds
 
 
-def benchmark(case, seed, ways, methods, options, control=None, cone=180.0, say=print):
+def benchmark(case, seed, ways, methods, options, control=None, cone=180.0):
     """Return figures["way method"]["domain figure"] and seconds of one data set."""
     if control == "noise":
         return noise_control(case, seed, ways, methods, options)
-    maps, masks, seconds = half_maps(case, seed, ways, methods, options, control, seed, cone, say)
+    maps, masks, seconds = half_maps(case, seed, ways, methods, options, control, seed, cone)
     if control is not None:
         return {name: against_zero(pair, masks, control) for name, pair in maps.items()}, seconds
-    folder = FOLDER / f"{case}-{seed}"
+    folder = case_set(case, seed)
     truth = load_truth(folder / "truth.npz")
     if cone >= 90:
         maps["fourier"] = [torch.from_numpy(read_map(folder / f"consensus_half{half}.mrc")[0]) for half in (1, 2)]
     return {name: against_truth(pair, truth, masks) for name, pair in maps.items()}, seconds
-
-
-def half_maps(case, seed, ways, methods, options, control=None, noise_seed=0, cone=180.0, say=print):
-    """Return maps["way method"] = both half-maps, masks by domain, and seconds of one data set."""
-    # What was learned is not needed for the deformations that no run has.
-    truth, run = trained_run(case, seed, say, None if set(ways) - {"true", "oracle"} else 4)
-    if "inverse" in ways and not inverse_path(run, 1).exists():
-        invert_run(run, InvertOptions(seed=seed), QUIET)
-    images = FullImages(run, torch.device("cpu"))
-    masks = {name: truth.domain_mask(label) for name, label in DOMAINS.items()}
-    masks = {name: mask for name, mask in masks.items() if mask.any()}
-    weights = images.noise_weights(0)
-    images.images = controlled(images, control, noise_seed)
-    seen = within(run.particles, cone)
-    rows = [torch.where((run.halves == half) & seen)[0] for half in (1, 2)]
-    errors = torch.tensor(run.table["dynMotionError"].to_numpy())
-    maps, seconds, denominators, shares = {}, {}, [None, None], options.regularisation
-    for way in ways:
-        started = time.process_time()
-        weighted = way == "errors"
-        data: ParticleData = images.data(weights, errors if weighted else None)
-        halves = []
-        for half in (1, 2):
-            modes = modes_of(way, truth, run, half, images, options)
-            if control == "permuted":
-                modes = permuted(modes, run.halves, seed)
-            points = run.models[half - 1].consensus_positions
-            region = deforming_region(points, images.box, images.pixel_size, options.region_radius)
-            denominator = None if weighted else denominators[half - 1]
-            halves.append(HalfReconstruction.of(data, rows[half - 1], modes, region, denominator=denominator))
-        if not weighted:
-            denominators = [half.denominator for half in halves]
-        if shares is None:
-            first = [half.backprojected(LEAST_SHARE) for half in halves]
-            mask = sum(masks.values()).clamp(max=1) if control else soft_mask(sum(first) / 2, images.pixel_size)
-            shares = shares_from_fsc(half_map_fsc(*first, mask).corrected)
-        seconds[f"sums {way}"] = time.process_time() - started
-        for method in methods:
-            for deformed in (True, False):
-                name = f"{way if deformed else 'rigid'} {method}"
-                if name in maps:
-                    continue
-                started = time.process_time()
-                if method == "wbp":
-                    pair = [half.backprojected(shares, deformed) for half in halves]
-                elif method == "wbp-":
-                    sums = [half.sums.numerator if deformed else half.sums.rigid for half in halves]
-                    pair = [solve(each, half.denominator, shares) for each, half in zip(sums, halves, strict=True)]
-                else:
-                    raised = torch.as_tensor(shares).clamp(min=LEAST_SHARE) if method == "cg+" else shares
-                    pair = []
-                    for number, half in enumerate(halves):
-                        others = rows[1 - number][:: max(1, len(rows[1 - number]) // HELD_OUT)]
-                        pair.append(half.least_squares(raised, others, deformed)[0])
-                maps[name] = pair
-                seconds[name] = time.process_time() - started
-    if control is not None:
-        masks["molecule"] = sum(masks.values()).clamp(max=1)
-    return maps, masks, seconds
 
 
 def against_truth(pair, truth, masks):

@@ -1,6 +1,6 @@
 """Time and memory of a reconstruction over box sizes and particles, fitted and extrapolated; how exact the sums are.
 
-    python benchmarks/reconstruction_cost.py --boxes 64 128 256 --particles 1000 10000 --threads 1
+    python -m benchmarks.reconstruction_cost --boxes 64 128 256 --particles 1000 10000 --threads 1
 
 Random images of a molecule that fills as much of its box as the benchmark's hinge (12 % of the voxels move, 4 modes);
 what they show does not change the cost. One process a measurement, so that its peak memory is its own. Boxes

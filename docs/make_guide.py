@@ -11,10 +11,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from tools.browser import IDLE, Chromium, Served, choose, place
+
 HERE = Path(__file__).resolve().parent
-sys.path += [str(HERE.parent / "benchmarks"), str(HERE.parent / "tests" / "core")]
-from chromium import Chromium  # noqa: E402
-from explorer import IDLE, Served, choose, place  # noqa: E402
 
 
 def take(browser, name, width=1280, height=800):

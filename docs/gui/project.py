@@ -1,6 +1,6 @@
 """Make a Scipion project with the whole chain of protocols on simulated particles, for the pictures of the windows.
 
-python docs/gui/project.py FOLDER
+python -m docs.gui.project FOLDER
 
 FOLDER gets a Scipion home with settings, data and project of its own. What is there already is kept, so that the script
 goes on where it was interrupted.
@@ -40,9 +40,8 @@ def project_folder(folder):
 
 def simulated_files(folder):
     """Simulate particles of a molecule with a hinge, and an atomic model of it; return the folder of the files."""
-    import gemmi
-
     from dynamight_core.simulate.dataset import SimulateOptions, make_molecule, simulate
+    from tools.structures import write_chains
 
     out = Path(folder).resolve() / "simulated"
     if (out / "model.cif").exists():
@@ -57,18 +56,7 @@ def simulated_files(folder):
     )
     simulate(options, out)
     molecule = make_molecule(options)
-    structure, model, chain = gemmi.Structure(), gemmi.Model("1"), gemmi.Chain("A")
-    for number, position in enumerate(molecule.positions[::5].tolist(), 1):
-        residue = gemmi.Residue()
-        residue.name, residue.seqid = "ALA", gemmi.SeqId(str(number))
-        atom = gemmi.Atom()
-        atom.name, atom.element, atom.pos = "CA", gemmi.Element("C"), gemmi.Position(*position)
-        residue.add_atom(atom)
-        chain.add_residue(residue)
-    model.add_chain(chain)
-    structure.add_model(model)
-    structure.setup_entities()
-    structure.make_mmcif_document().write_file(str(out / "model.cif"))
+    write_chains(out / "model.cif", molecule.positions[::5])
     return out
 
 
@@ -147,7 +135,7 @@ def main():
         templates = Path(find_spec("scipion").origin).parent / "templates"
         for name in ("hosts", "protocols"):
             shutil.copy(templates / f"{name}.template", folder / f"{name}.conf")
-        raise SystemExit(subprocess.call([sys.executable, *sys.argv], env=environment))
+        raise SystemExit(subprocess.call([sys.executable, "-m", "docs.gui.project", *sys.argv[1:]], env=environment))
     make_project(simulated_files(folder))
 
 

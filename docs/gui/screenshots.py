@@ -1,6 +1,6 @@
 """Take pictures of the plugin in Scipion's windows: the project, the forms, the viewers, the wizards.
 
-python docs/gui/screenshots.py FOLDER [NAME ...]
+python -m docs.gui.screenshots FOLDER [NAME ...]
 
 FOLDER is that of `docs/gui/project.py`, which makes the project. Pictures go to FOLDER/pictures, all or those whose
 names are given; those of the documents also to docs/pictures, with few colours. Needs Xvfb, openbox and ImageMagick
@@ -14,7 +14,7 @@ import time
 import traceback
 from pathlib import Path
 
-from project import project_folder, scipion_environment
+from docs.gui.project import project_folder, scipion_environment
 
 SIZE = "1500x950"
 PICTURES = Path(__file__).resolve().parent.parent / "pictures"
@@ -411,7 +411,9 @@ def main():
     environment = scipion_environment(folder) | {"DISPLAY": display}
     manager = subprocess.Popen(["openbox"], env=environment, stderr=subprocess.DEVNULL)
     try:
-        raise SystemExit(subprocess.call([sys.executable, *sys.argv], env=environment))
+        raise SystemExit(
+            subprocess.call([sys.executable, "-m", "docs.gui.screenshots", *sys.argv[1:]], env=environment)
+        )
     finally:
         manager.terminate()
         screen.terminate()

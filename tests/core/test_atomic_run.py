@@ -23,11 +23,11 @@ from dynamight_core.reconstruction.stage import reconstruct_run
 from dynamight_core.reporter import QUIET, Reporter
 from dynamight_core.run import Run
 from dynamight_core.simulate.dataset import simulate
-from dynamight_core.simulate.molecules import DATA
 from dynamight_core.training.check import check_inputs
 from dynamight_core.training.read import read_inputs
 from dynamight_core.training.schedule import schedule
 from dynamight_core.training.stage import train
+from tools.structures import write_antibody
 
 FAB, AXIS = "L/1-107 H/1-113", ("L/107/CA", "H/113/CA")
 QUICK = {"n_latents": 2, "epochs": 2, "warm_up_epochs": 1, "n_motions": 2}
@@ -52,16 +52,7 @@ def write_moved(path, source, rotation=None, shift=(0, 0, 0), mirror=False, shel
 def fab(tmp_path_factory):
     """The Fab of an antibody, its elbow bending: particles, and its model where it is in the map."""
     folder = tmp_path_factory.mktemp("fab")
-    structure = gemmi.read_structure(str(DATA / "1hzh.pdb.gz"))
-    structure.remove_waters()
-    part = gemmi.Selection("//L,H").copy_structure_selection(structure)
-    heavy = part[0]["H"]
-    for index in range(len(heavy) - 1, -1, -1):
-        if heavy[index].seqid.num > 213:
-            del heavy[index]
-    part.make_mmcif_document().write_file(str(folder / "raw.cif"))
-    places = np.array([a.pos.tolist() for chain in part[0] for residue in chain for a in residue])
-    model = write_moved(folder / "fab.cif", folder / "raw.cif", shift=-(places.min(0) + places.max(0)) / 2)
+    model = write_antibody("H/1-213 L", folder / "fab.cif")
     options = SimulateOptions(
         molecule=str(model), selection=FAB, axis=AXIS, particles=200, box=28, pixel_size=4.0, snr=8.0, motion_range=25.0
     )

@@ -10,9 +10,7 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
-from typer.testing import CliRunner
 
-from dynamight_core import cli
 from dynamight_core.analysis.controls.maps import ControlImages
 from dynamight_core.analysis.controls.noise import NoiseImages, SignalBesideNoise
 from dynamight_core.analysis.controls.shuffled import judge_shuffled, mean_over_draws
@@ -29,6 +27,8 @@ from dynamight_core.run import Run
 from dynamight_core.simulate.molecules import hinge_molecule
 from dynamight_core.structures import selected_atoms
 from dynamight_core.training.stage import train
+from tests.support.command_line import dynamight
+from tools.structures import write_chains
 
 SMALL = {"n_gaussians": 300, "n_latents": 2, "epochs": 6, "refits": 1, "warm_up_epochs": 2, "validation_fraction": 0.25}
 
@@ -46,13 +46,6 @@ def hinge_run(hinge_set, tmp_path_factory):
 def copied(hinge_run, tmp_path):
     """A copy of the run to change."""
     return shutil.copytree(hinge_run, tmp_path / "run")
-
-
-def dynamight(*words):
-    result = CliRunner().invoke(cli.make_app(), [str(word) for word in words])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.output
 
 
 def control(run, kind, *words):
@@ -228,27 +221,10 @@ def test_the_part_that_is_replaced_is_that_which_moves(drawn_run, tmp_path):
     molecule = hinge_molecule(0)
     path = tmp_path / "atoms.cif"
     # Points of a domain in the order of a walk, as residues of a chain are.
-    write_chain(path, [molecule.positions[molecule.moving == label][::8] for label in (0, 1)])
+    write_chains(path, *(molecule.positions[molecule.moving == label][::8] for label in (0, 1)))
     selection = moving_domain(run, path)
     chosen = {name for name, *_ in selected_atoms(gemmi.read_structure(str(path)), selection, path)}
     assert chosen == {"B"}
-
-
-def write_chain(path, chains):
-    """Write points as alpha carbons of the chains A, B, ..."""
-    structure, model = gemmi.Structure(), gemmi.Model(1)
-    for name, points in zip("AB", chains, strict=True):
-        chain = gemmi.Chain(name)
-        for number, position in enumerate(points.tolist(), 1):
-            residue, atom = gemmi.Residue(), gemmi.Atom()
-            residue.name, residue.seqid = "ALA", gemmi.SeqId(number, " ")
-            atom.name, atom.element, atom.pos = "CA", gemmi.Element("C"), gemmi.Position(*position)
-            residue.add_atom(atom)
-            chain.add_residue(residue)
-        model.add_chain(chain)
-    structure.add_model(model)
-    structure.setup_entities()
-    structure.make_mmcif_document().write_file(str(path))
 
 
 def test_a_wrong_model_control_needs_an_atomic_model(hinge_run):

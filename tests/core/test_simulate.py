@@ -2,9 +2,7 @@
 
 import gzip
 import shutil
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import mrcfile
 import numpy as np
@@ -14,16 +12,15 @@ import torch
 
 from dynamight_core.errors import InputError
 from dynamight_core.files import read_map
+from dynamight_core.imaging.correlation import fourier_shell_correlation
 from dynamight_core.imaging.ctf import CtfParameters, electron_wavelength
 from dynamight_core.imaging.fourier import fourier_to_image, image_to_fourier, shell_means, volume_to_fourier
 from dynamight_core.imaging.poses import random_rotations, rotation_matrices
 from dynamight_core.simulate.dataset import SimulateOptions, draw_angles, draw_truth, noisy_images, simulate
 from dynamight_core.simulate.fourier_reconstruction import reconstruct_fourier
+from dynamight_core.simulate.measures import hinge_angle, knn_r2, oracle_angles
 from dynamight_core.simulate.molecules import DATA, atomic_molecule, hinge_molecule, igg_molecule, two_hinge_molecule
 from dynamight_core.simulate.truth import load_truth
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import measures
 
 SMALL = SimulateOptions(particles=240, box=32, pixel_size=6.0, seed=7)
 FAB_AXIS = ("H/213/CA", "H/244/CA")
@@ -248,7 +245,7 @@ def test_reconstruction_recovers_a_rigid_molecule_with_hand_and_place(distorted)
 
     volume = reconstruct_fourier(clean, truth.ctf, truth.euler, truth.origins, 48, 4.0)
     true = truth.true_map()
-    curve = measures.fsc(volume, true)
+    curve = fourier_shell_correlation(volume, true)
     assert (curve[1 : int(0.8 * 24) + 1] > 0.95).all(), curve
     aligned = cosine(volume, true)
     others = [volume.flip(axis).roll(1, axis) for axis in range(3)]
@@ -281,7 +278,7 @@ def test_displacements_of_points_are_those_of_their_domain(data):
     true = truth.positions(slice(0, 30)) - truth.molecule.positions
     assert (predicted[:, ~moving] == 0).all()
     assert (predicted - true).norm(dim=-1)[:, moving].max() < 0.2
-    angles = measures.hinge_angle(
+    angles = hinge_angle(
         truth.positions(slice(0, 30))[:, moving],
         truth.molecule.positions[moving],
         truth.molecule.axis_points[0],
@@ -445,30 +442,18 @@ def test_oracle_reads_angles_of_clean_images_and_none_of_pure_noise():
     generator = torch.Generator().manual_seed(3)
     limit = np.deg2rad(20)
     truth.scale = 0.0
-    _, deviation, _ = measures.oracle_angles(noisy_images(truth, slice(0, 40), generator), truth, limit, grid=15)
+    _, deviation, _ = oracle_angles(noisy_images(truth, slice(0, 40), generator), truth, limit, grid=15)
     assert torch.allclose(deviation, torch.tensor(limit / 3**0.5, dtype=torch.float32), rtol=0.01)
     truth.scale = 10.0
-    _, _, correlation = measures.oracle_angles(noisy_images(truth, slice(0, 40), generator), truth, limit, grid=15)
+    _, _, correlation = oracle_angles(noisy_images(truth, slice(0, 40), generator), truth, limit, grid=15)
     assert correlation > 0.995
 
 
-def test_fsc_of_known_maps():
-    generator = torch.Generator().manual_seed(0)
-    signal, noise = torch.randn(2, 32, 32, 32, generator=generator)
-    assert torch.allclose(measures.fsc(signal, 3 * signal), torch.ones(17), atol=1e-5)
-    curve = measures.fsc(signal, signal + noise)
-    assert abs(curve[4:].mean() - 0.5**0.5) < 0.02
-    step = torch.cat([torch.ones(10), torch.zeros(7)])
-    assert measures.fsc_resolution(step, 3.0, 0.5) == pytest.approx(32 * 3 / 9.5)
-
-
-def test_knn_r2_and_errors_of_known_answers():
+def test_latents_that_follow_the_angle_predict_it_and_others_do_not():
     generator = torch.Generator().manual_seed(0)
     angles = torch.rand(500, generator=generator)
-    assert measures.knn_r2(torch.stack([angles, angles**2], 1), angles) > 0.99
-    assert measures.knn_r2(torch.rand(500, 2, generator=generator), angles) < 0.1
-    errors = measures.displacement_errors(torch.ones(5, 4, 3), torch.zeros(5, 4, 3), torch.tensor([0, 0, 1, 1]))
-    assert errors == {0: pytest.approx(3**0.5), 1: pytest.approx(3**0.5)}
+    assert knn_r2(torch.stack([angles, angles**2], 1), angles) > 0.99
+    assert knn_r2(torch.rand(500, 2, generator=generator), angles) < 0.1
 
 
 def test_reconstruction_takes_views_that_see_one_direction_only():

@@ -7,9 +7,7 @@ import pandas as pd
 import pytest
 import starfile
 import torch
-from typer.testing import CliRunner
 
-from dynamight_core import cli
 from dynamight_core.analysis.clusters import (
     cluster_coordinates,
     density_ridge,
@@ -25,18 +23,12 @@ from dynamight_core.errors import InputError
 from dynamight_core.files import read_map, write_map
 from dynamight_core.reporter import QUIET
 from dynamight_core.run import Run
+from tests.support.command_line import dynamight
 
 
 @pytest.fixture
 def folder(drawn_run, tmp_path):
     return shutil.copytree(drawn_run, tmp_path / "run")
-
-
-def dynamight(*words):
-    result = CliRunner().invoke(cli.make_app(), [str(word) for word in words])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.output
 
 
 def groups(n=600, seed=0):

@@ -35,15 +35,6 @@ from dynamight_core.training.reference import update_references
 from dynamight_core.training.schedule import schedule
 from dynamight_core.training.stage import train
 
-
-@pytest.fixture(autouse=True)
-def threads():
-    """Leave the next test as many threads as this one found."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 QUICK = {"n_gaussians": 300, "n_latents": 3, "epochs": 5, "warm_up_epochs": 1, "refits": 1}
 
 

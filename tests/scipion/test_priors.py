@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import gemmi
 import pytest
 from pwem.objects import AtomStruct, Pointer
 from pwem.protocols import ProtImportPdb
@@ -10,6 +9,7 @@ from pwem.protocols import ProtImportPdb
 from dynamight_core.simulate.truth import load_truth
 from dynamight_scipion.protocols import DynamightProtControl, DynamightProtDeformations
 from dynamight_scipion.protocols.protocol_control import WRONG_MODEL
+from tools.structures import write_chains
 
 QUICK = {
     "nEpochs": 1,
@@ -31,22 +31,8 @@ def inputs(chain):
 def atoms(simulated, tmp_path_factory):
     """The molecule as a PDB file: chain A rests, chain B moves; every fifth of its points."""
     molecule = load_truth(simulated.particles.parent / "truth.npz").molecule
-    model = gemmi.Model(1)
-    for label, name in ((0, "A"), (1, "B")):
-        chain = gemmi.Chain(name)
-        for number, position in enumerate(molecule.positions[molecule.moving == label][::5].tolist(), 1):
-            residue, atom = gemmi.Residue(), gemmi.Atom()
-            residue.name, residue.seqid = "ALA", gemmi.SeqId(number, " ")
-            atom.name, atom.element, atom.pos = "CA", gemmi.Element("C"), gemmi.Position(*position)
-            residue.add_atom(atom)
-            chain.add_residue(residue)
-        model.add_chain(chain)
-    structure = gemmi.Structure()
-    structure.add_model(model)
-    structure.setup_entities()
-    path = tmp_path_factory.mktemp("atoms") / "atoms.cif"
-    structure.make_mmcif_document().write_file(str(path))
-    return path
+    parts = (molecule.positions[molecule.moving == label][::5] for label in (0, 1))
+    return write_chains(tmp_path_factory.mktemp("atoms") / "atoms.cif", *parts)
 
 
 def test_an_atomic_model_goes_to_the_engine_with_its_warning_and_its_control(workflow, chain, atoms):

@@ -3,12 +3,11 @@
 import shutil
 
 import pytest
-from typer.testing import CliRunner
 
-from dynamight_core import cli
 from dynamight_core.analysis.explorer.session import Explorer
 from dynamight_core.reporter import QUIET
 from dynamight_core.run import Run
+from tests.support import command_line
 
 
 @pytest.fixture
@@ -25,11 +24,4 @@ def explorer(folder):
 @pytest.fixture(scope="session")
 def dynamight():
     """Call the command line; returns its exit code and what it printed."""
-
-    def call(*words):
-        result = CliRunner().invoke(cli.make_app(), [str(word) for word in words])
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return result.exit_code, result.output
-
-    return call
+    return command_line.dynamight

@@ -2,18 +2,13 @@
 
 import json
 import shutil
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import starfile
 
-sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from chromium import PROGRAM, Chromium
-from explorer import IDLE, Served, choose, place
+from tools.browser import IDLE, PROGRAM, Chromium, Served, choose, place
 
 N = 400
 

@@ -1,10 +1,12 @@
-"""A headless Chromium, driven over its DevTools pipe: for tests, pictures and benchmarks of the explorer."""
+"""A headless Chromium, driven over its DevTools pipe, and the page of `dynamight explore` in it."""
 
 import base64
 import json
 import os
+import re
 import shutil
 import subprocess
+import sys
 import time
 from itertools import count
 from pathlib import Path
@@ -159,3 +161,55 @@ class Chromium:
                 raise EOFError("the browser has ended")
             parts += byte
         return json.loads(parts)
+
+
+class Served:
+    """`dynamight explore` in a process of its own, until the block ends.
+
+    Parameters
+    ----------
+    run
+        folder.
+    words
+        further options.
+    """
+
+    def __init__(self, run: Path, *words: str):
+        command = [sys.executable, "-m", "dynamight_core", "explore", str(run), "--port", "0", "--no-browser", *words]
+        started = time.monotonic()
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        line = self.process.stdout.readline()
+        self.seconds = time.monotonic() - started
+        found = re.search(r"http://\S+", line)
+        if not found:
+            self.process.wait(20)
+            raise RuntimeError(line + self.process.stdout.read())
+        self.address = found.group(0)
+
+    def __enter__(self) -> "Served":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.process.terminate()
+        self.process.wait(20)
+        self.process.stdout.close()
+
+
+IDLE = "document.body.dataset.busy === '0' && Boolean(globalThis.explorer?.landscape?.points)"
+
+
+def place(browser, x: float, y: float) -> tuple[float, float]:
+    """Return where on the page a place of the landscape is."""
+    script = (
+        "(() => { const { landscape } = explorer; const b = landscape.front.getBoundingClientRect();"
+        f" const p = landscape.toScreen([{x}, {y}]); return [b.left + p[0], b.top + p[1]]; }})()"
+    )
+    return tuple(browser.evaluate(script))
+
+
+def choose(browser, name: str, value: str) -> None:
+    """Choose in one of the page's menus, as a person does."""
+    browser.evaluate(
+        f"(() => {{ const menu = document.getElementById('{name}'); menu.value = '{value}';"
+        " menu.dispatchEvent(new Event('change')); })()"
+    )
