@@ -40,8 +40,8 @@ from pwem.protocols import ProtImportParticles, ProtImportVolumes
 from pyworkflow.project import Manager
 
 from dynamight_scipion.protocols import DynamightProtDeformations, DynamightProtReconstruct
+from tests.support.plugin import BOX, PARTICLES, PIXEL
 
-BOX, PIXEL, PARTICLES = 32, 6.0, 300
 # Small and quick; enough to find the hinge of particles with little noise.
 SMALL = {
     "nGaussians": 200,

@@ -1,13 +1,10 @@
-"""A real project: from an import to a corrected map, with stops, changes, copies, subsets and failures."""
+"""A real project: from an import to a corrected map, and in a chain with other programs."""
 
-import contextlib
-import time
 from pathlib import Path
 
 import gemmi
 import mrcfile
 import numpy as np
-import psutil
 import pytest
 import starfile
 from pwem.objects import (
@@ -21,9 +18,8 @@ from pwem.objects import (
     Transform,
     Volume,
 )
-from pwem.protocols import ProtImportCTF, ProtImportMicrographs, ProtSubSet
+from pwem.protocols import ProtImportCTF, ProtImportMicrographs
 from pyworkflow.object import Integer, Pointer
-from pyworkflow.protocol import MODE_RESUME
 from relion.protocols import (
     ProtRelionExportParticles,
     ProtRelionExtractParticles,
@@ -31,33 +27,13 @@ from relion.protocols import (
     ProtRelionPostprocess,
 )
 
-from dynamight_core.config import InputOptions, TrainOptions
-from dynamight_core.options import METHODS as ENGINE_METHODS
-from dynamight_core.options import InvertOptions, ReconstructOptions
 from dynamight_core.simulate.truth import load_truth
 from dynamight_scipion.convert.poses import matricesOfPoses
 from dynamight_scipion.objects import DynamightModel
 from dynamight_scipion.protocols import DynamightProtDeformations, DynamightProtReconstruct
-from dynamight_scipion.protocols.protocol_deformations import CHOICES, FLAGS, SWITCHES, VALUES, describeShares
-from dynamight_scipion.protocols.protocol_reconstruct import METHODS
+from dynamight_scipion.protocols.protocol_deformations import describeShares
 from dynamight_scipion.viewers import DynamightReconstructViewer
-
-BOX, PIXEL, PARTICLES = 32, 6.0, 300
-
-
-def same_input(chain):
-    """Input of another protocol that estimates deformations."""
-    return {"inputParticles": (chain["particles"], "outputParticles"), "inputVolume": (chain["volume"], "outputVolume")}
-
-
-def small(chain, **changed):
-    """Parameters of the chain's small run, with some changed."""
-    names = "nGaussians nEpochs encoderEpochs warmUpEpochs refits nLatents nMotions batchSize embedding opticsStar"
-    return {name: getattr(chain["deformations"], name).get() for name in names.split()} | {
-        "numberOfThreads": 1,
-        **changed,
-    }
-
+from tests.support.plugin import BOX, PARTICLES, PIXEL, small
 
 # ------------------------------------------------------------------ deformations
 
@@ -282,146 +258,6 @@ def test_local_resolution_takes_the_reconstruction_as_a_refinement_with_stub_rel
     assert local.outputVolume.getSamplingRate() == PIXEL
 
 
-# ------------------------------------------------------------------ stops, changes, copies, subsets, failures
-
-
-@pytest.fixture(scope="module")
-def resumed(_workflow, _chain):
-    """A run that was stopped while it trained, and continued; and whether it was really stopped."""
-    with contextlib.chdir(_workflow.project.path):
-        epochs = {"nEpochs": 16, "encoderEpochs": 16}
-        run = _workflow.new(DynamightProtDeformations, same_input(_chain), **small(_chain, **epochs))
-        _workflow.launch(run, wait=False)
-        checkpoints = Path(run._getExtraPath("run", "half2", "checkpoints"))
-        deadline = time.monotonic() + 200
-        while not list(checkpoints.glob("*.safetensors")):
-            assert time.monotonic() < deadline, _workflow.log(run)
-            time.sleep(0.2)
-        before = enginesOf(run)
-        _workflow.project.stopProtocol(run)
-        psutil.wait_procs(before, timeout=20)
-        stopped = run.isAborted() and not hasattr(run, "outputModel")
-        left = enginesOf(run)
-        run.runMode.set(MODE_RESUME)
-        _workflow.launch(run)
-    return {"run": run, "stopped": stopped, "before": before, "left": left}
-
-
-def enginesOf(run):
-    """Return the processes of the engine that work in the folder of a protocol."""
-    words = {process: process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])}
-    return [process for process, line in words.items() if run._getExtraPath("run") in line]
-
-
-def test_a_stop_ends_the_engine_too(resumed):
-    assert resumed["stopped"]
-    assert resumed["before"]
-    assert resumed["left"] == []
-
-
-def test_a_stopped_run_goes_on_from_its_checkpoint(workflow, resumed):
-    run = resumed["run"]
-    assert run.isFinished(), workflow.log(run)
-    assert "Resuming after epoch" in workflow.log(run)
-    assert len(run.outputParticles) == PARTICLES
-
-
-def test_an_unchanged_protocol_does_nothing_and_a_changed_parameter_runs_again(workflow, resumed):
-    run = resumed["run"]
-    trained = Path(run._getExtraPath("run", "half1", "model.safetensors"))
-    converted = Path(run._getExtraPath("particles.star"))
-    before = trained.stat().st_mtime, converted.stat().st_mtime
-    run.runMode.set(MODE_RESUME)
-    workflow.launch(run)
-    assert run.isFinished()
-    assert (trained.stat().st_mtime, converted.stat().st_mtime) == before
-    assert run.outputModel.getNumberOfMotions() == 3
-
-    run.nMotions.set(2)
-    run.nEpochs.set(1)
-    workflow.launch(run)
-    assert run.isFinished(), workflow.log(run)
-    assert trained.stat().st_mtime > before[0]
-    assert converted.stat().st_mtime == before[1], "the particles are the same"
-    assert run.outputModel.getNumberOfMotions() == 2
-    assert len(run.outputParticles.getFirstItem().getZFlex()) == 2
-
-
-def test_a_run_continues_from_the_model_of_another(workflow, chain):
-    more = workflow.new(
-        DynamightProtDeformations,
-        same_input(chain) | {"previousModel": (chain["deformations"], "outputModel")},
-        **small(chain, doContinue=True, nEpochs=1),
-    )
-    more.nLatents.set(5)
-    assert "The previous model has 2 latent dimensions" in more.validate()[0]
-    more.nLatents.set(2)
-    workflow.launch(more)
-    assert more.isFinished(), workflow.log(more)
-    metrics = Path(more._getExtraPath("run", "metrics.jsonl")).read_text()
-    assert "refinement" in metrics
-    assert "warm-up" not in metrics
-
-
-def test_a_copy_has_the_parameters_and_nothing_that_was_found(workflow, chain):
-    copied = workflow.project.copyProtocol(chain["deformations"])
-    assert copied.inputParticles.get().getObjId() == chain["particles"].outputParticles.getObjId()
-    assert copied.nGaussians.get() == 200
-    assert not hasattr(copied, "outputModel")
-    assert copied.summary()[0] == "Nothing has been estimated yet."
-    copied.nGaussians.set(10)
-    assert any("at least 50" in error for error in copied.validate())
-
-
-def test_a_subset_runs_through_again_within_a_mask_of_allowed_motion_and_keeps_its_ids(workflow, chain):
-    subset = workflow.run(
-        ProtSubSet, {"inputFullSet": (chain["deformations"], "outputParticles")}, chooseAtRandom=True, nElements=240
-    )
-    ((name, chosen),) = subset.iterOutputAttributes()
-    again = workflow.run(
-        DynamightProtDeformations,
-        {
-            "inputParticles": (subset, name),
-            "inputVolume": (chain["reconstruction"], "outputVolume"),
-            "inputMask": (chain["reconstruction"], "outputMask"),
-        },
-        **small(chain, nEpochs=1),
-    )
-    assert Path(again.outputModel.getMask()).exists()
-    assert "--mask" in workflow.log(again)
-    assert again.outputParticles.getIdSet() == chosen.getIdSet()
-    assert len(again.outputParticles) == 240
-
-
-def test_a_failure_of_the_engine_is_one_sentence_in_summary_and_log(workflow, chain):
-    dark = workflow.launch(
-        workflow.new(DynamightProtDeformations, same_input(chain), **small(chain, invertContrast=True))
-    )
-    sentence = "the particles correlate negatively with the map"
-    assert dark.isFailed()
-    assert sentence in dark.getErrorMessage()
-    assert sentence in "\n".join(dark.summary())
-    assert sentence in workflow.log(dark)
-    assert "Traceback" not in workflow.log(dark)
-
-
-def test_an_engine_that_cannot_be_started_is_told_in_one_sentence(workflow, chain, monkeypatch):
-    monkeypatch.setenv("DYNAMIGHT_ENV_ACTIVATION", "export PATH=/usr/bin:/bin")
-    lost = workflow.launch(workflow.new(DynamightProtDeformations, same_input(chain), **small(chain)))
-    assert lost.isFailed()
-    assert "check DYNAMIGHT_ENV_ACTIVATION in Scipion's configuration" in lost.getErrorMessage()
-
-
-def test_an_engine_that_is_killed_is_told_from_one_that_fails(workflow, chain, monkeypatch, tmp_path):
-    engine = tmp_path / "dynamight"
-    engine.write_text("#!/bin/bash\nkill -9 $$\n")
-    engine.chmod(0o755)
-    monkeypatch.setenv("DYNAMIGHT_ENV_ACTIVATION", f'export PATH="{tmp_path}:$PATH"')
-    killed = workflow.launch(workflow.new(DynamightProtDeformations, same_input(chain), **small(chain)))
-    assert killed.isFailed()
-    assert "dynamight train was ended from outside before it was done" in killed.getErrorMessage()
-
-
 # ------------------------------------------------------------------ in a chain with other programs
 
 
@@ -504,69 +340,3 @@ def test_particles_of_another_plugin_with_ctfs_from_a_set_of_ctfs_go_through_and
         assert list(rows["rlnCoordinateX"]) == [100 + number for number in range(PARTICLES)]
         assert list(rows["rlnMicrographName"]) == [f"mic{number:03d}.mrc" for number in range(PARTICLES)]
         assert [name.split("@")[0] for name in rows["rlnImageName"]] == [f"{i + 1:06d}" for i in range(PARTICLES)]
-
-
-# ------------------------------------------------------------------ the forms
-
-
-def test_every_option_of_the_engine_is_a_parameter_with_the_engines_default(workflow):
-    protocol = workflow.new(DynamightProtDeformations)
-    found = {option: getattr(protocol, name).get() for name, option in VALUES.items()}
-    found |= {option: choices[getattr(protocol, name).get()] for name, (option, choices) in CHOICES.items()}
-    found |= {option: getattr(protocol, name).get() for name, option in (SWITCHES | FLAGS).items()}
-    found["premultiplied"] = None
-    given_elsewhere = {"star", "map", "half_maps", "mask", "project", "start_from", "device", "threads"}
-    given_elsewhere |= {"atomic_model", "bodies"}
-    expected = vars(InputOptions()) | vars(TrainOptions())
-    assert found == {name.replace("_", "-"): value for name, value in expected.items() if name not in given_elsewhere}
-
-
-def test_reconstruction_offers_the_engines_methods_and_defaults(workflow):
-    protocol, engine = workflow.new(DynamightProtReconstruct), ReconstructOptions()
-    assert METHODS == ENGINE_METHODS
-    assert METHODS[protocol.method.get()] == engine.method
-    for name in ("regularisation", "rigid", "seed", "shrink", "steps"):
-        assert getattr(protocol, name).get() == getattr(engine, name)
-    for name, option in (
-        ("batchSize", "batch_size"),
-        ("bFactor", "b_factor"),
-        ("errorWeights", "error_weights"),
-        ("localResolution", "local_resolution"),
-        ("regionRadius", "region_radius"),
-        ("throughInverse", "through_inverse"),
-    ):
-        assert getattr(protocol, name).get() == getattr(engine, option)
-    assert protocol.inverseEpochs.get() == InvertOptions().epochs
-
-
-def test_volumes_that_differ_are_warned_of_before_a_run(workflow, chain, monkeypatch):
-    run = workflow.new(
-        DynamightProtDeformations,
-        same_input(chain) | {"inputMask": (chain["reconstruction"], "outputMask")},
-        **small(chain, particleDiameter=500.0),
-    )
-    assert run.validate() == ["The particle diameter (500 Å) is larger than the box (192 Å)."]
-    run.particleDiameter.set(150.0)
-    assert (run.validate(), run.warnings()) == ([], [])
-    volume, mask = run.inputVolume.get(), run.inputMask.get()
-    monkeypatch.setattr(volume, "getSamplingRate", lambda: 4.0)
-    monkeypatch.setattr(volume, "getHalfMaps", lambda asList: [])
-    monkeypatch.setattr(mask, "getDim", lambda: (40, 40, 40))
-    assert run.validate() == []
-    map_resampled, mask_resampled, one_start = run.warnings()
-    assert "The consensus map has 4 Å a voxel where they have 6 Å" in map_resampled
-    assert "40 x 40 x 40 voxels where the particles have 32 pixels" in mask_resampled
-    assert "has no half-maps" in one_start
-    monkeypatch.setattr(mask, "getFileName", lambda: "gone.mrc")
-    assert run.validate() == [
-        "The file of the mask of allowed motion is not there (gone.mrc): bring it back, or import it again."
-    ]
-
-
-def test_nothing_is_started_with_bad_input(workflow, chain):
-    bare = workflow.new(DynamightProtDeformations)
-    assert sum("cannot be EMPTY" in error for error in bare.validate()) == 2
-    assert bare.warnings() == []
-    reconstruction = workflow.new(DynamightProtReconstruct)
-    assert any("cannot be EMPTY" in error for error in reconstruction.validate())
-    assert reconstruction.warnings() == []

@@ -1,0 +1,72 @@
+"""The forms: the engine's options and defaults, and what is refused or warned of before a run."""
+
+from dynamight_core.config import InputOptions, TrainOptions
+from dynamight_core.options import METHODS as ENGINE_METHODS
+from dynamight_core.options import InvertOptions, ReconstructOptions
+from dynamight_scipion.protocols import DynamightProtDeformations, DynamightProtReconstruct
+from dynamight_scipion.protocols.protocol_deformations import CHOICES, FLAGS, SWITCHES, VALUES
+from dynamight_scipion.protocols.protocol_reconstruct import METHODS
+from tests.support.plugin import same_input, small
+
+
+def test_every_option_of_the_engine_is_a_parameter_with_the_engines_default(workflow):
+    protocol = workflow.new(DynamightProtDeformations)
+    found = {option: getattr(protocol, name).get() for name, option in VALUES.items()}
+    found |= {option: choices[getattr(protocol, name).get()] for name, (option, choices) in CHOICES.items()}
+    found |= {option: getattr(protocol, name).get() for name, option in (SWITCHES | FLAGS).items()}
+    found["premultiplied"] = None
+    given_elsewhere = {"star", "map", "half_maps", "mask", "project", "start_from", "device", "threads"}
+    given_elsewhere |= {"atomic_model", "bodies"}
+    expected = vars(InputOptions()) | vars(TrainOptions())
+    assert found == {name.replace("_", "-"): value for name, value in expected.items() if name not in given_elsewhere}
+
+
+def test_reconstruction_offers_the_engines_methods_and_defaults(workflow):
+    protocol, engine = workflow.new(DynamightProtReconstruct), ReconstructOptions()
+    assert METHODS == ENGINE_METHODS
+    assert METHODS[protocol.method.get()] == engine.method
+    for name in ("regularisation", "rigid", "seed", "shrink", "steps"):
+        assert getattr(protocol, name).get() == getattr(engine, name)
+    for name, option in (
+        ("batchSize", "batch_size"),
+        ("bFactor", "b_factor"),
+        ("errorWeights", "error_weights"),
+        ("localResolution", "local_resolution"),
+        ("regionRadius", "region_radius"),
+        ("throughInverse", "through_inverse"),
+    ):
+        assert getattr(protocol, name).get() == getattr(engine, option)
+    assert protocol.inverseEpochs.get() == InvertOptions().epochs
+
+
+def test_volumes_that_differ_are_warned_of_before_a_run(workflow, chain, monkeypatch):
+    run = workflow.new(
+        DynamightProtDeformations,
+        same_input(chain) | {"inputMask": (chain["reconstruction"], "outputMask")},
+        **small(chain, particleDiameter=500.0),
+    )
+    assert run.validate() == ["The particle diameter (500 Å) is larger than the box (192 Å)."]
+    run.particleDiameter.set(150.0)
+    assert (run.validate(), run.warnings()) == ([], [])
+    volume, mask = run.inputVolume.get(), run.inputMask.get()
+    monkeypatch.setattr(volume, "getSamplingRate", lambda: 4.0)
+    monkeypatch.setattr(volume, "getHalfMaps", lambda asList: [])
+    monkeypatch.setattr(mask, "getDim", lambda: (40, 40, 40))
+    assert run.validate() == []
+    map_resampled, mask_resampled, one_start = run.warnings()
+    assert "The consensus map has 4 Å a voxel where they have 6 Å" in map_resampled
+    assert "40 x 40 x 40 voxels where the particles have 32 pixels" in mask_resampled
+    assert "has no half-maps" in one_start
+    monkeypatch.setattr(mask, "getFileName", lambda: "gone.mrc")
+    assert run.validate() == [
+        "The file of the mask of allowed motion is not there (gone.mrc): bring it back, or import it again."
+    ]
+
+
+def test_nothing_is_started_with_bad_input(workflow, chain):
+    bare = workflow.new(DynamightProtDeformations)
+    assert sum("cannot be EMPTY" in error for error in bare.validate()) == 2
+    assert bare.warnings() == []
+    reconstruction = workflow.new(DynamightProtReconstruct)
+    assert any("cannot be EMPTY" in error for error in reconstruction.validate())
+    assert reconstruction.warnings() == []
