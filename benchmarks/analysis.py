@@ -1,14 +1,16 @@
-"""Finished runs of simulated data held against the truth: motions, rigid domains, distributions, error estimates.
+"""Analysis of finished runs against the truth: motions, rigid domains, distributions and error estimates.
 
-python -m benchmarks.analysis RUN TRUTH [RUN TRUTH ...]        TRUTH is the truth.npz of the data set
+    python -m benchmarks.analysis RUN TRUTH [RUN TRUTH ...]
 
-Prints a JSON object for each run: the overlap of the first motions (as many as domains move) with the true field, from
-0 to 1; the Rand index of the rigid domains over the common points; for each moving domain the correlation of the
-angle with the truth and both standard deviations, degrees; for one moving domain the Kolmogorov-Smirnov distance to
-the true distribution of its angle (about the mean) of the distribution along motion 1, errors taken out, and of the
-coordinates as they are, for all particles and for some of them, drawn so that their true angles have two peaks at +-0.6
-of the range; then, pooled over the runs, predicted and true error (A rms) of each fifth of the particles
-by predicted error.
+Data: any runs of simulated data sets; TRUTH is the truth.npz of the data set.
+
+Prints one JSON object per run. `overlap`, 0 to 1: how much of the true motion the first principal motions span, as many
+as domains move. `rand`: the Rand index of the rigid domains over the common points. For each moving domain, the
+correlation of its angle with the truth, and both standard deviations in degrees. For one moving domain, the
+Kolmogorov-Smirnov distance of the distribution along motion 1 to the true distribution of angles about their mean: with
+the errors taken out, and of the coordinates as estimated. `two_peaks_` is the same for particles drawn to have two
+peaks at 0.6 of the range. The last lines pool all runs: predicted and true error (A rms) of each fifth of the
+particles, sorted by predicted error.
 """
 
 import json

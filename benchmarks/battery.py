@@ -2,7 +2,7 @@
 
 PYTHONPATH=CODE python benchmarks/battery.py OUT [--demo DEMO]
 
-Runs the engine in the folder CODE on 400 simulated images of the molecule `hinge` and 200 of the Fab of 1HZH (32 and 28
+Runs the engine in the folder CODE on 400 simulated images of the molecule `hinge` and 240 of the Fab of 1HZH (32 and 28
 pixels), in about three minutes on one core. With --demo, runs the stages after training on a copy of a demo folder
 instead. Afterwards, `python benchmarks/compare_runs.py OLD NEW` compares two such folders. What each command prints
 goes to OUT/battery.log, and its seconds to the terminal.
@@ -109,7 +109,7 @@ def hinge(engine: Engine) -> None:
 
 
 def stages(engine: Engine, particles: str) -> None:
-    """Run every stage after training on `run`; controls use at most so many particles of each half."""
+    """Run every stage after training on `run`; controls use at most this number of particles of each half."""
     engine("reconstruct", "run", "--local-resolution", "--overwrite")
     engine("analyse", "run", "--embedding", "pca", "--domains", "2")
     for name in ("least-squares", "regions", "inverse"):

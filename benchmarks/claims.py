@@ -1,12 +1,14 @@
-"""What half-maps claim where something moves, with and without the motion that was not undone, and what is true.
+"""Does the resolution of half-maps hold where something moves? Claimed against true resolution, by domain.
 
     python -m benchmarks.claims hinge --seeds 0 1 2 3 4
 
-In a soft mask around each domain, for maps with learned deformations and without: the shell where the FSC of the
-half-maps, corrected by random phases, falls below 0.143 ("claimed"), where it does so with the residual motion counted
-("counted") and a standard error of the FSC taken off ("at least"), and where the FSC of their average with the truth
-falls below 0.5 ("true"); the rms (A) of the residual motion as it is drawn and as it is. Last, how often a claim is
-better than the truth by more than one shell. Data sets and trained runs are those of `reconstruction.py`.
+Data: the cases and runs of benchmarks/common/runs.py.
+
+For each domain, in a soft mask, with learned deformations and without: the shell where the corrected half-map FSC falls
+below 0.143 (`claimed`), the same with residual motion counted (`counted`) and with one standard error of the FSC taken
+off as well (`at least`), and the shell where the FSC of the average with the truth falls below 0.5 (`true`). Then the
+residual motion in A rms, as estimated (`drawn`) and as it is (`is`). The last line of a case counts the claims that
+are better than the truth by more than one shell.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What controls say of runs whose truth is known: how often they find a motion, and how often one that is not there.
+"""How often the controls find a motion that is there, and one that is not.
 
     python -m benchmarks.controls good --cases hinge igg rigid --seeds 0 1 2
     python -m benchmarks.controls small --snr 8 2 0.5 --seeds 0 1 2 3
@@ -8,20 +8,24 @@
     python -m benchmarks.controls free --snr 0.15 --seeds 0 1
     python -m benchmarks.controls wrong --seeds 0 1 2
 
-`good`: the runs of benchmarks/reconstruction.py. `small`: hinges of 600 particles of 32 pixels of 6 A, at several
-signal-to-noise ratios. `rest`: runs on the same molecules at rest. `borrowed`: the decoders of `small` on these images,
-latents inferred anew: deformations that are sound in themselves, for a motion that is not there. `permuted`: the runs
-of `small` with latents permuted among the particles of a half. The last two are judged without shrinking, since support
-by held-out images leaves little of such motions. `free`: hinges as those of `good`, trained without regularisation.
-`wrong`: the control wrong-model on the antibody's runs of benchmarks/prior.py with the right atomic model; the part
-that is replaced is the one that the control finds, or, with --given, that of the benchmark by the Fc.
+Data, simulated and trained when first needed and kept in the temporary folder:
 
-Data sets and runs are kept in the temporary folder and used again. Prints a line for each control, and for each kind
-how often it said that motion improves the map (or, of noise, that a map appears; of a wrong model, that the map is
-drawn to it or follows it), with the 95 % interval of that share; and for a wrong model, how much of it is found in the
-map of the right one. Beside the share of the model that noise particles give stands, for `good` and `free` runs, what
-is true of it: the density of the moving domain (regression on the true map) in maps of the noise of the run's own
-particles, their images less what is known to be in them.
+- `good`: the cases of benchmarks/common/runs.py;
+- `small`: hinges of 600 particles, 32 pixels of 6 A, at several signal-to-noise ratios;
+- `rest`: the same molecules at rest;
+- `borrowed`: the decoders of `small` with the images of `rest`, latents inferred again: sound deformations for a motion
+  that is not there;
+- `permuted`: the runs of `small` with latents permuted among the particles of a half;
+- `free`: hinges as in `good`, trained without regularisation;
+- `wrong`: the control wrong-model on the antibody of benchmarks/prior.py with the right atomic model. The control
+  chooses the part that it replaces; with --given, the Fc replaces the Fab.
+
+`borrowed` and `permuted` are judged without shrinking, since held-out images would leave little of such motions.
+
+Prints a line for each control. For each kind it then prints how often the control answered yes, with the 95 % interval:
+motion improves the map, noise makes a map, or a wrong model draws the map. For `wrong` it also prints how much of the
+wrong structure the map with the right model contains. For `good` and `free` it also prints the density that the noise
+of the run's own particles adds to the moving domain, by regression on the true map.
 """
 
 import argparse
@@ -167,7 +171,7 @@ def share_without(run, selection, seed):
 
 
 def wrong_controls(seeds, given, counted):
-    """Make the control wrong-model on runs of benchmarks/prior.py with the right atomic model."""
+    """Make the control wrong-model on runs with the right atomic model."""
     for seed in seeds:
         run = changed(prior_run("igg", "right", None, seed, 2000), "controls", {})
         selection, replacement = PRIOR_CASES["igg"][2:] if given else (None, None)
@@ -182,11 +186,13 @@ def wrong_controls(seeds, given, counted):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("good", "small", "rest", "borrowed", "permuted", "free", "wrong"))
-    parser.add_argument("--cases", nargs="+", default=["hinge", "rigid"], help="of benchmarks/reconstruction.py")
+    parser.add_argument(
+        "--cases", nargs="+", default=["hinge", "rigid"], help="for good: cases of benchmarks/common/runs.py"
+    )
     parser.add_argument("--snr", type=float, nargs="+", default=[8.0, 2.0, 0.5])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
-    parser.add_argument("--given", action="store_true", help="of wrong: the Fc in the Fab's place")
+    parser.add_argument("--given", action="store_true", help="for wrong: replace the Fab by the Fc")
     arguments = parser.parse_args()
     make = {
         "small": small_run,

@@ -1,9 +1,9 @@
-"""Time and memory of taking a large set of particles out of Scipion and its results back in.
+"""Time and memory to take a large set of particles out of Scipion and its results back in.
 
     python -m benchmarks.conversion [--particles 100000]
 
-The set has what a refined set of RELION has (CTFs with phase shifts, alignment, coordinates, half-sets, two optics
-groups with aberrations), the results six latents and six motions. The RELION plugin's writer is timed beside ours.
+Data: a set as RELION refines it, with CTFs, phase shifts, alignment, coordinates, half-sets and two optics groups with
+aberrations. The results have six latents and six motions. The writer of the RELION plugin is timed beside ours.
 """
 
 import argparse

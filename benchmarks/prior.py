@@ -1,16 +1,17 @@
-"""What priors do to the map: none, smoothness, the right atomic model, a wrong one; and an atomic model's cost.
+"""What a prior does to the map: none, smoothness, the right atomic model or a wrong one.
 
     python -m benchmarks.prior igg --seeds 0
     python -m benchmarks.prior fab --seeds 0 1
     python -m benchmarks.prior size
 
-`igg`: the antibody 1HZH, one Fab turning; in the wrong model the Fc of the same file is in its place. `fab`: that Fab
-alone, a small and quick case at SNR 2, its variable half turning; in the wrong model the constant half is in its
-place. Maps are those of `dynamight reconstruct`. FSCs are means over shells 1 to Nyquist, in a mask around the moving
-part, the rest, or both the moving part and what replaced it. `share of the wrong structure` is c / (b + c) in the
-least-squares fit of the map's transform by b right + c wrong + d rest, in that last mask and over the shells where
-right and wrong have an FSC below 0.5.
-`size`: seconds to coarse-grain a model of 120,000 atoms.
+Data (benchmarks/common/priors.py): `igg` is the antibody 1HZH with one moving Fab; in the wrong model the Fc of the
+same file replaces that Fab. `fab` is the Fab alone, a small case at SNR 2, whose variable half moves; in the wrong
+model the constant half replaces it.
+
+Maps are those of `dynamight reconstruct`. Each FSC is a mean over shells 1 to Nyquist in a mask: around the moving
+part, around the rest, or around the moving part and its replacement. `share of the wrong structure` is c / (b + c) in
+the least-squares fit of the map's transform by b right + c wrong + d rest, in the last mask, over the shells where
+right and wrong have an FSC below 0.5. `size` prints the seconds to coarse-grain a model of 120,000 atoms.
 """
 
 import argparse
@@ -143,8 +144,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=(*CASES, "size"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--particles", type=int, help="other than the case has")
-    parser.add_argument("--n-gaussians", type=int, default=2000, help="of runs without an atomic model")
+    parser.add_argument("--particles", type=int, help="number of particles, if not that of the case")
+    parser.add_argument("--n-gaussians", type=int, default=2000, help="Gaussians of runs without an atomic model")
     parser.add_argument("--priors", nargs="+", choices=PRIORS, default=["none", "smoothness", "right", "wrong"])
     arguments = parser.parse_args()
     if arguments.what == "size":

@@ -1,22 +1,25 @@
-"""Maps against the truth: rigid, weighted backprojection and least squares, by whose deformations.
+"""Half-maps against the truth: by backprojection and by least squares, with no, learned and true deformations.
 
     python -m benchmarks.reconstruction hinge --seeds 0 1 2
     python -m benchmarks.reconstruction hinge hinge60 cone few --seeds 0 --ways learned true
     python -m benchmarks.reconstruction hinge --seeds 0 --ways unshrunk --control noise
     python -m benchmarks.reconstruction --show FIGURES.jsonl
 
-Data sets and trained runs are kept in the temporary folder and used again. Every figure is a mean FSC over shells with
-the true state in a soft mask around a domain, of half-map 1, of half-map 2 and of their average ("mean"). "between" is
-that of the halves; "claims" the shell where the halves' FSC, corrected by random phases, falls below 0.143, "shells"
-that where the FSC of the average with the truth falls below 0.5. Methods: wbp, cg, and each at the other's
-regularisation: wbp- as little as cg has, cg+ nowhere below 0.3, as wbp has. The row fourier is the independent
-reconstruction of the simulator (torch-fourier-slice), without deformation.
+Data: the cases of benchmarks/common/runs.py, simulated and trained when they are first needed and kept in the temporary
+folder.
 
-Controls replace what could make half-maps agree: "noise", the images by white noise; "phases", their phases beyond
-shell 10 by random ones; "permuted", each particle's deformation by that of another one of its half; "own" nothing, for
-images that are noise already. Shells in which the corrected FSC is more than three standard deviations from zero are
-counted ("beyond"). The standard deviation is that of the FSC of white noise volumes, or, where maps were made of
-several draws of noise, that of all pairs of a first half-map and a second one.
+Each number is a mean FSC over shells with the true map, in a soft mask around one domain: of half-map 1, of half-map 2
+and of their average (`mean`). `between` is the mean FSC of the two half-maps. `claims` is the shell where the corrected
+half-map FSC falls below 0.143; `shells` is the shell where the FSC of the average with the truth falls below 0.5.
+
+Methods: `wbp`, `cg`, and each with the regularisation of the other. `wbp-` has as little as `cg`; `cg+` has at least
+0.3, as `wbp` does. The row `fourier` is the simulator's independent reconstruction without deformation.
+
+Controls replace what could make the half-maps agree. `noise` replaces the images by white noise, `phases` their phases
+beyond shell 10 by random ones, and `permuted` each particle's deformation by that of another particle. `own` replaces
+nothing, for images that are noise already. `beyond` counts the shells whose corrected FSC is more than three standard
+deviations from zero. The standard deviation comes from volumes of white noise. With several draws of noise, it comes
+from all pairs of a first and a second half-map.
 """
 
 import argparse
@@ -119,8 +122,10 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--methods", nargs="+", default=["wbp", "cg"], choices=METHODS)
-    parser.add_argument("--control", choices=CONTROLS, help="what half-maps must not share")
-    parser.add_argument("--cone", type=float, default=180.0, help="use views within so many degrees of one axis")
+    parser.add_argument("--control", choices=CONTROLS, help="replace what the half-maps must not share")
+    parser.add_argument(
+        "--cone", type=float, default=180.0, help="use only views within this angle of one axis, degrees"
+    )
     parser.add_argument("--option", nargs="*", default=[], help="options of reconstruct, name=value")
     parser.add_argument("--prepare", action="store_true", help="make data sets and runs alone")
     parser.add_argument("--out", type=Path, help="append figures to this file, a JSON object a line")

@@ -1,10 +1,10 @@
-"""Time and memory of a reconstruction over box sizes and particles, fitted and extrapolated; how exact the sums are.
+"""Time and memory of a reconstruction by box size and number of particles, fitted and extrapolated.
 
     python -m benchmarks.reconstruction_cost --boxes 64 128 256 --particles 1000 10000 --threads 1
 
-Random images of a molecule that fills as much of its box as the benchmark's hinge (12 % of the voxels move, 4 modes);
-what they show does not change the cost. One process a measurement, so that its peak memory is its own. Boxes
-beyond 128 get a tenth of the particles.
+Data: random images and four modes of motion. The moving region fills 12 % of the box, as in the benchmark's hinge; what
+images show does not change the cost. Each measurement runs in its own process, so that its peak memory is its own.
+Boxes beyond 128 pixels get a tenth of the particles. Also prints how exact the sums are.
 """
 
 import argparse
