@@ -35,6 +35,7 @@ IGNORED_NAMES = {
     "peak_memory_gb",
     "minutes of training",
     "particles a second",
+    "peak memory, GB",
     "provenance",
     "dynamight_core",
     "threads",
