@@ -36,11 +36,7 @@ def test_swapped_bytes_and_extended_headers_are_read(particle_files):
 def test_images_come_in_the_order_asked_for(particle_files, monkeypatch):
     monkeypatch.setattr(images_module, "_MAX_OPEN", 2)
     files = particle_files
-    names = []
-    for i in range(3):
-        files.stack(f"mic{i}.mrcs", files.pixels[4 * i : 4 * i + 3])
-        files.stack(f"single{i}.mrc", files.pixels[4 * i + 3])
-        names += [f"{j + 1}@mic{i}.mrcs" for j in range(3)] + [f"single{i}.mrc"]
+    names = files.stacks_and_single_images()
     order = np.random.default_rng(1).permutation(12)
     rows = files.rows(rlnImageName=[names[i] for i in order])
     reader = ImageReader(read_particles(files.star(rows)))

@@ -169,11 +169,7 @@ def test_images_are_found(particle_files, where):
 
 def test_many_stacks_and_single_images(particle_files):
     files = particle_files
-    names = []
-    for i in range(3):
-        files.stack(f"mic{i}.mrcs", files.pixels[4 * i : 4 * i + 3])
-        files.stack(f"single{i}.mrc", files.pixels[4 * i + 3])
-        names += [f"{j + 1}@mic{i}.mrcs" for j in range(3)] + [f"single{i}.mrc"]
+    names = files.stacks_and_single_images()
     particles = read_particles(files.star(files.rows(rlnImageName=names)))
     expected = [name for i in range(3) for name in (f"mic{i}.mrcs", f"single{i}.mrc")]
     assert [path.name for path in particles.stacks] == expected

@@ -78,6 +78,15 @@ class ParticleFiles:
         path.write_text(text + table_text(block, rows or self.rows()))
         return path
 
+    def stacks_and_single_images(self):
+        """Write three stacks and three single images; return the images' names in the order of the particles."""
+        names = []
+        for i in range(3):
+            self.stack(f"mic{i}.mrcs", self.pixels[4 * i : 4 * i + 3])
+            self.stack(f"single{i}.mrc", self.pixels[4 * i + 3])
+            names += [f"{j + 1}@mic{i}.mrcs" for j in range(3)] + [f"single{i}.mrc"]
+        return names
+
     def stack(self, name="particles.mrcs", images=None):
         """Write an image stack and return its path."""
         path = self.folder / name
