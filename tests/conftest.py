@@ -1,4 +1,4 @@
-"""What holds for every test: one thread for each of two workers, and a reason where a GPU is missing."""
+"""What holds for every test: one thread for each of two workers, which tests are slow, and a reason without a GPU."""
 
 import os
 
@@ -7,6 +7,16 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[name] = "1"
 
 import pytest
+
+# Trained runs, a Scipion project and a browser: whatever test asks for one of them is slow.
+SLOW_FIXTURES = {"trained", "bodies_run", "hinge_run", "browsed", "fab", "_chain"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if SLOW_FIXTURES & set(item.fixturenames):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -141,6 +141,7 @@ def test_a_soft_region_scales_displacements(hinge):
     assert torch.allclose(soft, hard, atol=1e-5 * float(hard.abs().max()))
 
 
+@pytest.mark.slow
 def test_all_aberrations_are_undone(tmp_path):
     data = HingeImages(tmp_path, particles=300, snr=5.0, motion_range=0.0, aberrations=True, optics_groups=2)
     assert data.transfer.is_complex()
@@ -223,6 +224,7 @@ for found in (volume, images, sums.sums):
 """
 
 
+@pytest.mark.slow
 def test_the_process_that_compiles_and_one_that_finds_it_compiled_give_the_same_numbers(tmp_path):
     said = [
         subprocess.run(

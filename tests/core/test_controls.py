@@ -233,6 +233,7 @@ def test_a_wrong_model_control_needs_an_atomic_model(hinge_run):
     assert "without an atomic model" in text
 
 
+@pytest.mark.slow
 def test_draws_of_both_halves_are_pooled_and_few_of_them_are_widened():
     generator = np.random.default_rng(0)
     halves = np.repeat([1.0, 2.0], 500)

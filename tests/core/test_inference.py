@@ -22,6 +22,7 @@ def test_inference_finds_known_latents_within_its_own_error():
     assert posterior.covariances.diagonal(dim1=1, dim2=2).mean() < 0.1
 
 
+@pytest.mark.slow
 def test_integrated_posterior_is_that_of_a_fine_grid():
     model, data, latents = known_motion(noise=1.0)
     rows = torch.arange(len(latents))

@@ -30,6 +30,7 @@ def two_parts_move(positions):
     return fields
 
 
+@pytest.mark.slow
 def test_linear_motions_are_where_the_particles_are_along_the_true_ones():
     model, data, latents = known_motion(n=300, noise=0.5, field=two_parts_move)
     trainer = untrained(model, data, torch.arange(300))
@@ -57,6 +58,7 @@ def explained(motions, latents):
     return 1 - float(residual.var() / latents.var())
 
 
+@pytest.mark.slow
 def test_motions_larger_than_the_details_are_seen_in_filtered_images():
     model, data, latents = known_motion(n=400, noise=1.0, field=one_part_swings)
     trainer = untrained(model, data, torch.arange(400))
@@ -88,6 +90,7 @@ def test_the_filter_lets_details_count_less_and_is_kept_with_the_model(tmp_path)
     assert goes_on.rigidity == pytest.approx(0.3 * TrainOptions().rigidity)
 
 
+@pytest.mark.slow
 def test_regularisation_gives_way_where_images_tell_little_and_only_there():
     shares = {}
     for noise in (0.5, 4.0):

@@ -231,6 +231,7 @@ def test_half_maps_hold_their_own_half(data, images):
     assert np.allclose(read_map(files.half_maps[1])[0], alone.numpy(), atol=1e-3 * float(alone.std()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distorted", [False, True])
 def test_reconstruction_recovers_a_rigid_molecule_with_hand_and_place(distorted):
     options = replace(

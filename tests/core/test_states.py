@@ -139,6 +139,7 @@ def test_the_map_pushed_along_the_field_is_the_state(folder):
     np.testing.assert_allclose(moved[corner], read_map(folder / "reconstruction" / "map.mrc")[0][corner], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_states_at_full_resolution_are_written_with_script_and_arrows(folder):
     run = Run(folder)
     write_map(folder / "reconstruction" / "map.mrc", StateModels(run).volume([0, 0, 0]), run.pixel_size, (1, 2, 3))

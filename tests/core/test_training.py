@@ -88,6 +88,7 @@ def test_reference_update_moves_the_reference_to_what_particles_have():
         assert trainer.model.displacements(trainer.latents).square().mean() < size
 
 
+@pytest.mark.slow
 def test_a_run_stopped_at_any_epoch_resumes_to_the_same_numbers(hinge_set, tmp_path, monkeypatch):
     """With all that a checkpoint has to hold, the halves side by side."""
     options = TrainOptions(
@@ -286,6 +287,7 @@ def test_particles_star_has_every_row_in_input_order(hinge_set, trained):
     assert 50 <= run.table["dynValidation"].sum() <= 70
 
 
+@pytest.mark.slow
 def test_rigid_particles_are_not_called_moving(tmp_path):
     from dynamight_core.simulate.dataset import SimulateOptions, simulate
 

@@ -5,10 +5,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from dynamight_core.analysis.explorer.napari_view import NapariView
 
 
+@pytest.mark.slow
 def test_napari_shows_volume_gaussians_field_and_particles_of_the_run(explorer):
     from napari.components import ViewerModel
 
@@ -45,6 +47,7 @@ def test_a_click_on_a_particle_in_napari_shows_its_conformation(explorer):
     assert np.abs(view.volume.data - before).max() > 0.2
 
 
+@pytest.mark.slow
 def test_napari_opens_its_window(drawn_run, monkeypatch, dynamight):
     import napari
 

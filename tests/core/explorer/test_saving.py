@@ -16,6 +16,7 @@ from dynamight_core.run import Run
 SQUARE = "1,2:0,-9:9,-9:9,9:0,9"
 
 
+@pytest.mark.slow
 def test_what_is_saved_is_what_the_command_line_writes(explorer, folder, dynamight):
     # The page saves; the command that it names, given another name, writes the same files.
     found = explorer.saver.save_selection({"polygon": SQUARE, "half": 1}, "right")
