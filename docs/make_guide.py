@@ -1,6 +1,6 @@
 """Take the pictures of docs/guide.md from the run of `make demo`, in a headless Chromium.
 
-python docs/make_guide.py [RUN]        RUN is demo/run if omitted
+python -m docs.make_guide [RUN]        RUN is demo/run if omitted
 """
 
 import os
