@@ -1,9 +1,11 @@
 """The report of a run: one file, complete, offline, of bounded size, and true to its tables."""
 
+import ast
 import base64
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 import starfile
 import torch
 
+import dynamight_core.analysis.report
 from dynamight_core.analysis.controls.result import Control, write_control
 from dynamight_core.analysis.report import write_report
 from dynamight_core.config import InputOptions, RunConfig, TrainOptions
@@ -185,6 +188,25 @@ def test_supported_motion_is_said_in_words(full):
     assert "The data support motion" in full[1].read_text()
 
 
+def test_no_html_is_written_in_python():
+    """Templates hold the HTML; plotly's own markup in labels of its figures is another language."""
+    (package,) = dynamight_core.analysis.report.__path__
+    modules = list(Path(package).glob("*.py"))
+    assert len(modules) > 10
+    strings = {
+        (module.name, node.value)
+        for module in modules
+        for node in ast.walk(ast.parse(module.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    tags = {
+        (name, text)
+        for name, text in strings
+        if re.search(r"</?[a-z]\w*[\s/>]", re.sub("</?(extra|br|sub)>", "", text))
+    }
+    assert tags == set()
+
+
 def test_report_embeds_plotly_once(full):
     assert full[1].read_text().count("* plotly.js v") == 1
 
@@ -235,7 +257,7 @@ def test_numbers_on_top_are_those_of_the_table(full):
     table = pd.read_csv(run.path / "analysis" / "tables" / "summary.csv")
     text = path.read_text()
     for row in table.itertuples():
-        shown = re.search(rf"<b>([^<]*)</b><span>{re.escape(row.number.replace(chr(39), '&#x27;'))}</span>", text)
+        shown = re.search(rf"<b>([^<]*)</b><span>{re.escape(row.number.replace(chr(39), '&#39;'))}</span>", text)
         number = float(shown.group(1).split()[0].replace(",", ""))
         assert number == pytest.approx(row.value, rel=5e-3)
     values = dict(zip(table["number"], table["value"], strict=True))

@@ -245,7 +245,12 @@ def test_engines_wheel_holds_every_module_and_its_data(sources, tmp_path):
     modules = python_files(engine)
     data = {
         str(path.relative_to(sources))
-        for folder in ("simulate/data", "analysis/assets", "analysis/explorer/assets")
+        for folder in (
+            "simulate/data",
+            "analysis/explorer/assets",
+            "analysis/report/assets",
+            "analysis/report/templates",
+        )
         for path in (engine / folder).glob("*")
     }
     assert wheel_contents(engine, tmp_path) == modules | data | {"dynamight_core/py.typed"}

@@ -1,0 +1,58 @@
+"""What was found: verdict, headline numbers, warnings."""
+
+import numpy as np
+import pandas as pd
+
+from dynamight_core.analysis.report.fsc import read_fsc
+from dynamight_core.analysis.report.page import Page, Part
+
+
+def verdict(page: Page) -> Part:
+    """Return the verdict with its numbers, and the numbers on top of the page."""
+    found = page.run.summary["verdict"]
+    headline = _headline(page)
+    gains = pd.DataFrame(
+        [
+            ("an image's own deformation", found["gain"], found["gain_error"]),
+            ("another image's deformation (null)", found["null"], found["null_error"]),
+        ],
+        columns=["gain in log-likelihood on held-out pixels, nats a particle", "mean", "standard error"],
+    )
+    values = {
+        "verdict": found["verdict"],
+        "sentence": found["sentence"],
+        "gains": gains,
+        "headline": headline,
+        "warnings": page.run.summary["warnings"],
+    }
+    return Part(values, tables={"summary": headline, "verdict": gains})
+
+
+def _headline(page: Page) -> pd.DataFrame:
+    """Return the numbers on top of the page: number, value, unit."""
+    summary = page.run.summary
+    rows = [
+        ("particles", len(page.halves), ""),
+        ("of them kept from training (validation)", int(page.validation.sum()), ""),
+        ("rms motion from the reference", summary["motion_rms"], "Å"),
+        ("rms motion about the mean conformation", summary["motion_between_particles_rms"], "Å"),
+        ("rms error of a displacement", summary["error_rms"], "Å"),
+        ("of it: disagreement of the halves' decoders", summary["error_disagreement_rms"], "Å"),
+        ("of it: noise of the particle's own image", summary["error_posterior_rms"], "Å"),
+        ("of it: what both halves do alike, or would not show", _remaining_error(summary), "Å"),
+        ("motion that could be there and not show, up to", summary["unseen_motion_rms"], "Å"),
+        ("of the motion is along the first principal motion", 100 * float(page.explained[0]), "%"),
+    ]
+    for name, part in (("before (rigid)", "reconstruction/rigid"), ("after", "reconstruction")):
+        found = read_fsc(page.folder / part / "fsc.star")
+        if found is not None:
+            rows.append((f"resolution {name}, FSC 0.143", found[1], "Å"))
+            if np.isfinite(found[2]):
+                rows.append((f"resolution {name}, at least", found[2], "Å"))
+    return pd.DataFrame(rows, columns=["number", "value", "unit"]).astype({"value": object})
+
+
+def _remaining_error(summary: dict) -> float:
+    """Return the part of the error, A rms, that is neither the halves' disagreement nor the images' noise."""
+    parts = summary["error_disagreement_rms"] ** 2 + summary["error_posterior_rms"] ** 2
+    return max(0.0, summary["error_rms"] ** 2 - parts) ** 0.5

@@ -1,0 +1,146 @@
+"""Fills the templates in, and writes the page and the tables."""
+
+from collections.abc import Callable, Iterator
+from importlib.resources import files as resources
+from pathlib import Path
+
+import jinja2
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import plotly.io as pio
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from dynamight_core.analysis.report.clusters import clusters
+from dynamight_core.analysis.report.controls import controls
+from dynamight_core.analysis.report.distributions import distributions
+from dynamight_core.analysis.report.domains import bodies, domains
+from dynamight_core.analysis.report.draw import TEMPLATE
+from dynamight_core.analysis.report.errors import agreement, errors
+from dynamight_core.analysis.report.files import files
+from dynamight_core.analysis.report.fsc import fsc
+from dynamight_core.analysis.report.gaussians import gaussians
+from dynamight_core.analysis.report.landscape import landscape
+from dynamight_core.analysis.report.latents import latents
+from dynamight_core.analysis.report.maps import maps
+from dynamight_core.analysis.report.movie import movie
+from dynamight_core.analysis.report.page import Page, Part
+from dynamight_core.analysis.report.training import training
+from dynamight_core.analysis.report.verdict import verdict
+from dynamight_core.files import atomic_path
+from dynamight_core.judging.bias import record_model_bias
+from dynamight_core.run import Run
+
+_PACKAGE = "dynamight_core.analysis.report"
+_ASSETS = resources(_PACKAGE) / "assets"
+
+
+def write_report(run: Run, path: str | Path | None = None, say: Callable[[str], None] = print) -> Path:
+    """Write the report of a run, and the numbers behind its figures to RUN/analysis/tables.
+
+    Parameters
+    ----------
+    run
+        `dynamight_core.run.Run`.
+    path
+        of the HTML file; RUN/analysis/report.html if None.
+    say
+        takes lines for the user.
+
+    Returns
+    -------
+    Path
+        of the HTML file.
+    """
+    record_model_bias(run)
+    page = Page(run)
+    path = page.folder / "analysis" / "report.html" if path is None else Path(path)
+    tables = page.folder / "analysis" / "tables"
+    environment = _environment(page)
+    sections = []
+    for anchor, title, parts in _sections(page):
+        html = []
+        for make in parts:
+            part = make(page)
+            for name, table in part.tables.items():
+                _write_table(tables / f"{name}.csv", table)
+            html.append(_render(environment, make.__name__, part))
+        sections.append((anchor, title, Markup().join(html)))
+    text = environment.get_template("page.html.j2").render(
+        name=page.folder.resolve().name,
+        sections=sections,
+        config=run.config,
+        halves=[(page.halves == half).sum() for half in (1, 2)],
+        validation=page.validation.sum(),
+        css=Markup((_ASSETS / "report.css").read_text(encoding="utf-8")),
+        script=Markup((_ASSETS / "report.js").read_text(encoding="utf-8")),
+        plotly=Markup(get_plotlyjs()),
+    )
+    _write_table(tables / "numbers.csv", pd.DataFrame(page.numbers, columns=["number in the text", "value"]))
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    size = path.stat().st_size / 2**20
+    say(f"Report: {path} ({size:.1f} MB); the numbers of its figures are in {tables}.")
+    return path
+
+
+def _sections(page: Page) -> Iterator[tuple[str, str, list[Callable[[Page], Part]]]]:
+    """Yield of each section its anchor, its heading, and the functions of its parts."""
+    yield "verdict", "What was found", [verdict]
+    yield "training", "Training", [training]
+    yield "landscape", "Landscape of motions", [landscape, distributions, clusters]
+    yield "latents", "Latent spaces of the halves", [latents]
+    yield "errors", "Motion and its error", [agreement, errors]
+    yield "gaussians", "Motion in the molecule", [gaussians]
+    yield "domains", "Rigid domains", [domains]
+    if page.run.config.inputs.bodies:
+        yield "bodies", "Rigid bodies given", [bodies]
+    yield "movie", "Principal motions, animated", [movie]
+    yield "maps", "Maps before and after", [maps]
+    yield "fsc", "Fourier shell correlation", [fsc]
+    yield "controls", "Controls", [controls]
+    yield "files", "Files and commands", [files]
+
+
+def _environment(page: Page) -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader(_PACKAGE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {"run": page.run.path, "number": page.number, "zip": zip}
+    environment.filters |= {"digits": _digits, "filename": lambda path: Path(path).name}
+    environment.tests["numeric"] = pd.api.types.is_numeric_dtype
+    return environment
+
+
+def _render(environment: jinja2.Environment, name: str, part: Part) -> Markup:
+    figures = {name: _embed(figure, f"figure-{name}") for name, figure in part.figures.items()}
+    return Markup(environment.get_template(f"{name}.html.j2").render(part.values, figures=figures))
+
+
+def _embed(figure: go.Figure, name: str) -> Markup:
+    """Return a figure as HTML."""
+    figure.update_layout(template=TEMPLATE)
+    config = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["select2d", "lasso2d"]}
+    return Markup(pio.to_html(figure, full_html=False, include_plotlyjs=False, div_id=name, config=config))
+
+
+def _write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write the numbers behind a figure, with six digits."""
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6g")
+
+
+def _digits(value) -> str:
+    """Return a number with three significant digits, integers whole."""
+    if isinstance(value, (bool, np.bool_)):
+        return "yes" if value else "no"
+    if isinstance(value, (int, np.integer)):
+        return f"{value:,}"
+    if not np.isfinite(value):
+        return "–"
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
