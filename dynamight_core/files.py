@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and maps."""
+"""Files that appear whole or not at all: tables and maps."""
 
 import errno
 import os
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import mrcfile
 import numpy as np
+import pandas as pd
 
 from dynamight_core.errors import InputError
 
@@ -43,6 +44,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         # Where the folder itself cannot be there is nothing to remove.
         with suppress(NotADirectoryError):
             temporary.unlink(missing_ok=True)
+
+
+def write_table(path: str | Path, table: pd.DataFrame) -> None:
+    """Write a table as CSV, with six digits."""
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6g")
 
 
 def write_map(

@@ -27,6 +27,7 @@ STAGE_FILES = {
     "train": (
         "config.yaml",
         "metrics.jsonl",
+        "training_curves.csv",
         "latents.safetensors",
         "particles.star",
         "atomic_model.cif",

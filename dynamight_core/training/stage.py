@@ -18,13 +18,14 @@ from dynamight_core import __version__
 from dynamight_core.config import InputOptions, RunConfig, TrainOptions, changed_options
 from dynamight_core.devices import choose_device, peak_memory, set_threads
 from dynamight_core.errors import InputError, option_name
-from dynamight_core.files import atomic_path
+from dynamight_core.files import atomic_path, write_table
 from dynamight_core.parallel import side_by_side
 from dynamight_core.reporter import PRINT, QUIET, Reporter
 from dynamight_core.run import holds_run, remove_run
 from dynamight_core.training.build import build_trainers, load_images
 from dynamight_core.training.checkpoint import checkpoint_epochs, load_checkpoint, save_checkpoint
 from dynamight_core.training.continuation import PreviousRun
+from dynamight_core.training.curves import training_curves
 from dynamight_core.training.data import TrainingImages
 from dynamight_core.training.half import HalfTrainer
 from dynamight_core.training.inference import infer_latents
@@ -227,6 +228,7 @@ def _train_epochs(trainers, run: Path, epochs: list[Epoch], reporter: Reporter) 
             reporter.say(f"Stopping after epoch {number}: the data loss has risen {max(rises)} times.")
         with atomic_path(run / "metrics.jsonl") as path:
             path.write_text("".join(json.dumps(entry) + "\n" for entry in metrics))
+        write_table(run / "training_curves.csv", training_curves(metrics))
         due = time.monotonic() - saved > _CHECKPOINT_SECONDS or number % 10 == 0
         if due or stopped or number == len(epochs):
             for index, (trainer, folder) in enumerate(zip(trainers, folders, strict=True)):

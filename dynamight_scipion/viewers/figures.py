@@ -57,62 +57,36 @@ def describeShare(share):
 # ---------------------------------------------------------------------- training
 
 
-def trainingPanels(metrics):
-    """Return what there is to draw of a training: (title, half to (epochs, values)) of every term that it had.
-
-    Parameters
-    ----------
-    metrics
-        one dict for each epoch and half, as the engine logs them.
-    """
-
-    def moves(row):
-        return row["kind"] in ("encoder", "refinement")
-
-    # The loss of filtered images is another one than that of all frequencies.
-    first = {(row["half"], row["resolution"]): row["data"] for row in reversed(metrics)}
-    # Terms that an epoch's kind does not have are left out, not drawn as zero.
-    terms = {
-        "Data loss against the first with the same filter (%)": lambda row: (
-            100 * (row["data"] / first[row["half"], row["resolution"]] - 1)
-        ),
-        "KL term (encoder epochs)": lambda row: row["kl"] if row["kind"] == "encoder" else None,
-        "Change of distances (Å²)": lambda row: row["regularity"] + row["repulsion"] if moves(row) else None,
-        "Motion (Å rms)": lambda row: row["motion"] if moves(row) else None,
-    }
-    panels = []
-    for title, value in terms.items():
-        curves = {}
-        for half in HALF_COLOURS:
-            shown = [(row["epoch"], value(row)) for row in metrics if row["half"] == half]
-            shown = [(epoch, number) for epoch, number in shown if number is not None]
-            if shown:
-                curves[half] = tuple(zip(*shown, strict=True))
-        if curves:
-            panels.append((title, curves))
-    return panels
+def trainingSize(curves):
+    """Return the rows and columns of panels that `drawTraining` draws, one for each curve."""
+    count = len(set(curves["curve"]))
+    rows = 1 if count <= 3 else 2
+    return rows, -(-count // rows)
 
 
-def drawTraining(figure, metrics):
-    """Draw how the training went: loss, KL term, regularisation and motion of both halves by epoch.
+def drawTraining(figure, curves):
+    """Draw how the training went: each curve of both halves by epoch.
 
     Parameters
     ----------
     figure
         to draw on.
-    metrics
-        one dict for each epoch and half, as the engine logs them.
+    curves
+        dict of (n,) arrays curve (title), half, epoch, kind (of the epoch) and value, as the engine writes them.
     """
-    kinds = {row["epoch"]: row["kind"] for row in metrics}
-    panels = trainingPanels(metrics)
-    rows = 2 if len(panels) > 3 else 1
-    grid = figure.subplots(rows, len(panels) // rows, sharex=True, squeeze=False)
-    for axes, (title, curves) in zip(grid.flat, panels, strict=True):
-        for half, (epochs, values) in curves.items():
-            axes.plot(epochs, values, color=HALF_COLOURS[half], marker="o", markersize=2.5, linewidth=1.4)
+    grid = figure.subplots(*trainingSize(curves), sharex=True, squeeze=False)
+    kinds = dict(zip(curves["epoch"], curves["kind"], strict=True))
+    titles = list(dict.fromkeys(curves["curve"]))
+    for axes in grid.flat[len(titles) :]:
+        axes.axis("off")
+    for axes, title in zip(grid.flat, titles, strict=False):
+        for half, colour in HALF_COLOURS.items():
+            mine = (curves["curve"] == title) & (curves["half"] == half)
+            style = {"color": colour, "marker": "o", "markersize": 2.5, "linewidth": 1.4}
+            axes.plot(curves["epoch"][mine], curves["value"][mine], **style)
         for epoch, kind in kinds.items():
             axes.axvspan(epoch - 0.5, epoch + 0.5, color=KIND_COLOURS.get(kind, "#eeeeee"), zorder=-1, linewidth=0)
-        axes.set_title(title, fontsize=10, color=INK)
+        axes.set_title(title, fontsize=10, color=INK, wrap=True)
         axes.margins(x=0)
         axes.xaxis.get_major_locator().set_params(integer=True)
     for axes in grid[-1]:
@@ -141,16 +115,6 @@ def localDensity(places):
     np.add.at(counts, tuple(indices.T), 1)
     smooth = ndimage.gaussian_filter(counts, bins / 40)
     return smooth[tuple(indices.T)] / smooth.max()
-
-
-def principalPlane(values):
-    """Return (n, 2) coordinates in the plane in which (n, d) values spread most, and its shares of the variance."""
-    centred = values - values.mean(0)
-    directions = np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :2]
-    plane = centred @ directions
-    # One dimension spans a line.
-    plane = np.pad(plane, ((0, 0), (0, 2 - plane.shape[1])))
-    return plane, plane.var(0) / max(centred.var(0).sum(), 1e-30)
 
 
 def drawParticles(figure, panels, colouring):
@@ -202,70 +166,76 @@ def drawParticles(figure, panels, colouring):
     )
 
 
-def drawDistributions(figure, particles):
+def drawDistributions(figure, histograms, density, above):
     """Draw histograms of the particles' motion and its error, and one against the other.
 
     Parameters
     ----------
     figure
         to draw on.
-    particles
-        `Particles`.
+    histograms, density
+        the engine's tables motion_and_error and error_against_motion, dicts of (n,) arrays.
+    above
+        per cent of the particles that move by more than their error.
     """
     grid = figure.subplots(1, 3)
-    kinds = (("trained on", ~particles.heldOut, "#5d7f92"), ("held out", particles.heldOut, "#b3412c"))
-    # Few particles are held out: bins that suit them are not empty by chance.
-    bins = int(np.clip(np.sqrt(particles.heldOut.sum()) * 1.5, 10, 60))
-    for axes, values, title in ((grid[0], particles.motion, "Motion"), (grid[1], particles.error, "Its error")):
-        edges = np.linspace(0, max(np.quantile(values, 0.998), 1e-6), bins + 1)
-        for name, chosen, colour in kinds:
-            if chosen.any():
-                share = 100 * np.histogram(values[chosen], edges)[0] / chosen.sum()
-                axes.stairs(share, edges, color=colour, fill=True, alpha=0.2)
-                axes.stairs(share, edges, color=colour, label=f"{name} ({chosen.sum():,})")
+    for axes, quantity, title in ((grid[0], "motion", "Motion"), (grid[1], "error", "Error")):
+        for kind, colour in (("training", "#5d7f92"), ("validation", "#b3412c")):
+            chosen = (histograms["quantity"] == quantity) & (histograms["particles"] == kind)
+            edges = np.append(histograms["from"][chosen], histograms["to"][chosen][-1:])
+            _drawSteps(axes, histograms["percent"][chosen], edges, colour, f"{kind} particles")
         axes.set_title(title, fontsize=10, color=INK)
         axes.set_xlabel("Å rms over the molecule")
         axes.margins(x=0)
     grid[0].set_ylabel("% of the particles")
     grid[0].legend(fontsize=8, frameon=False)
-    reach = max(np.quantile(values, 0.998) for values in (particles.motion, particles.error))
-    bins = int(np.clip(np.sqrt(len(particles.ids)), 20, 90))
-    counts, *edges = np.histogram2d(particles.motion, particles.error, bins, range=[[0, max(reach, 1e-6)]] * 2)
-    grid[2].pcolormesh(*edges, np.ma.masked_equal(counts.T, 0), cmap="cividis")
+    motion, error = np.unique(density["motion"]), np.unique(density["error"])
+    counts = density["particles"].reshape(len(motion), len(error))
+    grid[2].pcolormesh(motion, error, np.ma.masked_equal(counts.T, 0), cmap="cividis", shading="nearest")
+    reach = min(motion[-1], error[-1])
     grid[2].plot([0, reach], [0, reach], color=SOFT, linestyle=":", linewidth=1)
-    above = 100 * (particles.motion > particles.error).mean()
     grid[2].set_title(f"{above:.0f} % move by more than their error", fontsize=10, color=INK)
     grid[2].set_xlabel("motion (Å rms)")
     grid[2].set_ylabel("error (Å rms)")
-    grid[2].set_aspect("equal")
 
 
-def drawCoordinates(figure, particles, shares):
-    """Draw how the particles of each half are distributed along the principal motions."""
-    count = min(6, particles.coordinates.shape[1])
+def drawCoordinates(figure, histograms, shares):
+    """Draw how the particles of each half are distributed along the first principal motions.
+
+    Parameters
+    ----------
+    figure
+        to draw on.
+    histograms
+        the engine's table coordinates, a dict of (n,) arrays.
+    shares
+        of the variance that each motion explains.
+    """
+    count = min(6, len(shares))
     columns = min(3, count)
     grid = figure.subplots(-(-count // columns), columns, squeeze=False).flat
-    for number, axes in enumerate(grid):
-        if number >= count:
-            axes.axis("off")
-            continue
-        drawCoordinate(axes, particles, number)
-        axes.set_title(f"Motion {number + 1}: {describeShare(shares[number])}", fontsize=10, color=INK)
+    for axes in grid[count:]:
+        axes.axis("off")
+    for number, axes in enumerate(grid[:count], 1):
+        drawCoordinate(axes, histograms, number)
+        axes.set_title(f"Motion {number}: {describeShare(shares[number - 1])}", fontsize=10, color=INK)
     figure.axes[0].legend(fontsize=8, frameon=False)
 
 
-def drawCoordinate(axes, particles, number):
-    """Draw how the particles of each half are distributed along one motion, counted from 0."""
-    values = particles.coordinates[:, number]
-    low, high = np.quantile(values, [0.001, 0.999])
-    edges = np.linspace(low, max(high, low + 1e-6), 41)
+def drawCoordinate(axes, histograms, number):
+    """Draw how the particles of each half are distributed along one motion, counted from 1."""
     for half, colour in HALF_COLOURS.items():
-        counts, _ = np.histogram(values[particles.halves == half], edges)
-        axes.stairs(counts, edges, color=colour, fill=True, alpha=0.15)
-        axes.stairs(counts, edges, color=colour, label=f"half {half}")
-    axes.set_xlabel("place along it (Å rms)")
+        chosen = (histograms["motion"] == number) & (histograms["half"] == half)
+        edges = np.append(histograms["from"][chosen], histograms["to"][chosen][-1:])
+        _drawSteps(axes, histograms["particles"][chosen], edges, colour, f"half {half}")
+    axes.set_xlabel("coordinate (Å rms)")
     axes.locator_params(axis="x", nbins=4)
     axes.margins(x=0)
+
+
+def _drawSteps(axes, heights, edges, colour, label):
+    axes.stairs(heights, edges, color=colour, fill=True, alpha=0.18)
+    axes.stairs(heights, edges, color=colour, label=label)
 
 
 # ---------------------------------------------------------------------- molecule

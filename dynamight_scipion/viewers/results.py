@@ -1,7 +1,6 @@
 """What the viewers show of a run: the tables that the engine wrote, read when they are asked for."""
 
 import csv
-import json
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +8,7 @@ from functools import cached_property
 import mrcfile
 import numpy as np
 
-from dynamight_scipion.convert import motionCoordinates, readMotions
+from dynamight_scipion.convert import ConversionError, motionCoordinates, readMotions
 
 
 @dataclass(frozen=True)
@@ -22,8 +21,6 @@ class Particles:
         (n,) of the particles in Scipion's sets.
     coordinates
         (n, K) along the principal motions, Å rms.
-    latents
-        (n, N) under the decoder of the particle's own half.
     halves
         (n,) 1 or 2.
     heldOut
@@ -34,7 +31,6 @@ class Particles:
 
     ids: np.ndarray
     coordinates: np.ndarray
-    latents: np.ndarray
     halves: np.ndarray
     heldOut: np.ndarray
     motion: np.ndarray
@@ -47,7 +43,7 @@ class Results:
     Parameters
     ----------
     model
-        DynamightModel; of a run that is not finished only the metrics are there.
+        DynamightModel; of a run that is not finished only the curves of the training are there.
     """
 
     def __init__(self, model):
@@ -57,11 +53,9 @@ class Results:
     def particles(self):
         """Particles with their motions, in the order of the engine's table."""
         columns = readMotions(self.model.getParticlesStar())
-        count = sum(1 for label in columns if label.startswith("dynLatent"))
         return Particles(
             ids=columns["rlnImageId"],
             coordinates=motionCoordinates(columns),
-            latents=np.stack([columns[f"dynLatent{number + 1}"] for number in range(count)], -1),
             halves=columns["dynHalf"].astype(int),
             heldOut=columns["dynValidation"].astype(bool),
             motion=columns["dynMotionRms"],
@@ -81,34 +75,56 @@ class Results:
     @cached_property
     def embedding(self):
         """Places of the particles in a plane, (n, 2), and whether UMAP made them (or they are the first motions)."""
-        path = self.model.getRunPath("analysis", "embedding.csv")
-        with open(path) as file:
-            names = file.readline().strip().split(",")
-        return np.loadtxt(path, delimiter=",", skiprows=1, ndmin=2), names[0].startswith("umap")
+        columns = readTable(self.findFile("embedding.csv"))
+        return np.stack(list(columns.values()), -1), next(iter(columns)).startswith("umap")
 
-    @property
-    def reportPath(self):
-        """Path of the report, which a browser shows."""
-        return self.model.getRunPath("analysis", "report.html")
+    def findFile(self, *names):
+        """Return the path of a file in the run's folder "analysis".
 
-    @property
-    def metricsPath(self):
-        """Path of the training's log."""
-        return self.model.getRunPath("metrics.jsonl")
+        Raises
+        ------
+        ConversionError
+            if it is not there.
+        """
+        path = self.model.getRunPath("analysis", *names)
+        if not os.path.exists(path):
+            raise ConversionError(
+                f"{path} is missing: run the protocol that estimated the deformations again with Continue, which keeps "
+                "the training and writes the file."
+            )
+        return path
 
-    def readMetrics(self):
-        """Read the training's log as it is now: one dict for each epoch and half."""
-        if not os.path.exists(self.metricsPath):
-            return []
-        with open(self.metricsPath) as file:
-            return [json.loads(line) for line in file if line.strip()]
+    def readTraining(self):
+        """Read the curves of the training as far as it is: columns curve, half, epoch, kind and value.
+
+        None if no epoch is done, or if an engine trained the model that did not write them.
+        """
+        path = self.model.getRunPath("training_curves.csv")
+        return readTable(path) if os.path.exists(path) else None
+
+    def readTable(self, name):
+        """Read a table behind the figures of the report, as the function `readTable` does."""
+        return readTable(self.findFile("tables", f"{name}.csv"))
 
     @cached_property
     def points(self):
         """Points of the molecule: a dict of (m,) arrays x, y, z (Å, frame of the map), rms_motion and error (Å)."""
-        with open(self.model.getRunPath("analysis", "tables", "points.csv"), newline="") as file:
-            rows = list(csv.DictReader(file))
-        return {name: np.array([float(row[name]) for row in rows]) for name in ("x", "y", "z", "rms_motion", "error")}
+        return self.readTable("points")
+
+
+def readTable(path):
+    """Read a CSV file as a dict of (n,) arrays by column: numbers, not a number where a cell is empty, or text."""
+    with open(path, newline="") as file:
+        names, *rows = csv.reader(file)
+    columns = zip(*rows, strict=True) if rows else [()] * len(names)
+    return {name: _parse(column) for name, column in zip(names, columns, strict=True)}
+
+
+def _parse(cells):
+    try:
+        return np.array([float(cell or "nan") for cell in cells])
+    except ValueError:
+        return np.array(cells)
 
 
 def readVolume(path):

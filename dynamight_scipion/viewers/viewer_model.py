@@ -1,6 +1,6 @@
 """Viewer of a model: its verdict, training, particles and motion."""
 
-import os
+from functools import partial
 
 import numpy as np
 import pyworkflow.protocol.params as params
@@ -10,6 +10,7 @@ from pyworkflow import Config
 from pyworkflow.protocol import Protocol
 from pyworkflow.viewer import DESKTOP_TKINTER
 
+from dynamight_scipion.convert import ConversionError
 from dynamight_scipion.objects import FLEX_PROGRAM, DynamightModel
 from dynamight_scipion.protocols import DynamightProtDeformations, DynamightProtSelect
 
@@ -25,8 +26,7 @@ from .figures import (
     drawParticles,
     drawTraining,
     paletteOf,
-    principalPlane,
-    trainingPanels,
+    trainingSize,
 )
 from .pages import BrowserView, ExplorerView
 from .results import Results, readVolume
@@ -78,10 +78,9 @@ class DynamightModelViewer(EmProtocolViewer):
         self._given = obj
         protocol = obj if isinstance(obj, Protocol) else self._project.getProtocol(obj.getObjParentId())
         self._results = Results(self._findModel(obj))
-        if not os.path.exists(self._results.metricsPath):
+        if not self._isFinished() and self._results.readTraining() is None:
             self.infoMessage(
-                f"There is nothing to show yet: {self._results.metricsPath} is written when training begins.",
-                "No results",
+                "There is nothing to show yet: the first epoch of training is not done.", "No results"
             ).show()
             return
         args.setdefault("windows", self._parentWindow)
@@ -147,22 +146,22 @@ class DynamightModelViewer(EmProtocolViewer):
                 "report",
                 params.LabelParam,
                 label="Report",
-                help="Opens the report of the run in the browser: all figures of this window and more, with words.",
+                help="Open the report of the run in the browser: all figures of this window and more, explained.",
             )
             form.addParam(
                 "explorer",
                 params.LabelParam,
                 label="Explorer",
-                help="Opens a page in the browser in which the molecule follows the pointer over the landscape of the "
-                "particles, and selections and movies are made. What is saved there lies in the run's folder "
-                "(extra/run/analysis). The page is there until Scipion is closed.",
+                help="Open a page in the browser in which the molecule follows the pointer over the landscape of the "
+                "particles. Make selections and movies there; they are saved in the run's folder "
+                "(extra/run/analysis). The page closes with Scipion.",
             )
         form.addParam(
             "training",
             params.LabelParam,
             label="Training curves",
-            help="Loss, KL term, regularisation and motion by epoch, both halves. While the protocol is running: as "
-            "far as it is.",
+            help="Loss, KL term, distance restraints and motion of both halves, by epoch. Can be opened while the "
+            "protocol runs.",
         )
         if self._isFinished():
             self._defineParticleParams(form.addGroup("Particles"))
@@ -171,7 +170,7 @@ class DynamightModelViewer(EmProtocolViewer):
     def _defineParticleParams(self, group):
         self._classes = self._findClasses()
         self._chosen = self._findChosen()
-        colours = ["motion", "error", "half", "density", "held out", "place along the first motion"]
+        colours = ["motion", "error", "half", "density", "held out", "coordinate along motion 1"]
         inSet = [IN_THIS_SET] if self._chosen is not None else []
         # What the window was opened from comes first.
         if isinstance(self._given, (DynamightProtSelect, SetOfClassesFlex)):
@@ -185,13 +184,12 @@ class DynamightModelViewer(EmProtocolViewer):
             default=PRINCIPAL_MOTIONS,
             label="Plane",
             choices=["principal motions (PCA)", "UMAP", "latents of each half (PCA)"],
-            help="*Principal motions*: coordinates that both halves have in common, Å rms.\n*UMAP*: neighbourhoods in "
-            "all of these coordinates; distances in it mean little.\n*Latents of each half*: the two latent spaces, "
-            "side by side. They have nothing in common but what the images say: colours that change in the same way "
-            "in both were learned twice.",
+            help="*Principal motions*: coordinates (Å rms) that both halves share.\n*UMAP*: neighbourhoods in all of "
+            "these coordinates; distances mean little.\n*Latents of each half*: all particles in both latent spaces, "
+            "side by side. The halves were trained independently: colours that vary alike in both were found twice.",
         )
         line = group.addLine("Motions", condition=f"plane=={PRINCIPAL_MOTIONS}", help=f"Numbers from 1 to {count}.")
-        for name, label, default in (("acrossMotion", "across", 1), ("upMotion", "up", min(2, count))):
+        for name, label, default in (("acrossMotion", "X", 1), ("upMotion", "Y", min(2, count))):
             line.addParam(
                 name,
                 params.IntParam,
@@ -205,32 +203,32 @@ class DynamightModelViewer(EmProtocolViewer):
             choices=self._colours,
             default=0,
             label="Colour",
-            help="*motion*, *error*: of each particle, Å rms over the molecule.\n*density*: of particles around each."
-            "\n*held out*: particles that trained nothing.\n*class*: of the selections that were made of this model.",
+            help="*motion*, *error*: of each particle, Å rms over the molecule.\n*density*: local density of particles."
+            "\n*held out*: validation particles, not used in training.\n*class*: from selections of this model.",
         )
         group.addParam(
             "drawing",
             params.LabelParam,
             label="Particles in the plane",
-            help="Draws every particle in the chosen plane and colour.",
+            help="Draw every particle in the chosen plane and colour.",
         )
         group.addParam(
             "distributions",
             params.LabelParam,
             label="Histograms of motion and error",
-            help="Of particles that were trained on and of those held out: they should look alike.",
+            help="Training and held-out (validation) particles. Both histograms should look alike.",
         )
         group.addParam(
             "coordinates",
             params.LabelParam,
             label="Distribution along each motion",
-            help="Each half by itself: halves that agree on a motion agree here.",
+            help="Coordinates of the particles in each half-set. Both histograms match where the halves agree.",
         )
         group.addParam(
             "table",
             params.LabelParam,
             label="Table of the particles",
-            help="Lists the particles with their ids, motions and errors.",
+            help="List the particles with their ids, motions and errors.",
         )
 
     def _defineMoleculeParams(self, group):
@@ -238,25 +236,25 @@ class DynamightModelViewer(EmProtocolViewer):
             "molecule",
             params.LabelParam,
             label="Motion and error in the molecule",
-            help="Points of the molecule, seen from three sides: how far they move over the particles, and the "
-            "estimated error of that.",
+            help="Points of the molecule from three sides, coloured by their rms motion over all particles and by the "
+            "estimated error of a displacement.",
         )
         group.addParam(
             "slices",
             params.LabelParam,
             label="Map of the motion in slices",
-            help="The consensus map and the motion of its voxels, Å rms.",
+            help="The consensus map, and the motion of each voxel (Å rms).",
         )
         group.addParam(
             "chimera",
             params.LabelParam,
             label="Map coloured by motion in ChimeraX",
-            help="Also the Gaussians of both halves, coloured by their motion. The script of the session stays in "
+            help="Also shows the Gaussians of both halves, coloured by their motion. The session's script is kept in "
             "the protocol's folder.",
         )
 
     def _getVisualizeDict(self):
-        return {
+        views = {
             "verdict": self._showVerdict,
             "report": self._showReport,
             "explorer": self._showExplorer,
@@ -269,6 +267,14 @@ class DynamightModelViewer(EmProtocolViewer):
             "slices": self._showSlices,
             "chimera": self._showChimera,
         }
+        return {name: partial(self._showOrExplain, show) for name, show in views.items()}
+
+    def _showOrExplain(self, show, name):
+        """Return views, or a message where a file that they show was not written."""
+        try:
+            return show(name)
+        except ConversionError as error:
+            return [self.infoMessage(str(error), "Missing file")]
 
     # ------------------------------------------------------------------ views
 
@@ -278,25 +284,31 @@ class DynamightModelViewer(EmProtocolViewer):
         return [self.infoMessage("\n\n".join([summary["verdict"]["sentence"], *warnings]), "Verdict")]
 
     def _showReport(self, _):
-        return [BrowserView(self._results.reportPath)]
+        return [BrowserView(self._results.findFile("report.html"))]
 
     def _showExplorer(self, _):
         return [ExplorerView(self._results.model, self._tkRoot)]
 
     def _showTraining(self, _):
-        metrics = self._results.readMetrics()
-        if not metrics:
-            return [self.infoMessage("No epoch is done yet.", "Training")]
-        count = len(trainingPanels(metrics))
-        return [figureView("Training", (10, 6.5) if count > 3 else (4.4 * count, 4.2), drawTraining, metrics)]
+        curves = self._results.readTraining()
+        if curves is None:
+            return [
+                self.infoMessage(
+                    "An older version of the engine trained this model and kept no table of its curves; they are in "
+                    "its report.",
+                    "Training",
+                )
+            ]
+        rows, columns = trainingSize(curves)
+        return [figureView("Training", (max(4.4 * columns, 6), 1 + 3 * rows), drawTraining, curves)]
 
     def _showParticles(self, _):
         plane = self.plane.get()
         if plane == UMAP and not self._results.embedding[1]:
             return [
                 self.infoMessage(
-                    "The particles were not placed by UMAP, which the engine's environment lacks or the protocol did "
-                    "not ask for. Run it again with *Draw particles by* UMAP (expert level): training is kept.",
+                    "There is no UMAP of these particles: the protocol did not ask for it, or the engine's environment "
+                    "lacks it. Run the protocol again with *Draw particles by* UMAP (expert level); training is kept.",
                     "No UMAP",
                 )
             ]
@@ -313,12 +325,13 @@ class DynamightModelViewer(EmProtocolViewer):
             chosen = [self.acrossMotion.get() - 1, self.upMotion.get() - 1]
             names = [f"motion {k + 1}, {describeShare(self._results.shares[k])} (Å rms)" for k in chosen]
             return [("Principal motions", names, particles.coordinates[:, chosen], everyone)]
+        latents, components = (self._results.readTable(name) for name in ("latents", "latent_components"))
         panels = []
         for half in HALF_COLOURS:
-            mine = np.flatnonzero(particles.halves == half)
-            places, shares = principalPlane(particles.latents[mine])
-            names = [f"component {k + 1} ({describeShare(share)})" for k, share in enumerate(shares)]
-            panels.append((f"Latents of half {half}", names, places, mine))
+            places = np.stack([latents[f"half_{half}_pc_{k}"] for k in (1, 2)], -1)
+            explained = components["explained_variance_percent"][components["half"] == half]
+            names = [f"component {k} ({describeShare(part / 100)})" for k, part in enumerate(explained, 1)]
+            panels.append((f"Latents of half {half}", names, places, latents["particle"].astype(int) - 1))
         return panels
 
     def _colouring(self):
@@ -339,7 +352,7 @@ class DynamightModelViewer(EmProtocolViewer):
             return Colouring("error (Å rms)", particles.error, palette="cividis")
         if name == "motion":
             return Colouring("motion (Å rms)", particles.motion)
-        return Colouring("place along motion 1 (Å rms)", particles.coordinates[:, 0], palette="coolwarm")
+        return Colouring("coordinate along motion 1 (Å rms)", particles.coordinates[:, 0], palette="coolwarm")
 
     def _byClass(self, name):
         """Return a `Colouring` by class of a selection."""
@@ -351,19 +364,15 @@ class DynamightModelViewer(EmProtocolViewer):
         return Colouring(name, values, tuple(names), paletteOf(names))
 
     def _showDistributions(self, _):
-        return [figureView("Motion and error of the particles", (12, 4.2), drawDistributions, self._results.particles)]
+        tables = [self._results.readTable(name) for name in ("motion_and_error", "error_against_motion")]
+        ((above,),) = self._results.readTable("above_error").values()
+        return [figureView("Motion and error of the particles", (12, 4.2), drawDistributions, *tables, above)]
 
     def _showCoordinates(self, _):
-        rows = 1 + (min(6, len(self._results.shares)) > 3)
-        return [
-            figureView(
-                "Distribution along the motions",
-                (11, 0.6 + 2.7 * rows),
-                drawCoordinates,
-                self._results.particles,
-                self._results.shares,
-            )
-        ]
+        shares = self._results.shares
+        size = 11, 0.6 + 2.7 * (1 + (min(6, len(shares)) > 3))
+        table = self._results.readTable("coordinates")
+        return [figureView("Distribution along the motions", size, drawCoordinates, table, shares)]
 
     def _showTable(self, _):
         particles = self._chosen if self._chosen is not None else self._given
@@ -381,7 +390,7 @@ class DynamightModelViewer(EmProtocolViewer):
 
     def _showSlices(self, _):
         model = self._results.model
-        motion = readVolume(model.getRunPath("analysis", "motion.mrc"))
+        motion = readVolume(self._results.findFile("motion.mrc"))
         layers = [
             Layer("consensus map", readVolume(model.getConsensusMap())),
             Layer("motion", motion, "viridis", (0, float(motion.max())), "Å rms"),
@@ -390,10 +399,10 @@ class DynamightModelViewer(EmProtocolViewer):
 
     def _showChimera(self, _):
         model = self._results.model
-        gaussians = [model.getRunPath("analysis", f"gaussians_half{half}.cif") for half in (1, 2)]
+        gaussians = [self._results.findFile(f"gaussians_half{half}.cif") for half in (1, 2)]
         commands = colouredByMotion(
             model.getConsensusMap(),
-            model.getRunPath("analysis", "motion.mrc"),
+            self._results.findFile("motion.mrc"),
             gaussians,
             float(self._results.points["rms_motion"].max()),
         )

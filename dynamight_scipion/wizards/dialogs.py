@@ -293,13 +293,13 @@ class MotionDialog(FigureDialog):
         count = self._results.particles.coordinates.shape[1]
         columns = min(3, count)
         self._axes = self.figure.subplots(-(-count // columns), columns, squeeze=False).flatten()
-        for number, axes in enumerate(self._axes):
-            if number >= count:
-                axes.axis("off")
-                continue
-            drawCoordinate(axes, self._results.particles, number)
-            axes.set_title(f"Motion {number + 1}: {describeShare(self._results.shares[number])}", fontsize=10)
+        for axes in self._axes[count:]:
+            axes.axis("off")
         self._axes = self._axes[:count]
+        histograms = self._results.readTable("coordinates")
+        for number, axes in enumerate(self._axes, 1):
+            drawCoordinate(axes, histograms, number)
+            axes.set_title(f"Motion {number}: {describeShare(self._results.shares[number - 1])}", fontsize=10)
         self._axes[0].legend(fontsize=8, frameon=False)
         self.canvas.mpl_connect("button_press_event", self._clicked)
         self._show()

@@ -1,6 +1,5 @@
 """What the viewers show: the engine's tables, drawn right, opened from protocols and from objects."""
 
-import json
 import os
 import re
 import shutil
@@ -35,7 +34,7 @@ from dynamight_scipion.viewers import (
     figures,
     pages,
 )
-from dynamight_scipion.viewers.results import Results
+from dynamight_scipion.viewers.results import Results, readTable
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +177,9 @@ def test_all_colours_and_planes_can_be_drawn(opened, chain, selection):
             assert [type(view) for view in views] == [MessageView if plane == 1 else Plotter]
             if plane != 1:
                 # The colour bar is an axes too, with one collection or none of its own.
-                assert sum(len(places) for places in drawnPlaces(views[0]) if len(places) > 2) == count
+                # All particles are in the latent spaces of both halves.
+                drawn = sum(len(places) for places in drawnPlaces(views[0]) if len(places) > 2)
+                assert drawn == count * (2 if plane == 2 else 1)
                 views[0].close()
 
 
@@ -195,36 +196,29 @@ def test_a_selection_and_its_classes_are_told_from_other_particles(opened, selec
     assert set(viewer._results.particles.ids[colouring.values < 0]).isdisjoint(ids)
 
 
-def test_curves_of_training_are_those_of_the_log(opened, chain):
+def test_curves_of_training_are_those_of_the_engine(opened, chain):
     (plot,) = eye(opened(chain["deformations"]), "training")
-    with open(chain["deformations"].outputModel.getRunPath("metrics.jsonl")) as file:
-        rows = [json.loads(line) for line in file]
-    motion = [row["motion"] for row in rows if row["half"] == 1 and row["kind"] in ("encoder", "refinement")]
-    drawn = plot.getFigure().axes
-    (curve, _) = drawn[-1].lines
-    np.testing.assert_allclose(curve.get_ydata(), motion)
-    assert max(drawn[0].lines[0].get_xdata()) == max(row["epoch"] for row in rows)
-    losses = {row["epoch"]: row["data"] for row in rows if row["half"] == 1 and row["kind"] == "refinement"}
-    loss = dict(zip(*drawn[0].lines[0].get_data(), strict=True))
-    filters = {row["epoch"]: row["resolution"] for row in rows if row["half"] == 1}
-    for epoch, value in losses.items():
-        start = losses.get(min(e for e in filters if filters[e] == filters[epoch]))
-        if start is not None:
-            assert loss[epoch] == pytest.approx(100 * (value / start - 1)), "against the first with the same filter"
-    assert all(axes.lines for axes in drawn), "no empty panel: these epochs have no KL term"
+    curves = readTable(chain["deformations"].outputModel.getRunPath("training_curves.csv"))
+    drawn = {axes.get_title(): axes.lines for axes in plot.getFigure().axes}
+    assert set(drawn) == set(curves["curve"])
+    for title, lines in drawn.items():
+        for half, line in enumerate(lines, 1):
+            mine = (curves["curve"] == title) & (curves["half"] == half)
+            np.testing.assert_array_equal(line.get_data(), [curves["epoch"][mine], curves["value"][mine]])
 
 
-def test_training_with_an_encoder_has_a_kl_term():
-    terms = {"data": 5.0, "kl": 0.3, "regularity": 0.1, "repulsion": 0.0, "motion": 1.0}
-    terms["resolution"] = 0.0
-    rows = [{"epoch": epoch, "half": half, "kind": "encoder"} | terms for epoch in (1, 2) for half in (1, 2)]
-    titles = [title for title, _ in figures.trainingPanels(rows)]
-    assert len(titles) == 4
+def test_every_curve_of_training_has_a_panel():
+    count, titles = 6, [f"curve {number}" for number in range(5)]
+    curves = {
+        "curve": np.repeat(titles, count),
+        "half": np.tile([1, 2], 5 * count // 2),
+        "epoch": np.arange(5 * count) % count,
+        "kind": np.full(5 * count, "encoder"),
+        "value": np.arange(5.0 * count),
+    }
     figure = Figure()
-    figures.drawTraining(figure, rows)
-    np.testing.assert_array_equal(figure.axes[1].lines[0].get_ydata(), [0.3, 0.3])
-    warmUp = figures.trainingPanels([row | {"kind": "warm-up"} for row in rows])
-    assert [title for title, _ in warmUp] == titles[:1]
+    figures.drawTraining(figure, curves)
+    assert [axes.get_title() for axes in figure.axes if axes.axison] == titles
 
 
 def test_a_running_protocol_shows_its_training_and_nothing_more(workflow, opened, chain, monkeypatch):
@@ -237,7 +231,7 @@ def test_a_running_protocol_shows_its_training_and_nothing_more(workflow, opened
 
     folder = Path(running._getRunFolder())
     folder.mkdir(parents=True)
-    shutil.copy(chain["deformations"].outputModel.getRunPath("metrics.jsonl"), folder)
+    shutil.copy(chain["deformations"].outputModel.getRunPath("training_curves.csv"), folder)
     viewer = opened(running)
     assert parameters(viewer) == ["training"]
     (plot,) = eye(viewer, "training")
@@ -260,11 +254,32 @@ def test_density_is_highest_where_particles_are(request):
     assert np.median(density[:300]) > 5 * np.median(density[300:])
 
 
-def test_one_latent_dimension_is_drawn_on_a_line():
-    plane, shares = figures.principalPlane(np.linspace(-1, 1, 20)[:, None])
-    assert np.ptp(plane[:, 0]) == pytest.approx(2)
-    assert not plane[:, 1].any()
-    np.testing.assert_allclose(shares, [1, 0], atol=1e-9)
+def test_a_missing_table_is_reported_in_words(opened, chain, tmp_path):
+    viewer = opened(chain["deformations"])
+    for name, path in (
+        ("coordinates", ("tables", "coordinates.csv")),
+        ("distributions", ("tables", "motion_and_error.csv")),
+        ("slices", ("motion.mrc",)),
+        ("report", ("report.html",)),
+    ):
+        file = Path(viewer._results.findFile(*path))
+        shutil.move(file, tmp_path / "away")
+        (view,) = eye(viewer, name)
+        assert f"{file} is missing: run the protocol" in view.getMessage()
+        shutil.move(tmp_path / "away", file)
+
+
+def test_histograms_are_those_of_the_report(opened, chain):
+    viewer = opened(chain["deformations"])
+    tables = Path(viewer._results.findFile("tables"))
+    (plot,) = eye(viewer, "coordinates")
+    drawn = [part.get_data().values for part in plot.getFigure().axes[0].patches if part.get_label()[:4] == "half"]
+    table = readTable(tables / "coordinates.csv")
+    for half, counts in enumerate(drawn, 1):
+        np.testing.assert_array_equal(counts, table["particles"][(table["motion"] == 1) & (table["half"] == half)])
+    (plot,) = eye(viewer, "distributions")
+    above = readTable(tables / "above_error.csv")["particles_that_move_by_more_than_their_error_percent"][0]
+    assert plot.getFigure().axes[2].get_title() == f"{above:.0f} % move by more than their error"
 
 
 # ------------------------------------------------------------------ maps and states

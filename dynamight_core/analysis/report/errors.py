@@ -7,7 +7,6 @@ from plotly.subplots import make_subplots
 
 from dynamight_core.analysis.report.draw import LEGEND_ABOVE, SOFT, add_histogram, colour_bar, middles
 from dynamight_core.analysis.report.page import Page, Part
-from dynamight_core.judging.errors import ALIKE
 
 _AGREEMENT_COLUMNS = {
     "share": "share of the motion",
@@ -36,7 +35,7 @@ def errors(page: Page) -> Part:
         "above_error": pd.DataFrame({"particles_that_move_by_more_than_their_error_percent": [above]}),
     }
     figure.update_layout(legend=LEGEND_ABOVE | {"y": 1.14}, margin={"t": 84}, height=440)
-    return Part({"factor": ALIKE, "above": above}, {"errors": figure}, tables)
+    return Part({"factor": page.run.summary["error_factor"], "above": above}, {"errors": figure}, tables)
 
 
 def _add_histograms(figure: go.Figure, page: Page) -> pd.DataFrame:

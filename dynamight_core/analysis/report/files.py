@@ -9,6 +9,7 @@ from dynamight_core.analysis.report.page import Page, Part
 _FILES = {
     "config.yaml": "every option of every stage as used, versions, checksum of the input",
     "metrics.jsonl": "one line per epoch and half: losses, weights; seconds and memory of both",
+    "training_curves.csv": "curves of the training's figures, by half and epoch",
     "particles.star": "the input rows with half, validation, latents, motions (Å), rms motion and error (Å)",
     "latents.safetensors": "latents and their covariances under both halves' decoders",
     "half1/model.safetensors": "Gaussians and networks of half 1",

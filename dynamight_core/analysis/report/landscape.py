@@ -134,21 +134,22 @@ def _grid(centres: list[np.ndarray], columns: dict[str, np.ndarray]) -> pd.DataF
 
 
 def _histograms(page: Page) -> tuple[go.Figure, pd.DataFrame]:
+    """Return a figure with histograms of the first motions' coordinates, and a table of all of them."""
     n = min(6, page.coordinates.shape[1])
     columns = min(3, n)
     n_rows = -(-n // columns)
     titles = [f"motion {k + 1} ({page.explains(k)} %)" for k in range(n)]
     figure = make_subplots(n_rows, columns, subplot_titles=titles, vertical_spacing=0.2)
     rows = []
-    for k in range(n):
-        low, high = np.quantile(page.coordinates[:, k], [0.001, 0.999])
+    for k, values in enumerate(page.coordinates.T):
+        low, high = np.quantile(values, [0.001, 0.999])
         edges = np.linspace(low, max(high, low + 1e-3), 41)
         for half, colour in HALF_COLOURS.items():
-            counts, _ = np.histogram(page.coordinates[page.halves == half, k], edges)
+            counts, _ = np.histogram(values[page.halves == half], edges)
             rows += [(k + 1, half, a, b, int(c)) for a, b, c in zip(edges[:-1], edges[1:], counts, strict=True)]
-            place = {"row": k // columns + 1, "col": k % columns + 1}
-            more = {"showlegend": k == 0, "legendgroup": str(half)}
-            add_histogram(figure, edges, counts, colour, f"half {half}", **more, **place)
+            if k < n:
+                more = {"showlegend": k == 0, "legendgroup": str(half), "row": k // columns + 1, "col": k % columns + 1}
+                add_histogram(figure, edges, counts, colour, f"half {half}", **more)
     figure.update_xaxes(title="Å rms", row=n_rows)
     figure.update_yaxes(title="particles", col=1)
     figure.update_layout(legend=LEGEND_ABOVE | {"y": 1.1}, height=250 * n_rows + 60)

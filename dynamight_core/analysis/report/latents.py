@@ -12,7 +12,7 @@ def latents(page: Page) -> Part:
     """Return all particles under each half's decoder, in the plane in which their latents spread most."""
     colours, full = _direction_colours(page.displacement)
     figure = make_subplots(1, 2, subplot_titles=["decoder of half 1", "decoder of half 2"], horizontal_spacing=0.08)
-    table = {"particle": page.shown + 1}
+    table, components = {"particle": page.shown + 1}, []
     for half in (1, 2):
         plane, explained = principal_plane(np.asarray(page.run.latents[half - 1], dtype=np.float32))
         plane = plane[page.shown]
@@ -27,12 +27,15 @@ def latents(page: Page) -> Part:
             row=1,
             col=half,
         )
-        for k, update in enumerate((figure.update_xaxes, figure.update_yaxes)):
-            percent = page.number(f"share of component {k + 1}, half {half}, %", 100 * explained[k], ".0f")
-            update(title=f"component {k + 1} ({percent} %)", row=1, col=half)
+        components += [(half, k + 1, 100 * part) for k, part in enumerate(explained)]
+        titles = [f"component {k + 1} ({100 * part:.0f} %)" for k, part in enumerate(explained)]
+        figure.update_xaxes(title=titles[0], row=1, col=half)
+        figure.update_yaxes(title=titles[1], row=1, col=half)
     table |= {f"direction_{axis}": page.displacement[page.shown, i] for i, axis in enumerate("xyz")}
     values = {"drawn": None if page.few else MAX_POINTS, "full": full}
-    return Part(values, {"latents": figure.update_layout(height=540)}, {"latents": pd.DataFrame(table)})
+    columns = ["half", "component", "explained_variance_percent"]
+    tables = {"latents": pd.DataFrame(table), "latent_components": pd.DataFrame(components, columns=columns)}
+    return Part(values, {"latents": figure.update_layout(height=540)}, tables)
 
 
 def _direction_colours(direction: np.ndarray) -> tuple[np.ndarray, float]:

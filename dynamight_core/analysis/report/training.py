@@ -8,6 +8,7 @@ from plotly.subplots import make_subplots
 
 from dynamight_core.analysis.report.draw import HALF_COLOURS, LEGEND_ABOVE
 from dynamight_core.analysis.report.page import Page, Part
+from dynamight_core.training.curves import LOSS, training_curves
 
 _KIND_COLOURS = {"warm-up": "#f1ead9", "encoder": "#e8f1f4", "refinement": "#eef4e8", "reference": "#f3e6ea"}
 
@@ -17,10 +18,9 @@ def training(page: Page) -> Part:
     path = page.folder / "metrics.jsonl"
     if not path.exists():
         return Part()
-    metrics = pd.DataFrame([json.loads(line) for line in path.read_text().splitlines() if line.strip()])
-    # The loss of filtered images is another one than that of all frequencies.
-    first = metrics.groupby(["half", "resolution"])["data"].transform("first")
-    metrics.insert(3, "data_change_percent", 100 * (metrics["data"] / first - 1))
+    lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    metrics, curves = pd.DataFrame(lines), training_curves(lines)
+    metrics.insert(3, "data_change_percent", curves["value"][curves["curve"] == LOSS])
     values = {
         "epochs": metrics["epoch"].max(),
         # Both halves' lines give the time of the epoch of both.
@@ -28,39 +28,35 @@ def training(page: Page) -> Part:
         "particles_per_second": metrics["particles_per_second"].iloc[-1],
         "memory": metrics["peak_memory_gb"].max(),
     }
-    return Part(values, {"training": _draw(metrics)}, {"training": metrics})
+    return Part(values, {"training": _draw(curves)}, {"training": metrics})
 
 
-def _draw(metrics: pd.DataFrame) -> go.Figure:
-    moves = metrics["kind"].isin(["encoder", "refinement"])
-    # Terms that an epoch's kind does not have are left out, not drawn as zero.
-    panels = {
-        "data loss against the first epoch with the same filter, %": metrics["data_change_percent"],
-        "KL term (encoder epochs)": metrics["kl"].where(metrics["kind"] == "encoder"),
-        "regularisation R<sub>d</sub> + R<sub>r</sub>, Å²": (metrics["regularity"] + metrics["repulsion"]).where(moves),
-        "rms motion, Å": metrics["motion"].where(moves),
-    }
-    figure = make_subplots(2, 2, subplot_titles=list(panels), vertical_spacing=0.15)
-    for number, values in enumerate(panels.values()):
-        for half, colour in HALF_COLOURS.items():
-            mine = metrics["half"] == half
-            figure.add_scatter(
-                x=metrics["epoch"][mine],
-                y=values[mine],
-                name=f"half {half}",
-                legendgroup=str(half),
-                showlegend=number == 0,
-                mode="lines+markers",
-                line={"color": colour, "width": 1.8},
-                marker={"size": 4},
-                text=metrics["kind"][mine],
-                row=number // 2 + 1,
-                col=number % 2 + 1,
-                hovertemplate="epoch %{x} (%{text}): %{y:.4g}",
-            )
-    _shade(figure, metrics[metrics["half"] == metrics["half"].min()])
-    figure.update_xaxes(title="epoch", row=2)
-    return figure.update_layout(legend=LEGEND_ABOVE | {"y": 1.13}, margin={"t": 92}, height=620)
+def _draw(curves: pd.DataFrame) -> go.Figure:
+    titles = list(curves["curve"].unique())
+    n_rows = 1 if len(titles) <= 3 else 2
+    columns = -(-len(titles) // n_rows)
+    specs = [[{} if row * columns + c < len(titles) else None for c in range(columns)] for row in range(n_rows)]
+    figure = make_subplots(n_rows, columns, specs=specs, subplot_titles=titles, vertical_spacing=0.15)
+    for (title, half), curve in curves.groupby(["curve", "half"], sort=False):
+        number = titles.index(title)
+        figure.add_scatter(
+            x=curve["epoch"],
+            y=curve["value"],
+            name=f"half {half}",
+            legendgroup=str(half),
+            showlegend=number == 0,
+            mode="lines+markers",
+            line={"color": HALF_COLOURS[half], "width": 1.8},
+            marker={"size": 4},
+            text=curve["kind"],
+            row=number // columns + 1,
+            col=number % columns + 1,
+            hovertemplate="epoch %{x} (%{text}): %{y:.4g}",
+        )
+    _shade(figure, curves.drop_duplicates("epoch"))
+    figure.update_xaxes(title="epoch", row=n_rows)
+    legend = LEGEND_ABOVE | {"y": 1 + 0.26 / n_rows}
+    return figure.update_layout(legend=legend, margin={"t": 92}, height=120 + 250 * n_rows)
 
 
 def _shade(figure: go.Figure, epochs: pd.DataFrame) -> None:

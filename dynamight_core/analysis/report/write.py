@@ -28,7 +28,7 @@ from dynamight_core.analysis.report.movie import movie
 from dynamight_core.analysis.report.page import Page, Part
 from dynamight_core.analysis.report.training import training
 from dynamight_core.analysis.report.verdict import verdict
-from dynamight_core.files import atomic_path
+from dynamight_core.files import atomic_path, write_table
 from dynamight_core.judging.bias import record_model_bias
 from dynamight_core.run import Run
 
@@ -64,7 +64,7 @@ def write_report(run: Run, path: str | Path | None = None, say: Callable[[str], 
         for make in parts:
             part = make(page)
             for name, table in part.tables.items():
-                _write_table(tables / f"{name}.csv", table)
+                write_table(tables / f"{name}.csv", table)
             html.append(_render(environment, make.__name__, part))
         sections.append((anchor, title, Markup().join(html)))
     text = environment.get_template("page.html.j2").render(
@@ -77,7 +77,7 @@ def write_report(run: Run, path: str | Path | None = None, say: Callable[[str], 
         script=Markup((_ASSETS / "report.js").read_text(encoding="utf-8")),
         plotly=Markup(get_plotlyjs()),
     )
-    _write_table(tables / "numbers.csv", pd.DataFrame(page.numbers, columns=["number in the text", "value"]))
+    write_table(tables / "numbers.csv", pd.DataFrame(page.numbers, columns=["number in the text", "value"]))
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     size = path.stat().st_size / 2**20
@@ -127,12 +127,6 @@ def _embed(figure: go.Figure, name: str) -> Markup:
     figure.update_layout(template=TEMPLATE)
     config = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["select2d", "lasso2d"]}
     return Markup(pio.to_html(figure, full_html=False, include_plotlyjs=False, div_id=name, config=config))
-
-
-def _write_table(path: Path, table: pd.DataFrame) -> None:
-    """Write the numbers behind a figure, with six digits."""
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g")
 
 
 def _digits(value) -> str:

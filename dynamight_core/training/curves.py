@@ -1,0 +1,35 @@
+"""The curves of a training, for figures."""
+
+import pandas as pd
+
+LOSS = "Data loss relative to the first epoch with the same filter (%)"
+
+
+def training_curves(metrics: list[dict]) -> pd.DataFrame:
+    """Return what there is to draw of a training: a row for each curve, half and epoch.
+
+    Parameters
+    ----------
+    metrics
+        lines of metrics.jsonl, as dictionaries.
+
+    Returns
+    -------
+    DataFrame
+        columns curve (its title), half, epoch, kind (of the epoch) and value; curve by curve, and in each in the order
+        of the metrics. The value is missing where epochs of a kind do not have it, and curves without any are left out.
+    """
+    table = pd.DataFrame(metrics)
+    # The loss of filtered images is another one than that of all frequencies.
+    first = table.groupby(["half", "resolution"])["data"].transform("first")
+    moves = table["kind"].isin(["encoder", "refinement"])
+    curves = {
+        LOSS: 100 * (table["data"] / first - 1),
+        "KL term (encoder epochs)": table["kl"].where(table["kind"] == "encoder"),
+        "Distance restraints (Å²)": (table["regularity"] + table["repulsion"]).where(moves),
+        "Motion (Å rms)": table["motion"].where(moves),
+    }
+    shown = {name: values for name, values in curves.items() if values.notna().any()}
+    epochs = table[["half", "epoch", "kind"]]
+    parts = [epochs.assign(curve=name, value=values) for name, values in shown.items()]
+    return pd.concat(parts, ignore_index=True)[["curve", "half", "epoch", "kind", "value"]]
