@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-LOSS = "Data loss relative to the first epoch with the same filter (%)"
+LOSS = "Change in data loss (%)"
 
 
 def training_curves(metrics: list[dict]) -> pd.DataFrame:

@@ -50,7 +50,9 @@ class Colouring:
 
 
 def describeShare(share):
-    """Return a share in percent, with a decimal where it is small."""
+    """Return a fraction in percent, with a decimal where it is small."""
+    if share < 0.0005:
+        return "below 0.1 %"
     return f"{100 * share:.0f} %" if share >= 0.095 else f"{100 * share:.1f} %"
 
 
@@ -167,7 +169,7 @@ def drawParticles(figure, panels, colouring):
 
 
 def drawDistributions(figure, histograms, density, above):
-    """Draw histograms of the particles' motion and its error, and one against the other.
+    """Draw histograms of the particles' motion and its uncertainty, and one against the other.
 
     Parameters
     ----------
@@ -176,10 +178,10 @@ def drawDistributions(figure, histograms, density, above):
     histograms, density
         the engine's tables motion_and_error and error_against_motion, dicts of (n,) arrays.
     above
-        per cent of the particles that move by more than their error.
+        per cent of the particles that move by more than their uncertainty.
     """
     grid = figure.subplots(1, 3)
-    for axes, quantity, title in ((grid[0], "motion", "Motion"), (grid[1], "error", "Error")):
+    for axes, quantity, title in ((grid[0], "motion", "Motion"), (grid[1], "error", "Uncertainty")):
         for kind, colour in (("training", "#5d7f92"), ("validation", "#b3412c")):
             chosen = (histograms["quantity"] == quantity) & (histograms["particles"] == kind)
             edges = np.append(histograms["from"][chosen], histograms["to"][chosen][-1:])
@@ -187,16 +189,16 @@ def drawDistributions(figure, histograms, density, above):
         axes.set_title(title, fontsize=10, color=INK)
         axes.set_xlabel("Å rms over the molecule")
         axes.margins(x=0)
-    grid[0].set_ylabel("% of the particles")
+    grid[0].set_ylabel("% of particles")
     grid[0].legend(fontsize=8, frameon=False)
     motion, error = np.unique(density["motion"]), np.unique(density["error"])
     counts = density["particles"].reshape(len(motion), len(error))
     grid[2].pcolormesh(motion, error, np.ma.masked_equal(counts.T, 0), cmap="cividis", shading="nearest")
     reach = min(motion[-1], error[-1])
     grid[2].plot([0, reach], [0, reach], color=SOFT, linestyle=":", linewidth=1)
-    grid[2].set_title(f"{above:.0f} % move by more than their error", fontsize=10, color=INK)
+    grid[2].set_title(f"{above:.0f} % move by more than their uncertainty", fontsize=10, color=INK)
     grid[2].set_xlabel("motion (Å rms)")
-    grid[2].set_ylabel("error (Å rms)")
+    grid[2].set_ylabel("uncertainty (Å rms)")
 
 
 def drawCoordinates(figure, histograms, shares):

@@ -35,9 +35,9 @@ from .windows import figureView, slicesView
 PRINCIPAL_MOTIONS, UMAP, LATENTS = range(3)
 IN_THIS_SET = "in this set"
 _VERDICTS = {
-    "supported": "The images support the motion",
-    "not supported": "The images do not support the motion",
-    "undecided": "The images do not decide whether there is motion",
+    "supported": "The data support motion",
+    "not supported": "The data do not support motion",
+    "undecided": "The data are inconclusive",
 }
 
 

@@ -220,7 +220,7 @@ def test_user_text_is_escaped(full):
 
 @pytest.mark.parametrize(
     ("answer", "words"),
-    [("not supported", "The data do not support motion"), ("undecided", "The data do not decide")],
+    [("not supported", "The data do not support motion"), ("undecided", "The data are inconclusive")],
 )
 def test_verdict_is_said_in_words_with_its_numbers(tmp_path, answer, words):
     run = make_run(tmp_path / "run", answer=answer)
@@ -243,14 +243,14 @@ def test_without_reconstruction_the_report_says_which_command_makes_it(tmp_path)
 def test_without_a_rigid_map_the_consensus_stands_for_before(tmp_path):
     run = make_run(tmp_path / "run", reconstructed=True, rigid=False)
     text = write_report(run, say=lambda line: None).read_text()
-    assert "the consensus map given" in text
+    assert "before: consensus map" in text
     assert "no reconstruction of the same particles without deformation" in text
 
 
 def test_a_missing_map_does_not_stop_the_report(tmp_path):
     run = make_run(tmp_path / "run")
     (run.path / "consensus.mrc").unlink()
-    assert "is not where it was" in write_report(run, say=lambda line: None).read_text()
+    assert "consensus.mrc was not found" in write_report(run, say=lambda line: None).read_text()
 
 
 def test_numbers_on_top_are_those_of_the_table(full):
@@ -262,9 +262,9 @@ def test_numbers_on_top_are_those_of_the_table(full):
         number = float(shown.group(1).split()[0].replace(",", ""))
         assert number == pytest.approx(row.value, rel=5e-3)
     values = dict(zip(table["number"], table["value"], strict=True))
-    assert values["resolution before (rigid), FSC 0.143"] == 8.5
-    assert values["resolution after, FSC 0.143"] == 7.25
-    assert values["rms motion from the reference"] == run.summary["motion_rms"]
+    assert values["resolution without deformation (FSC 0.143)"] == 8.5
+    assert values["resolution with motion corrected (FSC 0.143)"] == 7.25
+    assert values["rms motion relative to the reference"] == run.summary["motion_rms"]
 
 
 def test_the_error_factor_is_the_one_that_the_run_was_judged_with(full):
@@ -391,7 +391,7 @@ def test_controls_are_shown_with_their_verdicts_curves_and_errors(tmp_path):
     traces = figure_data(path, "figure-shuffled-latents")
     curves = {trace["name"]: list(trace["y"]) for trace in traces if trace["type"] == "scatter"}
     assert curves["own deformations"] == [0.9, 0.8, 0.7]
-    assert curves["permuted"] == [0.5, 0.3, 0.2]
+    assert curves["shuffled"] == [0.5, 0.3, 0.2]
     (bars,) = (trace for trace in traces if trace["type"] == "bar")
     assert list(bars["y"]) == [2.5, 1.0, -1.5]
     assert list(bars["error_y"]["array"]) == pytest.approx([0.75, 0.6, 0.3])

@@ -279,7 +279,7 @@ def test_histograms_are_those_of_the_report(opened, chain):
         np.testing.assert_array_equal(counts, table["particles"][(table["motion"] == 1) & (table["half"] == half)])
     (plot,) = eye(viewer, "distributions")
     above = readTable(tables / "above_error.csv")["particles_that_move_by_more_than_their_error_percent"][0]
-    assert plot.getFigure().axes[2].get_title() == f"{above:.0f} % move by more than their error"
+    assert plot.getFigure().axes[2].get_title() == f"{above:.0f} % move by more than their uncertainty"
 
 
 # ------------------------------------------------------------------ maps and states

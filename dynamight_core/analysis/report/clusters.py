@@ -19,9 +19,13 @@ def clusters(page: Page) -> Part:
         mode="lines+markers",
         line={"color": HALF_COLOURS[1]},
     )
-    figure.update_xaxes(title="clusters", dtick=1)
-    figure.update_yaxes(title="criterion above its least, per particle")
+    figure.update_xaxes(title="number of clusters", dtick=1)
+    figure.update_yaxes(title="ΔBIC per particle")
     figure.update_layout(height=300)
-    shown = centres[[c for c in centres if not c.startswith("motion") or int(c[6:].split("_")[0]) <= 3]]
+    names = {"half_1": "half 1", "half_2": "half 2"} | {f"motion{k}_A": f"motion {k} (Å)" for k in (1, 2, 3)}
+    shown = centres[[c for c in centres if c in names or not c.startswith("motion")]].rename(columns=names)
+    shown["method"] = shown["method"].replace({"mixture": "Gaussian mixture", "kmeans": "k-means"})
+    # The mean of all particles is zero, not 1e-9 or -0.
+    shown = shown.round(3).replace(-0.0, 0.0)
     tables = {"cluster_centres": centres, "cluster_criterion": criterion}
     return Part({"centres": shown}, {"clusters": figure}, tables)

@@ -47,42 +47,50 @@ class _Kind:
 
 _KINDS = {
     "shuffled-latents": _Kind(
-        "Deformations permuted among particles",
+        "Deformations shuffled among particles",
         ("from the motion",),
-        "FSC of the half-maps in the moving part",
-        {"own": "own deformations", "rigid": "none"},
-        {"own deformations": "gain", "map permuted": "permuted_map_gain", "all permuted": "permuted_gain"},
-        "gain over the rigid map, nats an image",
+        "FSC between half-maps in the moving region",
+        {"own": "own deformations", "rigid": "no deformation"},
+        {
+            "own deformations": "gain",
+            "map shuffled": "permuted_map_gain",
+            "all shuffled": "permuted_gain",
+        },
+        "gain over the rigid map (nats per image)",
     ),
     "held-out": _Kind(
-        "The map of particles that trained nothing",
+        "Reconstruction from held-out particles",
         ("improves the map",),
-        "FSC with the other half's map in the moving part",
+        "FSC with the other half's map in the moving region",
         {
-            "deformed": "both with deformations",
-            "rigid": "both without",
-            "deformed_to_rigid": "only this with deformations",
+            "deformed": "both maps deformed",
+            "rigid": "both maps rigid",
+            "deformed_to_rigid": "only this map deformed",
         },
-        {"own deformations": "gain", "permuted": "permuted_gain"},
-        "gain in the moving part's density, share",
+        {"own deformations": "gain", "shuffled": "permuted_gain"},
+        "relative gain in density of the moving region",
     ),
     "noise-particles": _Kind(
-        "Noise in the place of particles",
+        "Noise in place of particles",
         ("nothing appears from noise", "a trace appears from noise"),
-        "FSC of the half-maps of noise",
-        {"beside": "deformed as noise beside a signal asks", "alone": "as noise alone asks", "rigid": "not deformed"},
-        {"beside a signal": "share_of_model", "alone": "share_of_model_alone"},
-        "share of the moving part's density",
+        "FSC between half-maps of noise",
+        {
+            "beside": "deformations from noise and signal",
+            "alone": "deformations from noise alone",
+            "rigid": "no deformation",
+        },
+        {"noise and signal": "share_of_model", "noise alone": "share_of_model_alone"},
+        "fraction of the moving region's density",
     ),
     "wrong-model": _Kind(
-        "A wrong atomic model",
+        "Deliberately wrong atomic model",
         ("follows the data",),
-        "FSC of the map in the part with a wrong model",
+        "FSC of the map in the altered region",
         {
-            "deformed_right": "with the right structure",
-            "deformed_wrong": "with the wrong one",
-            "rigid_right": "rigid map, right",
-            "rigid_wrong": "rigid map, wrong",
+            "deformed_right": "with the correct structure",
+            "deformed_wrong": "with the wrong structure",
+            "rigid_right": "rigid map, correct structure",
+            "rigid_wrong": "rigid map, wrong structure",
         },
     ),
 }
@@ -116,12 +124,12 @@ def _lines(numbers: dict, kind: _Kind) -> Iterator[dict[str, Any]]:
         # A correlation cannot stray farther than 1.
         band = np.array(numbers["three_deviations"]).clip(max=1)
         line = {"color": GREY, "dash": "dot"}
-        yield {"y": band[1:], "name": "three deviations", "line": line}
+        yield {"y": band[1:], "name": "three standard deviations", "line": line}
         yield {"y": -band[1:], "name": "", "showlegend": False, "line": line}
     permuted = [name for name in curves if name.startswith("permuted")]
     for name in permuted:
         more = {"legendgroup": "permuted", "showlegend": name == permuted[0]}
-        yield {"y": curves[name][1:], "name": "permuted", "line": {"color": _PERMUTED, "width": 1.2}} | more
+        yield {"y": curves[name][1:], "name": "shuffled", "line": {"color": _PERMUTED, "width": 1.2}} | more
     shown = [(name, label) for name, label in kind.curves.items() if name in curves]
     for (name, label), colour in zip(shown, _COLOURS, strict=False):
         yield {"y": curves[name][1:], "name": label, "line": {"color": colour, "width": 2.4}}
@@ -133,7 +141,7 @@ def _draw(numbers: dict, kind: _Kind, gains: dict[str, str]) -> go.Figure:
     for line in _lines(numbers, kind):
         figure.add_scatter(x=frequency[1:], mode="lines", row=1, col=1, **line)
     figure.update_xaxes(resolution_axis(float(frequency[-1])), row=1, col=1)
-    figure.update_yaxes(title=kind.quantity, row=1, col=1)
+    figure.update_yaxes(title="FSC", row=1, col=1)
     if gains:
         figure.add_bar(
             x=list(gains),
@@ -146,4 +154,4 @@ def _draw(numbers: dict, kind: _Kind, gains: dict[str, str]) -> go.Figure:
             col=2,
         )
         figure.update_yaxes(title=kind.unit, row=1, col=2)
-    return figure.update_layout(legend=LEGEND_ABOVE | {"y": 1.04, "entrywidth": 150}, height=420)
+    return figure.update_layout(legend=LEGEND_ABOVE | {"y": 1.04}, height=420)

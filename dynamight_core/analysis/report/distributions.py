@@ -1,4 +1,4 @@
-"""How the molecule is spread along the motions, with the errors of the coordinates removed."""
+"""The distribution of conformations along each motion, corrected for the errors of the coordinates."""
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -8,9 +8,9 @@ from dynamight_core.analysis.report.draw import GREY, HALF_COLOURS, LEGEND_ABOVE
 from dynamight_core.analysis.report.page import Page, Part
 
 _COLUMNS = {
-    "as_estimated_A": "standard deviation of the coordinates, Å rms",
-    "error_A": "error of one, Å rms",
-    "errors_taken_out_A": "standard deviation, errors taken out, Å rms",
+    "as_estimated_A": "standard deviation of estimated coordinates (Å rms)",
+    "error_A": "error of one coordinate (Å rms)",
+    "errors_taken_out_A": "corrected standard deviation (Å rms)",
 }
 
 
@@ -37,7 +37,7 @@ def _draw(curves: pd.DataFrame) -> go.Figure:
             x=x,
             y=mine["as_estimated_per_A"],
             line={"color": GREY, "shape": "hvh", "width": 1},
-            name="coordinates as estimated",
+            name="estimated coordinates",
             legendgroup="estimated",
             **place,
         )
@@ -48,12 +48,12 @@ def _draw(curves: pd.DataFrame) -> go.Figure:
             fill="toself",
             fillcolor=faint(colour),
             hoverinfo="skip",
-            name="its standard error",
+            name="standard error",
             legendgroup="error",
             **place,
         )
         line = {"color": colour, "width": 2.2}
-        figure.add_scatter(x=x, y=y, line=line, name="errors taken out", legendgroup="out", **place)
-    figure.update_xaxes(title="Å rms")
-    figure.update_yaxes(title="share of the particles per Å", col=1)
+        figure.add_scatter(x=x, y=y, line=line, name="corrected for coordinate errors", legendgroup="out", **place)
+    figure.update_xaxes(title="coordinate (Å rms)")
+    figure.update_yaxes(title="fraction of particles per Å", col=1)
     return figure.update_layout(legend=LEGEND_ABOVE | {"y": 1.14}, margin={"t": 84}, height=380)

@@ -12,26 +12,26 @@ from dynamight_core.analysis.report.page import Page, Part
 _COLOURS = ["#7f8b94", "#1f6f8b", "#c8643c", "#6a8f3f", "#8a6bb1", "#b08d2f"]
 _DOMAIN_COLUMNS = {
     "domain": "domain",
-    "against": "against",
-    "share_of_points": "share",
-    "motion_A": "motion, Å",
-    "error_A": "error, Å",
-    "motion_beyond_error_A": "beyond error, Å",
-    "angle_std_deg": "turn, °",
-    "angle_low_deg": "from, °",
-    "angle_high_deg": "to, °",
-    "shift_rms_A": "shift, Å",
+    "against": "relative to",
+    "share_of_points": "fraction",
+    "motion_A": "motion (Å)",
+    "error_A": "uncertainty (Å)",
+    "motion_beyond_error_A": "beyond uncertainty (Å)",
+    "angle_std_deg": "rotation (°)",
+    "angle_low_deg": "from (°)",
+    "angle_high_deg": "to (°)",
+    "shift_rms_A": "shift (Å)",
 }
 _BODY_COLUMNS = {
     "body": "body",
     "mask": "mask",
-    "share": "share of the molecule",
-    "angle_std_deg": "turn, °",
-    "angle_low_deg": "from, °",
-    "angle_high_deg": "to, °",
-    "rotation_error_rms_deg": "error, °",
-    "shift_std_A": "shift, Å",
-    "shift_error_rms_A": "error, Å",
+    "share": "fraction of the molecule",
+    "angle_std_deg": "rotation (°)",
+    "angle_low_deg": "from (°)",
+    "angle_high_deg": "to (°)",
+    "rotation_error_rms_deg": "rotation uncertainty (°)",
+    "shift_std_A": "shift (Å)",
+    "shift_error_rms_A": "shift uncertainty (Å)",
 }
 
 
@@ -57,7 +57,7 @@ def _draw(page: Page, n: int, particles: pd.DataFrame, points: pd.DataFrame) -> 
         specs=[[{"type": "scene"}, {"type": "xy"}]],
         horizontal_spacing=0.1,
         column_widths=[0.55, 0.45],
-        subplot_titles=["points by domain", "turn of each domain"],
+        subplot_titles=["points by domain", "rotation of each domain"],
     )
     places = points[["x_A", "y_A", "z_A"]].to_numpy()
     cloud = np.random.default_rng(1).permutation(len(points))[:CLOUD_POINTS]
@@ -82,8 +82,8 @@ def _draw(page: Page, n: int, particles: pd.DataFrame, points: pd.DataFrame) -> 
         heights = 100 * counts / len(values) / (edges[1] - edges[0])
         add_histogram(figure, edges, heights, colour, showlegend=False, row=1, col=2, **name)
     frame_scenes(figure, places, page.components[0])
-    figure.update_xaxes(title="angle, °")
-    figure.update_yaxes(title="% of the particles per degree")
+    figure.update_xaxes(title="angle (°)")
+    figure.update_yaxes(title="% of particles per degree")
     figure.update_layout(margin={"b": 52}, legend={"x": 0, "y": 1}, height=480)
     return figure, pd.DataFrame(rows, columns=["domain", "from_deg", "to_deg", "particles"])
 

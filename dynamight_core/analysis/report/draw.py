@@ -29,7 +29,8 @@ TEMPLATE = go.layout.Template(
         "hoverlabel": {"font": {"family": FONT}},
     }
 )
-LEGEND_ABOVE = {"orientation": "h", "x": 0, "yanchor": "bottom"}
+# Entries as wide as the longest: plotly measures text before fonts are there, and cuts it off.
+LEGEND_ABOVE = {"orientation": "h", "x": 0, "yanchor": "bottom", "entrywidth": 215}
 _RESOLUTIONS = (100, 50, 30, 20, 15, 12, 10, 8, 7, 6, 5, 4.5, 4, 3.5, 3, 2.5, 2.2, 2, 1.8, 1.5, 1.2, 1)
 
 
@@ -70,7 +71,7 @@ def resolution_axis(highest: float) -> dict[str, Any]:
         if 1 / value <= highest and (not ticks or 1 / value - 1 / ticks[-1] > 0.055 * highest):
             ticks.append(value)
     return {
-        "title": "resolution, Å",
+        "title": "resolution (Å)",
         "tickvals": [1 / tick for tick in ticks],
         "ticktext": [f"{tick:g}" for tick in ticks],
     }

@@ -9,10 +9,10 @@ from dynamight_core.analysis.report.draw import LEGEND_ABOVE, SOFT, add_histogra
 from dynamight_core.analysis.report.page import Page, Part
 
 _AGREEMENT_COLUMNS = {
-    "share": "share of the motion",
+    "share": "explained variance (%)",
     "particles": "validation particles",
-    "deviation_A": "standard deviation, Å rms",
-    "difference_A": "halves differ by, Å rms",
+    "deviation_A": "standard deviation (Å rms)",
+    "difference_A": "difference between halves (Å rms)",
 }
 
 
@@ -21,12 +21,14 @@ def agreement(page: Page) -> Part:
     found = page.read("agreement")
     if found is None:
         return Part()
-    return Part({"agreement": found[0].rename(columns=_AGREEMENT_COLUMNS)}, tables={"agreement": found[0]})
+    (table,) = found
+    shown = table.assign(share=100 * table["share"]).rename(columns=_AGREEMENT_COLUMNS)
+    return Part({"agreement": shown}, tables={"agreement": table})
 
 
 def errors(page: Page) -> Part:
     """Return histograms of the motion of particles and its error, and one against the other."""
-    titles = ["rms motion of a particle", "its error", "error against motion"]
+    titles = ["rms motion of a particle", "uncertainty of its displacement", "uncertainty against motion"]
     figure = make_subplots(1, 3, subplot_titles=titles, horizontal_spacing=0.08)
     above = 100 * float((page.rms > page.error).mean())
     tables = {
@@ -48,8 +50,8 @@ def _add_histograms(figure: go.Figure, page: Page) -> pd.DataFrame:
             rows += [(name, kind, a, b, p) for a, b, p in zip(edges[:-1], edges[1:], percent, strict=True)]
             more = {"legendgroup": kind, "showlegend": column == 1, "row": 1, "col": column}
             add_histogram(figure, edges, percent, colour, f"{kind} particles", **more)
-        figure.update_xaxes(title="Å", row=1, col=column)
-        figure.update_yaxes(title="% of the particles" if column == 1 else "", row=1, col=column)
+        figure.update_xaxes(title="Å rms", row=1, col=column)
+        figure.update_yaxes(title="% of particles" if column == 1 else "", row=1, col=column)
     return pd.DataFrame(rows, columns=["quantity", "particles", "from", "to", "percent"])
 
 
@@ -65,7 +67,7 @@ def _add_density(figure: go.Figure, page: Page) -> pd.DataFrame:
         colorscale="Blues",
         zmin=-0.15 * counts.max(),
         colorbar=colour_bar("particles", 12),
-        hovertemplate="motion %{x:.2f} Å, error %{y:.2f} Å: %{z} particles<extra></extra>",
+        hovertemplate="motion %{x:.2f} Å, uncertainty %{y:.2f} Å: %{z} particles<extra></extra>",
         **place,
     )
     figure.add_scatter(
@@ -73,11 +75,11 @@ def _add_density(figure: go.Figure, page: Page) -> pd.DataFrame:
         y=[0, min(top)],
         mode="lines",
         line={"color": SOFT, "dash": "dot", "width": 1.5},
-        name="error = motion",
+        name="uncertainty = motion",
         hoverinfo="skip",
         **place,
     )
-    figure.update_xaxes(title="rms motion, Å", **place)
-    figure.update_yaxes(title="error, Å", **place)
+    figure.update_xaxes(title="rms motion (Å)", **place)
+    figure.update_yaxes(title="uncertainty (Å)", **place)
     x, y = np.meshgrid(*centres, indexing="ij")
     return pd.DataFrame({"motion": x.ravel(), "error": y.ravel(), "particles": counts.ravel().astype(int)})

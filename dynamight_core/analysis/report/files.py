@@ -7,49 +7,56 @@ import pandas as pd
 from dynamight_core.analysis.report.page import Page, Part
 
 _FILES = {
-    "config.yaml": "every option of every stage as used, versions, checksum of the input",
-    "metrics.jsonl": "one line per epoch and half: losses, weights; seconds and memory of both",
-    "training_curves.csv": "curves of the training's figures, by half and epoch",
-    "particles.star": "the input rows with half, validation, latents, motions (Å), rms motion and error (Å)",
-    "latents.safetensors": "latents and their covariances under both halves' decoders",
+    "config.yaml": "all options of every stage, versions, checksum of the input",
+    "metrics.jsonl": "losses and weights of each epoch and half; seconds and memory of both halves together",
+    "training_curves.csv": "curves of the training figure, by half and epoch",
+    "particles.star": "input rows with half, validation, latents, motions, rms motion and uncertainty (Å)",
+    "latents.safetensors": "latents and their covariances under the decoders of both halves",
+    "atomic_model.cif": "the atomic model after rigid fitting into the map",
+    "error.log": "details of the error that stopped the run",
     "half1/model.safetensors": "Gaussians and networks of half 1",
     "half2/model.safetensors": "Gaussians and networks of half 2",
+    "half1/inverse.safetensors": "inverse deformation network of half 1",
+    "half2/inverse.safetensors": "inverse deformation network of half 2",
     "analysis/report.html": "this report",
-    "analysis/motions.safetensors": "principal motions at the common points, and all particles' coordinates",
-    "analysis/motion.mrc": "motion at every voxel around the molecule, Å rms",
-    "analysis/motion_error.mrc": "error of a displacement at every voxel, Å rms",
-    "analysis/motion_beyond_error.mrc": "motion that exceeds its error, Å rms",
-    "analysis/clusters.csv": "cluster of every particle: Gaussian mixture, k-means",
+    "analysis/motions.safetensors": "principal motions at the common points, and the coordinates of all particles",
+    "analysis/motion.mrc": "rms motion of each voxel around the molecule (Å)",
+    "analysis/motion_error.mrc": "uncertainty of a displacement at each voxel (Å rms)",
+    "analysis/motion_beyond_error.mrc": "motion that exceeds its uncertainty (Å rms)",
+    "analysis/clusters.csv": "cluster of each particle: Gaussian mixture and k-means",
     "analysis/cluster_centres.csv": "centres and sizes of the clusters",
-    "analysis/cluster_criterion.csv": "by which their number was chosen",
-    "analysis/motion1_arrows.bild": "arrows of the first motion, spheres of its error at their tips (ChimeraX)",
-    "analysis/motion1_arrows.csv": "the same as numbers",
-    "analysis/agreement.csv": "how the halves agree on validation particles",
-    "analysis/distributions.csv": "how the molecule is spread along the motions, errors taken out",
-    "analysis/distribution_widths.csv": "standard deviations of the same",
-    "analysis/bodies.csv": "angles and shifts of the rigid bodies given, in every particle, with errors",
-    "analysis/bodies_summary.csv": "a row for each of these bodies",
-    "analysis/relion_bodies.star": "the bodies in the form of RELION's multi-body refinement",
-    "analysis/relion_data.star": "the particles and their bodies' angles and offsets in that form",
-    "analysis/embedding.csv": "a place in a plane for each particle",
-    "analysis/gaussians_half1.cif": "Gaussians of half 1, their motion in the B-factor column",
-    "analysis/gaussians_half2.cif": "Gaussians of half 2, their motion in the B-factor column",
-    "analysis/explored.sh": "commands of what was saved in dynamight explore",
+    "analysis/cluster_criterion.csv": "criterion (BIC) for the number of clusters",
+    "analysis/motion1_arrows.bild": "arrows of motion 1, with spheres of their uncertainty at the tips (ChimeraX)",
+    "analysis/motion1_arrows.csv": "arrows of motion 1 as a table",
+    "analysis/agreement.csv": "agreement between the halves on validation particles",
+    "analysis/distributions.csv": "distribution along each motion, corrected for coordinate errors",
+    "analysis/distribution_widths.csv": "standard deviations of these distributions",
+    "analysis/bodies.csv": "angles and shifts of the rigid bodies in each particle, with uncertainties",
+    "analysis/bodies_summary.csv": "one row per rigid body",
+    "analysis/relion_bodies.star": "the rigid bodies, for RELION's multi-body refinement",
+    "analysis/relion_data.star": "particles with angles and offsets of the bodies, for RELION's multi-body refinement",
+    "analysis/embedding.csv": "position of each particle in a plane (UMAP or motions 1 and 2)",
+    "analysis/gaussians_half1.cif": "Gaussians of half 1, with their motion in the B-factor column",
+    "analysis/gaussians_half2.cif": "Gaussians of half 2, with their motion in the B-factor column",
+    "analysis/explored.sh": "commands that reproduce what was saved in dynamight explore",
     "analysis/summary.json": "verdict, statistics and warnings",
-    "reconstruction/half1_unfil.mrc": "half-map 1, motion corrected, unfiltered and unmasked",
-    "reconstruction/half2_unfil.mrc": "half-map 2, motion corrected, unfiltered and unmasked",
-    "reconstruction/map.mrc": "their mean, filtered",
-    "reconstruction/mask.mrc": "mask of the FSC",
+    "reconstruction/half1_unfil.mrc": "half-map 1, unfiltered and unmasked",
+    "reconstruction/half2_unfil.mrc": "half-map 2, unfiltered and unmasked",
+    "reconstruction/map.mrc": "mean of the half-maps, filtered",
+    "reconstruction/map_sharpened.mrc": "the map, sharpened by its B-factor",
+    "reconstruction/local_resolution.mrc": "local resolution (Å)",
+    "reconstruction/mask.mrc": "mask for the FSC",
     "reconstruction/fsc.star": "FSC curves",
-    "reconstruction/rigid/map.mrc": "the map of the same particles without deformation",
 }
+_RIGID = "reconstruction/rigid/"
 # Folders whose files are not listed one by one: states, selections and tables come in dozens.
 _FOLDERS = {
-    "analysis/tables": "the numbers behind these figures",
-    "analysis/domains": "masks and motions of the rigid domains",
-    "analysis/controls": "verdicts and numbers of the control experiments",
-    "analysis/controls/wrong-model": "the wrong model, and maps of the run that was trained with it",
-    "analysis/controls/held-out": "maps of the particles that trained nothing, on the grid of the particles",
+    "analysis/states": "maps, movie and coordinates of states",
+    "analysis/tables": "the values behind these figures",
+    "analysis/domains": "masks and motions of the rigid-body domains",
+    "analysis/controls": "verdicts and values of the controls",
+    "analysis/controls/wrong-model": "the wrong model, and maps from a run trained with it",
+    "analysis/controls/held-out": "maps from held-out particles, on the grid of the particles",
 }
 _VERSIONS = ("dynamight_core", "python", "torch", "numpy", "starfile", "mrcfile")
 
@@ -80,9 +87,17 @@ def _list(folder: Path) -> list[tuple[str, str, str, str]]:
         if name.startswith("analysis/") and name.count("/") > 1:
             together.setdefault(name.rpartition("/")[0], []).append(size)
         elif "checkpoints" not in name:
-            rows.append((name, "", _FILES.get(name, ""), _size(size)))
+            what = _FILES.get(name.replace(_RIGID, "reconstruction/"), "")
+            rows.append((name, "", f"{what}; no deformation" if _RIGID in name and what else what, _size(size)))
     for name, sizes in together.items():
-        rows.append((f"{name}/", f" {len(sizes)} files", _FOLDERS.get(name, ""), _size(sum(sizes))))
+        rows.append(
+            (
+                f"{name}/",
+                f" {len(sizes)} files",
+                _FOLDERS.get(name) or _FOLDERS.get(name.rpartition("/")[0], ""),
+                _size(sum(sizes)),
+            )
+        )
     return rows
 
 

@@ -14,11 +14,11 @@ _MAIN = "rlnFourierShellCorrelationCorrected"
 _CURVES = {
     _MAIN: "half-maps, corrected",
     "rlnFourierShellCorrelationUnmaskedMaps": "half-maps, unmasked",
-    "dynFourierShellCorrelationWithMotion": "residual motion counted",
-    "dynFourierShellCorrelationAtLeast": "at least: less an error",
-    "rlnFourierShellCorrelationMaskedMaps": "half-maps, in the mask",
-    "rlnCorrectedFourierShellCorrelationPhaseRandomizedMaskedMaps": "random phases, in the mask",
-    "dynModelConsensus": "Gaussian model and consensus",
+    "dynFourierShellCorrelationWithMotion": "including residual motion",
+    "dynFourierShellCorrelationAtLeast": "conservative estimate",
+    "rlnFourierShellCorrelationMaskedMaps": "half-maps, masked",
+    "rlnCorrectedFourierShellCorrelationPhaseRandomizedMaskedMaps": "phase-randomised, masked",
+    "dynModelConsensus": "Gaussian model and consensus map",
     "dynModelMap": "Gaussian model and this map",
 }
 _REGION = "dynRegion_"
@@ -46,8 +46,8 @@ def fsc(page: Page) -> Part:
         return Part()
     rows, curves = [], {}
     for name, (table, resolution, conservative) in found.items():
-        row = {"map": name, "resolution at FSC 0.143, Å": resolution}
-        rows.append(row | ({"at least, Å": conservative} if np.isfinite(conservative) else {}))
+        row = {"map": name, "resolution at FSC 0.143 (Å)": resolution}
+        rows.append(row | ({"conservative resolution (Å)": conservative} if np.isfinite(conservative) else {}))
         curves[name] = table[table["rlnSpectralIndex"] > 0]
     resolutions = pd.DataFrame(rows)
     tables = {"fsc": pd.concat([table.assign(map=name) for name, table in curves.items()]), "resolution": resolutions}

@@ -24,7 +24,7 @@ def gaussians(page: Page) -> Part:
         2,
         specs=[[{"type": "scene"}, {"type": "scene"}]],
         horizontal_spacing=0.02,
-        subplot_titles=["rms motion over all particles", "first principal motion, and its error at each arrow's tip"],
+        subplot_titles=["rms motion over all particles", "motion 1, with its uncertainty at the tip of each arrow"],
     )
     marker = {
         "size": 2.5 + 6 * errors[cloud] / max(float(errors.max()), 1e-6),
@@ -32,7 +32,7 @@ def gaussians(page: Page) -> Part:
         "colorscale": "Viridis",
         "cmin": 0,
         "line": {"width": 0},
-        "colorbar": colour_bar("rms motion, Å", 12, x=0.47, len=0.6),
+        "colorbar": colour_bar("rms motion (Å)", 12, x=0.47, len=0.6),
     }
     figure.add_scatter3d(
         **xyz(page.rest[cloud]),

@@ -29,7 +29,7 @@ def landscape(page: Page) -> Part:
         figure = _scatter(page, first, second)
     else:
         figure, tables["landscape_density"] = _density(page, first, second)
-    titles = [f"motion {k + 1}, Å rms ({page.explains(k)} % of the motion)" for k in range(len(page.explained[:2]))]
+    titles = [f"motion {k + 1} (Å rms), {page.explains(k)}" for k in range(len(page.explained[:2]))]
     figure.update_xaxes(title=titles[0])
     figure.update_yaxes(title=titles[1] if len(titles) > 1 else "")
     histograms, tables["coordinates"] = _histograms(page)
@@ -48,10 +48,10 @@ class _Colouring:
 
 
 def _colourings(page: Page) -> Iterator[_Colouring]:
-    for name, values, scale in (("rms motion, Å", page.rms, "Viridis"), ("error, Å", page.error, "Cividis")):
+    for name, values, scale in (("rms motion (Å)", page.rms, "Viridis"), ("uncertainty (Å)", page.error, "Cividis")):
         low, high = (float(value) for value in np.quantile(values, [0.01, 0.99]))
         yield _Colouring(name, values, scale, low, max(high, low + 1e-6))
-    yield _Colouring("direction of motion, °", page.direction, "HSV", -180.0, 180.0)
+    yield _Colouring("direction of motion (°)", page.direction, "HSV", -180.0, 180.0)
     halves = [[0, HALF_COLOURS[1]], [1, HALF_COLOURS[2]]]
     yield _Colouring("half", page.halves.astype(np.float32), halves, 1.0, 2.0)
     validation = [[0, "#c3ccd2"], [1, "#b3412c"]]
@@ -138,7 +138,7 @@ def _histograms(page: Page) -> tuple[go.Figure, pd.DataFrame]:
     n = min(6, page.coordinates.shape[1])
     columns = min(3, n)
     n_rows = -(-n // columns)
-    titles = [f"motion {k + 1} ({page.explains(k)} %)" for k in range(n)]
+    titles = [f"motion {k + 1}, {page.explains(k)}" for k in range(n)]
     figure = make_subplots(n_rows, columns, subplot_titles=titles, vertical_spacing=0.2)
     rows = []
     for k, values in enumerate(page.coordinates.T):
@@ -150,7 +150,7 @@ def _histograms(page: Page) -> tuple[go.Figure, pd.DataFrame]:
             if k < n:
                 more = {"showlegend": k == 0, "legendgroup": str(half), "row": k // columns + 1, "col": k % columns + 1}
                 add_histogram(figure, edges, counts, colour, f"half {half}", **more)
-    figure.update_xaxes(title="Å rms", row=n_rows)
+    figure.update_xaxes(title="coordinate (Å rms)", row=n_rows)
     figure.update_yaxes(title="particles", col=1)
     figure.update_layout(legend=LEGEND_ABOVE | {"y": 1.1}, height=250 * n_rows + 60)
     return figure, pd.DataFrame(rows, columns=["motion", "half", "from", "to", "particles"])
@@ -160,7 +160,7 @@ def _free_energy(found: Landscape) -> tuple[go.Figure, pd.DataFrame]:
     known = found.relative_error < 1.0
     energy, error = (np.where(known, grid, np.nan) for grid in (found.free_energy, found.free_energy_error))
     centres = [middles(edges).astype(np.float32) for edges in (found.x_edges, found.y_edges)]
-    titles = ["free energy, kT", "its sampling error, kT"]
+    titles = ["free energy (kT)", "sampling error (kT)"]
     figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.14)
     for column, (part, top) in enumerate(((energy, 6.0), (error, 1.0)), 1):
         figure.add_heatmap(
@@ -175,7 +175,7 @@ def _free_energy(found: Landscape) -> tuple[go.Figure, pd.DataFrame]:
             col=column,
             hovertemplate="%{x:.2f} Å, %{y:.2f} Å: %{z:.2f} kT<extra></extra>",
         )
-        figure.update_xaxes(title="motion 1, Å rms", row=1, col=column)
-    figure.update_yaxes(title="motion 2, Å rms", row=1, col=1)
+        figure.update_xaxes(title="motion 1 (Å rms)", row=1, col=column)
+    figure.update_yaxes(title="motion 2 (Å rms)", row=1, col=1)
     columns = {"particles": found.counts, "density": found.density, "free_energy_kT": energy, "error_kT": error}
     return figure.update_layout(height=420), _grid(centres, columns)

@@ -28,7 +28,7 @@ def latents(page: Page) -> Part:
             col=half,
         )
         components += [(half, k + 1, 100 * part) for k, part in enumerate(explained)]
-        titles = [f"component {k + 1} ({100 * part:.0f} %)" for k, part in enumerate(explained)]
+        titles = [f"component {k + 1}, {100 * part:.0f} % of variance" for k, part in enumerate(explained)]
         figure.update_xaxes(title=titles[0], row=1, col=half)
         figure.update_yaxes(title=titles[1], row=1, col=half)
     table |= {f"direction_{axis}": page.displacement[page.shown, i] for i, axis in enumerate("xyz")}

@@ -18,7 +18,7 @@ def maps(page: Page) -> Part:
     consensus = Path(page.run.config.inputs.map)
     candidates = [
         ("before: without deformation", page.folder / "reconstruction" / "rigid" / "map.mrc"),
-        ("before: the consensus map given", consensus),
+        ("before: consensus map", consensus),
     ]
     found = [(name, path) for name, path in candidates if path.is_file()][:1]
     deformed = page.folder / "reconstruction" / "map.mrc"

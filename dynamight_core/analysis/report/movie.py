@@ -26,7 +26,7 @@ def movie(page: Page) -> Part:
         "colorscale": "Viridis",
         "cmin": 0,
         "line": {"width": 0},
-        "colorbar": colour_bar("displacement,<br>Å per Å rms", 12, len=0.7),
+        "colorbar": colour_bar("displacement<br>(Å per Å rms)", 12, len=0.7),
     }
     figure = go.Figure(go.Scatter3d(**xyz(page.rest[chosen]), mode="markers", hoverinfo="skip", marker=marker))
     frame_scenes(figure, page.rest, page.components[0], 1.1 + 2 * reach / float(np.ptp(page.rest, 0).max()))

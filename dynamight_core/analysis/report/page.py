@@ -79,8 +79,10 @@ class Page:
         return format(value, form)
 
     def explains(self, k: int) -> str:
-        """Return which per cent of the motion is along principal motion k, from 0."""
-        return self.number(f"share of motion {k + 1}, %", 100 * self.explained[k], ".0f")
+        """Return how much of the variance principal motion k explains, in words; counted from 0."""
+        percent = 100 * self.explained[k]
+        text = self.number(f"variance explained by motion {k + 1} (%)", percent, ".0f" if percent >= 9.5 else ".1f")
+        return f"{text if percent >= 0.05 else 'below 0.1'} % of variance"
 
     def read(self, *names: str) -> list[pd.DataFrame] | None:
         """Return tables of RUN/analysis by their names without suffix; None if the first is not there."""

@@ -35,8 +35,9 @@ def _draw(curves: pd.DataFrame) -> go.Figure:
     titles = list(curves["curve"].unique())
     n_rows = 1 if len(titles) <= 3 else 2
     columns = -(-len(titles) // n_rows)
-    specs = [[{} if row * columns + c < len(titles) else None for c in range(columns)] for row in range(n_rows)]
-    figure = make_subplots(n_rows, columns, specs=specs, subplot_titles=titles, vertical_spacing=0.15)
+    specs: list = [{}] * len(titles) + [None] * (n_rows * columns - len(titles))
+    grid = [specs[:columns], specs[columns:]][:n_rows]
+    figure = make_subplots(n_rows, columns, specs=grid, subplot_titles=titles, vertical_spacing=0.15)
     for (title, half), curve in curves.groupby(["curve", "half"], sort=False):
         number = titles.index(title)
         figure.add_scatter(
@@ -55,8 +56,8 @@ def _draw(curves: pd.DataFrame) -> go.Figure:
         )
     _shade(figure, curves.drop_duplicates("epoch"))
     figure.update_xaxes(title="epoch", row=n_rows)
-    legend = LEGEND_ABOVE | {"y": 1 + 0.26 / n_rows}
-    return figure.update_layout(legend=legend, margin={"t": 92}, height=120 + 250 * n_rows)
+    legend = LEGEND_ABOVE | {"y": 1 + 0.18 / n_rows, "entrywidth": 120}
+    return figure.update_layout(legend=legend, margin={"t": 104}, height=130 + 250 * n_rows)
 
 
 def _shade(figure: go.Figure, epochs: pd.DataFrame) -> None:

@@ -13,10 +13,10 @@ def verdict(page: Page) -> Part:
     headline = _headline(page)
     gains = pd.DataFrame(
         [
-            ("an image's own deformation", found["gain"], found["gain_error"]),
-            ("another image's deformation (null)", found["null"], found["null_error"]),
+            ("each particle's own deformation", found["gain"], found["gain_error"]),
+            ("another particle's deformation (null)", found["null"], found["null_error"]),
         ],
-        columns=["gain in log-likelihood on held-out pixels, nats a particle", "mean", "standard error"],
+        columns=["gain in log-likelihood on held-out pixels (nats per particle)", "mean", "standard error"],
     )
     values = {
         "verdict": found["verdict"],
@@ -33,26 +33,26 @@ def _headline(page: Page) -> pd.DataFrame:
     summary = page.run.summary
     rows = [
         ("particles", len(page.halves), ""),
-        ("of them kept from training (validation)", int(page.validation.sum()), ""),
-        ("rms motion from the reference", summary["motion_rms"], "Å"),
+        ("validation particles, held out from training", int(page.validation.sum()), ""),
+        ("rms motion relative to the reference", summary["motion_rms"], "Å"),
         ("rms motion about the mean conformation", summary["motion_between_particles_rms"], "Å"),
-        ("rms error of a displacement", summary["error_rms"], "Å"),
-        ("of it: disagreement of the halves' decoders", summary["error_disagreement_rms"], "Å"),
-        ("of it: noise of the particle's own image", summary["error_posterior_rms"], "Å"),
-        ("of it: what both halves do alike, or would not show", _remaining_error(summary), "Å"),
-        ("motion that could be there and not show, up to", summary["unseen_motion_rms"], "Å"),
-        ("of the motion is along the first principal motion", 100 * float(page.explained[0]), "%"),
+        ("rms uncertainty of a displacement", summary["error_rms"], "Å"),
+        ("uncertainty: disagreement between the halves' decoders", summary["error_disagreement_rms"], "Å"),
+        ("uncertainty: noise in the particle's own image", summary["error_posterior_rms"], "Å"),
+        ("uncertainty: systematic error shared by both halves, and undetected motion", _remaining_error(summary), "Å"),
+        ("detection limit of motion, rms", summary["unseen_motion_rms"], "Å"),
+        ("variance explained by motion 1", 100 * float(page.explained[0]), "%"),
     ]
-    for name, part in (("before (rigid)", "reconstruction/rigid"), ("after", "reconstruction")):
+    for name, part in (("without deformation", "reconstruction/rigid"), ("with motion corrected", "reconstruction")):
         found = read_fsc(page.folder / part / "fsc.star")
         if found is not None:
-            rows.append((f"resolution {name}, FSC 0.143", found[1], "Å"))
+            rows.append((f"resolution {name} (FSC 0.143)", found[1], "Å"))
             if np.isfinite(found[2]):
-                rows.append((f"resolution {name}, at least", found[2], "Å"))
+                rows.append((f"conservative resolution {name}", found[2], "Å"))
     return pd.DataFrame(rows, columns=["number", "value", "unit"]).astype({"value": object})
 
 
 def _remaining_error(summary: dict) -> float:
-    """Return the part of the error, A rms, that is neither the halves' disagreement nor the images' noise."""
+    """Return the part of the error, A rms, that is neither disagreement between the halves nor noise in the images."""
     parts = summary["error_disagreement_rms"] ** 2 + summary["error_posterior_rms"] ** 2
     return max(0.0, summary["error_rms"] ** 2 - parts) ** 0.5

@@ -87,16 +87,16 @@ def write_report(run: Run, path: str | Path | None = None, say: Callable[[str], 
 
 def _sections(page: Page) -> Iterator[tuple[str, str, list[Callable[[Page], Part]]]]:
     """Yield of each section its anchor, its heading, and the functions of its parts."""
-    yield "verdict", "What was found", [verdict]
+    yield "verdict", "Verdict and summary", [verdict]
     yield "training", "Training", [training]
-    yield "landscape", "Landscape of motions", [landscape, distributions, clusters]
-    yield "latents", "Latent spaces of the halves", [latents]
-    yield "errors", "Motion and its error", [agreement, errors]
-    yield "gaussians", "Motion in the molecule", [gaussians]
-    yield "domains", "Rigid domains", [domains]
+    yield "landscape", "Conformational landscape", [landscape, distributions, clusters]
+    yield "latents", "Latent spaces of the two halves", [latents]
+    yield "errors", "Motion and its uncertainty", [agreement, errors]
+    yield "gaussians", "Motion across the molecule", [gaussians]
+    yield "domains", "Rigid-body domains", [domains]
     if page.run.config.inputs.bodies:
-        yield "bodies", "Rigid bodies given", [bodies]
-    yield "movie", "Principal motions, animated", [movie]
+        yield "bodies", "Rigid bodies used in training", [bodies]
+    yield "movie", "Animated principal motions", [movie]
     yield "maps", "Maps before and after", [maps]
     yield "fsc", "Fourier shell correlation", [fsc]
     yield "controls", "Controls", [controls]
