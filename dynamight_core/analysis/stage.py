@@ -45,6 +45,6 @@ def analyse_run(run: Run, options: AnalyseOptions | None = None, reporter: Repor
     write_distributions(run, domains, reporter)
     write_bodies(run, reporter)
     write_clusters(run, reporter)
-    report = write_report(run, options.out, say=reporter.say)
+    report = write_report(run, options.out, reporter)
     record_stage(run, "analyse", options)
     return report

@@ -214,7 +214,7 @@ def test_maps_of_such_a_run_carry_the_warning(trained):
     control = {"kind": "wrong-model", "verdict": "follows the data", "figures": {}}
     control["sentence"] = "The map follows the data."
     result.write_text(json.dumps(control))
-    page = write_report(Run(folder), say=lambda line: None).read_text()
+    page = write_report(Run(folder), reporter=QUIET).read_text()
     assert "The map follows the data" in page and "was not run" not in page
     warnings = json.loads((folder / "analysis/summary.json").read_text())["warnings"]
     assert sum("one atomic model" in line for line in warnings) == 1

@@ -299,7 +299,7 @@ def test_tables_and_the_report_name_the_bodies(bodies_run, masks):
     assert names == ["bodies.csv", "bodies_summary.csv", "relion_bodies.star", "relion_data.star"]
     assert len(pd.read_csv(written[0])) == len(bodies_run.halves)
     write_domains(bodies_run, find_domains(bodies_run.motions), reporter=QUIET)
-    html = write_report(bodies_run, say=lambda line: None).read_text()
+    html = write_report(bodies_run, reporter=QUIET).read_text()
     assert html.count('id="bodies"') == 1
     assert "body1.mrc" in html
 

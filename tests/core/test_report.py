@@ -20,6 +20,8 @@ from dynamight_core.analysis.report import write_report
 from dynamight_core.config import InputOptions, RunConfig, TrainOptions
 from dynamight_core.files import write_map
 from dynamight_core.model.motions import PrincipalMotions
+from dynamight_core.reporter import QUIET
+from dynamight_core.training.curves import LOSS, training_curves
 
 SECTIONS = "verdict training landscape latents errors gaussians domains movie maps fsc controls files".split()
 
@@ -167,7 +169,7 @@ def figure_data(path, name):
 def full(tmp_path_factory):
     """A run with everything, and its report."""
     run = make_run(tmp_path_factory.mktemp("report") / "run", reconstructed=True)
-    return run, write_report(run, say=lambda line: None)
+    return run, write_report(run, reporter=QUIET)
 
 
 def test_report_is_one_file_that_loads_nothing(full):
@@ -224,7 +226,7 @@ def test_user_text_is_escaped(full):
 )
 def test_verdict_is_said_in_words_with_its_numbers(tmp_path, answer, words):
     run = make_run(tmp_path / "run", answer=answer)
-    text = write_report(run, say=lambda line: None).read_text()
+    text = write_report(run, reporter=QUIET).read_text()
     assert words in text
     assert "Held-out particles say so: 7.65 ± 0.32 nats." in text
     for number in ("7.65", "0.321", "-1.23", "0.456"):
@@ -233,7 +235,7 @@ def test_verdict_is_said_in_words_with_its_numbers(tmp_path, answer, words):
 
 def test_without_reconstruction_the_report_says_which_command_makes_it(tmp_path):
     run = make_run(tmp_path / "run")
-    path = write_report(run, say=lambda line: None)
+    path = write_report(run, reporter=QUIET)
     text = path.read_text()
     assert text.count(f"dynamight reconstruct {run.path}") == 2
     assert "data:image/png;base64," in text  # the consensus map
@@ -242,7 +244,7 @@ def test_without_reconstruction_the_report_says_which_command_makes_it(tmp_path)
 
 def test_without_a_rigid_map_the_consensus_stands_for_before(tmp_path):
     run = make_run(tmp_path / "run", reconstructed=True, rigid=False)
-    text = write_report(run, say=lambda line: None).read_text()
+    text = write_report(run, reporter=QUIET).read_text()
     assert "before: consensus map" in text
     assert "no reconstruction of the same particles without deformation" in text
 
@@ -250,7 +252,7 @@ def test_without_a_rigid_map_the_consensus_stands_for_before(tmp_path):
 def test_a_missing_map_does_not_stop_the_report(tmp_path):
     run = make_run(tmp_path / "run")
     (run.path / "consensus.mrc").unlink()
-    assert "consensus.mrc was not found" in write_report(run, say=lambda line: None).read_text()
+    assert "consensus.mrc was not found" in write_report(run, reporter=QUIET).read_text()
 
 
 def test_numbers_on_top_are_those_of_the_table(full):
@@ -293,6 +295,21 @@ def test_figures_show_the_numbers_of_their_tables(full):
     histograms = pd.read_csv(tables / "coordinates.csv")
     first = histograms[(histograms["motion"] == 1) & (histograms["half"] == 1)]
     np.testing.assert_array_equal(figure_data(path, "figure-coordinates")[0]["y"], first["particles"])
+
+
+def test_training_curves_have_what_each_kind_of_epoch_has():
+    terms = {"half": 1, "kl": 0.3, "regularity": 0.25, "repulsion": 0.5, "motion": 2.0}
+    kinds, filters, losses = ("warm-up", "refinement", "refinement"), (0.0, 14.0, 14.0), (500.0, 200.0, 190.0)
+    lines = [
+        terms | {"epoch": epoch, "kind": kind, "resolution": resolution, "data": loss}
+        for epoch, (kind, resolution, loss) in enumerate(zip(kinds, filters, losses, strict=True), 1)
+    ]
+    curves = training_curves(lines)
+    values = {name: list(curve["value"]) for name, curve in curves.groupby("curve")}
+    assert values.pop(LOSS) == pytest.approx([0, 0, -5]), "relative to the first epoch with the same filter"
+    np.testing.assert_array_equal(values.pop("Distance restraints (Å²)"), [np.nan, 0.75, 0.75])
+    np.testing.assert_array_equal(values.pop("Motion (Å rms)"), [np.nan, 2.0, 2.0])
+    assert not values, "no KL term without an encoder epoch"
 
 
 class Prose(HTMLParser):
@@ -344,7 +361,7 @@ def test_every_number_in_the_text_is_in_a_table(full):
 def test_one_motion_and_one_latent_are_enough(tmp_path):
     run = make_run(tmp_path / "run", n_motions=1)
     run.latents = run.latents[..., :1]
-    assert write_report(run, say=lambda line: None).exists()
+    assert write_report(run, reporter=QUIET).exists()
 
 
 def test_no_motion_at_all_is_reported(tmp_path):
@@ -354,12 +371,12 @@ def test_no_motion_at_all_is_reported(tmp_path):
     run.latents.zero_()
     run.table["dynMotionRms"] = 0.0
     run.summary["point_motion"] = [0.0] * len(run.motions.points)
-    assert write_report(run, say=lambda line: None).exists()
+    assert write_report(run, reporter=QUIET).exists()
 
 
 def test_report_of_100000_particles_is_below_20_mb(tmp_path):
     run = make_run(tmp_path / "run", n=100_000, n_points=2000, n_motions=6, reconstructed=True)
-    path = write_report(run, tmp_path / "elsewhere.html", say=lambda line: None)
+    path = write_report(run, tmp_path / "elsewhere.html", reporter=QUIET)
     assert path.stat().st_size < 20e6
     counts = pd.read_csv(run.path / "analysis" / "tables" / "landscape_density.csv")["particles"]
     # All but the thin tails beyond the drawn range
@@ -382,7 +399,7 @@ def test_controls_are_shown_with_their_verdicts_curves_and_errors(tmp_path):
     table = pd.DataFrame({"particle": [1]})
     write_control(run, Control("shuffled-latents", "from the motion", "It is 2.5 +- 0.25 nats.", figures, table))
     write_control(run, Control("held-out", "no motion", "Nothing moves."))
-    path = write_report(run, say=lambda line: None)
+    path = write_report(run, reporter=QUIET)
     text = path.read_text()
     for words in ("From the motion", "It is 2.5 ± 0.25 nats.", "No motion", "Nothing moves."):
         assert words in text

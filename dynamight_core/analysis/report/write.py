@@ -30,13 +30,14 @@ from dynamight_core.analysis.report.training import training
 from dynamight_core.analysis.report.verdict import verdict
 from dynamight_core.files import atomic_path, write_table
 from dynamight_core.judging.bias import record_model_bias
+from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
 
 _PACKAGE = "dynamight_core.analysis.report"
 _ASSETS = resources(_PACKAGE) / "assets"
 
 
-def write_report(run: Run, path: str | Path | None = None, say: Callable[[str], None] = print) -> Path:
+def write_report(run: Run, path: str | Path | None = None, reporter: Reporter = PRINT) -> Path:
     """Write the report of a run, and the numbers behind its figures to RUN/analysis/tables.
 
     Parameters
@@ -45,7 +46,7 @@ def write_report(run: Run, path: str | Path | None = None, say: Callable[[str], 
         `dynamight_core.run.Run`.
     path
         of the HTML file; RUN/analysis/report.html if None.
-    say
+    reporter
         takes lines for the user.
 
     Returns
@@ -81,7 +82,7 @@ def write_report(run: Run, path: str | Path | None = None, say: Callable[[str], 
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     size = path.stat().st_size / 2**20
-    say(f"Report: {path} ({size:.1f} MB); the numbers of its figures are in {tables}.")
+    reporter.say(f"Report: {path} ({size:.1f} MB); the values behind its figures are in {tables}.")
     return path
 
 
