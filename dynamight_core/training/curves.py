@@ -1,11 +1,13 @@
 """The curves of a training, for figures."""
 
+from typing import Any
+
 import pandas as pd
 
 LOSS = "Change in data loss (%)"
 
 
-def training_curves(metrics: list[dict]) -> pd.DataFrame:
+def training_curves(metrics: list[dict[str, Any]]) -> pd.DataFrame:
     """Return what there is to draw of a training: a row for each curve, half and epoch.
 
     Parameters

@@ -31,14 +31,14 @@ class DynamightControlViewer(EmProtocolViewer):
             params.LabelParam,
             important=True,
             label=self.protocol.loadControl()["verdict"].capitalize(),
-            help="The verdict in a sentence with its numbers.",
+            help="The verdict in one sentence, with its values.",
         )
         if hasattr(self.protocol, "outputFSCs"):
             form.addParam(
                 "curves",
                 params.LabelParam,
                 label="Fourier shell correlation",
-                help="The curves that the verdict was read from.",
+                help="The curves behind the verdict.",
             )
 
     def _getVisualizeDict(self):

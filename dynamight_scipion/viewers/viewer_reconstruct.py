@@ -48,7 +48,7 @@ class DynamightReconstructViewer(EmProtocolViewer):
             params.LabelParam,
             important=True,
             label=self._describeResolution(),
-            help="Where the FSC of the half-maps, corrected for the mask, falls below 0.143.",
+            help="Where the FSC between the half-maps, corrected for the mask, falls below 0.143.",
         )
         group = form.addGroup("Fourier shell correlation")
         group.addParam(
@@ -56,8 +56,8 @@ class DynamightReconstructViewer(EmProtocolViewer):
             params.BooleanParam,
             default=False,
             label="All curves?",
-            help="No: only those corrected for the mask by random phases, which the resolution is read from, of the "
-            "molecule and of regions. Yes: also in the mask, unmasked, with random phases, and what one may rely on.",
+            help="No: only the curves of the molecule and of regions that are corrected for the mask by phase "
+            "randomisation; they give the resolution. Yes: also masked, unmasked, phase-randomised and conservative.",
         )
         group.addParam(
             "fsc",
@@ -70,8 +70,8 @@ class DynamightReconstructViewer(EmProtocolViewer):
             "slices",
             params.LabelParam,
             label="Slices before and after",
-            help=f"{self._describeBefore()} beside the map with motion corrected, in the same grey scale, and their "
-            "difference: red is density gained, blue lost.",
+            help=f"{self._describeBefore()} and the map with motion corrected, in the same grey scale, and their "
+            "difference. Red: density gained; blue: density lost.",
         )
         if hasattr(self.protocol, "outputLocalResolution"):
             group.addParam(
@@ -81,7 +81,7 @@ class DynamightReconstructViewer(EmProtocolViewer):
             "chimera",
             params.LabelParam,
             label="Both maps in ChimeraX",
-            help="One at a time: switch with the eyes in the model panel. The script of the session stays in the "
+            help="One at a time: switch with the eyes in the model panel. The session's script is kept in the "
             "protocol's folder.",
         )
 

@@ -49,7 +49,7 @@ class _StatesViewer(EmProtocolViewer):
         return [state.getFileName() for state in self._states.iterItems()]
 
     def _getNames(self):
-        """Return of each state its number and its place along the first motions."""
+        """Return the number of each state and its coordinates along the first motions."""
         names = []
         for number, state in enumerate(self._states.iterItems(), 1):
             # No minus sign for what is rounded to nothing
@@ -72,29 +72,28 @@ class DynamightStatesViewer(_StatesViewer):
             params.LabelParam,
             important=True,
             label="Movie",
-            help="The maps in projection along z, y and x, one after the other, with their places along the first "
-            "motions (Å rms). Pause it and move the slider to look at one.",
+            help="Projections of the maps along z, y and x, one after the other, with their coordinates along the "
+            "first motions (Å rms). Pause and move the slider to look at one state.",
         )
         if self._hasMovie():
             form.addParam(
                 "movieFile",
                 params.LabelParam,
                 label="Movie in the browser",
-                help="Opens the file beside the maps, which talks and papers can show: MP4, or a GIF where the "
-                "engine's environment cannot write MP4.",
+                help="Open the movie file for talks and papers: MP4, or GIF if the engine's environment cannot write "
+                "MP4.",
             )
         form.addParam(
             "slices",
             params.LabelParam,
             label="Slices of the first and the last",
-            help="The ends of the path side by side, and the state in the middle.",
+            help="Both ends of the path and the state in the middle, side by side.",
         )
         form.addParam(
             "chimera",
             params.LabelParam,
             label="Series in ChimeraX",
-            help="Plays the maps as surfaces, there and back. The script of the session stays in the protocol's "
-            "folder.",
+            help="Play the maps as surfaces, back and forth. The session's script is kept in the protocol's folder.",
         )
 
     def _getVisualizeDict(self):
@@ -139,20 +138,20 @@ class DynamightDisplacedModelsViewer(_StatesViewer):
             params.LabelParam,
             important=True,
             label=f"{len(distances)} states, moved by {min(distances):.1f} to {max(distances):.1f} Å rms",
-            help="How far the atoms of each state lie from where they were, rms over the structure.",
+            help="Displacement of the atoms in each state, rms over the structure.",
         )
         form.addParam(
             "displacements",
             params.LabelParam,
             label="Displacement of the atoms",
-            help="How far every atom lies in each state from where it was, in the order of the file.",
+            help="Displacement of each atom in each state, in the order of the file.",
         )
         form.addParam(
             "chimera",
             params.LabelParam,
             label="Morph in ChimeraX",
-            help="The structure moves through the states, in the consensus map. The script of the session stays in "
-            "the protocol's folder.",
+            help="Morph the structure through the states, in the consensus map. The session's script is kept in the "
+            "protocol's folder.",
         )
 
     def _getVisualizeDict(self):

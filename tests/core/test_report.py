@@ -408,7 +408,7 @@ def test_controls_are_shown_with_their_verdicts_curves_and_errors(tmp_path):
     traces = figure_data(path, "figure-shuffled-latents")
     curves = {trace["name"]: list(trace["y"]) for trace in traces if trace["type"] == "scatter"}
     assert curves["own deformations"] == [0.9, 0.8, 0.7]
-    assert curves["shuffled"] == [0.5, 0.3, 0.2]
+    assert curves["permuted"] == [0.5, 0.3, 0.2]
     (bars,) = (trace for trace in traces if trace["type"] == "bar")
     assert list(bars["y"]) == [2.5, 1.0, -1.5]
     assert list(bars["error_y"]["array"]) == pytest.approx([0.75, 0.6, 0.3])

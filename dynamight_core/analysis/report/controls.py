@@ -47,14 +47,14 @@ class _Kind:
 
 _KINDS = {
     "shuffled-latents": _Kind(
-        "Deformations shuffled among particles",
+        "Deformations permuted among particles",
         ("from the motion",),
         "FSC between half-maps in the moving region",
         {"own": "own deformations", "rigid": "no deformation"},
         {
             "own deformations": "gain",
-            "map shuffled": "permuted_map_gain",
-            "all shuffled": "permuted_gain",
+            "map permuted": "permuted_map_gain",
+            "all permuted": "permuted_gain",
         },
         "gain over the rigid map (nats per image)",
     ),
@@ -67,7 +67,7 @@ _KINDS = {
             "rigid": "both maps rigid",
             "deformed_to_rigid": "only this map deformed",
         },
-        {"own deformations": "gain", "shuffled": "permuted_gain"},
+        {"own deformations": "gain", "permuted": "permuted_gain"},
         "relative gain in density of the moving region",
     ),
     "noise-particles": _Kind(
@@ -117,7 +117,7 @@ def controls(page: Page) -> Part:
     return Part({"controls": shown, "missing": [kind for kind in asked if kind not in found]}, figures)
 
 
-def _lines(numbers: dict, kind: _Kind) -> Iterator[dict[str, Any]]:
+def _lines(numbers: dict[str, Any], kind: _Kind) -> Iterator[dict[str, Any]]:
     """Yield the values and plotly's settings of each line of a control's curves."""
     curves = numbers["curves"]
     if "three_deviations" in numbers:
@@ -129,13 +129,13 @@ def _lines(numbers: dict, kind: _Kind) -> Iterator[dict[str, Any]]:
     permuted = [name for name in curves if name.startswith("permuted")]
     for name in permuted:
         more = {"legendgroup": "permuted", "showlegend": name == permuted[0]}
-        yield {"y": curves[name][1:], "name": "shuffled", "line": {"color": _PERMUTED, "width": 1.2}} | more
+        yield {"y": curves[name][1:], "name": "permuted", "line": {"color": _PERMUTED, "width": 1.2}} | more
     shown = [(name, label) for name, label in kind.curves.items() if name in curves]
     for (name, label), colour in zip(shown, _COLOURS, strict=False):
         yield {"y": curves[name][1:], "name": label, "line": {"color": colour, "width": 2.4}}
 
 
-def _draw(numbers: dict, kind: _Kind, gains: dict[str, str]) -> go.Figure:
+def _draw(numbers: dict[str, Any], kind: _Kind, gains: dict[str, str]) -> go.Figure:
     figure = make_subplots(1, 2 if gains else 1, column_widths=[0.62, 0.38] if gains else [1.0])
     frequency = np.array(numbers["resolution"])
     for line in _lines(numbers, kind):

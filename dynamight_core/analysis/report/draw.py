@@ -4,6 +4,9 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
 
 HALF_COLOURS = {1: "#1f6f8b", 2: "#c8643c"}
 INK, SOFT, GREY, GREEN, OCHRE = "#22282e", "#5d6873", "#9aa5ad", "#6a8f3f", "#b08d2f"
@@ -40,12 +43,12 @@ def faint(colour: str) -> str:
     return f"rgba({red},{green},{blue},0.16)"
 
 
-def middles(edges: np.ndarray) -> np.ndarray:
+def middles(edges: Array) -> Array:
     """Return the (n,) middles of bins from their (n + 1,) edges."""
-    return (edges[1:] + edges[:-1]) / 2
+    return np.asarray((edges[1:] + edges[:-1]) / 2)
 
 
-def add_histogram(figure: go.Figure, edges: np.ndarray, heights: np.ndarray, colour: str, name: str, **more) -> None:
+def add_histogram(figure: go.Figure, edges: Array, heights: Array, colour: str, name: str, **more: Any) -> None:
     """Add a filled outline of a histogram; `more` goes to plotly's scatter."""
     figure.add_scatter(
         x=middles(edges),
@@ -59,7 +62,7 @@ def add_histogram(figure: go.Figure, edges: np.ndarray, heights: np.ndarray, col
     )
 
 
-def colour_bar(title: str | None = None, thickness: int = 14, **more) -> dict[str, Any]:
+def colour_bar(title: str | None = None, thickness: int = 14, **more: Any) -> dict[str, Any]:
     """Return plotly's settings of a colour bar."""
     return {**({"title": {"text": title}} if title else {}), "thickness": thickness, "outlinewidth": 0, **more}
 
@@ -77,13 +80,13 @@ def resolution_axis(highest: float) -> dict[str, Any]:
     }
 
 
-def xyz(points: np.ndarray) -> dict[str, np.ndarray]:
+def xyz(points: Array) -> dict[str, Array]:
     """Return (n, 3) points as plotly's arguments."""
     points = np.asarray(points, dtype=np.float32)
     return {"x": points[:, 0], "y": points[:, 1], "z": points[:, 2]}
 
 
-def icosphere() -> tuple[np.ndarray, np.ndarray]:
+def icosphere() -> tuple[Array, Array]:
     """Return corners (42, 3) and faces (80, 3) of a unit sphere: an icosahedron, divided once."""
     g = (1 + 5**0.5) / 2
     corners: list[Any] = [(-1, g, 0), (1, g, 0), (-1, -g, 0), (1, -g, 0), (0, -1, g), (0, 1, g)]
@@ -107,7 +110,7 @@ def icosphere() -> tuple[np.ndarray, np.ndarray]:
     return sphere / np.linalg.norm(sphere, axis=1, keepdims=True), np.array(divided)
 
 
-def frame_scenes(figure: go.Figure, points: np.ndarray, motion: np.ndarray, room: float = 1.15) -> None:
+def frame_scenes(figure: go.Figure, points: Array, motion: Array, room: float = 1.15) -> None:
     """Show the same cube around the points in all scenes, without axes, from where the motion is seen best.
 
     Parameters

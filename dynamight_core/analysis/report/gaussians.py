@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from dynamight_core.analysis.exports import spread_out
-from dynamight_core.analysis.report.draw import INK, colour_bar, frame_scenes, icosphere, xyz
+from dynamight_core.analysis.report.draw import INK, Array, colour_bar, frame_scenes, icosphere, xyz
 from dynamight_core.analysis.report.page import Page, Part
 
 CLOUD_POINTS = 2500
@@ -50,7 +50,7 @@ def gaussians(page: Page) -> Part:
     return Part(values, {"gaussians": figure}, {"points": pd.DataFrame(table)})
 
 
-def _add_arrows(figure: go.Figure, page: Page, moved: np.ndarray, errors: np.ndarray) -> None:
+def _add_arrows(figure: go.Figure, page: Page, moved: Array, errors: Array) -> None:
     """Add arrows of the first motion, evenly spread over the molecule, with spheres of the error's radius."""
     chosen = spread_out(page.rest, _ARROWS)
     start = page.rest[chosen]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ from plotly.subplots import make_subplots
 from scipy.stats import binned_statistic_2d
 
 from dynamight_core.analysis.landscape import Landscape, plane_landscape
-from dynamight_core.analysis.report.draw import HALF_COLOURS, LEGEND_ABOVE, add_histogram, colour_bar, middles
+from dynamight_core.analysis.report.draw import HALF_COLOURS, LEGEND_ABOVE, Array, add_histogram, colour_bar, middles
 from dynamight_core.analysis.report.page import Page, Part
 
 _BINS = 90
@@ -41,8 +42,8 @@ def landscape(page: Page) -> Part:
 @dataclass(frozen=True)
 class _Colouring:
     name: str
-    values: np.ndarray
-    scale: str | list
+    values: Array
+    scale: str | list[Any]
     low: float
     high: float
 
@@ -69,7 +70,7 @@ def _add_menu(figure: go.Figure, names: list[str]) -> None:
     figure.update_layout(updatemenus=[menu], height=640)
 
 
-def _scatter(page: Page, x: np.ndarray, y: np.ndarray) -> go.Figure:
+def _scatter(page: Page, x: Array, y: Array) -> go.Figure:
     figure = go.Figure()
     colourings = list(_colourings(page))
     for index, colouring in enumerate(colourings):
@@ -92,13 +93,13 @@ def _scatter(page: Page, x: np.ndarray, y: np.ndarray) -> go.Figure:
     return figure
 
 
-def _density(page: Page, x: np.ndarray, y: np.ndarray) -> tuple[go.Figure, pd.DataFrame]:
+def _density(page: Page, x: Array, y: Array) -> tuple[go.Figure, pd.DataFrame]:
     """Return a figure with the particles in each bin of the plane, and means over these, and its table."""
     span = [np.quantile(v, [0.0005, 0.9995]) + [-1e-3, 1e-3] for v in (x, y)]
     counts, *edges, _ = binned_statistic_2d(x, y, None, "count", bins=_BINS, range=span)
 
-    def mean(values):
-        return binned_statistic_2d(x, y, values, "mean", bins=_BINS, range=span)[0]
+    def mean(values: Array) -> Array:
+        return np.asarray(binned_statistic_2d(x, y, values, "mean", bins=_BINS, range=span)[0])
 
     layers = [_Colouring("particles", counts, "Blues", 0.0, float(counts.max()))]
     for part in _colourings(page):
@@ -127,7 +128,7 @@ def _density(page: Page, x: np.ndarray, y: np.ndarray) -> tuple[go.Figure, pd.Da
     return figure, _grid(centres, {layer.name: layer.values for layer in layers})
 
 
-def _grid(centres: list[np.ndarray], columns: dict[str, np.ndarray]) -> pd.DataFrame:
+def _grid(centres: list[Array], columns: dict[str, Array]) -> pd.DataFrame:
     """Return a table of (n, m) arrays over a plane."""
     places = {"motion_1": np.repeat(centres[0], len(centres[1])), "motion_2": np.tile(centres[1], len(centres[0]))}
     return pd.DataFrame(places | {name: values.ravel() for name, values in columns.items()})

@@ -5,6 +5,7 @@ import pandas as pd
 from matplotlib.colors import hsv_to_rgb
 from plotly.subplots import make_subplots
 
+from dynamight_core.analysis.report.draw import Array
 from dynamight_core.analysis.report.page import MAX_POINTS, Page, Part, principal_plane
 
 
@@ -38,7 +39,7 @@ def latents(page: Page) -> Part:
     return Part(values, {"latents": figure.update_layout(height=540)}, tables)
 
 
-def _direction_colours(direction: np.ndarray) -> tuple[np.ndarray, float]:
+def _direction_colours(direction: Array) -> tuple[Array, float]:
     """Return (n,) colours of (n, 3) mean displacements, and the size (A) that has full saturation."""
     plane, _ = principal_plane(direction)
     size = np.hypot(*plane.T)

@@ -2,13 +2,14 @@
 
 import base64
 import io
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from dynamight_core.analysis.report.draw import INK
+from dynamight_core.analysis.report.draw import INK, Array
 from dynamight_core.analysis.report.page import Page, Part
 from dynamight_core.files import read_map
 
@@ -34,7 +35,7 @@ def maps(page: Page) -> Part:
     return Part(values)
 
 
-def _crop(volume: np.ndarray) -> slice:
+def _crop(volume: Array) -> slice:
     """Return the central part of each axis that holds the density, and some margin."""
     strong = np.argwhere(volume > 0.15 * np.quantile(volume, 0.9995))
     middle = len(volume) // 2
@@ -42,11 +43,11 @@ def _crop(volume: np.ndarray) -> slice:
     return slice(max(0, middle - reach), middle + reach)
 
 
-def _slice(volume: np.ndarray, axis: int) -> np.ndarray:
-    return volume.take(volume.shape[axis] // 2, axis)
+def _slice(volume: Array, axis: int) -> Array:
+    return np.asarray(np.take(volume, volume.shape[axis] // 2, axis))
 
 
-def _picture(volumes: list[tuple[str, np.ndarray, float]], reduce: Callable) -> str:
+def _picture(volumes: list[tuple[str, Array, float]], reduce: Callable[[Array, int], Array]) -> str:
     """Return a PNG of maps as rows and views along z, y, x as columns, in base64."""
     figure = Figure(figsize=(11.6, 4.0 * len(volumes)), facecolor="white")
     axes = figure.subplots(len(volumes), 3, squeeze=False)
@@ -70,5 +71,5 @@ def _picture(volumes: list[tuple[str, np.ndarray, float]], reduce: Callable) -> 
 
 def _round_length(length: float) -> float:
     """Return the largest of 1, 2 and 5 times a power of ten that is at most `length`."""
-    power = 10.0 ** np.floor(np.log10(length))
+    power = 10.0 ** math.floor(math.log10(length))
     return max(step * power for step in (1, 2, 5) if step * power <= length)

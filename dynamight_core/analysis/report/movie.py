@@ -5,7 +5,7 @@ import base64
 import numpy as np
 import plotly.graph_objects as go
 
-from dynamight_core.analysis.report.draw import colour_bar, frame_scenes, xyz
+from dynamight_core.analysis.report.draw import Array, colour_bar, frame_scenes, xyz
 from dynamight_core.analysis.report.page import Page, Part
 
 _POINTS = 1500
@@ -34,5 +34,5 @@ def movie(page: Page) -> Part:
     return Part(values | {"explains": page.explains}, {"movie": figure.update_layout(height=500)})
 
 
-def _encode(values: np.ndarray) -> str:
+def _encode(values: Array) -> str:
     return base64.b64encode(np.ascontiguousarray(values, dtype="<f4").tobytes()).decode()

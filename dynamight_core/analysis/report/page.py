@@ -10,6 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from sklearn.decomposition import PCA
 
+from dynamight_core.analysis.report.draw import Array
 from dynamight_core.run import Run
 
 # More particles than this are shown as densities: the browser and the file's size thank for it.
@@ -63,15 +64,15 @@ class Page:
         self.shown = np.sort(np.random.default_rng(0).permutation(len(self.halves))[:MAX_POINTS])
 
     @cached_property
-    def displacement(self) -> np.ndarray:
+    def displacement(self) -> Array:
         """(n, 3) mean displacement of a particle's points about the mean conformation, linear in its coordinates."""
-        return self.coordinates @ self.components.mean(1)
+        return np.asarray(self.coordinates @ self.components.mean(1))
 
     @cached_property
-    def direction(self) -> np.ndarray:
+    def direction(self) -> Array:
         """(n,) direction of that, degrees, in the plane in which displacements spread most."""
         plane, _ = principal_plane(self.displacement)
-        return np.degrees(np.arctan2(plane[:, 1], plane[:, 0])).astype(np.float32)
+        return np.asarray(np.degrees(np.arctan2(plane[:, 1], plane[:, 0])), dtype=np.float32)
 
     def number(self, what: str, value: float, form: str = ",") -> str:
         """Return a number of the text in a format, and keep it for the table of these numbers."""
@@ -90,7 +91,7 @@ class Page:
         return [pd.read_csv(path) for path in paths] if paths[0].is_file() else None
 
 
-def principal_plane(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def principal_plane(values: Array) -> tuple[Array, Array]:
     """Return (n, 2) coordinates in the plane in which (n, d) values spread most, and (2,) variances over their sum."""
     with np.errstate(invalid="ignore"):  # where nothing spreads, sklearn's ratios are 0 / 0
         pca = PCA(random_state=0).fit(values)

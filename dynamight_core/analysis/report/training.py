@@ -1,6 +1,7 @@
 """How training went."""
 
 import json
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -35,7 +36,7 @@ def _draw(curves: pd.DataFrame) -> go.Figure:
     titles = list(curves["curve"].unique())
     n_rows = 1 if len(titles) <= 3 else 2
     columns = -(-len(titles) // n_rows)
-    specs: list = [{}] * len(titles) + [None] * (n_rows * columns - len(titles))
+    specs: list[Any] = [{}] * len(titles) + [None] * (n_rows * columns - len(titles))
     grid = [specs[:columns], specs[columns:]][:n_rows]
     figure = make_subplots(n_rows, columns, specs=grid, subplot_titles=titles, vertical_spacing=0.15)
     for (title, half), curve in curves.groupby(["curve", "half"], sort=False):

@@ -1,5 +1,7 @@
 """What was found: verdict, headline numbers, warnings."""
 
+import math
+
 import numpy as np
 import pandas as pd
 
@@ -52,7 +54,7 @@ def _headline(page: Page) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["number", "value", "unit"]).astype({"value": object})
 
 
-def _remaining_error(summary: dict) -> float:
+def _remaining_error(summary: dict[str, float]) -> float:
     """Return the part of the error, A rms, that is neither disagreement between the halves nor noise in the images."""
     parts = summary["error_disagreement_rms"] ** 2 + summary["error_posterior_rms"] ** 2
-    return max(0.0, summary["error_rms"] ** 2 - parts) ** 0.5
+    return math.sqrt(max(0.0, summary["error_rms"] ** 2 - parts))

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
-from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from dynamight_core.analysis.report.clusters import clusters
@@ -67,16 +66,16 @@ def write_report(run: Run, path: str | Path | None = None, reporter: Reporter = 
             for name, table in part.tables.items():
                 write_table(tables / f"{name}.csv", table)
             html.append(_render(environment, make.__name__, part))
-        sections.append((anchor, title, Markup().join(html)))
+        sections.append((anchor, title, "".join(html)))
     text = environment.get_template("page.html.j2").render(
         name=page.folder.resolve().name,
         sections=sections,
         config=run.config,
         halves=[(page.halves == half).sum() for half in (1, 2)],
         validation=page.validation.sum(),
-        css=Markup((_ASSETS / "report.css").read_text(encoding="utf-8")),
-        script=Markup((_ASSETS / "report.js").read_text(encoding="utf-8")),
-        plotly=Markup(get_plotlyjs()),
+        css=(_ASSETS / "report.css").read_text(encoding="utf-8"),
+        script=(_ASSETS / "report.js").read_text(encoding="utf-8"),
+        plotly=get_plotlyjs(),
     )
     write_table(tables / "numbers.csv", pd.DataFrame(page.numbers, columns=["number in the text", "value"]))
     with atomic_path(path) as temporary:
@@ -118,19 +117,19 @@ def _environment(page: Page) -> jinja2.Environment:
     return environment
 
 
-def _render(environment: jinja2.Environment, name: str, part: Part) -> Markup:
+def _render(environment: jinja2.Environment, name: str, part: Part) -> str:
     figures = {name: _embed(figure, f"figure-{name}") for name, figure in part.figures.items()}
-    return Markup(environment.get_template(f"{name}.html.j2").render(part.values, figures=figures))
+    return environment.get_template(f"{name}.html.j2").render(part.values, figures=figures)
 
 
-def _embed(figure: go.Figure, name: str) -> Markup:
+def _embed(figure: go.Figure, name: str) -> str:
     """Return a figure as HTML."""
     figure.update_layout(template=TEMPLATE)
     config = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["select2d", "lasso2d"]}
-    return Markup(pio.to_html(figure, full_html=False, include_plotlyjs=False, div_id=name, config=config))
+    return str(pio.to_html(figure, full_html=False, include_plotlyjs=False, div_id=name, config=config))
 
 
-def _digits(value) -> str:
+def _digits(value: float) -> str:
     """Return a number with three significant digits, integers whole."""
     if isinstance(value, (bool, np.bool_)):
         return "yes" if value else "no"
