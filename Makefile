@@ -23,7 +23,7 @@ PYTHON ?= $(shell for modules in 'sys, venv, ensurepip, tkinter' 'sys, venv, ens
 install: $(STAMP)
 
 $(STAMP): constraints.txt requirements-dev.txt requirements-consumers.txt setup.py pyproject.toml dynamight_core/pyproject.toml \
-		dynamight_core/__init__.py dynamight_scipion/__init__.py package.json package-lock.json
+		dynamight_core/version.py dynamight_scipion/__init__.py package.json package-lock.json
 	@$(BIN)/python -c '' 2>/dev/null || test -n "$(PYTHON)" || \
 		{ echo 'No Python 3.11 or 3.12 with venv was found: make install PYTHON=/path/to/python3.11' >&2; exit 1; }
 	$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)

@@ -26,9 +26,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dynamight_core import __version__
 from dynamight_core.errors import InputError, option_name
 from dynamight_core.reporter import Reporter
+from dynamight_core.version import __version__
 
 # Words for people where the dataclass's own line is written for programmers.
 HELP = {

@@ -5,9 +5,10 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import safetensors.torch
@@ -21,6 +22,9 @@ from dynamight_core.imaging.poses import euler_angles, rotation_matrices
 from dynamight_core.model.half import HalfModel
 from dynamight_core.model.motions import PrincipalMotions
 from dynamight_core.particles.metadata import Particles, read_particles
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 # What each stage writes, as patterns relative to the run's folder. Every file of a run matches one stage alone.
 STAGE_FILES = {
@@ -75,7 +79,7 @@ def remove_run(folder: Path) -> None:
         path.unlink()
 
 
-def record_stage(run: "Run", stage: str, options, **more) -> None:
+def record_stage(run: "Run", stage: str, options: "DataclassInstance", **more: Any) -> None:
     """Write the options of a stage, and the command that ran it, to the run's config.yaml.
 
     Parameters
@@ -85,12 +89,11 @@ def record_stage(run: "Run", stage: str, options, **more) -> None:
     stage
         name of the stage.
     options
-        a dataclass or a dictionary.
+        its dataclass.
     more
         further options.
     """
-    values = asdict(options) if is_dataclass(options) else dict(options)
-    run.config.stages[stage] = values | more
+    run.config.stages[stage] = asdict(options) | more
     run.config.provenance.setdefault("commands", {})[stage] = shlex.join(sys.argv)
     run.config.write(run.path)
 
@@ -149,9 +152,10 @@ class Run:
         return PrincipalMotions.load(self._summarised("analysis/motions.safetensors"))
 
     @cached_property
-    def summary(self) -> dict:
+    def summary(self) -> dict[str, Any]:
         """Verdict, statistics and warnings."""
-        return json.loads(self._summarised("analysis/summary.json").read_text())
+        summary: dict[str, Any] = json.loads(self._summarised("analysis/summary.json").read_text())
+        return summary
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -162,12 +166,12 @@ class Run:
     @property
     def box(self) -> int:
         """Of the particles' images, pixels; known without reading their STAR file."""
-        return self.summary["model"]["box"]
+        return int(self.summary["model"]["box"])
 
     @property
     def pixel_size(self) -> float:
         """Of the particles' images, A; known without reading their STAR file."""
-        return self.summary["model"]["pixel_size"]
+        return float(self.summary["model"]["pixel_size"])
 
     def own_latents(self) -> torch.Tensor:
         """Return (n, d) each particle's latent under its own half."""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from dynamight_core.analysis.arguments import check_row, parse_numbers
-from dynamight_core.analysis.states import read_states
+from dynamight_core.analysis.states import read_states, state_coordinates
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
 from dynamight_core.model.motions import motion_fields
@@ -133,10 +133,14 @@ class Displacer:
 
     @torch.no_grad()
     def at_state(self, coordinates) -> torch.Tensor:
-        """Return the (m, 3) positions (A) at (K,) motion coordinates, both halves averaged."""
+        """Return the (m, 3) positions (A) at coordinates along the motions (A rms), both halves averaged.
+
+        Coordinates omitted at the end are zero; with more than the run has motions, `InputError` is raised.
+        """
+        coordinates = state_coordinates(self.run, coordinates)
         total = torch.zeros(len(self.positions), 3)
         for mean, fields in self._motions:
-            factors = torch.as_tensor(np.asarray(coordinates), dtype=fields.dtype, device=fields.device)
+            factors = torch.as_tensor(coordinates, dtype=fields.dtype, device=fields.device)
             total += (mean + torch.tensordot(factors, fields, 1)).cpu() / 2
         return self.positions + total
 
@@ -213,11 +217,8 @@ def displace(
         raise InputError(f"moved models need an atomic model; --points is {points}: give a .pdb or .cif file")
     if options.models and not rows:
         raise InputError("--models writes one file per particle; give the --particles to write")
-    n_motions = torch.as_tensor(run.motions.coordinates).shape[1]
     if state is not None:
-        if len(state) > n_motions:
-            raise InputError(f"--state has {len(state)} numbers, the run {n_motions} motions; give fewer")
-        state += [0.0] * (n_motions - len(state))
+        state = state_coordinates(run, state)
     chosen = np.arange(n) if rows is None else np.array(rows) - 1
     displacer = Displacer(run, point_set.positions)
     about = {"half": displacer.halves[chosen].astype(np.int64), "rows": chosen.astype(np.int64)}

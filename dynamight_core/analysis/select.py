@@ -165,18 +165,27 @@ def write_selection(
     if not kept.any():
         raise InputError(f"the selection holds none of the {len(kept)} particles; widen its ranges")
     path = Path(run.path) / "analysis" / "selections" / f"{name}.star" if out is None else Path(out)
+    write_rows(run, path, np.flatnonzero(kept), clusters)
+    halves = np.asarray(run.halves)[kept]
+    reporter.say(
+        f"{int(kept.sum())} of {len(kept)} particles ({int((halves == 1).sum())} of half 1, "
+        f"{int((halves == 2).sum())} of half 2) are in {path}."
+    )
+    return path
+
+
+def write_rows(run: Run, path: Path, rows: np.ndarray, clusters: np.ndarray | None = None) -> Path:
+    """Write (b,) rows of particles.star, from 0, with all input columns and the optics table; return the path.
+
+    `clusters` (n,), if any, go to the column dynCluster.
+    """
     # Input columns as the text that they were, results as numbers.
     table = run.particles.table.copy()
     for column in run.table.columns.difference(table.columns, sort=False):
         table[column] = run.table[column].to_numpy()
     if clusters is not None:
         table["dynCluster"] = clusters
-    write_star(path, table[kept], run.particles.optics, run.particles.block)
-    halves = np.asarray(run.halves)[kept]
-    reporter.say(
-        f"{int(kept.sum())} of {len(kept)} particles ({int((halves == 1).sum())} of half 1, "
-        f"{int((halves == 2).sum())} of half 2) are in {path}."
-    )
+    write_star(path, table.iloc[rows], run.particles.optics, run.particles.block)
     return path
 
 

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import torch
 
-from dynamight_core import __version__
 from dynamight_core.files import atomic_path
 from dynamight_core.judging.bias import model_bias
 from dynamight_core.judging.detection import unseen_motion
@@ -17,6 +16,7 @@ from dynamight_core.particles.metadata import write_particles
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
 from dynamight_core.training.stage import Trained
+from dynamight_core.version import __version__
 
 # Common points of both halves.
 _POINTS = 2000

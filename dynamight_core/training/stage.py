@@ -14,7 +14,6 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from dynamight_core import __version__
 from dynamight_core.config import InputOptions, RunConfig, TrainOptions, changed_options
 from dynamight_core.devices import choose_device, peak_memory, set_threads
 from dynamight_core.errors import InputError, option_name
@@ -34,6 +33,7 @@ from dynamight_core.training.read import Prepared, read_inputs
 from dynamight_core.training.reference import update_references
 from dynamight_core.training.refit import refit_gaussians
 from dynamight_core.training.schedule import Epoch, schedule
+from dynamight_core.version import __version__
 
 # A run loses at most about this much when it is killed, seconds.
 _CHECKPOINT_SECONDS = 60.0

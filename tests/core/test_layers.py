@@ -9,6 +9,7 @@ import dynamight_core
 ROOT = Path(dynamight_core.__file__).parent
 # From the ground up: modules and packages directly below dynamight_core.
 ROOMS = (
+    "version",
     "errors",
     "reporter",
     "files",
@@ -26,6 +27,7 @@ ROOMS = (
     "judging",
     "reconstruction",
     "analysis",
+    "api",
     "demo",
     "cli",
     "__main__",
@@ -53,7 +55,7 @@ def imports() -> dict[str, set[str]]:
 
 
 def room(module: str) -> str:
-    """Return the room of a module; nothing for the package itself."""
+    """Return the room of a module; nothing for the package itself, the front door."""
     return module.split(".")[1] if "." in module else ""
 
 
@@ -62,7 +64,8 @@ def test_every_module_lies_in_a_room():
 
 
 def test_nothing_imports_upwards():
-    floor = {name: number for number, name in enumerate(("", *ROOMS))}
+    # The front door looks at the whole house, and no room looks at it.
+    floor = {name: number for number, name in enumerate((*ROOMS, ""))}
     upwards = {
         (module, target)
         for module, targets in imports().items()

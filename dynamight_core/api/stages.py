@@ -1,0 +1,139 @@
+"""The stages of the command line as functions."""
+
+from pathlib import Path
+from typing import Any
+
+from dynamight_core.analysis.stage import analyse_run
+from dynamight_core.api.arguments import PathLike, dataclasses_of, python_words
+from dynamight_core.api.maps import Maps
+from dynamight_core.api.run import Run
+from dynamight_core.config import InputOptions, TrainOptions
+from dynamight_core.devices import set_threads
+from dynamight_core.errors import InputError
+from dynamight_core.judging.summary import summarise
+from dynamight_core.options import AnalyseOptions, ReconstructOptions
+from dynamight_core.reconstruction.stage import reconstruct_run
+from dynamight_core.reporter import PRINT, Reporter
+from dynamight_core.training.stage import train as train_halves
+
+
+def train(
+    star: PathLike,
+    run: PathLike,
+    *,
+    map: PathLike,
+    resume: bool = False,
+    overwrite: bool = False,
+    reporter: Reporter = PRINT,
+    **options: Any,
+) -> "Run":
+    """Learn latents and deformations of both half-sets, as ``dynamight train`` does.
+
+    Parameters
+    ----------
+    star
+        STAR file of the particles.
+    run
+        folder of the run.
+    map
+        consensus map of the particles.
+    resume
+        whether to resume an interrupted run.
+    overwrite
+        whether to replace a run in this folder.
+    reporter
+        takes lines for the user, and progress; `QUIET` takes none.
+    options
+        fields of `InputOptions` and `TrainOptions`, the options of ``dynamight train`` with underscores:
+        ``n_gaussians=5000``.
+
+    Raises
+    ------
+    InputError
+        if the input or an option cannot be used, or the folder holds a run already.
+    """
+    with python_words():
+        inputs, training = dataclasses_of({"star": star, "map": map, **options}, InputOptions, TrainOptions)
+        trained = train_halves(inputs, training, Path(run), resume, overwrite, reporter)
+        try:
+            summarise(trained, reporter)
+        finally:
+            trained.data.close()
+    return Run(run)
+
+
+def reconstruct(
+    run: "Run | PathLike", *, overwrite: bool = False, reporter: Reporter = PRINT, **options: Any
+) -> "Maps":
+    """Reconstruct both half-maps with the motion undone, the final map and the FSC, as ``dynamight reconstruct`` does.
+
+    Parameters
+    ----------
+    run
+        a `Run`, or the folder of one.
+    overwrite
+        whether to replace an earlier reconstruction.
+    reporter
+        takes lines for the user, and progress.
+    options
+        fields of `ReconstructOptions`.
+
+    Returns
+    -------
+    Maps
+        as `Run.maps`.
+
+    Raises
+    ------
+    InputError
+        if an option cannot be used, or the run has a reconstruction already.
+    """
+    run = run if isinstance(run, Run) else Run(run)
+    with python_words():
+        (chosen,) = dataclasses_of(options, ReconstructOptions)
+        if run.has_maps and not overwrite:
+            raise InputError(f"{run.path} has a reconstruction already; give --overwrite to replace it")
+        set_threads(chosen.threads)
+        reconstruct_run(run.reopened(), chosen, reporter)
+    run.reopened()
+    return run.maps
+
+
+def analyse(run: "Run | PathLike", *, reporter: Reporter = PRINT, **options: Any) -> Path:
+    """Write the report of a run, its tables and motion maps, as ``dynamight analyse`` does.
+
+    Parameters
+    ----------
+    run
+        a `Run`, or the folder of one.
+    reporter
+        takes lines for the user, and progress.
+    options
+        fields of `AnalyseOptions`.
+
+    Returns
+    -------
+    Path
+        of the report, an HTML page.
+
+    Raises
+    ------
+    InputError
+        if an option cannot be used.
+    """
+    run = run if isinstance(run, Run) else Run(run)
+    with python_words():
+        (chosen,) = dataclasses_of(options, AnalyseOptions)
+        set_threads(chosen.threads)
+        return analyse_run(run.reopened(), chosen, reporter)
+
+
+def open_run(path: PathLike) -> "Run":
+    """Open the folder of a run whose training has finished.
+
+    Raises
+    ------
+    InputError
+        if the folder holds no finished run.
+    """
+    return Run(path)
