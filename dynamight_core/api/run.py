@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Floats: TypeAlias = NDArray[np.floating[Any]]
-# Particles that a plot shows, about.
-_DRAWN = 20_000
+# Particles that a plot shows, about, and the free energy up to which it is coloured, kT.
+_DRAWN, _HIGH = 20_000, 6.0
 
 
 class Run:
@@ -51,46 +51,46 @@ class Run:
 
     def __init__(self, path: PathLike):
         self.path = Path(path)
-        self.reopened()
+        self.reload()
 
-    def reopened(self) -> StoredRun:
-        """Read the run anew: other programs may have added to it since, and a stage moves its models to a GPU."""
-        self._stored = StoredRun(self.path)
+    def reload(self) -> None:
+        """Read the run again, after another program has added to it."""
+        # The engine's own view of the run, on torch tensors.
+        self.stored = StoredRun(self.path)
         self._renderers: dict[tuple[str, bool], StateModels | PushedMap] = {}
-        return self._stored
 
     def __len__(self) -> int:
-        return len(self._stored.halves)
+        return len(self.stored.halves)
 
     @property
     def particles(self) -> pd.DataFrame:
         """Table of the n particles, in the order of the input: its columns, and those of ``docs/python.md``."""
-        return self._stored.table.copy()
+        return self.stored.table.copy()
 
     @property
     def coordinates(self) -> Floats:
         """(n, K) coordinates along the principal motions, A rms."""
-        return self._stored.motions.coordinates.numpy().copy()
+        return self.stored.motions.coordinates.numpy().copy()
 
     @property
     def latents(self) -> Floats:
         """(n, d) latent of each particle under its own half's decoder. Those of the two halves are not comparable."""
-        return self._stored.own_latents().numpy().copy()
+        return self.stored.own_latents().numpy().copy()
 
     @property
     def halves(self) -> NDArray[np.int64]:
         """(n,) half-set of each particle, 1 or 2."""
-        return self._stored.halves.numpy().copy()
+        return self.stored.halves.numpy().copy()
 
     @property
     def points(self) -> Floats:
         """(m, 3) points that are spread over the molecule, A."""
-        return self._stored.motions.points.numpy().copy()
+        return self.stored.motions.points.numpy().copy()
 
     @property
     def summary(self) -> dict[str, Any]:
         """Verdict with its numbers, motion and errors (A rms), sizes and warnings: RUN/analysis/summary.json."""
-        return self._stored.summary
+        return self.stored.summary
 
     @property
     def verdict(self) -> str:
@@ -120,7 +120,7 @@ class Run:
         positions, rows = self._positions(points), self._rows(particles)
         moved = np.empty((len(rows), len(positions), 3), np.float32)
         done = 0
-        for chunk in Displacer(self._stored, positions).chunks(rows):
+        for chunk in Displacer(self.stored, positions).chunks(rows):
             moved[done : done + len(chunk)] = (chunk - positions).numpy()
             done += len(chunk)
         return moved
@@ -148,9 +148,9 @@ class Run:
             renderer = self._renderers.get((str(half), full))
             if renderer is None:
                 kind = PushedMap if full else StateModels
-                renderer = self._renderers[str(half), full] = kind(self._stored, str(half))
-            values = renderer.volume(state_coordinates(self._stored, coordinates))
-        origin = tuple(header_origin(self._stored.config.inputs.map).tolist())
+                renderer = self._renderers[str(half), full] = kind(self.stored, str(half))
+            values = renderer.volume(state_coordinates(self.stored, coordinates))
+        origin = tuple(header_origin(self.stored.config.inputs.map).tolist())
         return Volume(np.asarray(values, np.float32), renderer.pixel_size, origin)
 
     @property
@@ -209,7 +209,7 @@ class Run:
                 values[name] = [values[name]]
         with python_words():
             (chosen,) = dataclasses_of(values, SelectOptions)
-            kept: NDArray[np.bool_] = select_particles(self._stored, chosen)[0]
+            kept: NDArray[np.bool_] = select_particles(self.stored, chosen)[0]
         return kept
 
     def write_star(self, path: PathLike, particles: ArrayLike) -> Path:
@@ -230,7 +230,7 @@ class Run:
         rows = self._rows(particles)
         if not len(rows):
             raise InputError("particles holds no particle; widen the selection")
-        return write_rows(self._stored, Path(path), rows)
+        return write_rows(self.stored, Path(path), rows)
 
     def plot_landscape(self, x: int = 1, y: int = 2) -> "Figure":
         """Draw the particles' free energy (kT) over two principal motions; low where many particles are.
@@ -256,11 +256,12 @@ class Run:
         plt.close(figure)
         across, up = coordinates[:, x - 1], coordinates[:, y - 1]
         landscape = plane_landscape(across, up)
-        # White where counting says nothing.
-        energy = np.where(landscape.relative_error < 1, landscape.free_energy, np.nan)
-        image = ax.pcolormesh(landscape.x_edges, landscape.y_edges, energy.T, cmap="viridis", rasterized=True)
+        # White where counting says little.
+        known = (landscape.relative_error < 1) & (landscape.free_energy < _HIGH)
+        energy = np.where(known, landscape.free_energy, np.nan)
+        image = ax.pcolormesh(landscape.x_edges, landscape.y_edges, energy.T, cmap="viridis_r", rasterized=True)
         step = max(1, len(self) // _DRAWN)
-        ax.scatter(across[::step], up[::step], s=2, c="black", alpha=0.25, linewidths=0, rasterized=True)
+        ax.scatter(across[::step], up[::step], s=3, c="black", alpha=0.3, linewidths=0, rasterized=True)
         ax.set(xlabel=f"motion {x} (Å rms)", ylabel=f"motion {y} (Å rms)")
         figure.colorbar(image, ax=ax, label="free energy (kT)")
         return figure
@@ -271,7 +272,7 @@ class Run:
         maps = f"{self.resolution:.1f} A (FSC 0.143)" if self.has_maps else "none yet"
         lines = {
             "particles": f"{len(self):,}: half 1 {halves[0]:,}, half 2 {halves[1]:,}, "
-            f"held out {int(self._stored.validation.sum()):,}",
+            f"held out {int(self.stored.validation.sum()):,}",
             "images": f"{model['box']} pixels of {model['pixel_size']:.4g} A",
             "model": f"{model['gaussians']:,} Gaussians a half, {model['latents']} latents, {model['motions']} motions",
             "motion": f"{summary['motion_between_particles_rms']:.2f} A rms between particles, standard error "
@@ -317,7 +318,7 @@ class Run:
         """Return (m, 3) points of the consensus frame, A."""
         if isinstance(points, (str, os.PathLike)):
             with python_words():
-                return read_points(Path(points), self._stored).positions
+                return read_points(Path(points), self.stored).positions
         positions = np.asarray(points, dtype=np.float32)
         if positions.ndim != 2 or positions.shape[1] != 3:
             raise InputError(f"points have shape {positions.shape}; give (points, 3) coordinates x, y, z in A")

@@ -94,8 +94,10 @@ def reconstruct(
         if run.has_maps and not overwrite:
             raise InputError(f"{run.path} has a reconstruction already; give --overwrite to replace it")
         set_threads(chosen.threads)
-        reconstruct_run(run.reopened(), chosen, reporter)
-    run.reopened()
+        # Before: others may have written to it. After: its models may be on a GPU.
+        run.reload()
+        reconstruct_run(run.stored, chosen, reporter)
+        run.reload()
     return run.maps
 
 
@@ -125,7 +127,8 @@ def analyse(run: "Run | PathLike", *, reporter: Reporter = PRINT, **options: Any
     with python_words():
         (chosen,) = dataclasses_of(options, AnalyseOptions)
         set_threads(chosen.threads)
-        return analyse_run(run.reopened(), chosen, reporter)
+        run.reload()
+        return analyse_run(run.stored, chosen, reporter)
 
 
 def open_run(path: PathLike) -> "Run":

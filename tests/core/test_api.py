@@ -117,11 +117,11 @@ def test_more_coordinates_than_motions_are_refused(run):
     with pytest.raises(dm.InputError, match="a state has 9 coordinates, the run"):
         run.volume(np.zeros(9))
     with pytest.raises(dm.InputError, match="a state has 9 coordinates, the run"):
-        Displacer(run._stored, torch.zeros(1, 3)).at_state(np.zeros(9))
+        Displacer(run.stored, torch.zeros(1, 3)).at_state(np.zeros(9))
 
 
 def test_one_coordinate_is_along_the_first_motion_alone(run):
-    displacer = Displacer(run._stored, torch.from_numpy(run.points[:4]))
+    displacer = Displacer(run.stored, torch.from_numpy(run.points[:4]))
     assert torch.equal(displacer.at_state([3]), displacer.at_state([3.0] + [0.0] * (run.coordinates.shape[1] - 1)))
 
 
@@ -161,7 +161,7 @@ def test_stages_by_path_and_by_object_keep_one_record(untouched):
     dm.reconstruct(untouched.path, method="wbp", rigid=False, reporter=dm.QUIET)
     report = dm.analyse(untouched, embedding="pca", reporter=dm.QUIET)
     assert report == untouched.path / "analysis" / "report.html" and report.exists()
-    assert {"reconstruct", "analyse"} <= set(dm.Run(untouched.path)._stored.config.stages)
+    assert {"reconstruct", "analyse"} <= set(dm.Run(untouched.path).stored.config.stages)
     assert untouched.maps.rigid is None
 
 

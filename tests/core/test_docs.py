@@ -1,0 +1,72 @@
+"""What the pages of docs show in Python runs as it stands there."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import nbclient
+import nbformat
+import pytest
+
+import dynamight_core as dm
+from dynamight_core.api import train
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOK = ROOT / "docs" / "notebook.ipynb"
+QUICK = {"n_gaussians": 60, "n_latents": 2, "epochs": 1, "warm_up_epochs": 0, "refits": 0}
+
+
+def snippets(page):
+    """Return the Python of a page, each block with the number of the line before it."""
+    text = (ROOT / "docs" / page).read_text()
+    return [
+        (text[: m.start()].count("\n") + 1, m[1]) for m in re.finditer(r"^```python\n(.*?)^```$", text, re.M | re.S)
+    ]
+
+
+@pytest.fixture(scope="module")
+def demo(hinge_set, trained, tmp_path_factory):
+    """A folder with what `make demo` leaves, of the tests' small run."""
+    folder = tmp_path_factory.mktemp("docs")
+    shutil.copytree(hinge_set.particles.parent, folder / "demo" / "data")
+    shutil.copytree(trained[1].path, folder / "demo" / "run")
+    dm.reconstruct(folder / "demo" / "run", method="wbp", reporter=dm.QUIET)
+    return folder
+
+
+def test_the_page_on_python_runs_from_top_to_bottom(demo, monkeypatch, capsys):
+    monkeypatch.chdir(demo)
+    monkeypatch.setattr(dm, "train", lambda *files, **options: train(*files, **options | QUICK))
+    names = {}
+    for line, code in snippets("python.md"):
+        exec(compile("\n" * line + code, "docs/python.md", "exec"), names)
+    printed = capsys.readouterr().out
+    assert "did you mean method?" in printed and "Open my_run/analysis/report.html" in printed
+    assert all((demo / name).exists() for name in ("landscape.png", "state.mrc", "one_end.star"))
+
+
+def test_the_page_on_python_names_everything_that_there_is():
+    text = (ROOT / "docs" / "python.md").read_text()
+    of_a_run = [f"run.{name}" for name in dir(dm.Run) if not name.startswith("_") and name not in ("path", "stored")]
+    offered = [f"dm.{name}" for name in dm.__all__ if name not in ("Maps", "Run", "Volume", "__version__")]
+    assert [name for name in of_a_run + offered if name not in text] == []
+
+
+def test_the_notebook_runs_and_leaves_a_figure_and_a_subset(demo, monkeypatch, tmp_path):
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    monkeypatch.setenv("DYNAMIGHT_RUN", str(demo / "demo" / "run"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    client = nbclient.NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+    )
+    client.execute()
+    kinds = [kind for cell in notebook.cells for output in cell.get("outputs", []) for kind in output.get("data", {})]
+    assert "image/png" in kinds and "text/html" in kinds
+    assert (tmp_path / "one_end.star").exists()
+
+
+def test_the_notebook_is_stored_without_outputs():
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in notebook.cells)
