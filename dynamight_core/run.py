@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import safetensors.torch
@@ -22,9 +22,6 @@ from dynamight_core.imaging.poses import euler_angles, rotation_matrices
 from dynamight_core.model.half import HalfModel
 from dynamight_core.model.motions import PrincipalMotions
 from dynamight_core.particles.metadata import Particles, read_particles
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 # What each stage writes, as patterns relative to the run's folder. Every file of a run matches one stage alone.
 STAGE_FILES = {
@@ -79,7 +76,7 @@ def remove_run(folder: Path) -> None:
         path.unlink()
 
 
-def record_stage(run: "Run", stage: str, options: "DataclassInstance", **more: Any) -> None:
+def record_stage(run: "Run", stage: str, options: Any, **more: Any) -> None:
     """Write the options of a stage, and the command that ran it, to the run's config.yaml.
 
     Parameters
