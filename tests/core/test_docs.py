@@ -3,6 +3,8 @@
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nbclient
@@ -70,3 +72,30 @@ def test_the_notebook_runs_and_leaves_a_figure_and_a_subset(demo, monkeypatch, t
 def test_the_notebook_is_stored_without_outputs():
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in notebook.cells)
+
+
+def test_the_picture_of_the_architecture_has_the_rooms_of_today(tmp_path):
+    def words(path):
+        return re.findall(r"<text[^>]*>([^<]*)", path.read_text())
+
+    subprocess.run([sys.executable, ROOT / "docs" / "make_architecture.py", tmp_path / "now.svg"], check=True)
+    assert words(tmp_path / "now.svg") == words(ROOT / "docs" / "pictures" / "architecture.svg")
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+)
+def test_links_of_a_page_lead_to_files(page):
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / page).read_text())
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+
+
+def test_files_that_the_architecture_names_exist():
+    named = re.findall(r"`([\w/]+(?:\.py|/\w+))`", (ROOT / "docs" / "architecture.md").read_text())
+    places = (ROOT, ROOT / "dynamight_core")
+    assert len(named) > 10
+    assert [name for name in named if not any((place / name).exists() for place in places)] == []
+
+
+def test_the_citation_is_of_this_version():
+    assert f"\nversion: {dm.__version__}\n" in (ROOT / "CITATION.cff").read_text()
