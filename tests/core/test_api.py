@@ -199,6 +199,7 @@ def test_options_are_checked_and_named_as_in_python(hinge_set, tmp_path, options
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_training_is_the_run_that_the_command_line_makes(hinge_set, tmp_path):
     lines = []
     options = {"n_gaussians": 60, "epochs": np.int64(1), "warm_up_epochs": 0, "refits": 0, "n_latents": 2}
