@@ -189,7 +189,7 @@ def test_a_selection_is_a_mask_and_a_star_file(run, tmp_path):
     [
         ({"n_gausians": 500}, "there is no option 'n_gausians'; did you mean n_gaussians?"),
         ({"zzz": 1}, "there is no option 'zzz'; choose from atomic_model, batch_size"),
-        ({"stiffness": -1.0}, "^stiffness is -1.0; give zero or a positive number"),
+        ({"stiffness": -1.0}, "^stiffness is -1"),
         ({"working_box": 17}, "^working_box is 17; give an even number"),
     ],
 )
