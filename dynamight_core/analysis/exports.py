@@ -14,10 +14,10 @@ from dynamight_core.files import atomic_path, header_origin, write_map
 from dynamight_core.imaging.geometry import grid_points, inside_box, nearest_voxels, to_points, to_voxels
 from dynamight_core.imaging.masks import distance_from_voxels
 from dynamight_core.model.motions import motion_fields
+from dynamight_core.options import EMBEDDINGS
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
 
-EMBEDDINGS = ("auto", "umap", "pca")
 # Spacing of the points that the motion is evaluated at, A; it is interpolated between them.
 _SPACING = 4.0
 # The map of motion reaches so far from the Gaussians, A: a surface that it colours lies a little outside them.
@@ -256,7 +256,7 @@ def embed(coordinates: np.ndarray, method: str, seed: int, reporter: Reporter) -
     coordinates
         (n, K) along the principal motions, A rms.
     method
-        one of `EMBEDDINGS`.
+        one of `options.EMBEDDINGS`.
     seed
         of UMAP.
     reporter

@@ -117,8 +117,6 @@ def select_particles(run: Run, options: SelectOptions) -> tuple[np.ndarray, np.n
                 raise InputError(f"--cluster is {number}; give a number from 1 to {clusters.max()}")
         conditions.append(np.isin(clusters, o.cluster) if o.cluster else np.ones(len(clusters), dtype=bool))
     if o.half is not None:
-        if o.half not in (1, 2):
-            raise InputError(f"--half is {o.half}; give 1 or 2")
         conditions.append(np.asarray(run.halves) == o.half)
     if not conditions:
         raise InputError(

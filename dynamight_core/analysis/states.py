@@ -63,20 +63,20 @@ def choose_states(run: Run, options: StatesOptions) -> States:
     if o.clusters is None and (o.tour or o.mixture):
         raise InputError(f"--{'tour' if o.tour else 'mixture'} is of the --clusters; say how many")
     if o.between:
-        return states_between(run, *o.between, o.n)
+        return states_between(run, *o.between, o.n_states)
     if o.clusters is not None:
-        return states_of_clusters(run, o.clusters, o.seed, o.mixture, o.n if o.tour else None)
+        return states_of_clusters(run, o.clusters, o.seed, o.mixture, o.n_states if o.tour else None)
     if o.ridge:
-        return states_through(run, list(density_ridge(_all_coordinates(run))), o.n, "ridge")
+        return states_through(run, list(density_ridge(_all_coordinates(run))), o.n_states, "ridge")
     if o.through:
-        return states_through(run, [parse_numbers(text, "--through") for text in o.through], o.n)
+        return states_through(run, [parse_numbers(text, "--through") for text in o.through], o.n_states)
     if o.at:
         return states_at_coordinates(run, [parse_numbers(text, "--at") for text in o.at])
     if o.latent:
         if o.half == "both":
             raise InputError("--latent needs --half 1 or 2; latents of the two halves are not comparable")
         return states_at_latents(run, int(o.half), [parse_numbers(text, "--latent") for text in o.latent])
-    return states_along_motion(run, o.motion, o.n, tuple(o.percentiles), o.deviations)
+    return states_along_motion(run, o.motion, o.n_states, tuple(o.percentiles), o.deviations)
 
 
 def states_along_motion(
@@ -109,7 +109,7 @@ def states_along_motion(
     coordinates = _all_coordinates(run)
     check_motion(motion, coordinates.shape[1])
     if n < 1:
-        raise InputError(f"--n is {n}; give at least 1 state")
+        raise InputError(f"--n-states is {n}; give at least 1 state")
     values = coordinates[:, motion - 1]
     if deviations is not None:
         if not deviations > 0:
@@ -163,7 +163,7 @@ def states_through(run: Run, points: list, n: int = 10, name: str = "path") -> S
     if len(points) < 2:
         raise InputError(f"--through names {len(points)} point; give at least 2 points of a path")
     if n < 2:
-        raise InputError(f"--n is {n}; give at least 2 states on a path")
+        raise InputError(f"--n-states is {n}; give at least 2 states on a path")
     corners = np.stack([state_coordinates(run, point) for point in points])
     lengths = np.linalg.norm(np.diff(corners, axis=0), axis=1)
     if not lengths.any():

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dynamight_core.config import STORAGES
 from dynamight_core.errors import InputError
 from dynamight_core.imaging.ctf import Index
+from dynamight_core.options import STORAGES
 from dynamight_core.particles.images import ImageReader
 from dynamight_core.particles.memory import available_memory
 from dynamight_core.particles.metadata import Particles

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from dynamight_core.config import NORMALISATIONS
 from dynamight_core.errors import InputError
 from dynamight_core.imaging.ctf import CtfParameters, Index, evaluate_ctf
 from dynamight_core.imaging.fourier import (
@@ -16,6 +15,7 @@ from dynamight_core.imaging.fourier import (
 )
 from dynamight_core.imaging.geometry import image_radius
 from dynamight_core.imaging.masks import soft_circle
+from dynamight_core.options import NORMALISATIONS
 from dynamight_core.particles.images import ImageReader
 
 # Particle diameter as a fraction of the box, and the smallest fraction of pixels outside it.

@@ -12,7 +12,7 @@ from dynamight_core.errors import InputError
 from dynamight_core.files import read_map
 from dynamight_core.imaging.fourier import shells
 from dynamight_core.imaging.geometry import nearest_voxels
-from dynamight_core.options import METHODS, ReconstructOptions
+from dynamight_core.options import ReconstructOptions
 from dynamight_core.particles.memory import available_memory
 from dynamight_core.reporter import Reporter
 from dynamight_core.run import Run
@@ -29,23 +29,6 @@ _LEAST = 1.0
 _VOLUMES, _GRIDS, _CG_ROWS = 16, 4, 40
 
 Say = Callable[[str], None]
-
-
-def check_options(options: ReconstructOptions) -> None:
-    """Refuse options that no map can be made with.
-
-    Raises
-    ------
-    InputError
-        naming the option and the cure.
-    """
-    if options.method not in METHODS:
-        raise InputError(f"--method is '{options.method}'; choose one of {', '.join(METHODS)}")
-    least = {"batch_size": 1, "steps": 0, "region_radius": 1e-3, "regularisation": 0}
-    for name, low in least.items():
-        value = getattr(options, name)
-        if value is not None and value < low:
-            raise InputError(f"--{name.replace('_', '-')} is {value:g}; give at least {low:g}")
 
 
 def check_run(run: Run) -> None:

@@ -19,7 +19,6 @@ from dynamight_core.particles.memory import available_memory
 from dynamight_core.reconstruction.checks import (
     check_halves,
     check_memory,
-    check_options,
     check_run,
     check_views,
     choose_method,
@@ -126,7 +125,6 @@ def reconstruct_run(run: Run, options: ReconstructOptions, reporter: Reporter = 
     InputError
         if an option, a mask or the images cannot be used.
     """
-    check_options(options)
     device = choose_device(options.device)
     particles = run.particles
     check_run(run)

@@ -10,7 +10,7 @@ import pandas as pd
 import starfile
 import torch
 
-from dynamight_core.errors import InputError, option_name
+from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path, write_map
 from dynamight_core.imaging.ctf import CtfParameters
 from dynamight_core.imaging.fourier import (
@@ -81,7 +81,6 @@ def simulate(
     InputError
         if an option cannot be used or the folder cannot be written.
     """
-    check_options(options)
     out = Path(out)
     files = SimulatedFiles(
         particles=out / "particles.star",
@@ -115,47 +114,6 @@ def simulate(
     write_star(files.particles, truth, groups, files.stack.name)
     truth.save(files.truth)
     return files
-
-
-def check_options(options: SimulateOptions) -> None:
-    """Refuse options that no data set can be made of.
-
-    Raises
-    ------
-    InputError
-        naming the option and the cure.
-    """
-    choices = {
-        "angle_distribution": ("uniform", "two-peaks"),
-        "noise": ("white", "coloured"),
-        "views": ("uniform", "measured"),
-        "defoci": ("uniform", "measured"),
-    }
-    for name, allowed in choices.items():
-        if getattr(options, name) not in allowed:
-            raise InputError(f"{option_name(name)} is '{getattr(options, name)}'; choose one of {', '.join(allowed)}")
-    limits = {
-        "particles": (2, 10**7),
-        "box": (16, 1024),
-        "pixel_size": (0.1, 100.0),
-        "snr": (1e-6, 1e6),
-        "shifts": (0.0, options.box * options.pixel_size / 4),
-        "optics_groups": (1, len(OPTICS)),
-        "phase_shift": (0.0, 180.0),
-        "cone": (1.0, 90.0),
-    }
-    if options.motion_range is not None:
-        limits["motion_range"] = (0.0, 180.0)
-    for name, (low, high) in limits.items():
-        value = getattr(options, name)
-        if not low <= value <= high:
-            raise InputError(f"{option_name(name)} is {value:g}; give a value from {low:g} to {high:g}")
-    if options.cone < 90 and options.views != "uniform":
-        raise InputError("--cone narrows uniform views; leave it out, or leave --views uniform")
-    if options.box % 2:
-        raise InputError(f"--box is {options.box}; give an even number of pixels")
-    if options.defocus_min > options.defocus_max:
-        raise InputError("--defocus-min is above --defocus-max; exchange them")
 
 
 def make_molecule(options: SimulateOptions) -> Molecule:

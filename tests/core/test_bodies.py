@@ -8,7 +8,6 @@ import pytest
 import starfile
 import torch
 from roma import rotvec_to_rotmat
-from typer.testing import CliRunner
 
 import dynamight_core.training.stage as run_module
 from dynamight_core.analysis.bodies import (
@@ -21,7 +20,6 @@ from dynamight_core.analysis.bodies import (
 )
 from dynamight_core.analysis.domains import find_domains, write_domains
 from dynamight_core.analysis.report import write_report
-from dynamight_core.cli import make_app, spread_lists
 from dynamight_core.config import InputOptions, RunConfig, TrainOptions
 from dynamight_core.errors import InputError
 from dynamight_core.files import read_map, write_map
@@ -35,6 +33,7 @@ from dynamight_core.reporter import QUIET, Reporter
 from dynamight_core.simulate.truth import load_truth
 from dynamight_core.training.read import read_inputs
 from dynamight_core.training.stage import train
+from tests.support.command_line import dynamight
 
 BOX, PIXEL = 40, 4.0
 EXTENT = BOX * PIXEL
@@ -453,21 +452,11 @@ def test_bodies_do_not_go_with_another_decoder_or_a_motion_mask(hinge_set, masks
 
 
 def test_masks_follow_one_option_or_several(hinge_set, masks):
-    words = ["train", "in.star", "RUN", "--bodies", "a.mrc", "b.mrc", "--map", "m.mrc", "--bodies", "c.mrc"]
-    assert spread_lists(words) == [
-        "train",
-        "in.star",
-        "RUN",
-        "--bodies",
-        "a.mrc",
-        "--bodies",
-        "b.mrc",
-        "--map",
-        "m.mrc",
-        "--bodies",
-        "c.mrc",
-    ]
-    words = ["check", str(hinge_set.particles), "--map", str(hinge_set.consensus), "--no-images", "--bodies", *masks]
-    result = CliRunner().invoke(make_app(), spread_lists(words))
-    assert result.exit_code == 0, result.output
-    assert "A run could start." in result.output
+    words = ["check", hinge_set.particles, "--map", hinge_set.consensus, "--no-images", "--bodies", *masks]
+    code, text = dynamight(*words)
+    assert code == 0, text
+    assert "A run could start." in text
+    assert dynamight(*words[:-2], masks[0], "--bodies", masks[1]) == (code, text)
+    code, text = dynamight(*words[:-1])
+    assert code == 2
+    assert "--bodies" in text

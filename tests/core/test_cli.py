@@ -1,5 +1,6 @@
 """The command line as a user meets it: from a STAR file to a subset, stops and resumes, refusals, help, docs."""
 
+import io
 import json
 import os
 import re
@@ -18,12 +19,10 @@ import pandas as pd
 import pytest
 import starfile
 import torch
-from typer.main import get_command
-from typer.testing import CliRunner
 
-from dynamight_core import cli
 from dynamight_core.analysis.movie import write_movie
 from dynamight_core.analysis.states import states_through
+from dynamight_core.cli.terminal import Terminal
 from dynamight_core.config import RunConfig
 from dynamight_core.devices import choose_device
 from dynamight_core.errors import InputError
@@ -34,20 +33,11 @@ from dynamight_core.run import STAGE_FILES, Run, stage_files
 from dynamight_core.simulate.dataset import SimulateOptions, simulate
 from dynamight_core.simulate.truth import load_truth
 from dynamight_core.training import stage as training_run
+from tests.support.command_line import dynamight
 
 N, BOX, PIXEL = 220, 32, 6.0
 SMALL = ["--n-gaussians", "200", "--epochs", "8", "--encoder-epochs", "4", "--reference-interval", "3"]
 SMALL += ["--n-latents", "2", "--batch-size", "50", "--refits", "0", "--threads", "1"]
-COMMANDS = "simulate check train invert reconstruct analyse states displace select control explore demo".split()
-DOCS = Path(__file__).parents[2] / "docs" / "command-line.md"
-
-
-def dynamight(*words):
-    """Run the program in this process; returns exit code and everything printed."""
-    result = CliRunner().invoke(cli.make_app(), [str(word) for word in words])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.output
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -262,7 +252,7 @@ def test_analyse_writes_the_motion_as_a_map_and_as_atoms_where_the_header_places
 
 
 def test_states_along_a_motion_are_maps_a_table_and_a_movie(trained):
-    code, text = dynamight("states", trained, "--n", "3")
+    code, text = dynamight("states", trained, "--n-states", "3")
     assert code == 0, text
     folder = trained / "analysis" / "states" / "motion1"
     table = pd.read_csv(folder / "states.csv")
@@ -274,7 +264,7 @@ def test_states_along_a_motion_are_maps_a_table_and_a_movie(trained):
     frames, seconds = imageio_ffmpeg.count_frames_and_secs(str(folder / "movie.mp4"))
     assert (frames, seconds) == (3 * 4 + 1, pytest.approx(13 / 8, abs=0.2))
     # A second call replaces the first's files.
-    assert dynamight("states", trained, "--n", "2", "--no-movie")[0] == 0
+    assert dynamight("states", trained, "--n-states", "2", "--no-movie")[0] == 0
     assert len(list(folder.glob("*.mrc"))) == 2
     assert not list(folder.glob("movie.*"))
 
@@ -302,8 +292,8 @@ def test_a_state_is_the_molecule_in_place_and_on_the_grey_scale_of_the_images(da
     ("words", "name", "files"),
     [
         (["--clusters", "3"], "clusters3", 3),
-        (["--between", "1", "7", "--n", "2"], "particles1to7", 2),
-        (["--through", "0,1", "--through=-2,1", "--n", "2"], "path", 2),
+        (["--between", "1", "7", "--n-states", "2"], "particles1to7", 2),
+        (["--through", "0,1", "--through=-2,1", "--n-states", "2"], "path", 2),
         (["--latent", "0.1,-0.2", "--half", "2"], "latents_half2", 1),
     ],
 )
@@ -338,12 +328,12 @@ def test_states_on_a_path_are_evenly_spaced_and_pass_its_points(trained):
     np.testing.assert_allclose(states.coordinates[:, :2], [[0, 0], [1, 0], [2, 0], [3, 0], [3, 1]], atol=1e-6)
 
 
-def test_states_are_served_as_they_are_asked_for(trained, tmp_path):
+def test_states_are_served_as_they_are_asked_for(trained, tmp_path, monkeypatch):
     requests = [{"at": [0], "out": str(tmp_path / "a.mrc")}, {"at": [1] * 9, "out": "b.mrc"}, {"at": "x"}]
-    words = [str(word) for word in ("states", trained, "--listen")]
-    result = CliRunner().invoke(cli.make_app(), words, input="\n".join(map(json.dumps, requests)))
-    assert result.exit_code == 0
-    answers = [json.loads(line) for line in result.stdout.splitlines()]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(map(json.dumps, requests))))
+    code, text = dynamight("states", trained, "--listen")
+    assert code == 0
+    answers = [json.loads(line) for line in text.splitlines()]
     assert answers[0] == {"out": requests[0]["out"]}
     assert "9 coordinates" in answers[1]["error"]
     assert "cannot be understood" in answers[2]["error"]
@@ -353,7 +343,7 @@ def test_states_are_served_as_they_are_asked_for(trained, tmp_path):
 
 def test_points_and_models_are_moved_to_the_states_of_a_table(trained, tmp_path):
     write_model(tmp_path / "model.pdb", offset=BOX // 2 * PIXEL)
-    words = ["--through", "0,1", "--through", "1.5,0", "--n", "3"]
+    words = ["--through", "0,1", "--through", "1.5,0", "--n-states", "3"]
     assert dynamight("states", trained, *words, "--no-maps", "--out", tmp_path / "states")[0] == 0
     assert [path.name for path in (tmp_path / "states").iterdir()] == ["states.csv"]
     words = ["displace", trained, "--points", tmp_path / "model.pdb", "--out", tmp_path / "f.npz"]
@@ -553,10 +543,10 @@ def test_a_run_stopped_again_and_again_ends_like_one_that_was_not_stopped(data, 
     for stage, done, checkpoint_seconds in stops:
         monkeypatch.setattr(training_run, "_CHECKPOINT_SECONDS", checkpoint_seconds)
         with monkeypatch.context() as patched:
-            patched.setattr(cli.Terminal, "progress", interrupt_at(stage, done))
+            patched.setattr(Terminal, "progress", interrupt_at(stage, done))
             code, text = dynamight(*train_words(data, run, "--resume"))
         assert code == 130
-        assert "Stopped; go on with --resume." in text
+        assert "Stopped; resume with --resume." in text
         assert not (run / "latents.safetensors").exists()
     code, text = dynamight(*train_words(data, run, "--resume"))
     assert code == 0, text
@@ -599,7 +589,7 @@ def test_an_interrupted_process_exits_with_130_and_leaves_a_run(data, tmp_path):
 
 
 def test_a_run_that_has_not_finished_is_refused_by_later_stages(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli.Terminal, "progress", interrupt_at("training", 1))
+    monkeypatch.setattr(Terminal, "progress", interrupt_at("training", 1))
     monkeypatch.chdir(data.particles.parent)
     words = ["train", data.particles.name, tmp_path / "run", "--map", data.consensus.name, *SMALL]
     assert dynamight(*words)[0] == 130
@@ -680,7 +670,7 @@ def test_a_failure_is_one_sentence_with_the_place_of_its_traceback(trained, monk
     def fail(*arguments, **options):
         raise RuntimeError("the disk caught fire")
 
-    monkeypatch.setattr("dynamight_core.analysis.states.write_states", fail)
+    monkeypatch.setattr("dynamight_core.analysis.state_maps.write_states", fail)
     code, text = dynamight("states", trained)
     log = trained / "error.log"
     assert code == 1
@@ -932,48 +922,7 @@ def test_simulate_does_not_replace_a_data_set_unasked(tmp_path):
     assert dynamight(*words, "--overwrite")[0] == 0
 
 
-# ------------------------------------------------------------------------------------------------- help and docs
-
-
-def options_of(command):
-    """Return every option of a command by its long name."""
-    found = {}
-    for parameter in get_command(cli.make_app()).commands[command].params:
-        for name in [*parameter.opts, *parameter.secondary_opts]:
-            if name.startswith("--") and name != "--help":
-                found[name] = parameter
-    return found
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help_for_every_option(command):
-    code, _ = dynamight(command, "--help")
-    assert code == 0
-    assert all(parameter.help for parameter in options_of(command).values())
-
-
-def test_defaults_are_those_of_the_dataclasses():
-    from dynamight_core.config import TrainOptions
-
-    defaults = TrainOptions()
-    for name, parameter in options_of("train").items():
-        field = name.removeprefix("--").replace("-", "_")
-        if hasattr(defaults, field):
-            assert parameter.default == getattr(defaults, field), name
-
-
-def test_help_does_not_import_torch():
-    program = (
-        "import sys\n"
-        "from dynamight_core import cli\n"
-        "for words in [[], *([name] for name in sys.argv[1:])]:\n"
-        "    sys.argv = ['dynamight', *words, '--help']\n"
-        "    try:\n        cli.main()\n    except SystemExit as end:\n        assert end.code == 0, words\n"
-        "    assert 'torch' not in sys.modules, words\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program, *COMMANDS], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "reconstruct" in done.stdout
+# ------------------------------------------------------------------------------------------- how the program ends
 
 
 def test_the_status_file_says_how_a_command_ended(trained, tmp_path):
@@ -1013,12 +962,3 @@ def test_a_seed_that_random_generators_do_not_take_is_bad_input(data, tmp_path):
 def test_an_unknown_command_or_option_is_bad_input():
     assert dynamight("explode")[0] == 2
     assert dynamight("train", "--frobnicate")[0] == 2
-
-
-def test_the_documentation_says_of_every_command_and_option_what_help_says():
-    sections = re.split(r"^## dynamight (\w+).*$", DOCS.read_text(), flags=re.MULTILINE)
-    documented = {
-        name: dict(re.findall(r"^\| `(--[\w-]+)[^|]*\|[^|]*\| (.*) \|$", text, re.MULTILINE))
-        for name, text in zip(sections[1::2], sections[2::2], strict=True)
-    }
-    assert documented == {name: {p.opts[0]: p.help for p in options_of(name).values()} for name in COMMANDS}

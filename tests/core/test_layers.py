@@ -11,12 +11,12 @@ ROOT = Path(dynamight_core.__file__).parent
 ROOMS = (
     "version",
     "errors",
+    "options",
     "reporter",
     "files",
     "parallel",
     "devices",
     "config",
-    "options",
     "imaging",
     "structures",
     "particles",

@@ -1,6 +1,7 @@
 """Each distribution declares the packages that it imports, and no others."""
 
 import ast
+import re
 import sys
 from importlib.metadata import packages_distributions
 from itertools import chain
@@ -18,7 +19,7 @@ INDIRECT = {"pyqt5"}
 
 
 def names(requirements):
-    return {requirement.split(";")[0].split("=")[0].strip().lower().replace("_", "-") for requirement in requirements}
+    return {re.split("[;<=>]", requirement)[0].strip().lower().replace("_", "-") for requirement in requirements}
 
 
 def engine_requirements():

@@ -86,10 +86,10 @@ def test_clusters_of_a_run_are_written_with_counts_per_half(folder):
 
 
 def test_states_through_clusters_and_along_the_ridge_are_paths(folder):
-    assert dynamight("states", folder, "--clusters", 3, "--mixture", "--tour", "--n", 5, "--no-maps")[0] == 0
+    assert dynamight("states", folder, "--clusters", 3, "--mixture", "--tour", "--n-states", 5, "--no-maps")[0] == 0
     tour = pd.read_csv(folder / "analysis" / "states" / "clusters3_tour" / "states.csv")
     assert (np.diff(tour["motion1_A"]) > 0).all()
-    assert dynamight("states", folder, "--ridge", "--n", 5, "--no-maps")[0] == 0
+    assert dynamight("states", folder, "--ridge", "--n-states", 5, "--no-maps")[0] == 0
     ridge = pd.read_csv(folder / "analysis" / "states" / "ridge" / "states.csv")
     coordinates = Run(folder).motions.coordinates.numpy()
     low, high = np.quantile(coordinates[:, 0], [0.025, 0.975])
@@ -144,7 +144,7 @@ def test_states_at_full_resolution_are_written_with_script_and_arrows(folder):
     run = Run(folder)
     write_map(folder / "reconstruction" / "map.mrc", StateModels(run).volume([0, 0, 0]), run.pixel_size, (1, 2, 3))
     out = folder / "out"
-    code, text = dynamight("states", folder, "--full", "--n", 3, "--no-movie", "--out", out)
+    code, text = dynamight("states", folder, "--full", "--n-states", 3, "--no-movie", "--out", out)
     assert code == 0, text
     table = pd.read_csv(out / "states.csv")
     script = (out / "states.cxc").read_text()

@@ -1,13 +1,14 @@
 """The command line, run in the process of the tests."""
 
-from typer.testing import CliRunner
+import io
+from contextlib import redirect_stderr, redirect_stdout
 
-from dynamight_core.cli import make_app
+from dynamight_core.cli import run
 
 
 def dynamight(*words):
     """Run a command; returns exit code and everything printed."""
-    result = CliRunner().invoke(make_app(), [str(word) for word in words])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.output
+    said = io.StringIO()
+    with redirect_stdout(said), redirect_stderr(said):
+        code = run([str(word) for word in words])
+    return code, said.getvalue()

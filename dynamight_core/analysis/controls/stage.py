@@ -13,7 +13,7 @@ from dynamight_core.errors import InputError
 from dynamight_core.files import header_origin, write_map
 from dynamight_core.imaging.fourier import resample_volume
 from dynamight_core.judging.bias import record_model_bias
-from dynamight_core.options import CONTROLS, ControlOptions
+from dynamight_core.options import ControlOptions
 from dynamight_core.reconstruction.checks import check_run
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run, record_stage
@@ -66,12 +66,6 @@ def control_run(run: Run, options: ControlOptions, reporter: Reporter = PRINT) -
 
 
 def _check(run: Run, options: ControlOptions) -> None:
-    if options.kind not in CONTROLS:
-        raise InputError(f"--kind is '{options.kind}'; choose one of {', '.join(CONTROLS)}")
-    if options.particles < _LEAST_PARTICLES:
-        raise InputError(f"--particles is {options.particles}; give at least {_LEAST_PARTICLES} of each half")
-    if options.permutations < 2:
-        raise InputError(f"--permutations is {options.permutations}; give at least 2, to see how far they differ")
     check_run(run)
     smallest = min(int((run.halves == half).sum()) for half in (1, 2))
     if smallest < _LEAST_PARTICLES:

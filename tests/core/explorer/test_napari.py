@@ -72,4 +72,4 @@ def test_without_napari_or_a_screen_the_page_is_named(drawn_run, monkeypatch, dy
     assert "dynamight-core[napari]" in text
     code, text = dynamight("explore", drawn_run, "--viewer", "chimera")
     assert code == 2
-    assert "choose browser or napari" in text
+    assert "choose one of browser, napari" in text

@@ -47,7 +47,7 @@ BAD = {
     "table of others": (other_table, "'000001@other.mrcs' in column rlnImageName, line 2"),
     "table too short": (short_table, "has 2 lines but the run has 400"),
     "table missing": (lambda run: ["--table", run / "none.csv"], "none.csv does not exist"),
-    "port": (lambda run: ["--port", "99999"], "a number from 1 to 65535"),
+    "port": (lambda run: ["--port", "99999"], "--port is 99999; give a value from 0 to 65535"),
     "host": (lambda run: ["--host", "192.0.2.1"], "not an address of this machine"),
     "model": (lambda run: ["--model", run / "none.pdb"], "none.pdb do not exist"),
 }

@@ -24,7 +24,7 @@ def test_what_is_saved_is_what_the_command_line_writes(explorer, folder, dynamig
     rows = starfile.read(path)["particles"]
     assert found.values["particles"] == len(rows) > 0
     assert (rows["dynMotion1"] > 0).all() and (rows["dynHalf"] == 1).all()
-    found = explorer.saver.save_states({"through": ["-2", "0,0.5", "2"], "n": 3}, "way")
+    found = explorer.saver.save_states({"through": ["-2", "0,0.5", "2"], "n_states": 3}, "way")
     out = folder / "analysis" / "states" / "way"
     maps = {f"path_state{i:02d}.mrc" for i in (1, 2, 3)}
     beside = {"states.csv", "states.cxc", "arrows.bild", "arrows.csv", "movie.gif", "movie.mp4"}

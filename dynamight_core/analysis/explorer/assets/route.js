@@ -38,7 +38,11 @@ export async function followPath(points) {
       ["Save writes maps of evenly spaced states, a table and a movie."],
     ],
     (name) =>
-      saveFiles("save_states", { through: corners.map(coordinatesText), n: Number(n.value), half: half() }, name),
+      saveFiles(
+        "save_states",
+        { through: corners.map(coordinatesText), n_states: Number(n.value), half: half() },
+        name,
+      ),
   );
   await loadFrames(frames, alongPath(corners, N_FRAMES));
   play(frames);

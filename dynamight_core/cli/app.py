@@ -1,0 +1,235 @@
+"""The program made of the commands and of the options that they declare, with its help."""
+
+import inspect
+import re
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, CoercionError, CycloptsError, Group, Parameter, Token, UnusedCliTokensError
+
+from dynamight_core.errors import option_name
+from dynamight_core.options.declare import Option, declared, refusal
+from dynamight_core.options.schema import default_of, plain_type
+from dynamight_core.version import __version__
+
+GLOBAL = Group("Global options", sort_key=100)
+_COMMANDS: dict[str, Callable[..., None]] = {}
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Register a function as the command of its name.
+
+    Its parameters before the star are arguments, those after it options, each Annotated with an `Option`; parameters
+    that are options dataclasses stand for all their fields.
+    """
+    _COMMANDS[function.__name__] = function
+    return function
+
+
+@dataclass(frozen=True)
+class Word:
+    """A parameter of a command as the command line has it.
+
+    Parameters
+    ----------
+    name
+        of the parameter of the function, or of the field of a dataclass.
+    kind
+        type of its value.
+    default
+        MISSING where there is none.
+    option
+        its declaration.
+    positional
+        whether it is an argument, known by its place.
+    owner
+        parameter of the function whose dataclass it belongs to, if any.
+    """
+
+    name: str
+    kind: Any
+    default: Any
+    option: Option
+    positional: bool = False
+    owner: str = ""
+
+
+def words_of(name: str) -> list[Word]:
+    """Return all arguments and options of a command, in the order of its help."""
+    function = _COMMANDS[name]
+    annotations = typing.get_type_hints(function, include_extras=True)
+    own, fields = [], []
+    for parameter in inspect.signature(function).parameters.values():
+        annotation = annotations[parameter.name]
+        if is_dataclass(annotation):
+            fields += _fields(parameter.name, annotation)
+            continue
+        kind, option = typing.get_args(annotation)
+        default = MISSING if parameter.default is parameter.empty else parameter.default
+        positional = parameter.kind is not parameter.KEYWORD_ONLY
+        own.append(Word(parameter.name, kind, default, option, positional))
+    return own + [word for word in fields if word.name not in {each.name for each in own}]
+
+
+def _fields(owner: str, option_class: Any) -> list[Word]:
+    kinds = typing.get_type_hints(option_class)
+    return [Word(f.name, kinds[f.name], default_of(f), option, owner=owner) for f, option in declared(option_class)]
+
+
+def make_app(everything: bool = False) -> App:
+    """Return the program; its help shows basic options, or everything."""
+    app = App(
+        name="dynamight",
+        help="Molecular motions from cryo-EM particle images, and the sharper maps that result from them.",
+        version=f"dynamight {__version__}",
+        version_flags=["--version"],
+        help_flags=["--help", "-h", "--help-all"],
+        help_format="plaintext",
+        help_epilogue="Options of a command: dynamight COMMAND --help",
+    )
+    app["--help"].help, app["--version"].help = "Show the main options, or all of them.", "Print the version."
+    for number, (name, function) in enumerate(_COMMANDS.items()):
+        words = words_of(name)
+        hidden = sum(not _is_shown(word) for word in words)
+        more = f"{hidden} more options: dynamight {name} --help-all" if hidden and not everything else ""
+        app.command(_accepting(function, words, everything), name=name, help_epilogue=more, sort_key=number)
+    app.register_install_completion_command(help="Install tab completion for the shell in use.")
+    for flag in ("--help", "--version", "--install-completion"):
+        app[flag].group, app[flag].sort_key = GLOBAL, 100
+    return app
+
+
+def current_names(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the words of a command line with former names of options replaced, and a note for each of these."""
+    now, notes = list(words), []
+    former = (
+        {f"--{old}": word for word in words_of(now[0]) for old in word.option.was}
+        if now and now[0] in _COMMANDS
+        else {}
+    )
+    for number, text in enumerate(now):
+        old, equals, value = text.partition("=")
+        if old in former:
+            new = option_name(former[old].name)
+            now[number] = f"{new}{equals}{value}"
+            notes.append(f"Note: {old} is now called {new}; the old name will go.")
+    return now, notes
+
+
+def describe_error(error: CycloptsError) -> str:
+    """Return one sentence on a command line that cannot be understood."""
+    argument = error.argument
+    if isinstance(error, CoercionError) and argument and error.token and error.command_chain:
+        word = next(word for word in words_of(error.command_chain[0]) if option_name(word.name) == argument.name)
+        if word.option.choices is not None:
+            return str(refusal(argument.name, error.token.value, word.option))
+        kind = "a whole number" if plain_type(word.kind) is int else "a number"
+        wanted = ", ".join(filter(None, (kind, word.option.limits)))
+        return f"{argument.name} is '{error.token.value}'; give {wanted}"
+    if isinstance(error, UnusedCliTokensError):
+        return f"'{' '.join(error.unused_tokens or ())}' is more than the command takes; see {_help(error)}"
+    text = " ".join(str(error).partition("Available commands")[0].split()).rstrip(".")
+    text = re.sub(r".*parameter (--\S+) requires an argument", r"\1 needs a value", text)
+    text = re.sub(r".*parameter (\S+) requires an argument", r"\1 is missing", text)
+    return f"{text}; see {_help(error)}"
+
+
+def _help(error: CycloptsError) -> str:
+    return " ".join(("dynamight", *(error.command_chain or ()), "--help"))
+
+
+def _is_shown(word: Word) -> bool:
+    return word.positional or word.default is MISSING or word.option.level == "basic"
+
+
+def _accepting(function: Callable[..., None], words: Sequence[Word], everything: bool) -> Callable[..., None]:
+    """Return `function` taking each of the words by its name, as the library for command lines reads it."""
+    takes: dict[str, Any] = {p.name: p.annotation for p in inspect.signature(function).parameters.values()}
+
+    def call(*arguments: Any, **values: Any) -> None:
+        values |= dict(zip((word.name for word in words if word.positional), arguments, strict=False))
+        for name, option_class in takes.items():
+            if not is_dataclass(option_class):
+                continue
+            fields = {field.name for field, _ in declared(option_class)}
+            values[name] = takes[name](**{n: _plain(value) for n, value in values.items() if n in fields})
+        function(**{name: value for name, value in values.items() if name in takes})
+
+    call.__name__, call.__doc__ = function.__name__, function.__doc__
+    groups: dict[str, Group] = {}
+    parameters = [_parameter(word, groups, everything) for word in words]
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return call
+
+
+def _plain(value: Any) -> Any:
+    """Return a list for a tuple, and text for a path: config.yaml and JSON have neither."""
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _parameter(word: Word, groups: dict[str, Group], everything: bool) -> inspect.Parameter:
+    option, kind = word.option, plain_type(word.kind)
+    if option.words is not None and option.words[0] == option.words[1]:
+        # So many words, and what follows them is something else.
+        kind = tuple[(str,) * option.words[0]]  # type: ignore[misc]
+    told: dict[str, Any] = {"help": help_of(word), "show_default": False, "negative_iterable": ()}
+    if typing.get_origin(kind) is not list:
+        # The last counts, so that a script's options can be changed at the end of its line.
+        told["allow_repeating"] = True
+    if kind is not bool and not word.positional:
+        told["metavar"] = metavar_of(word)
+    if not word.positional:
+        group = groups.setdefault(option.group, Group(option.group, sort_key=len(groups) + 2))
+        told |= {"group": group, "show": everything or _is_shown(word)}
+        told["name"] = option_name(word.name)
+    if option.choices is not None:
+        told |= {"choices": list(option.choices), "show_choices": False}
+    if int in (kind, *typing.get_args(kind)):
+        told["converter"] = _whole_numbers
+    if kind is bool:
+        told["negative"] = () if word.default is False else f"--no-{word.name.replace('_', '-')}"
+    elif option.words is not None and option.words[1] is None:
+        told["consume_multiple"] = True
+    elif kind is str or typing.get_origin(kind) is list:
+        # Coordinates may begin with a minus sign.
+        told["allow_leading_hyphen"] = True
+    place = inspect.Parameter.POSITIONAL_ONLY if word.positional else inspect.Parameter.KEYWORD_ONLY
+    default = inspect.Parameter.empty if word.default is MISSING else word.default
+    return inspect.Parameter(word.name, place, default=default, annotation=Annotated[kind | None, Parameter(**told)])
+
+
+def _whole_numbers(kind: Any, tokens: Sequence[Token]) -> int | list[int]:
+    """Return whole numbers, and refuse others, which the library would round."""
+    numbers = [int(token.value) for token in tokens]
+    return numbers[0] if kind is int else numbers
+
+
+def metavar_of(word: Word) -> str:
+    """Return what stands for the value of an option in help and documents."""
+    kinds = {int: "N", float: "X", str: "TEXT", Path: "FILE"}
+    return word.option.metavar or ("NAME" if word.option.choices else kinds[plain_type(word.kind)])
+
+
+def help_of(word: Word) -> str:
+    """Return what help says of a word: its sentence, then its default, or its unit where there is none."""
+    default = describe_default(word.default)
+    if default:
+        return f"{word.option.help} [default: {default} {word.option.unit}".rstrip() + "]"
+    return word.option.help + (f" [{word.option.unit}]" if word.option.unit else "")
+
+
+def describe_default(value: Any) -> str:
+    """Return a default in the words of help and documents, nothing where there is none or it is off."""
+    if value is MISSING or value is None or value is False or value == []:
+        return ""
+    if value is True:
+        return "on"
+    if isinstance(value, tuple):
+        return " ".join(map(describe_default, value))
+    return f"{value:.10g}" if isinstance(value, float) else str(value)

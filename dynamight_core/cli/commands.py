@@ -1,0 +1,254 @@
+"""The commands: each takes its options and calls one function.
+
+Modules that import torch are imported when their command runs, so that help is fast.
+"""
+
+import functools
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from dynamight_core.cli.app import command
+from dynamight_core.cli.terminal import Terminal
+from dynamight_core.errors import InputError
+from dynamight_core.options import (
+    AnalyseOptions,
+    ControlOptions,
+    DemoOptions,
+    DisplaceOptions,
+    ExploreOptions,
+    InputOptions,
+    InvertOptions,
+    ReconstructOptions,
+    SelectOptions,
+    SimulateOptions,
+    StatesOptions,
+    TrainOptions,
+)
+from dynamight_core.options.declare import Option
+from dynamight_core.reporter import Reporter
+
+if TYPE_CHECKING:
+    from dynamight_core.run import Run as FinishedRun
+
+Star = Annotated[str, Option("Particles with poses and CTFs: STAR file of RELION 3.0 to 5.")]
+Run = Annotated[Path, Option("Folder of a trained run.")]
+Overwrite = Annotated[bool, Option("Replace existing results.", level="basic")]
+
+
+@command
+def simulate(
+    out: Annotated[Path, Option("Folder to write the data set to.")],
+    options: SimulateOptions,
+    *,
+    overwrite: Overwrite = False,
+) -> None:
+    """Simulate particle images with known motion: particles.star, stack, consensus and half-maps, truth.npz."""
+    from dynamight_core.devices import set_threads
+    from dynamight_core.simulate.dataset import simulate as run_simulation
+
+    set_threads(options.threads)
+    if (out / "particles.star").exists() and not overwrite:
+        raise InputError(f"{out} holds a data set already; give --overwrite to replace it")
+    with Terminal() as reporter:
+        files = run_simulation(options, out, reporter.step("simulating"))
+        reporter.say(f"{options.particles} particles of {options.molecule} are in {files.particles}.")
+        star, volume = (shlex.quote(str(path)) for path in (files.particles, files.consensus))
+        reporter.say(f"Go on with: dynamight train {star} RUN --map {volume}")
+
+
+@command
+def check(
+    star: Star,
+    inputs: InputOptions,
+    options: TrainOptions,
+    *,
+    images: Annotated[bool, Option("Read every image to find values that are not finite.", level="basic")] = True,
+) -> None:
+    """Read all input, print how it was interpreted, and estimate memory and time; exit 2 if a run could not start."""
+    from dynamight_core.training.check import check_inputs
+
+    with Terminal() as reporter:
+        check_inputs(inputs, options, images, reporter)
+
+
+@command
+def train(
+    star: Star,
+    run: Annotated[Path, Option("Folder of the run.")],
+    inputs: InputOptions,
+    options: TrainOptions,
+    *,
+    resume: Annotated[bool, Option("Resume an interrupted run.", level="basic")] = False,
+    overwrite: Annotated[bool, Option("Replace an existing run.", level="basic")] = False,
+) -> None:
+    """Estimate the deformation of every particle, both half-sets independently, and write RUN/particles.star."""
+    if not inputs.map:
+        raise InputError("--map is missing; give the consensus map of the particles")
+    from dynamight_core.judging.summary import summarise
+    from dynamight_core.training.stage import train as run_training
+
+    with Terminal() as reporter:
+        trained = run_training(inputs, options, run, resume, overwrite, reporter)
+        summarise(trained, reporter=reporter)
+        folder = shlex.quote(str(run))
+        reporter.say(f"Go on with: dynamight reconstruct {folder}; dynamight analyse {folder}")
+
+
+@command
+def invert(run: Run, options: InvertOptions) -> None:
+    """Train the inverse deformation network of both half-sets, for reconstruct --through-inverse only."""
+    from dynamight_core.reconstruction.stage import invert_run
+
+    with Terminal() as reporter:
+        invert_run(_open(run, options), options, reporter)
+
+
+@command
+def reconstruct(run: Run, options: ReconstructOptions, *, overwrite: Overwrite = False) -> None:
+    """Reconstruct motion-corrected half-maps, the final map and the FSC."""
+    if (run / "reconstruction" / "map.mrc").exists() and not overwrite:
+        raise InputError(f"{run / 'reconstruction'} holds a map already; give --overwrite to replace it")
+    from dynamight_core.reconstruction.stage import reconstruct_run
+
+    with Terminal() as reporter:
+        reconstruct_run(_open(run, options), options, reporter)
+
+
+@command
+def analyse(run: Run, options: AnalyseOptions) -> None:
+    """Write RUN/analysis/report.html, and the motion as a map, atoms and a table for other programs."""
+    from dynamight_core.analysis.stage import analyse_run
+
+    with Terminal() as reporter:
+        path = analyse_run(_open(run, options), options, reporter)
+        reporter.say(f"Open {path} in a browser.")
+
+
+@command
+def states(
+    run: Run,
+    options: StatesOptions,
+    *,
+    out: Annotated[
+        Path | None, Option("Output folder. RUN/analysis/states/NAME if omitted.", level="basic", metavar="FOLDER")
+    ] = None,
+) -> None:
+    """Write maps and a movie of states: along a motion or path, or at clusters, coordinates or latents."""
+    from dynamight_core.analysis.state_maps import serve_states, write_states
+    from dynamight_core.analysis.states import choose_states
+    from dynamight_core.run import record_stage
+
+    if options.listen:
+        serve_states(_open(run, options), sys.stdin, functools.partial(print, flush=True), options.half)
+        return
+    with Terminal() as reporter:
+        opened = _open(run, options)
+        chosen = choose_states(opened, options)
+        write_states(
+            opened,
+            chosen,
+            out,
+            options.half,
+            options.movie,
+            options.maps,
+            reporter,
+            options.difference,
+            options.full,
+        )
+        record_stage(opened, "states", options)
+
+
+@command
+def displace(
+    run: Run,
+    options: DisplaceOptions,
+    *,
+    points: Annotated[
+        Path, Option("Points in the consensus frame (A): .npy of shape (m, 3), .pdb or .cif.", metavar="FILE")
+    ],
+    out: Annotated[
+        Path, Option("Output .npz file: positions of shape (n, m, 3) in A, half, rows, points.", metavar="FILE")
+    ],
+) -> None:
+    """Displace points or an atomic model by the deformation of each particle, or to states."""
+    from dynamight_core.analysis.displace import displace as run_displace
+    from dynamight_core.devices import choose_device
+    from dynamight_core.run import record_stage
+
+    with Terminal() as reporter:
+        opened = _open(run, options)
+        for model in opened.models:
+            model.to(choose_device(options.device))
+        run_displace(opened, points, out, options, reporter)
+        record_stage(opened, "displace", options, points=str(points), out=str(out))
+
+
+@command
+def select(
+    run: Run,
+    options: SelectOptions,
+    *,
+    name: Annotated[str, Option("Name of the STAR file in RUN/analysis/selections.", level="basic")] = "selection",
+    out: Annotated[
+        Path | None, Option("Path of the STAR file, instead of --name.", level="basic", metavar="FILE")
+    ] = None,
+) -> None:
+    """Write a STAR file of particles selected by motion, uncertainty, conformation, cluster or half-set."""
+    from dynamight_core.analysis.select import write_selection
+    from dynamight_core.run import record_stage
+
+    with Terminal() as reporter:
+        opened = _open(run, options)
+        write_selection(opened, options, name, out, reporter)
+        record_stage(opened, "select", options, name=name)
+
+
+@command
+def control(run: Run, options: ControlOptions) -> None:
+    """Run a control for model bias and write its verdict to RUN/analysis/controls."""
+    from dynamight_core.analysis.controls.stage import control_run
+
+    with Terminal() as reporter:
+        control_run(_open(run, options), options, reporter)
+
+
+@command
+def explore(run: Run, options: ExploreOptions) -> None:
+    """Explore a run in a browser: landscape, conformations, subsets and movies."""
+    from dynamight_core.analysis.explorer.napari_view import view_in_napari
+    from dynamight_core.analysis.explorer.server import serve
+    from dynamight_core.analysis.explorer.session import Explorer
+
+    # No progress bars, which would break the address on a terminal.
+    reporter = Reporter(functools.partial(print, flush=True))
+    model = None if options.model is None else Path(options.model)
+    explorer = Explorer(_open(run, options), model, options.origin, [Path(table) for table in options.table], reporter)
+    if options.viewer == "napari":
+        view_in_napari(explorer)
+    else:
+        serve(explorer, options.host, options.port, options.browser, reporter)
+
+
+@command
+def demo(
+    out: Annotated[Path, Option("Folder for the data set and the run.")],
+    options: DemoOptions,
+    *,
+    overwrite: Overwrite = False,
+) -> None:
+    """Simulate a molecule with a hinge, run every stage and compare with the truth; minutes on two CPU cores."""
+    from dynamight_core.demo import run_demo
+
+    with Terminal() as reporter:
+        run_demo(out, options, overwrite, reporter)
+
+
+def _open(run: Path, options: Any) -> "FinishedRun":
+    """Return the finished run of a folder; `options` may choose threads."""
+    from dynamight_core.devices import set_threads
+    from dynamight_core.run import Run as FinishedRun
+
+    set_threads(getattr(options, "threads", None))
+    return FinishedRun(run)

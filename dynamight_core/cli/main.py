@@ -1,0 +1,126 @@
+"""How the program starts and ends: global options, exit codes, one sentence for every failure."""
+
+import contextlib
+import json
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+
+from dynamight_core.cli.app import GLOBAL, current_names, describe_error, make_app
+from dynamight_core.errors import InputError
+from dynamight_core.version import __version__
+
+# Words that are answered with every option of every command.
+_EVERYTHING = {"--help-all", "--install-completion", "__complete"}
+
+
+def main() -> None:
+    """Run the program on the words of the command line and exit."""
+    with contextlib.suppress(AttributeError):
+        # Messages hold Greek letters and units; a terminal that cannot show them should not end a run.
+        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+        sys.stderr.reconfigure(errors="replace")  # type: ignore[union-attr]
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(words: Sequence[str]) -> int:
+    """Run the program on the words of a command line.
+
+    Returns
+    -------
+    int
+        0 if all is well, 2 for input that cannot be used, 1 for a failure, 130 if the user stopped it.
+    """
+    app = make_app(everything=not _EVERYTHING.isdisjoint(words))
+
+    @app.meta.default
+    def launch(
+        *command: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+        debug: Annotated[
+            bool, Parameter(help="Print the traceback of a failure.", negative=(), show_default=False, group=GLOBAL)
+        ] = False,
+        status_file: Annotated[
+            Path | None,
+            Parameter(help="Write exit code and message to this file (JSON), for other programs.", group=GLOBAL),
+        ] = None,
+        require_version: Annotated[
+            str | None, Parameter(help="Refuse to run in any other version, for other programs.", group=GLOBAL)
+        ] = None,
+    ) -> int:
+        code, message = _outcome(app, command, debug, require_version)
+        if code:
+            print(message, file=sys.stderr)
+        if status_file is not None:
+            from dynamight_core.files import atomic_path
+
+            with atomic_path(status_file) as path:
+                path.write_text(json.dumps({"exit_code": code, "message": message.removeprefix("Error: ")}))
+        return code
+
+    try:
+        return app.meta(words, exit_on_error=False, print_error=False, result_action="return_value") or 0
+    except CycloptsError as error:
+        print(f"Error: {describe_error(error)}", file=sys.stderr)
+        return 2
+
+
+def _outcome(app: App, words: Sequence[str], debug: bool, version: str | None) -> tuple[int, str]:
+    """Run a command and return its exit code and, if that is not 0, the sentence for the user."""
+    folder = None
+    try:
+        _check_version(version)
+        words, notes = current_names(words)
+        print(*notes, sep="\n", end="\n" * bool(notes), file=sys.stderr)
+        function, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
+        folder = bound.arguments.get("run") or bound.arguments.get("out")
+        function(*bound.args, **bound.kwargs)
+    except CycloptsError as error:
+        return 2, f"Error: {describe_error(error)}"
+    except (InputError, PermissionError, NotADirectoryError) as error:
+        reason = str(error)
+        if isinstance(error, OSError):
+            place = Path(error.filename or ".").parent
+            reason = (
+                f"cannot use {place}: {(error.strerror or str(error)).lower()}; choose a folder you may read and write"
+            )
+        if debug:
+            traceback.print_exc()
+        return 2, f"Error: {reason}"
+    except KeyboardInterrupt:
+        cure = "resume with --resume" if words[0] == "train" else "run the command again"
+        return 130, f"Stopped; {cure}."
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        where = "above" if debug else f"in {_write_log(folder)}"
+        lines = str(error).strip().splitlines()
+        sentence = f"{type(error).__name__}{': ' + lines[0] if lines else ''}"
+        return 1, f"Error: dynamight {words[0]} failed ({sentence}); the traceback is {where}."
+    return 0, ""
+
+
+def _check_version(wanted: str | None) -> None:
+    if wanted not in (None, __version__):
+        raise InputError(
+            f"dynamight-core {wanted} is needed, but the environment {sys.prefix} has {__version__}; install that "
+            "version, or activate an environment which has it"
+        )
+
+
+def _write_log(folder: Path | None) -> Path:
+    """Write the traceback to ``error.log`` in a run's folder, or in the temporary one if there is none."""
+    text = f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {' '.join(sys.argv)}\n{traceback.format_exc()}"
+    if folder is not None and Path(folder).is_dir():
+        with contextlib.suppress(OSError):
+            path = Path(folder) / "error.log"
+            path.write_text(text)
+            return path
+    with tempfile.NamedTemporaryFile("w", prefix="dynamight-", suffix=".log", delete=False) as file:
+        file.write(text)
+    return Path(file.name)

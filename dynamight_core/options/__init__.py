@@ -1,0 +1,69 @@
+"""Every option of every stage, written once: a dataclass a stage, whose fields say what help, forms and docs say.
+
+The command line, the tables of docs and the schema that the Scipion plugin reads are made from these; see
+`dynamight_core.options.declare.Option` for what an option declares. Nothing here imports NumPy or torch.
+"""
+
+from dynamight_core.options.analyse import (
+    CONTROLS,
+    EMBEDDINGS,
+    HALVES,
+    AnalyseOptions,
+    ControlOptions,
+    DisplaceOptions,
+    ExploreOptions,
+    SelectOptions,
+    StatesOptions,
+)
+from dynamight_core.options.common import ORIGINS
+from dynamight_core.options.reconstruct import METHODS, InvertOptions, ReconstructOptions
+from dynamight_core.options.simulate import DemoOptions, SimulateOptions
+from dynamight_core.options.train import (
+    DECODERS,
+    NORMALISATIONS,
+    REGULARISATIONS,
+    STORAGES,
+    InputOptions,
+    TrainOptions,
+)
+
+# Stages by the name of their command; the input of a run has a dataclass of its own.
+STAGES = {
+    "input": InputOptions,
+    "train": TrainOptions,
+    "simulate": SimulateOptions,
+    "invert": InvertOptions,
+    "reconstruct": ReconstructOptions,
+    "analyse": AnalyseOptions,
+    "states": StatesOptions,
+    "displace": DisplaceOptions,
+    "select": SelectOptions,
+    "control": ControlOptions,
+    "explore": ExploreOptions,
+    "demo": DemoOptions,
+}
+
+__all__ = [
+    "CONTROLS",
+    "DECODERS",
+    "EMBEDDINGS",
+    "HALVES",
+    "METHODS",
+    "NORMALISATIONS",
+    "ORIGINS",
+    "REGULARISATIONS",
+    "STAGES",
+    "STORAGES",
+    "AnalyseOptions",
+    "ControlOptions",
+    "DemoOptions",
+    "DisplaceOptions",
+    "ExploreOptions",
+    "InputOptions",
+    "InvertOptions",
+    "ReconstructOptions",
+    "SelectOptions",
+    "SimulateOptions",
+    "StatesOptions",
+    "TrainOptions",
+]

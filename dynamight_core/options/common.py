@@ -1,0 +1,85 @@
+"""Options that several stages share, written once for all of them."""
+
+from typing import Any
+
+from dynamight_core.options.declare import option
+
+# Random generators take no others.
+_MAX_SEED = 2**32 - 1
+
+
+def seed(
+    help: str = "Random seed; the same seed on the same machine gives the same numbers.", label: str = "Random seed"
+) -> Any:
+    """Declare the seed of a stage."""
+    return option(0, help, label=label, group="Run", at_least=0, at_most=_MAX_SEED)
+
+
+def device(default: str = "auto") -> Any:
+    """Declare what computes."""
+    text = "Processor: auto (a GPU if available), auto:N (GPU N if any is available), cpu, cuda, or a GPU number."
+    return option(default, text, group="Run", level="basic")
+
+
+def threads() -> Any:
+    """Declare the number of CPU threads."""
+    return option(
+        None, "CPU threads. All available threads are used if omitted.", group="Run", level="basic", at_least=1
+    )
+
+
+def clusters(label: str = "") -> Any:
+    """Declare a number of clusters."""
+    return option(
+        None,
+        "Number of clusters of similar conformation, numbered by their centres on motion 1.",
+        more="Motion is mostly continuous: clusters divide it, and their number is your choice.",
+        label=label,
+        group="Clusters",
+        level="basic",
+        at_least=0,
+    )
+
+
+def mixture() -> Any:
+    """Declare the way in which clusters are found."""
+    return option(
+        False,
+        "Cluster by a mixture of normal distributions instead of k-means.",
+        more="With --clusters 0, the Bayesian information criterion chooses the number.",
+        group="Clusters",
+    )
+
+
+def shrink() -> Any:
+    """Declare whether motion counts as far as it is supported."""
+    return option(
+        True,
+        "Down-weight each mode of motion by its support from validation particles.",
+        more="No motion is used if the verdict is that images do not support it. Otherwise it is used as learned.",
+        label="Down-weight motion not supported by validation particles?",
+        group="Motion",
+        level="basic",
+    )
+
+
+ORIGINS = {
+    "auto": "best fit to the map",
+    "corner": "first voxel of the map",
+    "centre": "centre of the box",
+    "map": "map header",
+}
+
+
+def origin() -> Any:
+    """Declare where atomic coordinates are zero."""
+    return option(
+        "auto",
+        "Coordinate origin of the atomic model: centre of the box, corner (first voxel), map (its header) or auto.",
+        more="With auto, the origin is the one that places the atoms in most density; the log reports it. Models "
+        "built in a map without a header origin count from its first voxel, models built in Scipion often from the "
+        "centre.",
+        label="Coordinate origin of the atomic model",
+        group="Atomic model",
+        choices=ORIGINS,
+    )

@@ -1,0 +1,401 @@
+"""Options of training: what a run works on, and how deformations are learned."""
+
+import os
+from dataclasses import dataclass, replace
+
+from dynamight_core.errors import InputError
+from dynamight_core.options.common import device, origin, seed, threads
+from dynamight_core.options.declare import Checked, option
+
+# Decoders by name, with their labels in forms; the first is the default. Bodies are asked for by their masks.
+DECODERS = {"basis": "basis", "coordinate": "coordinate network (paper)", "bodies": "rigid bodies"}
+REGULARISATIONS = {"fixed": "fixed weight", "dynamic": "gradient ratio (paper)"}
+NORMALISATIONS = {"image": "each image", "set": "the whole set", "none": "none"}
+STORAGES = {"auto": "auto", "memory": "memory", "device": "GPU", "file": "file"}
+
+
+@dataclass
+class InputOptions(Checked):
+    """What a run works on, and how its images are prepared."""
+
+    star: str = option("", "Particles with poses and CTFs: STAR file of RELION 3.0 to 5.", group="Input", level="basic")
+    map: str = option(
+        "",
+        "Consensus map of the particles (.mrc), same box and pixel size.",
+        group="Input",
+        level="basic",
+        metavar="FILE",
+    )
+    half_maps: list[str] | None = option(
+        None,
+        "Two half-maps of the consensus; each half-set is initialised from its own.",
+        group="Input",
+        level="basic",
+        words=(2, 2),
+        metavar="MAP1 MAP2",
+    )
+    mask: str | None = option(
+        None,
+        "Soft mask of the flexible region, 0 to 1. Motion is allowed everywhere if omitted.",
+        group="Input",
+        level="basic",
+        metavar="FILE",
+    )
+    bodies: list[str] | None = option(
+        None,
+        "Masks of two or more rigid bodies, which move instead of a free deformation.",
+        group="Input",
+        words=(2, None),
+        metavar="MASK...",
+    )
+    start_from: str | None = option(
+        None,
+        "Finished run of the same particles; its models initialise this run instead of the map.",
+        group="Input",
+        level="basic",
+        metavar="RUN",
+    )
+    atomic_model: str | None = option(
+        None,
+        "PDB or mmCIF file that defines the Gaussians and distance restraints. Biases the map.",
+        group="Atomic model",
+        metavar="FILE",
+    )
+    fit: bool = option(
+        False,
+        "Fit the atomic model to the map as a rigid body, close to its current position.",
+        label="Fit the atomic model to the map?",
+        group="Atomic model",
+    )
+    origin: str = origin()
+    project: str | None = option(
+        None,
+        "Folder that image paths in the STAR file are relative to. Found automatically if omitted.",
+        group="Input",
+        metavar="FOLDER",
+    )
+    particle_diameter: float | None = option(
+        None,
+        "Diameter of the particle. 90 % of the box if omitted.",
+        more="Choose a circle that contains the particle in every conformation. The noise is measured outside it.",
+        label="Particle diameter",
+        unit="A",
+        group="Images",
+        level="basic",
+        above=0,
+    )
+    working_box: int | None = option(
+        None,
+        "Fourier-crop images to this box for training. Follows from the Gaussian spacing if omitted.",
+        more="The Gaussians cannot explain finer detail. Maps keep the full box.",
+        label="Working box",
+        unit="px",
+        group="Images",
+        # Smaller images have no frequencies left that the encoder or a Gaussian could see.
+        at_least=16,
+        even=True,
+    )
+    invert_contrast: bool = option(
+        False,
+        "Invert the contrast of the images (particles are dark).",
+        more="Training expects white particles, and stops if the images correlate negatively with the map.",
+        label="Invert contrast (particles are dark)?",
+        group="Images",
+        level="basic",
+    )
+    premultiplied: bool | None = option(
+        None,
+        "Images were premultiplied by the CTF. Read from the STAR file if omitted.",
+        more="RELION records this in the optics table.",
+        label="Were images premultiplied by the CTF?",
+        group="Images",
+    )
+    normalise: str = option(
+        "image",
+        "Normalise the noise of each image by itself, of the whole set by the same factors, or not at all.",
+        more="The noise is measured outside the particle diameter.",
+        label="Normalise the noise of",
+        group="Images",
+        choices=NORMALISATIONS,
+    )
+    storage: str = option(
+        "auto",
+        "Where to keep prepared images: memory, device (the GPU), file (in the run), or auto (by their size).",
+        label="Keep images in",
+        group="Images",
+        choices=STORAGES,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.fit and self.atomic_model is None:
+            raise InputError("--fit is for an atomic model; give --atomic-model as well")
+
+    def absolute(self) -> "InputOptions":
+        """Return the options with absolute paths: later stages read the files again, from whatever folder."""
+        single = "star map mask project start_from atomic_model".split()
+        paths = {name: value and os.path.abspath(value) for name in single for value in [getattr(self, name)]}
+        for name in ("half_maps", "bodies"):
+            paths[name] = getattr(self, name) and [os.path.abspath(value) for value in getattr(self, name)]
+        return replace(self, **paths)
+
+
+@dataclass
+class TrainOptions(Checked):
+    """How deformations are learned."""
+
+    n_gaussians: int = option(
+        10000,
+        "Number of Gaussians in each half-set's model; use 1 or 2 per residue.",
+        more="Memory and time grow in proportion.",
+        label="Number of Gaussians",
+        group="Gaussian model",
+        level="basic",
+        at_least=50,
+    )
+    width_classes: int = option(
+        1,
+        "Number of classes of Gaussians, each with its own width.",
+        label="Number of width classes",
+        group="Gaussian model",
+        at_least=1,
+    )
+    threshold: float | None = option(
+        None,
+        "Threshold of the consensus map after a 15 A low-pass filter (map units). Chosen automatically if omitted.",
+        more="Gaussians fill the map above this value. The automatic choice keeps weak, flexible density and excludes "
+        "solvent.",
+        label="Map threshold",
+        group="Gaussian model",
+        level="basic",
+    )
+    initial_resolution: float = option(
+        12.0,
+        "Low-pass filter of the initial map.",
+        more="It keeps the half-sets independent where both are initialised from the same map.",
+        label="Initial low-pass filter",
+        unit="A",
+        group="Gaussian model",
+        above=0,
+    )
+    n_latents: int = option(
+        6,
+        "Number of latent dimensions; at least the number of independent motions.",
+        label="Latent dimensions",
+        group="Motion",
+        level="basic",
+        at_least=1,
+    )
+    decoder: str = option(
+        "basis",
+        "Deformation model: basis (learned deformation fields) or coordinate (the paper's coordinate network, slower).",
+        label="Decoder",
+        group="Motion",
+        choices=DECODERS,
+    )
+    epochs: int = option(
+        18,
+        "Number of epochs after the warm-up.",
+        more="Every epoch uses each particle once.",
+        label="Epochs",
+        group="Training",
+        level="basic",
+        at_least=1,
+    )
+    warm_up_epochs: int = option(
+        3,
+        "Initial epochs that fit the Gaussians to the images without deformation.",
+        label="Warm-up epochs",
+        group="Schedule",
+        at_least=0,
+    )
+    encoder_epochs: int = option(
+        0,
+        "First epochs after the warm-up that train encoder and decoder together (paper). 0 initialises from a linear "
+        "motion estimate.",
+        more="In later epochs, latents are inferred.",
+        label="Encoder epochs",
+        group="Schedule",
+        level="paper",
+        at_least=0,
+    )
+    latent_refinement: bool = option(
+        True,
+        "Infer each particle's latent with the decoder fixed; otherwise train the encoder in all epochs (paper).",
+        label="Infer latents?",
+        group="Schedule",
+        level="paper",
+    )
+    inference_interval: int = option(
+        2,
+        "Epochs between two rounds of latent inference.",
+        label="Epochs between inferences",
+        group="Schedule",
+        at_least=1,
+    )
+    batch_size: int = option(
+        128,
+        "Number of particles per step; lower it if memory runs out.",
+        more="Small sets use smaller batches, so that each epoch has at least 8.",
+        label="Batch size",
+        group="Training",
+        level="basic",
+        at_least=1,
+    )
+    learning_rate: float = option(
+        5e-3, "Learning rate of the decoder (Adam).", label="Decoder", group="Learning rates", above=0
+    )
+    encoder_learning_rate: float = option(
+        1e-3, "Learning rate of the encoder (Adam).", label="Encoder", group="Learning rates", level="paper", above=0
+    )
+    gaussian_learning_rate: float = option(
+        0.1,
+        "Learning rate of the Gaussian positions (Adam).",
+        label="Gaussian positions",
+        unit="A",
+        group="Learning rates",
+        above=0,
+    )
+    kl_weight: float = option(
+        0.03,
+        "Weight of the Kullback-Leibler term in encoder epochs; 1 is the full evidence lower bound.",
+        label="KL weight",
+        group="Schedule",
+        level="paper",
+        at_least=0,
+    )
+    motion_resolution: float | None = option(
+        None,
+        "Low-pass filter of the images during training; 0 is no filter. Chosen automatically if omitted.",
+        more="Fine detail carries no information on a motion until the motion is nearly known. The automatic filter "
+        "is where the images show most motion, and weaker in the last third of the epochs. There is none with encoder "
+        "epochs; a run initialised from another keeps its last filter.",
+        label="Low-pass filter during training",
+        unit="A",
+        group="Motion",
+        at_least=0,
+    )
+    regularisation: str = option(
+        "fixed",
+        "Weight of the distance restraints: fixed (see stiffness), or dynamic (see regularisation ratio; the paper's "
+        "lambda).",
+        more="The restraints keep neighbouring Gaussians at their distance.",
+        label="Regularisation",
+        group="Restraints",
+        choices=REGULARISATIONS,
+    )
+    stiffness: float = option(
+        30.0,
+        "Weight of distance and repulsion restraints with fixed regularisation; reduced automatically for weak signal.",
+        more="The weight is relative to the log-likelihood of one particle. Increase it if motion looks torn, "
+        "decrease it if motion looks too small.",
+        label="Stiffness",
+        unit="1/A^2",
+        group="Restraints",
+        level="basic",
+        at_least=0,
+    )
+    regularisation_ratio: float = option(
+        0.9,
+        "Gradient norm of the restraints relative to the data with dynamic regularisation.",
+        label="Regularisation ratio",
+        group="Restraints",
+        level="paper",
+        at_least=0,
+    )
+    rigidity: float = option(
+        10.0,
+        "Weight of restraints on distances up to 25 A within rigid-body domains. 0 is off.",
+        more="It is reduced together with the stiffness for weak signal.",
+        label="Rigidity",
+        unit="1/A^2",
+        group="Restraints",
+        at_least=0,
+    )
+    sparse_motion: float = option(
+        0.0,
+        "Weight of a penalty on the mean displacement, which favours molecules that are mostly at rest. 0 is off.",
+        more="It increases to its full value in the second third of the epochs.",
+        label="Sparse motion",
+        unit="1/A",
+        group="Restraints",
+        at_least=0,
+    )
+    gaussian_amplitudes: bool = option(
+        True,
+        "Give each Gaussian its own amplitude; the paper has one for all.",
+        more="All particles share these amplitudes, so that motion cannot appear as vanishing density.",
+        label="Individual amplitude for each Gaussian?",
+        group="Gaussian model",
+    )
+    refits: int = option(
+        3,
+        "Number of Gaussian refits to the half-set's own motion-corrected map during training.",
+        more="The initial map is blurred by the motion.",
+        label="Number of Gaussian refits",
+        group="Gaussian model",
+        at_least=0,
+    )
+    refit_resolution: float = option(
+        9.0,
+        "Low-pass filter of the map for Gaussian refits.",
+        label="Low-pass filter for refits",
+        unit="A",
+        group="Gaussian model",
+        above=0,
+    )
+    reference_interval: int = option(
+        12,
+        "Epochs between two updates of the reference conformation.",
+        label="Epochs between reference updates",
+        group="Schedule",
+        at_least=1,
+    )
+    reference_epochs: int = option(
+        2,
+        "Epochs of a reference update, in which only the Gaussians move.",
+        label="Epochs per reference update",
+        group="Schedule",
+        at_least=0,
+    )
+    stop_after_rises: int = option(
+        40,
+        "Stop after this many epochs with a higher data loss than the epoch before.",
+        label="Stop after rises of the loss",
+        group="Schedule",
+        at_least=1,
+    )
+    validation_fraction: float = option(
+        0.1,
+        "Fraction of each half-set held out from training the decoder, for validation.",
+        more="These particles show whether the images support the motion.",
+        label="Validation fraction",
+        group="Training",
+        above=0,
+        below=0.5,
+    )
+    validation_trains_encoders: bool = option(
+        False,
+        "Let validation particles train the encoders (paper); they are then no longer independent.",
+        label="Train encoders on validation particles (paper)?",
+        group="Schedule",
+        level="paper",
+    )
+    refine_poses: bool = option(
+        False,
+        "Refine orientations and shifts against the model; the refined poses are written out.",
+        more="Refined poses also follow errors of the model.",
+        label="Refine poses?",
+        group="Motion",
+    )
+    n_motions: int = option(
+        6,
+        "Number of principal motions to keep, largest first.",
+        more="The half-sets share these motions. Coordinates along them become the zFlex of the particles in Scipion.",
+        label="Principal motions",
+        group="Motion",
+        at_least=1,
+    )
+    seed: int = seed()
+    device: str = device()
+    threads: int | None = threads()
