@@ -35,7 +35,7 @@ setup(
     ],
     python_requires=">=3.10",
     packages=find_packages(include=["dynamight_scipion", "dynamight_scipion.*"]),
-    package_data={"dynamight_scipion": ["*.png", "protocols.conf", "templates/*"]},
+    package_data={"dynamight_scipion": ["*.png", "options.json", "protocols.conf", "templates/*"]},
     include_package_data=False,
     install_requires=["scipion-em", "scipion-pyworkflow", "emtable", "matplotlib", "mrcfile", "numpy", "scipy"],
     entry_points={"pyworkflow.plugin": "dynamight_scipion = dynamight_scipion"},

@@ -1,14 +1,17 @@
-"""How every protocol starts the engine, and what it says when the engine fails."""
+"""How every protocol starts the engine, what its form takes from the engine's options, and what failures say."""
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import time
+from functools import cache
+from pathlib import Path
 
 import pyworkflow.protocol.params as params
 from pyworkflow.exceptions import PyworkflowException
-from pyworkflow.protocol.constants import GPU_LIST, USE_GPU
+from pyworkflow.protocol.constants import GPU_LIST, LEVEL_ADVANCED, LEVEL_NORMAL, USE_GPU
 from pyworkflow.utils import cleanPath, makePath
 
 from dynamight_scipion import Plugin
@@ -18,21 +21,39 @@ from dynamight_scipion.constants import DYNAMIGHT_ENV_ACTIVATION, PROGRAM
 _FILE_DELAY = 10
 
 
-class Between(params.Conditional):
-    """A number between two others, neither of them included; or none, where a parameter may be left empty.
+_PARAMS = {
+    "boolean": params.BooleanParam,
+    "integer": params.IntParam,
+    "number": params.FloatParam,
+    "string": params.StringParam,
+}
+
+
+@cache
+def readOptions():
+    """Read what the engine declares: of every stage, its options by name, each a JSON schema with texts for a form."""
+    with open(Path(__file__).parents[1] / "options.json", encoding="utf-8") as file:
+        return {stage: found["properties"] for stage, found in json.load(file)["$defs"].items()}
+
+
+class Limits(params.Conditional):
+    """The limits of a number as the engine declares them; none where a parameter may be left empty.
 
     Scipion's own conditions fail on parameters that were emptied.
     """
 
-    def __init__(self, low, high=float("inf"), allowsNull=False):
-        error = f"must be above {low:g}" + (f" and below {high:g}" if high != float("inf") else "")
-        super().__init__(error, allowsNull)
-        self._condition = lambda value: value is not None and low < value < high
+    _CHECKS = {
+        "minimum": ("at least", lambda value, limit: value >= limit),
+        "exclusiveMinimum": ("more than", lambda value, limit: value > limit),
+        "maximum": ("at most", lambda value, limit: value <= limit),
+        "exclusiveMaximum": ("less than", lambda value, limit: value < limit),
+        "multipleOf": ("a multiple of", lambda value, limit: value % limit == 0),
+    }
 
-
-POSITIVE = Between(0)
-NOT_NEGATIVE = params.GE(0, "must not be negative")
-POSITIVE_OR_EMPTY = Between(0, allowsNull=True)
+    def __init__(self, option, allowsNull=False):
+        limits = [(*self._CHECKS[word], option[word]) for word in self._CHECKS if word in option]
+        super().__init__(f"must be {' and '.join(f'{text} {limit:g}' for text, _, limit in limits)}", allowsNull)
+        self._condition = lambda value: value is not None and all(holds(value, limit) for _, holds, limit in limits)
 
 
 class EngineError(PyworkflowException):
@@ -68,6 +89,70 @@ class EngineProtocol:
     def _defineThreadParams(self, form):
         """Add the number of threads; call it after the last section."""
         form.addParallelSection(threads=4, mpi=0)
+
+    # Stages of the engine whose options the form has; options that the form calls otherwise, as "stage/option".
+    _stages = ()
+    _optionNames = {}
+
+    def addOption(self, form, name, without=(), more="", **changed):
+        """Add the parameter of an engine's option: label, default, help, choices, limits and level as it declares them.
+
+        Parameters
+        ----------
+        form
+            or a section, group or line of it.
+        name
+            of the parameter: the option's name in camelCase, or one of `_optionNames`.
+        without
+            choices that the form does not offer.
+        more
+            sentences to add to the help.
+        changed
+            what the parameter has otherwise than the option.
+        """
+        stage, _, word = self._optionNames.get(name, f"/{_inKebab(name)}").partition("/")
+        stage = stage or next(stage for stage in self._stages if word in readOptions()[stage])
+        option = readOptions()[stage][word]
+        kind, *nullable = [option["type"]] if isinstance(option["type"], str) else option["type"]
+        unit = f" ({option['unit']})" if "unit" in option else ""
+        given = {
+            "label": option["label"] + unit,
+            "help": " ".join(filter(None, (option["description"], option.get("more"), more))),
+            "default": "" if kind == "string" and nullable else option.get("default"),
+            "allowsNull": bool(nullable),
+            "expertLevel": LEVEL_NORMAL if option["level"] == "basic" else LEVEL_ADVANCED,
+        }
+        paramClass, words = _PARAMS[kind], None
+        if "enum" in option or (kind == "boolean" and nullable):
+            paramClass, words, labels = params.EnumParam, (None, True, False), ("automatic", "yes", "no")
+            if "enum" in option:
+                offered = zip(option["enum"], option["choice_labels"], strict=True)
+                words, labels = zip(*(choice for choice in offered if choice[0] not in without), strict=True)
+            given |= {"choices": list(labels), "default": words.index(option.get("default", words[0]))}
+        elif kind in ("integer", "number") and Limits._CHECKS.keys() & option.keys():
+            given["validators"] = [Limits(option, bool(nullable))]
+        param = form.addParam(name, paramClass, **(given | changed))
+        param.engineOption = stage, word, words
+
+    def getChoice(self, name):
+        """Return the engine's word for the chosen value of a parameter."""
+        return self._definition.getParam(name).engineOption[2][getattr(self, name).get()]
+
+    def _getOptionWords(self, stage, without=()):
+        """Return the options of a stage that the form has, but for some parameters, as words of a command line."""
+        words = []
+        for name, param in self._definition.iterParams():
+            ofStage, option, choices = getattr(param, "engineOption", (None, None, None))
+            if ofStage != stage or name in without:
+                continue
+            value = getattr(self, name).get() if choices is None else self.getChoice(name)
+            if isinstance(value, bool):
+                # The engine has both forms of a switch only where there is something to switch off.
+                if value != readOptions()[stage][option]["default"]:
+                    words.append(f"--{option}" if value else f"--no-{option}")
+            elif value not in (None, ""):
+                words += [f"--{option}", str(value)]
+        return words
 
     # ------------------------------------------------------------------ execution
 
@@ -149,14 +234,6 @@ def _readStatus(path):
         return json.load(file)
 
 
-def addOption(arguments, name, value):
-    """Append an option to the engine's arguments unless its value is None or empty (the engine's default).
-
-    Booleans become a flag: '--name' or, where False, '--no-name'; use it for options that have both.
-    """
-    if value is None or value == "":
-        return
-    if isinstance(value, bool):
-        arguments.append(f"--{name}" if value else f"--no-{name}")
-    else:
-        arguments += [f"--{name}", str(value)]
+def _inKebab(name):
+    """Return a name in camelCase as options are written."""
+    return re.sub("[A-Z]", lambda letter: f"-{letter[0].lower()}", name)

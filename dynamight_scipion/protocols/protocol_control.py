@@ -3,17 +3,15 @@
 import json
 import os
 
-import pyworkflow.protocol.params as params
 from pwem.objects import FSC, SetOfFSCs
 from pwem.protocols import ProtAnalysis3D
 from pyworkflow.constants import BETA
-from pyworkflow.protocol.constants import LEVEL_ADVANCED
+from pyworkflow.protocol.constants import LEVEL_ADVANCED, LEVEL_NORMAL
 
-from .protocol_base import NOT_NEGATIVE, addOption
+from .protocol_base import readOptions
 from .protocol_from_model import ModelProtocol
 
-# The engine's words
-KINDS = ("shuffled-latents", "held-out", "noise-particles", "wrong-model")
+KINDS = tuple(readOptions()["control"]["kind"]["enum"])
 SHUFFLED, HELD_OUT, NOISE, WRONG_MODEL = range(4)
 # What the engine's curves are called in the set of FSCs.
 CURVES = {
@@ -57,6 +55,8 @@ class DynamightProtControl(ModelProtocol, ProtAnalysis3D):
     _label = "control experiment"
     _devStatus = BETA
     _possibleOutputs = {"outputFSCs": SetOfFSCs}
+    _stages = ("control",)
+    _optionNames = {"nParticles": "control/particles", "nPermutations": "control/permutations"}
 
     # ------------------------------------------------------------------ form
 
@@ -64,75 +64,13 @@ class DynamightProtControl(ModelProtocol, ProtAnalysis3D):
         self._defineGpuParams(form)
         form.addSection(label="Input")
         self._defineModelParam(form)
-        form.addParam(
-            "kind",
-            params.EnumParam,
-            default=SHUFFLED,
-            label="Control",
-            choices=["shuffled latents", "held-out particles", "noise particles", "wrong model"],
-            help="*shuffled latents*: is the map improved by the motion of the particles, or as well by that of "
-            "others?\n*held-out particles*: does deformation improve the map of particles that trained nothing?\n"
-            "*noise particles*: what does the model make of noise?\n*wrong model*: where the atomic model is wrong, "
-            "does the map follow it? Takes as long as the estimation did.",
-        )
-        form.addParam(
-            "selection",
-            params.StringParam,
-            default="",
-            condition=f"kind == {WRONG_MODEL}",
-            label="Part that is replaced",
-            help="Chains and ranges of residues of the atomic model, such as H/1-213 L. What moves most against the "
-            "largest rigid domain if left empty.",
-        )
-        form.addParam(
-            "replacement",
-            params.StringParam,
-            default="",
-            condition=f"kind == {WRONG_MODEL}",
-            expertLevel=LEVEL_ADVANCED,
-            label="Part that is put there",
-            help="Another part of the atomic model, of similar size. The same part, turned, if left empty.",
-        )
-        form.addParam(
-            "nParticles",
-            params.IntParam,
-            default=10000,
-            expertLevel=LEVEL_ADVANCED,
-            label="Particles of each half",
-            validators=[params.GE(100, "must be at least 100")],
-            help="At most so many are used, drawn at random. Time grows in proportion, and the errors of what is "
-            "measured fall with the root.",
-        )
-        form.addParam(
-            "nPermutations",
-            params.IntParam,
-            default=6,
-            expertLevel=LEVEL_ADVANCED,
-            label="Permutations",
-            condition=f"kind < {NOISE}",
-            validators=[params.GE(2, "must be at least 2")],
-            help="How often the deformations are permuted among the particles. Each takes one reconstruction of both "
-            "halves.",
-        )
-        form.addParam(
-            "shrink",
-            params.BooleanParam,
-            default=True,
-            expertLevel=LEVEL_ADVANCED,
-            label="Shrink motion to what is supported?",
-            help="As a reconstruction does: each mode of motion counts as far as held-out particles support it, and "
-            "none if the verdict on the model is that images do not support its motions. Without, the motion is judged "
-            "as it was learned.",
-        )
-        form.addParam(
-            "seed",
-            params.IntParam,
-            default=0,
-            expertLevel=LEVEL_ADVANCED,
-            label="Random seed",
-            validators=[NOT_NEGATIVE],
-            help="Of everything that is drawn at random.",
-        )
+        self.addOption(form, "kind", default=SHUFFLED)
+        self.addOption(form, "selection", condition=f"kind == {WRONG_MODEL}", expertLevel=LEVEL_NORMAL)
+        self.addOption(form, "replacement", condition=f"kind == {WRONG_MODEL}")
+        self.addOption(form, "nParticles", expertLevel=LEVEL_ADVANCED)
+        self.addOption(form, "nPermutations", condition=f"kind < {NOISE}", expertLevel=LEVEL_ADVANCED)
+        self.addOption(form, "shrink", expertLevel=LEVEL_ADVANCED)
+        self.addOption(form, "seed")
         self._defineThreadParams(form)
 
     # ------------------------------------------------------------------ steps
@@ -154,7 +92,7 @@ class DynamightProtControl(ModelProtocol, ProtAnalysis3D):
             return
         curves = SetOfFSCs.create(self._getPath())
         for name, values in figures["curves"].items():
-            curve = FSC(objLabel=CURVES[KINDS[self.kind.get()]].get(name, name))
+            curve = FSC(objLabel=CURVES[self.getChoice("kind")].get(name, name))
             # Shell 0 is the mean of the maps, of which no correlation is taken.
             curve.setData(figures["resolution"][1:], values[1:])
             curves.append(curve)
@@ -163,21 +101,11 @@ class DynamightProtControl(ModelProtocol, ProtAnalysis3D):
 
     def _getOptions(self):
         """Return the engine's options that change the result, as a list of words."""
-        arguments = ["--kind", KINDS[self.kind.get()]]
-        values = {
-            "particles": self.nParticles,
-            "permutations": self.nPermutations,
-            "shrink": self.shrink,
-            "seed": self.seed,
-        }
-        if self.kind.get() == WRONG_MODEL:
-            values |= {"selection": self.selection, "replacement": self.replacement}
-        for name, value in values.items():
-            addOption(arguments, name, value.get())
-        return arguments
+        unused = () if self.kind.get() == WRONG_MODEL else ("selection", "replacement")
+        return self._getOptionWords("control", without=unused)
 
     def _getControlPath(self, suffix):
-        return os.path.join(self._getRunFolder(), "analysis", "controls", KINDS[self.kind.get()] + suffix)
+        return os.path.join(self._getRunFolder(), "analysis", "controls", self.getChoice("kind") + suffix)
 
     def loadControl(self):
         """Return what the control found: verdict, sentence and figures (a dict, read from the engine's file)."""
@@ -206,4 +134,4 @@ class DynamightProtControl(ModelProtocol, ProtAnalysis3D):
     def _methods(self):
         if not self.isFinished():
             return []
-        return [f"Control experiment '{KINDS[self.kind.get()]}': {self.loadControl()['sentence']}"]
+        return [f"Control experiment '{self.getChoice('kind')}': {self.loadControl()['sentence']}"]

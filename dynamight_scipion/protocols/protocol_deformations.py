@@ -14,65 +14,10 @@ from pyworkflow.protocol.constants import LEVEL_ADVANCED
 from dynamight_scipion import convert
 from dynamight_scipion.objects import FLEX_PROGRAM, RUN_FOLDER, DynamightModel
 
-from .protocol_base import NOT_NEGATIVE, POSITIVE, POSITIVE_OR_EMPTY, Between, EngineProtocol, addOption
-from .protocol_displace_model import ORIGINS
+from .protocol_base import EngineProtocol
 from .protocol_from_model import setFlexInfo
 
-DECODERS = ("basis", "coordinate")
-REGULARISATIONS = ("fixed", "dynamic")
-NORMALISATIONS = ("image", "set", "none")
-STORAGES = ("auto", "memory", "device", "file")
-EMBEDDINGS = ("auto", "pca")
 STRUCTURES = (".pdb", ".cif", ".mmcif", ".ent")
-PREMULTIPLIED = ("as their metadata say", "yes", "no")
-
-# Parameters and the engine's options that they stand for, by kind.
-VALUES = {
-    "particleDiameter": "particle-diameter",
-    "workingBox": "working-box",
-    "nGaussians": "n-gaussians",
-    "widthClasses": "width-classes",
-    "threshold": "threshold",
-    "initialResolution": "initial-resolution",
-    "nLatents": "n-latents",
-    "nEpochs": "epochs",
-    "warmUpEpochs": "warm-up-epochs",
-    "encoderEpochs": "encoder-epochs",
-    "inferenceInterval": "inference-interval",
-    "batchSize": "batch-size",
-    "learningRate": "learning-rate",
-    "encoderLearningRate": "encoder-learning-rate",
-    "gaussianLearningRate": "gaussian-learning-rate",
-    "klWeight": "kl-weight",
-    "motionResolution": "motion-resolution",
-    "stiffness": "stiffness",
-    "regularisationRatio": "regularisation-ratio",
-    "rigidity": "rigidity",
-    "sparseMotion": "sparse-motion",
-    "refits": "refits",
-    "refitResolution": "refit-resolution",
-    "referenceInterval": "reference-interval",
-    "referenceEpochs": "reference-epochs",
-    "stopAfterRises": "stop-after-rises",
-    "validationFraction": "validation-fraction",
-    "nMotions": "n-motions",
-    "seed": "seed",
-}
-CHOICES = {
-    "decoder": ("decoder", DECODERS),
-    "regularisation": ("regularisation", REGULARISATIONS),
-    "normalise": ("normalise", NORMALISATIONS),
-    "storage": ("storage", STORAGES),
-    "structureOrigin": ("origin", ORIGINS),
-}
-# Options that have a --no- form, and flags that are given or left out.
-SWITCHES = {"latentRefinement": "latent-refinement", "gaussianAmplitudes": "gaussian-amplitudes"}
-FLAGS = {
-    "invertContrast": "invert-contrast",
-    "validationTrainsEncoders": "validation-trains-encoders",
-    "refinePoses": "refine-poses",
-    "fitStructure": "fit",
-}
 
 
 class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
@@ -100,6 +45,8 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
         "outputGaussians1": AtomStruct,
         "outputGaussians2": AtomStruct,
     }
+    _stages = ("input", "train", "analyse")
+    _optionNames = {"nEpochs": "train/epochs", "fitStructure": "input/fit", "structureOrigin": "input/origin"}
 
     # ------------------------------------------------------------------ form
 
@@ -138,19 +85,12 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
             params.PointerParam,
             pointerClass="VolumeMask",
             allowsNull=True,
-            label="Mask of allowed motion (optional)",
-            help="Motion is allowed where the mask is 1 and forbidden where it is 0; give it a soft edge. Everywhere "
-            "if left out. It is not a mask of the molecule: leave solvent around a moving part inside.",
+            label="Mask of the flexible region (optional)",
+            help="Motion is allowed where the mask is 1 and forbidden where it is 0; use a soft edge. It is allowed "
+            "everywhere if omitted. Include the solvent around a moving part: this is not a mask of the molecule.",
         )
-        form.addParam(
-            "particleDiameter",
-            params.FloatParam,
-            allowsNull=True,
-            validators=[POSITIVE_OR_EMPTY],
-            label="Particle diameter (Å)",
-            help="Diameter of a circle around the particle in all its conformations. What is outside serves to measure "
-            "the noise. 0.9 of the box if left empty.",
-        )
+        self.addOption(form, "particleDiameter")
+        self.addOption(form, "invertContrast")
         form.addParam(
             "opticsStar",
             params.FileParam,
@@ -161,69 +101,12 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
             "and drops rlnNormCorrection; here both are taken from the file, by image name.",
         )
         group = form.addGroup("Images", expertLevel=LEVEL_ADVANCED)
-        group.addParam(
-            "invertContrast",
-            params.BooleanParam,
-            default=False,
-            label="Are the particles dark?",
-            expertLevel=LEVEL_ADVANCED,
-            help="Particles should be white on a darker ground. The run stops with a sentence if they correlate "
-            "negatively with the map.",
-        )
-        group.addParam(
-            "premultiplied",
-            params.EnumParam,
-            choices=list(PREMULTIPLIED),
-            default=0,
-            expertLevel=LEVEL_ADVANCED,
-            display=params.EnumParam.DISPLAY_HLIST,
-            label="Multiplied by their CTF?",
-            help="Whether the images were multiplied by their CTF when they were extracted. Their metadata say so in "
-            "the optics table, if they come from RELION.",
-        )
-        group.addParam(
-            "normalise",
-            params.EnumParam,
-            choices=list(NORMALISATIONS),
-            default=0,
-            expertLevel=LEVEL_ADVANCED,
-            display=params.EnumParam.DISPLAY_HLIST,
-            label="Normalise the noise",
-            help="*image*: each image by the noise outside its circle. *set*: all by the same factors. *none*: grey "
-            "values are taken as they are.",
-        )
-        group.addParam(
-            "workingBox",
-            params.IntParam,
-            allowsNull=True,
-            expertLevel=LEVEL_ADVANCED,
-            validators=[POSITIVE_OR_EMPTY],
-            label="Working box (px)",
-            help="Images are Fourier-cropped to this box for training; the maps keep the full box. If left empty it "
-            "follows from the distance between the Gaussians, which cannot explain finer detail.",
-        )
-        group.addParam(
-            "storage",
-            params.EnumParam,
-            choices=list(STORAGES),
-            default=0,
-            expertLevel=LEVEL_ADVANCED,
-            display=params.EnumParam.DISPLAY_HLIST,
-            label="Keep images in",
-            help="Prepared images are kept in memory, on the GPU (device) or in a file in the run's folder; auto "
-            "chooses by their size.",
-        )
+        for name in ("premultiplied", "normalise", "workingBox", "storage"):
+            self.addOption(group, name)
 
     def _defineGaussianParams(self, form):
         form.addSection(label="Gaussian model")
-        form.addParam(
-            "nGaussians",
-            params.IntParam,
-            default=10000,
-            validators=[params.GE(50, "must be at least 50")],
-            label="Number of Gaussians",
-            help="Pseudo-atoms of each half's model: one or two per residue. Memory and time grow in proportion.",
-        )
+        self.addOption(form, "nGaussians")
         form.addParam(
             "inputStructure",
             params.PointerParam,
@@ -231,187 +114,30 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
             allowsNull=True,
             expertLevel=LEVEL_ADVANCED,
             label="Atomic model (optional)",
-            help="Its atoms, coarse-grained, become the Gaussians of both halves, and its bonds the distances that are "
-            "kept; the number of Gaussians and the threshold are then without effect. It must be fitted to the "
-            "consensus map.\n*Both halves share it: the maps can show its features where the images do not, "
-            "and the FSC between the halves does not tell.* Run the control experiment 'wrong model' on the result "
-            "before you believe its maps.",
+            help="Its atoms, coarse-grained, become the Gaussians of both half-sets, and its bonds the distance "
+            "restraints. The number of Gaussians and the threshold are then not used. Fit it to the consensus map "
+            "first.\n*Both half-sets share the model: maps can show its features where the images do not, and the FSC "
+            "between half-maps does not reveal it.* Run the control experiment 'wrong model' on the result before you "
+            "interpret its maps.",
         )
-        form.addParam(
-            "fitStructure",
-            params.BooleanParam,
-            default=False,
-            expertLevel=LEVEL_ADVANCED,
-            label="Fit it to the map?",
-            help="Fit the atomic model to the consensus map as a rigid body, near where it is.",
-        )
-        form.addParam(
-            "structureOrigin",
-            params.EnumParam,
-            choices=list(ORIGINS),
-            default=0,
-            expertLevel=LEVEL_ADVANCED,
-            display=params.EnumParam.DISPLAY_HLIST,
-            label="Its coordinates count from",
-            help="Where the atomic model's coordinates are zero: at the centre of the box, or at its first voxel "
-            "(corner). *auto*: whichever puts the atoms into most density.",
-        )
-        form.addParam(
-            "threshold",
-            params.FloatParam,
-            allowsNull=True,
-            label="Map threshold",
-            help="Gaussians fill the consensus map, low-passed at 15 Å, above this value. If left empty it is chosen "
-            "such that weak, flexible density is kept and solvent is not.",
-        )
-        form.addParam(
-            "initialResolution",
-            params.FloatParam,
-            default=12.0,
-            validators=[POSITIVE],
-            label="Initial resolution (Å)",
-            help="Low-pass filter of the map that the Gaussians are fitted to at the start. It keeps the halves apart "
-            "where both start from one map.",
-        )
-        form.addParam(
-            "widthClasses",
-            params.IntParam,
-            default=1,
-            validators=[POSITIVE],
-            expertLevel=LEVEL_ADVANCED,
-            label="Classes of width",
-            help="Number of classes of Gaussians, each with a width of its own.",
-        )
-        form.addParam(
-            "gaussianAmplitudes",
-            params.BooleanParam,
-            default=True,
-            expertLevel=LEVEL_ADVANCED,
-            label="An amplitude for each Gaussian?",
-            help="The amplitudes are shared by all particles, so that motion cannot hide as vanishing density. The "
-            "paper has one amplitude for all Gaussians (No).",
-        )
-        form.addParam(
-            "refits",
-            params.IntParam,
-            default=3,
-            validators=[NOT_NEGATIVE],
-            expertLevel=LEVEL_ADVANCED,
-            label="Times to fill anew",
-            help="How often the Gaussians are filled into the half's own map with motion corrected, while training "
-            "goes on. They start in a map that is blurred by the motion.",
-        )
-        form.addParam(
-            "refitResolution",
-            params.FloatParam,
-            default=9.0,
-            validators=[POSITIVE],
-            condition="refits>0",
-            expertLevel=LEVEL_ADVANCED,
-            label="Resolution of that map (Å)",
-            help="Low-pass filter of that map.",
-        )
+        self.addOption(form, "fitStructure")
+        # The map's header has an origin of its own; the plugin writes the map anew.
+        self.addOption(form, "structureOrigin", without=("map",))
+        for name in ("threshold", "initialResolution", "widthClasses", "gaussianAmplitudes", "refits"):
+            self.addOption(form, name)
+        self.addOption(form, "refitResolution", condition="refits>0")
 
     def _defineMotionParams(self, form):
         form.addSection(label="Motion")
-        form.addParam(
-            "nLatents",
-            params.IntParam,
-            default=6,
-            validators=[POSITIVE],
-            label="Latent dimensions",
-            help="Dimensions of the space in which each image has a place: at least as many as there are independent "
-            "motions.",
-        )
-        form.addParam(
-            "nMotions",
-            params.IntParam,
-            default=6,
-            validators=[POSITIVE],
-            label="Principal motions",
-            help="Motions kept that both halves have in common, the largest first. They become the particles' zFlex.",
-        )
-        form.addParam(
-            "motionResolution",
-            params.FloatParam,
-            allowsNull=True,
-            expertLevel=LEVEL_ADVANCED,
-            label="Filter of the images (Å)",
-            help="Details much smaller than the motion tell nothing about it until it is nearly known: images are "
-            "low-passed while motion is learned. If left empty it is done where the images show most, and less so "
-            "towards the end. 0 is no filter.",
-        )
-        form.addParam(
-            "regularisation",
-            params.EnumParam,
-            choices=list(REGULARISATIONS),
-            default=0,
-            display=params.EnumParam.DISPLAY_HLIST,
-            label="Regularisation",
-            help="Neighbouring Gaussians shall keep their distance. *fixed*: with a given weight. *dynamic*: the "
-            "paper's way, a share of the gradient that changes as training goes.",
-        )
-        form.addParam(
-            "stiffness",
-            params.FloatParam,
-            default=30.0,
-            validators=[NOT_NEGATIVE],
-            condition="regularisation==0",
-            label="Stiffness (1/Å²)",
-            help="Weight of the kept distances against the likelihood of one particle; less where images tell so "
-            "little that it would freeze the motion. Raise it where motion looks torn, lower it where it looks too "
-            "small.",
-        )
-        form.addParam(
-            "regularisationRatio",
-            params.FloatParam,
-            default=0.9,
-            validators=[NOT_NEGATIVE],
-            condition="regularisation==1",
-            label="Regularisation ratio",
-            help="Share of the norm of the gradient that regularisation gets.",
-        )
-        form.addParam(
-            "rigidity",
-            params.FloatParam,
-            default=10.0,
-            validators=[NOT_NEGATIVE],
-            expertLevel=LEVEL_ADVANCED,
-            label="Rigidity (1/Å²)",
-            help="Weight of keeping distances up to 25 Å in parts that move as one, against the likelihood of one "
-            "particle. 0 is off.",
-        )
-        form.addParam(
-            "sparseMotion",
-            params.FloatParam,
-            default=0.0,
-            validators=[NOT_NEGATIVE],
-            expertLevel=LEVEL_ADVANCED,
-            label="Weight of sparse motion (1/Å)",
-            help="Weight of the mean displacement, ramped in over the second third of the epochs: a molecule of which "
-            "most parts rest. 0 is off.",
-        )
-        form.addParam(
-            "decoder",
-            params.EnumParam,
-            choices=list(DECODERS),
-            default=0,
-            expertLevel=LEVEL_ADVANCED,
-            display=params.EnumParam.DISPLAY_HLIST,
-            label="Decoder",
-            help="*basis*: learned fields, combined by each particle's latent. *coordinate*: the paper's coordinate "
-            "network, slower.",
-        )
-        form.addParam(
-            "refinePoses",
-            params.BooleanParam,
-            default=False,
-            expertLevel=LEVEL_ADVANCED,
-            label="Refine poses?",
-            help="Let orientations and shifts follow the images. Poses that do so also follow the model's errors. The "
-            "refined poses become the alignment of the particles that come out.",
-        )
-
+        for name in ("nLatents", "nMotions", "motionResolution", "regularisation"):
+            self.addOption(form, name)
+        self.addOption(form, "stiffness", condition="regularisation==0")
+        self.addOption(form, "regularisationRatio", condition="regularisation==1")
+        self.addOption(form, "rigidity")
+        self.addOption(form, "sparseMotion")
+        # Bodies are chosen by their masks.
+        self.addOption(form, "decoder", without=("bodies",))
+        self.addOption(form, "refinePoses")
         form.addParam(
             "inputBodies",
             params.MultiPointerParam,
@@ -419,10 +145,9 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
             allowsNull=True,
             expertLevel=LEVEL_ADVANCED,
             label="Masks of rigid bodies (optional)",
-            help="Two or more masks that share the molecule between them. Each part then turns and shifts as one, with "
-            "soft joints between them, in the place of a free deformation: fewer things to learn from few or noisy "
-            "particles, and *nothing can be seen that these bodies cannot do*. The analysis of an earlier run proposes "
-            "such masks (extra/run/analysis/domains).",
+            help="Two or more masks that divide the molecule. Each part rotates and shifts as one, with soft joints, "
+            "instead of a free deformation. Fewer parameters suit few or noisy particles, but *motion within a body "
+            "cannot be seen*. The analysis of an earlier run proposes such masks (extra/run/analysis/domains).",
         )
 
     def _defineTrainingParams(self, form):
@@ -431,9 +156,9 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
             "doContinue",
             params.BooleanParam,
             default=False,
-            label="Continue a previous run?",
-            help="Start from the models of a run on the same particles that is done, with more or other training. (A "
-            "run that was stopped goes on by itself when you continue the protocol.)",
+            label="Start from a previous model?",
+            help="Initialise training with the models of a finished run of the same particles. To resume an "
+            "interrupted run, continue its protocol instead.",
         )
         form.addParam(
             "previousModel",
@@ -442,168 +167,21 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
             condition="doContinue",
             allowsNull=True,
             label="Previous model",
-            help="Model of the run to start from: same particles, map and numbers of Gaussians and latents.",
+            help="Model of the finished run: same particles, map, and numbers of Gaussians and latent dimensions.",
         )
-        form.addParam(
-            "nEpochs",
-            params.IntParam,
-            default=18,
-            validators=[POSITIVE],
-            label="Epochs",
-            help="Rounds through all particles, after the warm-up.",
-        )
-        form.addParam(
-            "batchSize",
-            params.IntParam,
-            default=128,
-            validators=[POSITIVE],
-            label="Batch size",
-            help="Particles in a step. Lower it if memory does not suffice.",
-        )
-        form.addParam(
-            "validationFraction",
-            params.FloatParam,
-            default=0.1,
-            validators=[Between(0, 0.5)],
-            label="Share of held-out particles",
-            help="Share of each half that trains nothing and tells whether the images support the motion.",
-        )
-        form.addParam(
-            "seed",
-            params.IntParam,
-            default=0,
-            label="Random seed",
-            expertLevel=LEVEL_ADVANCED,
-            help="The same seed on the same machine gives the same numbers.",
-        )
-        form.addParam(
-            "embedding",
-            params.EnumParam,
-            choices=["UMAP", "first two motions"],
-            default=0,
-            display=params.EnumParam.DISPLAY_HLIST,
-            expertLevel=LEVEL_ADVANCED,
-            label="Draw particles by",
-            help="How the particles' coordinates become places in a plane (zRed), for drawing only.",
-        )
-        self._defineScheduleParams(form.addGroup("Schedule", expertLevel=LEVEL_ADVANCED))
-        self._defineStepParams(form.addGroup("Steps", expertLevel=LEVEL_ADVANCED))
-
-    @staticmethod
-    def _defineScheduleParams(group):
-        group.addParam(
-            "warmUpEpochs",
-            params.IntParam,
-            default=3,
-            validators=[NOT_NEGATIVE],
-            expertLevel=LEVEL_ADVANCED,
-            label="Warm-up epochs",
-            help="Epochs at the start in which the Gaussians are fitted without deformation.",
-        )
-        group.addParam(
-            "latentRefinement",
-            params.BooleanParam,
-            default=True,
-            expertLevel=LEVEL_ADVANCED,
-            label="Infer latents?",
-            help="After the epochs that train an encoder, find each particle's latent with the decoder as it is. With "
-            "No, the encoder is trained to the end, as in the paper.",
-        )
-        group.addParam(
-            "encoderEpochs",
-            params.IntParam,
-            default=0,
-            validators=[NOT_NEGATIVE],
-            condition="latentRefinement",
-            expertLevel=LEVEL_ADVANCED,
-            label="Encoder epochs",
-            help="Of the epochs, so many train encoder and decoder together (the paper's way); in those after, latents "
-            "are inferred. 0 starts instead from the motions that the images show to first order.",
-        )
-        group.addParam(
-            "inferenceInterval",
-            params.IntParam,
-            default=2,
-            validators=[POSITIVE],
-            condition="latentRefinement",
-            expertLevel=LEVEL_ADVANCED,
-            label="Epochs between inferences",
-            help="Epochs between two rounds of latent inference.",
-        )
-        group.addParam(
-            "referenceInterval",
-            params.IntParam,
-            default=12,
-            validators=[POSITIVE],
-            expertLevel=LEVEL_ADVANCED,
-            label="Epochs between reference updates",
-            help="After so many epochs the reference conformation is updated.",
-        )
-        group.addParam(
-            "referenceEpochs",
-            params.IntParam,
-            default=2,
-            validators=[NOT_NEGATIVE],
-            expertLevel=LEVEL_ADVANCED,
-            label="Epochs of a reference update",
-            help="Epochs of an update, in which only the Gaussians move.",
-        )
-        group.addParam(
-            "stopAfterRises",
-            params.IntParam,
-            default=40,
-            validators=[POSITIVE],
-            expertLevel=LEVEL_ADVANCED,
-            label="Stop after rises",
-            help="Stop when the loss of an epoch has risen over that before so many times in all.",
-        )
-        group.addParam(
-            "validationTrainsEncoders",
-            params.BooleanParam,
-            default=False,
-            expertLevel=LEVEL_ADVANCED,
-            label="Held-out particles train encoders?",
-            help="The paper's way. Particles that have trained the encoder are not independent any more.",
-        )
-
-    @staticmethod
-    def _defineStepParams(group):
-        group.addParam(
-            "learningRate",
-            params.FloatParam,
-            default=0.005,
-            validators=[POSITIVE],
-            expertLevel=LEVEL_ADVANCED,
-            label="Decoder",
-            help="Step of the decoder (Adam's learning rate).",
-        )
-        group.addParam(
-            "encoderLearningRate",
-            params.FloatParam,
-            default=0.001,
-            validators=[POSITIVE],
-            expertLevel=LEVEL_ADVANCED,
-            label="Encoder",
-            help="Step of the encoder (Adam's learning rate).",
-        )
-        group.addParam(
-            "gaussianLearningRate",
-            params.FloatParam,
-            default=0.1,
-            validators=[POSITIVE],
-            expertLevel=LEVEL_ADVANCED,
-            label="Gaussians (Å)",
-            help="Step of the Gaussians' positions.",
-        )
-        group.addParam(
-            "klWeight",
-            params.FloatParam,
-            default=0.03,
-            validators=[NOT_NEGATIVE],
-            expertLevel=LEVEL_ADVANCED,
-            label="KL weight",
-            help="Weight of the Kullback-Leibler term while the encoder is trained; 1 is the full evidence bound.",
-        )
+        for name in ("nEpochs", "batchSize", "validationFraction", "seed"):
+            self.addOption(form, name)
+        self.addOption(form, "embedding", without=("umap",))
+        group = form.addGroup("Schedule", expertLevel=LEVEL_ADVANCED)
+        self.addOption(group, "warmUpEpochs")
+        self.addOption(group, "latentRefinement")
+        self.addOption(group, "encoderEpochs", condition="latentRefinement")
+        self.addOption(group, "inferenceInterval", condition="latentRefinement")
+        for name in ("referenceInterval", "referenceEpochs", "stopAfterRises", "validationTrainsEncoders", "klWeight"):
+            self.addOption(group, name)
+        group = form.addGroup("Learning rates", expertLevel=LEVEL_ADVANCED)
+        for name in ("learningRate", "encoderLearningRate", "gaussianLearningRate"):
+            self.addOption(group, name)
 
     # ------------------------------------------------------------------ steps
 
@@ -611,7 +189,7 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
         # Continuing a protocol compares the arguments of each step by itself: each gets all that its result hangs on.
         inputs = self._describeInputs()
         options = json.dumps(self._getTrainOptions())
-        embedding = EMBEDDINGS[self.embedding.get()]
+        embedding = self.getChoice("embedding")
         self._insertFunctionStep(self.convertInputStep, inputs, needsGPU=False)
         self._insertFunctionStep(self.trainStep, inputs, options)
         self._insertFunctionStep(self.analyseStep, inputs, options, embedding, needsGPU=False)
@@ -630,7 +208,7 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
             notes += convert.writeVolume(volume, box, samplingRate, self._getHalfMapFile(number), name, path=path)
         if self.inputMask.get() is not None:
             notes += convert.writeVolume(
-                self.inputMask.get(), box, samplingRate, self._getMaskFile(), "mask of allowed motion", isMask=True
+                self.inputMask.get(), box, samplingRate, self._getMaskFile(), "mask of the flexible region", isMask=True
             )
         for body, path, name in self._getBodies():
             notes += convert.writeVolume(body, box, samplingRate, path, name, isMask=True)
@@ -760,16 +338,7 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
 
     def _getTrainOptions(self):
         """Return the engine's options of training that change its result, as a list of words."""
-        arguments = []
-        for name, option in VALUES.items():
-            addOption(arguments, option, getattr(self, name).get())
-        for name, (option, choices) in CHOICES.items():
-            addOption(arguments, option, choices[getattr(self, name).get()])
-        for name, option in SWITCHES.items():
-            addOption(arguments, option, getattr(self, name).get())
-        arguments += [f"--{option}" for name, option in FLAGS.items() if getattr(self, name)]
-        addOption(arguments, "premultiplied", (None, True, False)[self.premultiplied.get()])
-        return arguments
+        return self._getOptionWords("input") + self._getOptionWords("train")
 
     # ------------------------------------------------------------------ what the user is told
 
@@ -816,7 +385,7 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
 
     @staticmethod
     def _namedVolumes(volume, mask):
-        named = [(volume, "consensus map"), (mask, "mask of allowed motion")]
+        named = [(volume, "consensus map"), (mask, "mask of the flexible region")]
         return [(item, name) for item, name in named if item is not None]
 
     def _checkHalfMaps(self, volume):
@@ -835,17 +404,19 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
             elif not path.lower().endswith(STRUCTURES):
                 errors.append(f"The atomic model is in {path}: give one in PDB or mmCIF format.")
             if self.widthClasses.get() > 1:
-                errors.append("The Gaussians of an atomic model have one width: leave the *classes of width* at 1.")
+                errors.append(
+                    "The Gaussians of an atomic model have one width: set the *number of width classes* to 1."
+                )
         elif self.fitStructure:
             errors.append("There is no atomic model to fit: give one, or do not fit.")
         if len(bodies) == 1:
             errors.append("One rigid body cannot move against others: give masks of two or more, or of none.")
         if bodies and self.inputMask.get() is not None:
-            errors.append("The masks of bodies say already what may move: leave the *mask of allowed motion* out.")
-        if bodies and DECODERS[self.decoder.get()] != "basis":
+            errors.append("The masks of bodies already define what moves: omit the *mask of the flexible region*.")
+        if bodies and self.getChoice("decoder") != "basis":
             errors.append("Rigid bodies are a decoder of their own: leave the *decoder* at basis.")
-        if bodies and REGULARISATIONS[self.regularisation.get()] == "dynamic":
-            errors.append("Rigid bodies keep all distances: leave the *regularisation* at fixed.")
+        if bodies and self.getChoice("regularisation") == "dynamic":
+            errors.append("Rigid bodies keep all distances: leave the *regularisation* at fixed weight.")
         return errors
 
     def _checkPrevious(self):

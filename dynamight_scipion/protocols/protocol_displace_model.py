@@ -8,14 +8,12 @@ from pwem.objects import AtomStructFlex, SetOfAtomStructFlex
 from pwem.protocols import ProtAnalysis3D, ProtFlexBase
 from pyworkflow import BETA
 from pyworkflow.object import Float
-from pyworkflow.protocol.constants import LEVEL_ADVANCED
 from pyworkflow.utils import cleanPath, makePath
 
 from dynamight_scipion.objects import FLEX_PROGRAM
 
 from .protocol_from_model import StatesProtocol, readStates, setFlexInfo, writeStates
 
-ORIGINS = ("auto", "corner", "centre")
 # What the engine reads.
 EXTENSIONS = (".pdb", ".ent", ".cif", ".mmcif")
 
@@ -31,6 +29,7 @@ class DynamightProtDisplaceModel(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
     _label = "displace atomic model"
     _devStatus = BETA
     _possibleOutputs = {"outputStructures": SetOfAtomStructFlex}
+    _stages = ("states", "displace")
 
     # ------------------------------------------------------------------ form
 
@@ -51,21 +50,11 @@ class DynamightProtDisplaceModel(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
             pointerClass="SetOfVolumesFlex",
             allowsNull=True,
             label="States of a protocol (optional)",
-            help="Maps of states of the same model: the structure is moved to each of these. Without, choose states "
-            "below.",
+            help="Maps of states of the same model: the structure is displaced to each of these. Choose states "
+            "below if omitted.",
         )
         self._defineStatesParams(form, condition="not inputStates")
-        form.addParam(
-            "origin",
-            params.EnumParam,
-            default=0,
-            expertLevel=LEVEL_ADVANCED,
-            label="Coordinates are counted from",
-            choices=["as they fit the map", "the first voxel of the map", "the centre of the box"],
-            help="Structures that were built into a map without an origin in its header are counted from its first "
-            "voxel, those that were built in Scipion often from the centre of the box. *As they fit the map*: where "
-            "the atoms lie in more density of the consensus map; the log says which it was.",
-        )
+        self.addOption(form, "origin", without=("map",))
         self._defineThreadParams(form)
 
     # ------------------------------------------------------------------ steps
@@ -78,7 +67,7 @@ class DynamightProtDisplaceModel(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
             chooseStates = self.copyStatesStep
             chosen = [[f"state{n:02d}", state.getZFlex().tolist()] for n, state in enumerate(states.iterItems(), 1)]
         # Continuing a protocol compares the arguments of each step by itself: each gets all that its result hangs on.
-        atoms = self.inputStructure.get().getFileName(), ORIGINS[self.origin.get()]
+        atoms = self.inputStructure.get().getFileName(), self.getChoice("origin")
         self._insertFunctionStep(chooseStates, model, chosen, needsGPU=False)
         for step in (self.displaceStep, self.createOutputStep):
             self._insertFunctionStep(step, model, chosen, *atoms, needsGPU=False)

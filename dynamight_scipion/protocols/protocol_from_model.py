@@ -11,11 +11,9 @@ from pyworkflow.protocol.constants import LEVEL_ADVANCED
 
 from dynamight_scipion.objects import FLEX_PROGRAM, DynamightModel
 
-from .protocol_base import EngineProtocol
+from .protocol_base import EngineProtocol, Limits, readOptions
 
 ALONG_MOTION, AT_CLUSTERS, BETWEEN_PARTICLES, ALONG_PATH = range(4)
-# The engine's words
-HALVES = ("both", "1", "2")
 
 
 class ModelProtocol(EngineProtocol):
@@ -77,11 +75,14 @@ class ModelProtocol(EngineProtocol):
 class StatesProtocol(ModelProtocol):
     """A protocol that works at states of a model, chosen in its form."""
 
+    _stages = ("states",)
+    _optionNames = {"doMovie": "states/movie"}
+
     def _defineStatesParams(self, form, condition="True"):
         """Add the parameters that say which states; they show where the condition holds."""
 
-        def add(name, paramClass, kind, **kwargs):
-            form.addParam(name, paramClass, condition=f"({condition}) and statesAt == {kind}", **kwargs)
+        def at(kind):
+            return f"({condition}) and statesAt == {kind}"
 
         form.addParam(
             "statesAt",
@@ -96,73 +97,48 @@ class StatesProtocol(ModelProtocol):
             "conformation of one particle to that of another.\n*Through a path*: evenly along straight lines from "
             "point to point, such as a path drawn in a plot of the particles.",
         )
-        form.addParam(
-            "nStates",
-            params.IntParam,
-            default=10,
-            condition=condition,
-            label="Number of states",
-            validators=[params.GE(1, "must be at least 1")],
-            help="Maps along the motion or path, or clusters. A movie looks smooth with 10 or more.",
-        )
-        add(
-            "motion",
-            params.IntParam,
-            ALONG_MOTION,
-            default=1,
-            label="Motion",
-            validators=[params.GE(1, "must be at least 1")],
-            help="Number of the principal motion, from 1, the largest. The summary of the model's protocol says how "
-            "much of the motion each has.",
-        )
+        self.addOption(form, "nStates", condition=condition, more="For clusters, their number.")
+        self.addOption(form, "motion", condition=at(ALONG_MOTION), more="The model's summary lists them.")
+        percentiles = readOptions()["states"]["percentiles"]
         line = form.addLine(
-            "Percentiles of the particles",
-            condition=f"({condition}) and statesAt == {ALONG_MOTION}",
+            percentiles["label"],
+            condition=at(ALONG_MOTION),
             expertLevel=LEVEL_ADVANCED,
-            help="The first and the last state lie at these percentiles of the particles' coordinates along the "
-            "motion. Few particles lie beyond, and what is shown there rests on little.",
+            help=f"{percentiles['description']} {percentiles['more']}",
         )
-        for name, default, label in (("lowPercentile", 2.5, "First"), ("highPercentile", 97.5, "Last")):
+        names = ("lowPercentile", "First"), ("highPercentile", "Last")
+        for (name, label), default in zip(names, percentiles["default"], strict=True):
             line.addParam(
                 name,
                 params.FloatParam,
                 default=default,
                 label=label,
                 expertLevel=LEVEL_ADVANCED,
-                validators=[params.Range(0, 100, "must be from 0 to 100")],
+                validators=[Limits(percentiles["items"])],
             )
         for name, label in (("firstParticle", "First particle"), ("lastParticle", "Last particle")):
-            add(
+            form.addParam(
                 name,
                 params.IntParam,
-                BETWEEN_PARTICLES,
+                condition=at(BETWEEN_PARTICLES),
                 allowsNull=True,
                 label=label,
-                help="Id of a particle of the model: the column 'id' where the particles are listed (Analyze Results "
-                "of the model's protocol).",
+                help="Id of a particle of the model: the column 'id' in the list of particles (Analyze Results of the "
+                "model's protocol).",
             )
-        add(
+        form.addParam(
             "path",
             params.TextParam,
-            ALONG_PATH,
+            condition=at(ALONG_PATH),
             default="",
             width=60,
             height=6,
             label="Points of the path",
-            help="One point on each line, or separated by semicolons, two or more: the id of a particle, or "
-            "coordinates along motion 1, 2, ... separated by commas (Å rms, at least two of them; motions left out are "
-            "at zero).\nExample:\n   1204\n   -1.5, 0.8\n   377",
+            help="One point on each line, or separated by semicolons, two or more. A point is the id of a particle, or "
+            "coordinates along motion 1, 2, ... separated by commas (Å rms, at least two). Omitted coordinates are "
+            "zero.\nExample:\n   1204\n   -1.5, 0.8\n   377",
         )
-        add(
-            "seed",
-            params.IntParam,
-            AT_CLUSTERS,
-            default=0,
-            expertLevel=LEVEL_ADVANCED,
-            label="Random seed",
-            validators=[params.GE(0, "must not be negative")],
-            help="Of k-means. The same seed gives the same clusters, here and where particles are selected.",
-        )
+        self.addOption(form, "seed", condition=at(AT_CLUSTERS), more="Use the same seed where particles are selected.")
 
     def _getStatesOptions(self):
         """Return the engine's options for the chosen states, a list of words.
@@ -180,7 +156,7 @@ class StatesProtocol(ModelProtocol):
             low, high = self.lowPercentile.get(), self.highPercentile.get()
             if not low < high:
                 raise ValueError("The percentile of the first state must be below that of the last.")
-            return ["--motion", str(self.motion.get()), "--n", n, "--percentiles", str(low), str(high)]
+            return ["--motion", str(self.motion.get()), "--n-states", n, "--percentiles", str(low), str(high)]
         if kind == AT_CLUSTERS:
             if self.nStates.get() > model.getNumberOfParticles():
                 raise ValueError(f"The model has {model.getNumberOfParticles()} particles: ask for fewer clusters.")
@@ -197,7 +173,7 @@ class StatesProtocol(ModelProtocol):
         if self.nStates.get() < 2:
             raise ValueError("A path has at least 2 states.")
         # With '=', coordinates that begin with a minus sign are no options.
-        return [f"--through={','.join(f'{value:.6g}' for value in point)}" for point in points] + ["--n", n]
+        return [f"--through={','.join(f'{value:.6g}' for value in point)}" for point in points] + ["--n-states", n]
 
     def _describeStates(self):
         """Return in words which states were chosen."""

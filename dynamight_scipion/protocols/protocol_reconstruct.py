@@ -12,13 +12,15 @@ from pyworkflow.protocol.constants import LEVEL_ADVANCED
 
 from dynamight_scipion import convert
 
-from .protocol_base import NOT_NEGATIVE, POSITIVE, addOption
+from .protocol_base import readOptions
 from .protocol_from_model import ModelProtocol
 
-# The engine's methods, and what they are called here.
-METHODS = ("auto", "wbp", "cg")
-METHOD_LABELS = ("automatic", "weighted backprojection", "least squares")
-METHOD_TEXTS = ("weighted backprojection (least squares where views are missing)", *METHOD_LABELS[1:])
+METHODS = tuple(readOptions()["reconstruct"]["method"]["enum"])
+METHOD_TEXTS = {
+    "auto": "weighted backprojection (least squares where views are missing)",
+    "wbp": "weighted backprojection",
+    "cg": "least squares",
+}
 BACKPROJECTION = METHODS.index("wbp")
 CONSENSUS, OF_PARTICLE, AT_LATENT = range(3)
 RIGID = "rigid"
@@ -58,6 +60,8 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
         "outputRigid": Volume,
         "outputLocalResolution": Volume,
     }
+    _stages = ("reconstruct",)
+    _optionNames = {"inverseEpochs": "invert/epochs"}
 
     # ------------------------------------------------------------------ form
 
@@ -65,26 +69,15 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
         self._defineGpuParams(form)
         form.addSection(label="Input")
         self._defineModelParam(form)
-        form.addParam(
-            "method",
-            params.EnumParam,
-            choices=list(METHOD_LABELS),
-            default=METHODS.index("auto"),
-            display=params.EnumParam.DISPLAY_HLIST,
-            label="Method",
-            help="*Weighted backprojection* divides the sum of all images by what it does to a map without motion: "
-            "fast. *Least squares* solves for the map that explains the images best, by conjugate gradients: some "
-            "times slower, and better where directions of view are missing. *Automatic* looks at the views and takes "
-            "least squares where directions are missing.",
-        )
+        self.addOption(form, "method")
         form.addParam(
             "inputMask",
             params.PointerParam,
             pointerClass="VolumeMask",
             allowsNull=True,
             label="Mask of the FSC (optional)",
-            help="Where the half-maps are compared: 0 to 1 with a soft edge. It does not mask the maps. Made from the "
-            "map if left out.",
+            help="Soft mask, 0 to 1, in which the half-maps are compared. It does not mask the maps. Made from the map "
+            "if omitted.",
         )
         form.addParam(
             "inputRegions",
@@ -93,45 +86,18 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
             allowsNull=True,
             label="Masks of regions (optional)",
             expertLevel=LEVEL_ADVANCED,
-            help="The FSC is also taken in each of these parts of the molecule, with and without deformation.",
+            help="The FSC is also calculated in each of these regions, with and without deformation.",
         )
-        form.addParam(
-            "rigid",
-            params.BooleanParam,
-            default=True,
-            label="Compare without deformation?",
-            help="Reconstruct the same particles also without deformation, by the same method and in the same mask.",
-        )
-        form.addParam(
-            "localResolution",
-            params.BooleanParam,
-            default=False,
-            label="Local resolution?",
-            help="Also write a map of the local resolution, Å.",
-        )
+        self.addOption(form, "rigid")
+        self.addOption(form, "localResolution")
         self._defineMotionParams(form)
         self._defineMapParams(form)
         self._defineThreadParams(form)
 
     def _defineMotionParams(self, form):
         form.addSection(label="Motion")
-        form.addParam(
-            "shrink",
-            params.BooleanParam,
-            default=True,
-            label="Shrink unsupported motion?",
-            help="Each mode of motion is used as far as held-out particles support it; where they support none, or the "
-            "verdict on the model is that images do not support its motions, the map is that without deformation. With "
-            "No, motion is used as it was learned.",
-        )
-        form.addParam(
-            "errorWeights",
-            params.BooleanParam,
-            default=False,
-            label="Weight particles by their error?",
-            expertLevel=LEVEL_ADVANCED,
-            help="High frequencies of a particle count less, the less certain its deformation is.",
-        )
+        self.addOption(form, "shrink")
+        self.addOption(form, "errorWeights")
         form.addParam(
             "conformation",
             params.EnumParam,
@@ -158,83 +124,19 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
             condition=f"conformation=={AT_LATENT}",
             expertLevel=LEVEL_ADVANCED,
             label="Latent",
-            help="Place in the latent space of half 1's decoder: numbers separated by commas.",
+            help="Point in the latent space of half-set 1's decoder: numbers separated by commas.",
         )
-        form.addParam(
-            "regionRadius",
-            params.FloatParam,
-            default=10.0,
-            validators=[POSITIVE],
-            expertLevel=LEVEL_ADVANCED,
-            label="Reach of the motion (Å)",
-            help="Voxels within this distance of the Gaussians move, with a soft edge as wide; solvent beyond keeps "
-            "its noise as it is, so that half-maps stay unmasked.",
-        )
-        form.addParam(
-            "throughInverse",
-            params.BooleanParam,
-            default=False,
-            expertLevel=LEVEL_ADVANCED,
-            label="Through an inverse field?",
-            help="The paper's way: train a network that inverts the deformations, and use it for the reconstruction. "
-            "The exact way needs none. The summary gives the error of the inverse field.",
-        )
-        form.addParam(
-            "inverseEpochs",
-            params.IntParam,
-            default=200,
-            validators=[params.GE(1, "must be at least 1")],
-            condition="throughInverse",
-            expertLevel=LEVEL_ADVANCED,
-            label="Epochs of the inverse",
-            help="Epochs of training of the inverse field.",
-        )
+        self.addOption(form, "regionRadius")
+        self.addOption(form, "throughInverse")
+        self.addOption(form, "inverseEpochs", condition="throughInverse", expertLevel=LEVEL_ADVANCED)
 
     def _defineMapParams(self, form):
         form.addSection(label="Map")
-        form.addParam(
-            "bFactor",
-            params.FloatParam,
-            allowsNull=True,
-            label="B-factor (Å²)",
-            help="Of the sharpened map; negative values sharpen. Estimated from the map if left empty.",
-        )
-        form.addParam(
-            "regularisation",
-            params.FloatParam,
-            allowsNull=True,
-            expertLevel=LEVEL_ADVANCED,
-            label="Regularisation",
-            help="Floor of the denominator, as a share of its mean in the shell. By the signal-to-noise of the "
-            "half-maps if left empty.",
-        )
-        form.addParam(
-            "steps",
-            params.IntParam,
-            default=8,
-            validators=[NOT_NEGATIVE],
-            condition=f"method!={BACKPROJECTION}",
-            expertLevel=LEVEL_ADVANCED,
-            label="Steps",
-            help="Steps of least squares at most; it stops where held-out images are explained no better.",
-        )
-        form.addParam(
-            "batchSize",
-            params.IntParam,
-            default=32,
-            validators=[params.GE(1, "must be at least 1")],
-            expertLevel=LEVEL_ADVANCED,
-            label="Batch size",
-            help="Particles at a time. Lower it if memory does not suffice.",
-        )
-        form.addParam(
-            "seed",
-            params.IntParam,
-            default=0,
-            expertLevel=LEVEL_ADVANCED,
-            label="Random seed",
-            help="Of the random phases in the FSC and of what is held out.",
-        )
+        self.addOption(form, "bFactor")
+        self.addOption(form, "regularisation")
+        self.addOption(form, "steps", condition=f"method!={BACKPROJECTION}")
+        self.addOption(form, "batchSize", expertLevel=LEVEL_ADVANCED)
+        self.addOption(form, "seed")
 
     # ------------------------------------------------------------------ steps
 
@@ -346,25 +248,7 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
 
     def _getOptions(self):
         """Return the engine's options that change the result, as a list of words."""
-        arguments = ["--method", METHODS[self.method.get()]]
-        values = {
-            "region-radius": self.regionRadius,
-            "regularisation": self.regularisation,
-            "steps": self.steps,
-            "b-factor": self.bFactor,
-            "batch-size": self.batchSize,
-            "seed": self.seed,
-            "shrink": self.shrink,
-            "rigid": self.rigid,
-        }
-        for name, value in values.items():
-            addOption(arguments, name, value.get())
-        flags = {
-            "error-weights": self.errorWeights,
-            "local-resolution": self.localResolution,
-            "through-inverse": self.throughInverse,
-        }
-        arguments += [f"--{name}" for name, value in flags.items() if value]
+        arguments = self._getOptionWords("reconstruct")
         if self.conformation.get() == AT_LATENT:
             arguments.append(f"--conformation=latent:{self.latent.get('').replace(' ', '')}")
         return arguments
@@ -383,8 +267,6 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
         grid = self._getGrid()
         errors += [convert.describeVolume(mask, *grid, name)[0] for mask, _, name in self._getMasks()]
         errors += self._validateConformation()
-        if self.regularisation.get() is not None and self.regularisation.get() < 0:
-            errors.append("The *regularisation* must not be negative.")
         return [error for error in errors if error]
 
     def _validateConformation(self):
@@ -392,8 +274,8 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
         if self.conformation.get() != CONSENSUS and self.shrink and model.getVerdict() == "not supported":
             return [
                 "The images do not support the motions of this model, and the map is made without them: there is no "
-                "other *conformation* than that of the consensus. With *Shrink unsupported motion?* at No, motions are "
-                "used as they were learned."
+                "other *conformation* than that of the consensus. With *Down-weight motion* at No, motions are used "
+                "as they were learned."
             ]
         if self.conformation.get() == OF_PARTICLE:
             try:
@@ -457,7 +339,7 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
         through = ", through an inverse field," if self.throughInverse else ""
         return [
             f"Both half-maps were reconstructed with the motion corrected{through} by "
-            f"{METHOD_TEXTS[self.method.get()]} [Schwab2024]; their resolution is {found:.2f} Å."
+            f"{METHOD_TEXTS[self.getChoice('method')]} [Schwab2024]; their resolution is {found:.2f} Å."
         ]
 
 

@@ -12,28 +12,15 @@ from pyworkflow.utils import cleanPath, getListFromRangeString
 
 from dynamight_scipion.convert import ConversionError, readColumns
 
-from .protocol_from_model import HALVES, ModelProtocol, coordinatesOfParticle, readStates, setFlexInfo, stateVolume
+from .protocol_base import readOptions
+from .protocol_from_model import ModelProtocol, coordinatesOfParticle, readStates, setFlexInfo, stateVolume
 
+HALVES = ("both", "1", "2")
+# Options of the engine that are ranges, and the parameters of their ends.
 _RANGES = {
-    # engine's option: (parameters, label, help)
-    "motion": (
-        ("minMotion", "maxMotion"),
-        "Motion (Å)",
-        "How far the molecule is moved in a particle, rms over the molecule (dynMotionRms). Large values with a large "
-        "error are often bad particles.",
-    ),
-    "error": (
-        ("minError", "maxError"),
-        "Error (Å)",
-        "Estimated error of a particle's displacement, rms over the molecule (dynMotionError): what the two halves "
-        "disagree on and the noise of the image, both.",
-    ),
-    "disagreement": (
-        ("minDisagreement", "maxDisagreement"),
-        "Disagreement of the halves (Å)",
-        "How far the deformations differ that the decoders of the two halves, which were trained on different "
-        "particles, give for one image (dynMotionDisagreement). A small one means agreement.",
-    ),
+    "motion": ("minMotion", "maxMotion"),
+    "error": ("minError", "maxError"),
+    "disagreement": ("minDisagreement", "maxDisagreement"),
 }
 
 
@@ -49,6 +36,8 @@ class DynamightProtSelect(ModelProtocol, ProtAnalysis3D, ProtFlexBase):
     _label = "select particles"
     _devStatus = BETA
     _possibleOutputs = {"outputParticles": SetOfParticles, "outputClasses": SetOfClassesFlex}
+    _stages = ("select",)
+    _optionNames = {"nClusters": "select/clusters"}
 
     # ------------------------------------------------------------------ form
 
@@ -61,21 +50,12 @@ class DynamightProtSelect(ModelProtocol, ProtAnalysis3D, ProtFlexBase):
             pointerClass="SetOfParticles",
             allowsNull=True,
             expertLevel=LEVEL_ADVANCED,
-            label="Other particles (optional)",
+            label="Select from other particles (same ids)",
             help="Take the selected particles from this set instead, by their ids: for example the same particles at "
-            "full size, where the deformations were estimated on smaller images.",
+            "full size, if the deformations were estimated on smaller images.",
         )
         group = form.addGroup("Clusters")
-        group.addParam(
-            "nClusters",
-            params.IntParam,
-            default=4,
-            label="Number of clusters",
-            validators=[params.GE(0, "must not be negative")],
-            help="The particles are grouped into so many clusters of similar conformation, numbered by their centre on "
-            "the first motion. Motion is mostly continuous: clusters divide it, and their number is yours to choose. "
-            "0: no clusters.",
-        )
+        self.addOption(group, "nClusters", default=4, allowsNull=False, more="0: no clusters.")
         group.addParam(
             "keepClusters",
             params.StringParam,
@@ -83,22 +63,17 @@ class DynamightProtSelect(ModelProtocol, ProtAnalysis3D, ProtFlexBase):
             allowsNull=True,
             condition="nClusters > 0",
             label="Keep clusters",
-            help="Numbers of the clusters to keep, such as 1,3-4. All if left empty.",
+            help="Numbers of the clusters to keep, such as 1,3-4. All are kept if empty.",
         )
-        group.addParam(
-            "seed",
-            params.IntParam,
-            default=0,
-            expertLevel=LEVEL_ADVANCED,
-            condition="nClusters > 0",
-            label="Random seed",
-            validators=[params.GE(0, "must not be negative")],
-            help="Of k-means. The same seed gives the same clusters, here and where states are rendered.",
-        )
+        self.addOption(group, "seed", condition="nClusters > 0", more="Use the same seed where states are rendered.")
         group = form.addGroup("Conditions")
-        for names, label, text in _RANGES.values():
-            line = group.addLine(label, help=f"{text} Either end may be left empty.")
-            for name, end in zip(names, ("from", "to"), strict=True):
+        for name, ends in _RANGES.items():
+            option = readOptions()["select"][name]
+            line = group.addLine(
+                f"{option['label']} ({option['unit']})",
+                help=" ".join(filter(None, (option["description"], option["more"], "Either end may be empty."))),
+            )
+            for name, end in zip(ends, ("from", "to"), strict=True):
                 line.addParam(name, params.FloatParam, allowsNull=True, label=end)
         group.addParam(
             "region",
@@ -109,7 +84,7 @@ class DynamightProtSelect(ModelProtocol, ProtAnalysis3D, ProtFlexBase):
             height=4,
             label="Region",
             help="Ranges of coordinates along motions, one on each line or separated by semicolons: the number of the "
-            "motion, and from where to where (Å rms); either end may be left out.\nExample, motion 1 from -3 to 1.5 "
+            "motion, and from where to where (Å rms); either end may be omitted.\nExample, motion 1 from -3 to 1.5 "
             "and motion 2 above 0:\n   1: -3 : 1.5\n   2: 0 :",
         )
         line = group.addLine(
@@ -119,23 +94,17 @@ class DynamightProtSelect(ModelProtocol, ProtAnalysis3D, ProtFlexBase):
         )
         line.addParam("near", params.StringParam, default="", allowsNull=True, label="of")
         line.addParam("nearDistance", params.FloatParam, allowsNull=True, label="within (Å)")
+        half = readOptions()["select"]["half"]
         group.addParam(
             "half",
             params.EnumParam,
             choices=list(HALVES),
             default=0,
             expertLevel=LEVEL_ADVANCED,
-            label="Half-set",
-            help="Keep the particles of one half-set only.",
+            label=half["label"],
+            help=half["description"],
         )
-        group.addParam(
-            "complement",
-            params.BooleanParam,
-            default=False,
-            expertLevel=LEVEL_ADVANCED,
-            label="Keep all others instead?",
-            help="Yes: the particles for which not all conditions hold.",
-        )
+        self.addOption(group, "complement", expertLevel=LEVEL_ADVANCED)
         self._defineThreadParams(form)
 
     # ------------------------------------------------------------------ steps
@@ -178,7 +147,7 @@ class DynamightProtSelect(ModelProtocol, ProtAnalysis3D, ProtFlexBase):
         if len(output) < len(clusterOf):
             self.warning(
                 f"{len(clusterOf) - len(output)} of {len(clusterOf)} selected particles are disabled or not in the set "
-                "to select from, and are left out."
+                "to select from, and are omitted."
             )
         self._defineOutputs(outputParticles=output)
         self._defineSourceRelation(self.inputModel, output)
@@ -229,11 +198,12 @@ class DynamightProtSelect(ModelProtocol, ProtAnalysis3D, ProtFlexBase):
             options += ["--clusters", str(self.nClusters.get()), "--seed", str(self.seed.get())]
             for number in self._getKeptClusters():
                 options += ["--cluster", str(number)]
-        for option, (names, label, _) in _RANGES.items():
+        for option, names in _RANGES.items():
             low, high = (self.getAttributeValue(name) for name in names)
             if low is None and high is None:
                 continue
             if None not in (low, high) and low > high:
+                label = readOptions()["select"][option]["label"]
                 raise ValueError(f"{label}: the lower end is above the upper.")
             options.append(f"--{option}={'' if low is None else low}:{'' if high is None else high}")
         for number, low, high in parseRegion(self.region.get("") or "", model.getNumberOfMotions()):
@@ -318,7 +288,7 @@ class DynamightProtSelect(ModelProtocol, ProtAnalysis3D, ProtFlexBase):
 
 
 def parseRegion(text, nMotions):
-    """Return (motion, low, high) of every range in the form's text; ends that are left out are empty texts.
+    """Return (motion, low, high) of every range in the form's text; ends that are omitted are empty texts.
 
     Raises
     ------

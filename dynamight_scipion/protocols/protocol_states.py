@@ -2,17 +2,15 @@
 
 import os
 
-import pyworkflow.protocol.params as params
 from pwem.objects import SetOfVolumesFlex
 from pwem.protocols import ProtAnalysis3D, ProtFlexBase
 from pyworkflow import BETA
 from pyworkflow.object import String
-from pyworkflow.protocol.constants import LEVEL_ADVANCED
 from pyworkflow.utils import cleanPath
 
 from dynamight_scipion.objects import FLEX_PROGRAM
 
-from .protocol_from_model import AT_CLUSTERS, HALVES, StatesProtocol, readStates, setFlexInfo, stateVolume
+from .protocol_from_model import AT_CLUSTERS, StatesProtocol, readStates, setFlexInfo, stateVolume
 
 
 class DynamightProtStates(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
@@ -35,33 +33,14 @@ class DynamightProtStates(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
         form.addSection(label="Input")
         self._defineModelParam(form)
         self._defineStatesParams(form)
-        form.addParam(
-            "half",
-            params.EnumParam,
-            choices=list(HALVES),
-            default=0,
-            expertLevel=LEVEL_ADVANCED,
-            label="Half-set of the Gaussian model",
-            help="Both: the average of the two halves' maps. One half alone, compared with the other, shows what both "
-            "halves agree on.",
-        )
-        form.addParam(
-            "doMovie",
-            params.BooleanParam,
-            default=True,
-            label="Write a movie?",
-            condition=f"statesAt != {AT_CLUSTERS}",
-            help="The states in projection along z, y and x, there and back, as an animated GIF and as MP4 beside the "
-            "maps (extra/states). Clusters follow no path and have none.",
-        )
+        self.addOption(form, "half")
+        self.addOption(form, "doMovie", condition=f"statesAt != {AT_CLUSTERS}", more="Clusters have no movie.")
         self._defineThreadParams(form)
 
     # ------------------------------------------------------------------ steps
 
     def _insertAllSteps(self):
-        words = [*self._getStatesOptions(), "--half", HALVES[self.half.get()]]
-        if not self.doMovie:
-            words.append("--no-movie")
+        words = [*self._getStatesOptions(), "--half", self.getChoice("half"), *([] if self.doMovie else ["--no-movie"])]
         # Continuing a protocol compares the arguments of each step by itself: each gets all that its result hangs on.
         for step in (self.renderStep, self.createOutputStep):
             self._insertFunctionStep(step, self._identifyModel(), words, needsGPU=False)

@@ -1,42 +1,7 @@
 """The forms: the engine's options and defaults, and what is refused or warned of before a run."""
 
-from dynamight_core.config import InputOptions, TrainOptions
-from dynamight_core.options import METHODS as ENGINE_METHODS
-from dynamight_core.options import InvertOptions, ReconstructOptions
 from dynamight_scipion.protocols import DynamightProtDeformations, DynamightProtReconstruct
-from dynamight_scipion.protocols.protocol_deformations import CHOICES, FLAGS, SWITCHES, VALUES
-from dynamight_scipion.protocols.protocol_reconstruct import METHODS
 from tests.support.plugin import same_input, small
-
-
-def test_every_option_of_the_engine_is_a_parameter_with_the_engines_default(workflow):
-    protocol = workflow.new(DynamightProtDeformations)
-    found = {option: getattr(protocol, name).get() for name, option in VALUES.items()}
-    found |= {option: choices[getattr(protocol, name).get()] for name, (option, choices) in CHOICES.items()}
-    found |= {option: getattr(protocol, name).get() for name, option in (SWITCHES | FLAGS).items()}
-    found["premultiplied"] = None
-    given_elsewhere = {"star", "map", "half_maps", "mask", "project", "start_from", "device", "threads"}
-    given_elsewhere |= {"atomic_model", "bodies"}
-    expected = vars(InputOptions()) | vars(TrainOptions())
-    assert found == {name.replace("_", "-"): value for name, value in expected.items() if name not in given_elsewhere}
-
-
-def test_reconstruction_offers_the_engines_methods_and_defaults(workflow):
-    protocol, engine = workflow.new(DynamightProtReconstruct), ReconstructOptions()
-    assert METHODS == ENGINE_METHODS
-    assert METHODS[protocol.method.get()] == engine.method
-    for name in ("regularisation", "rigid", "seed", "shrink", "steps"):
-        assert getattr(protocol, name).get() == getattr(engine, name)
-    for name, option in (
-        ("batchSize", "batch_size"),
-        ("bFactor", "b_factor"),
-        ("errorWeights", "error_weights"),
-        ("localResolution", "local_resolution"),
-        ("regionRadius", "region_radius"),
-        ("throughInverse", "through_inverse"),
-    ):
-        assert getattr(protocol, name).get() == getattr(engine, option)
-    assert protocol.inverseEpochs.get() == InvertOptions().epochs
 
 
 def test_volumes_that_differ_are_warned_of_before_a_run(workflow, chain, monkeypatch):
@@ -59,7 +24,7 @@ def test_volumes_that_differ_are_warned_of_before_a_run(workflow, chain, monkeyp
     assert "has no half-maps" in one_start
     monkeypatch.setattr(mask, "getFileName", lambda: "gone.mrc")
     assert run.validate() == [
-        "The file of the mask of allowed motion is not there (gone.mrc): bring it back, or import it again."
+        "The file of the mask of the flexible region is not there (gone.mrc): bring it back, or import it again."
     ]
 
 

@@ -84,7 +84,7 @@ def test_priors_that_cannot_be_used_are_refused_before_the_run(workflow, chain, 
     protocol.widthClasses.set(2)
     first, second = protocol.validate()
     assert "is not there" in first
-    assert "leave the *classes of width* at 1" in second
+    assert "set the *number of width classes* to 1" in second
     protocol.inputStructure.set(AtomStruct(str(atoms)))
     protocol.widthClasses.set(1)
     assert protocol.validate() == []
@@ -93,7 +93,7 @@ def test_priors_that_cannot_be_used_are_refused_before_the_run(workflow, chain, 
     protocol.inputMask.copy(mask)
     one, both = protocol.validate()
     assert "two or more" in one
-    assert "leave the *mask of allowed motion* out" in both
+    assert "omit the *mask of the flexible region*" in both
     protocol.decoder.set(1)
     protocol.regularisation.set(1)
     assert "leave the *decoder* at basis" in protocol.validate()[2]
