@@ -47,9 +47,8 @@ from dynamight_core.analysis.controls.noise import share_of_model
 from dynamight_core.analysis.controls.result import controls_folder
 from dynamight_core.analysis.controls.stage import control_run
 from dynamight_core.analysis.controls.wrong_model import densities, moving_domain, shares_of_wrong
-from dynamight_core.config import TrainOptions
 from dynamight_core.imaging.fourier import fourier_to_image
-from dynamight_core.options import ControlOptions
+from dynamight_core.options import ControlOptions, TrainOptions
 from dynamight_core.particles.preprocess import Preprocessing, prepare_images
 from dynamight_core.reporter import PRINT, QUIET
 from dynamight_core.run import Run

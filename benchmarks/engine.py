@@ -35,12 +35,12 @@ import torch
 from benchmarks.common.motion import compare
 from benchmarks.common.runs import CASES, case_set, trained_run
 from dynamight_core.analysis.domains import find_domains, write_domains
-from dynamight_core.config import InputOptions, TrainOptions
 from dynamight_core.files import write_map
 from dynamight_core.imaging.backprojection import ParticleData, accumulate, fourier_denominator, solve
 from dynamight_core.imaging.ctf import evaluate_ctf
 from dynamight_core.judging.summary import summarise
 from dynamight_core.model.half import ConsensusField
+from dynamight_core.options import InputOptions, TrainOptions
 from dynamight_core.particles.images import ImageReader
 from dynamight_core.particles.preprocess import Preprocessing, read_prepared
 from dynamight_core.reconstruction.half_map import LEAST_SHARE

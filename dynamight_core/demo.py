@@ -11,11 +11,10 @@ from dynamight_core.analysis.displace import Displacer
 from dynamight_core.analysis.stage import analyse_run
 from dynamight_core.analysis.state_maps import write_states
 from dynamight_core.analysis.states import states_along_motion
-from dynamight_core.config import InputOptions, TrainOptions
 from dynamight_core.errors import InputError
 from dynamight_core.files import read_map
 from dynamight_core.judging.summary import summarise
-from dynamight_core.options import AnalyseOptions, DemoOptions, ReconstructOptions
+from dynamight_core.options import AnalyseOptions, DemoOptions, InputOptions, ReconstructOptions, TrainOptions
 from dynamight_core.reconstruction.fsc import fourier_shell_correlation, resolution_at
 from dynamight_core.reconstruction.stage import Reconstruction, reconstruct_run
 from dynamight_core.reporter import PRINT, Reporter

@@ -9,12 +9,13 @@ import safetensors.torch
 import torch
 
 from dynamight_core import __version__
-from dynamight_core.config import InputOptions, RunConfig, TrainOptions
+from dynamight_core.config import RunConfig
 from dynamight_core.files import write_map
 from dynamight_core.judging.summary import motion_per_point
 from dynamight_core.model.gaussians import GaussianModel
 from dynamight_core.model.half import HalfModel
 from dynamight_core.model.motions import principal_motions
+from dynamight_core.options import InputOptions, TrainOptions
 from dynamight_core.particles.star import write_star
 from dynamight_core.simulate.molecules import hinge_molecule
 

@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from dynamight_core.config import InputOptions, TrainOptions
 from dynamight_core.judging.summary import summarise
-from dynamight_core.options import SimulateOptions
+from dynamight_core.options import InputOptions, SimulateOptions, TrainOptions
 from dynamight_core.reporter import QUIET
 from dynamight_core.run import Run
 from dynamight_core.simulate.dataset import simulate

@@ -7,11 +7,10 @@ from dynamight_core.analysis.stage import analyse_run
 from dynamight_core.api.arguments import PathLike, dataclasses_of, python_words
 from dynamight_core.api.maps import Maps
 from dynamight_core.api.run import Run
-from dynamight_core.config import InputOptions, TrainOptions
 from dynamight_core.devices import set_threads
 from dynamight_core.errors import InputError
 from dynamight_core.judging.summary import summarise
-from dynamight_core.options import AnalyseOptions, ReconstructOptions
+from dynamight_core.options import AnalyseOptions, InputOptions, ReconstructOptions, TrainOptions
 from dynamight_core.reconstruction.stage import reconstruct_run
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.training.stage import train as train_halves

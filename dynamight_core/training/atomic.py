@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dynamight_core.config import InputOptions, TrainOptions
 from dynamight_core.errors import InputError
 from dynamight_core.model.alignment import Alignment, align
 from dynamight_core.model.atomic import CoarseModel, coarse_grain, write_moved
 from dynamight_core.model.gaussians import GaussianModel
 from dynamight_core.model.initialise import MolecularRegion, fit_scale
+from dynamight_core.options import InputOptions, TrainOptions
 from dynamight_core.particles.metadata import Particles
 from dynamight_core.structures import ORIGIN_NAMES, zero_of_coordinates
 

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from dynamight_core.config import InputOptions, TrainOptions
 from dynamight_core.devices import choose_device
+from dynamight_core.options import InputOptions, TrainOptions
 from dynamight_core.particles.images import ImageReader
 from dynamight_core.particles.memory import available_memory
 from dynamight_core.particles.metadata import describe

@@ -7,7 +7,6 @@ import torch
 from roma import rotvec_to_rotmat
 from torch import nn
 
-from dynamight_core.config import TrainOptions
 from dynamight_core.imaging.fourier import shell_means, translation_phases
 from dynamight_core.model.graph import (
     LongEdges,
@@ -18,6 +17,7 @@ from dynamight_core.model.graph import (
     rigidity,
 )
 from dynamight_core.model.half import HalfModel
+from dynamight_core.options import TrainOptions
 from dynamight_core.training.data import Batch, TrainingImages
 from dynamight_core.training.inference import infer_latents
 

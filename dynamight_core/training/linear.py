@@ -20,9 +20,9 @@ from dataclasses import dataclass
 import torch
 from scipy.cluster.vq import kmeans2
 
-from dynamight_core.config import TrainOptions
 from dynamight_core.imaging.fourier import expand_shells, image_to_fourier
 from dynamight_core.model.graph import LongEdges, NeighbourGraph, deformation_regularity, edge_lengths, rigidity
+from dynamight_core.options import TrainOptions
 from dynamight_core.parallel import check_stopped
 from dynamight_core.training.half import REGULARISED, HalfTrainer
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dynamight_core.config import InputOptions, TrainOptions
 from dynamight_core.errors import InputError
 from dynamight_core.files import read_map
 from dynamight_core.model.bodies import RigidBodies
 from dynamight_core.model.initialise import MolecularRegion, find_molecule
+from dynamight_core.options import InputOptions, TrainOptions
 from dynamight_core.particles.halves import assign_halves, choose_validation
 from dynamight_core.particles.metadata import Particles, check_enough, read_particles
 from dynamight_core.particles.preprocess import Preprocessing

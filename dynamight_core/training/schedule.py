@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dynamight_core.config import TrainOptions
+from dynamight_core.options import TrainOptions
 
 
 @dataclass(frozen=True)

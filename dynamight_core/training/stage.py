@@ -14,10 +14,11 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from dynamight_core.config import InputOptions, RunConfig, TrainOptions, changed_options
+from dynamight_core.config import RunConfig, changed_options
 from dynamight_core.devices import choose_device, peak_memory, set_threads
 from dynamight_core.errors import InputError, option_name
 from dynamight_core.files import atomic_path, write_table
+from dynamight_core.options import InputOptions, TrainOptions
 from dynamight_core.parallel import side_by_side
 from dynamight_core.reporter import PRINT, QUIET, Reporter
 from dynamight_core.run import holds_run, remove_run

@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from dynamight_core.config import InputOptions, TrainOptions
 from dynamight_core.errors import InputError
 from dynamight_core.imaging.geometry import mask_points
 from dynamight_core.model.bodies import RigidBodies, body_shares
 from dynamight_core.model.initialise import MolecularRegion
+from dynamight_core.options import InputOptions, TrainOptions
 from dynamight_core.particles.images import ImageReader
 from dynamight_core.particles.metadata import Particles
 from dynamight_core.particles.premultiplication import MULTIPLIED, NOT_MULTIPLIED, power_at_ctf_zeros

@@ -33,8 +33,8 @@ def hinge_set(tmp_path_factory):
 @pytest.fixture(scope="session")
 def trained(hinge_set, tmp_path_factory):
     """Return a training on the small hinge set and its run, summarised. Tests change neither's numbers."""
-    from dynamight_core.config import InputOptions, TrainOptions
     from dynamight_core.judging.summary import summarise
+    from dynamight_core.options import InputOptions, TrainOptions
     from dynamight_core.reporter import QUIET
     from dynamight_core.training.stage import train
 

@@ -10,7 +10,6 @@ import torch
 import dynamight_core.training.stage as run_module
 from dynamight_core.analysis.controls.stage import control_run
 from dynamight_core.analysis.report import write_report
-from dynamight_core.config import InputOptions, TrainOptions
 from dynamight_core.errors import InputError
 from dynamight_core.files import read_map
 from dynamight_core.judging.bias import has_atomic_model, model_bias, wrong_model_result
@@ -18,7 +17,7 @@ from dynamight_core.judging.summary import summarise
 from dynamight_core.model.alignment import align
 from dynamight_core.model.atomic import coarse_grain
 from dynamight_core.model.initialise import find_molecule
-from dynamight_core.options import ControlOptions, ReconstructOptions, SimulateOptions
+from dynamight_core.options import ControlOptions, InputOptions, ReconstructOptions, SimulateOptions, TrainOptions
 from dynamight_core.reconstruction.stage import reconstruct_run
 from dynamight_core.reporter import QUIET, Reporter
 from dynamight_core.run import Run

@@ -20,7 +20,7 @@ from dynamight_core.analysis.bodies import (
 )
 from dynamight_core.analysis.domains import find_domains, write_domains
 from dynamight_core.analysis.report import write_report
-from dynamight_core.config import InputOptions, RunConfig, TrainOptions
+from dynamight_core.config import RunConfig
 from dynamight_core.errors import InputError
 from dynamight_core.files import read_map, write_map
 from dynamight_core.imaging.poses import axis_rotations, rotation_matrices
@@ -29,6 +29,7 @@ from dynamight_core.model.bodies import RigidBodies, body_shares
 from dynamight_core.model.decoders import BodiesDecoder
 from dynamight_core.model.gaussians import GaussianModel
 from dynamight_core.model.half import HalfModel
+from dynamight_core.options import InputOptions, TrainOptions
 from dynamight_core.reporter import QUIET, Reporter
 from dynamight_core.simulate.truth import load_truth
 from dynamight_core.training.read import read_inputs

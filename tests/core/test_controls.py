@@ -15,12 +15,11 @@ from dynamight_core.analysis.controls.maps import ControlImages
 from dynamight_core.analysis.controls.noise import NoiseImages, SignalBesideNoise
 from dynamight_core.analysis.controls.shuffled import judge_shuffled, mean_over_draws
 from dynamight_core.analysis.controls.wrong_model import Structures, moving_domain, shares_of_wrong
-from dynamight_core.config import InputOptions, TrainOptions
 from dynamight_core.files import read_map
 from dynamight_core.imaging.fourier import image_to_fourier, shell_means
 from dynamight_core.judging.summary import summarise
 from dynamight_core.model.gaussians import GaussianModel
-from dynamight_core.options import ControlOptions
+from dynamight_core.options import ControlOptions, InputOptions, TrainOptions
 from dynamight_core.reconstruction.fsc import soft_mask
 from dynamight_core.reporter import QUIET
 from dynamight_core.run import Run

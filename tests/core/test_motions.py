@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from dynamight_core.config import TrainOptions
 from dynamight_core.imaging.fourier import fourier_to_image
 from dynamight_core.model.half import HalfModel
 from dynamight_core.model.motions import motion_fields, principal_motions
+from dynamight_core.options import TrainOptions
 from dynamight_core.training.half import HalfTrainer
 from dynamight_core.training.linear import linear_motions, start_from
 from tests.support.known_motion import HeldImages, known_motion

@@ -6,10 +6,10 @@ import pytest
 import starfile
 import torch
 
-from dynamight_core.config import InputOptions, TrainOptions
 from dynamight_core.errors import InputError
 from dynamight_core.imaging.ctf import evaluate_ctf
 from dynamight_core.imaging.fourier import fourier_to_image, image_to_fourier
+from dynamight_core.options import InputOptions, TrainOptions
 from dynamight_core.particles.images import ImageReader
 from dynamight_core.particles.metadata import read_particles
 from dynamight_core.particles.premultiplication import MULTIPLIED, NOT_MULTIPLIED, power_at_ctf_zeros

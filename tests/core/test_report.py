@@ -17,9 +17,10 @@ import torch
 import dynamight_core.analysis.report
 from dynamight_core.analysis.controls.result import Control, write_control
 from dynamight_core.analysis.report import write_report
-from dynamight_core.config import InputOptions, RunConfig, TrainOptions
+from dynamight_core.config import RunConfig
 from dynamight_core.files import write_map
 from dynamight_core.model.motions import PrincipalMotions
+from dynamight_core.options import InputOptions, TrainOptions
 from dynamight_core.reporter import QUIET
 from dynamight_core.training.curves import LOSS, training_curves
 

@@ -12,12 +12,12 @@ import torch
 from roma import rotvec_to_rotmat
 
 import dynamight_core.training.stage as run_module
-from dynamight_core.config import InputOptions, TrainOptions
 from dynamight_core.imaging.ctf import CtfParameters
 from dynamight_core.judging.detection import unseen_motion
 from dynamight_core.judging.summary import summarise
 from dynamight_core.model.gaussians import GaussianModel
 from dynamight_core.model.initialise import fit_to_map
+from dynamight_core.options import InputOptions, TrainOptions
 from dynamight_core.parallel import StoppedError, side_by_side
 from dynamight_core.reporter import QUIET, Reporter
 from dynamight_core.simulate.truth import load_truth
