@@ -187,8 +187,6 @@ def read_volume(name: str, path: str, particles: Particles) -> torch.Tensor:
 
 def read_bodies(paths: list[str], particles: Particles, region: MolecularRegion) -> RigidBodies:
     """Return the bodies of masks on the grid of the maps, which must share the molecule between them."""
-    if len(paths) < 2:
-        raise InputError(f"--bodies has one mask, {paths[0]}; give one for each of two or more bodies")
     masks = []
     for path in paths:
         mask = read_volume("body mask", path, particles)

@@ -419,7 +419,7 @@ def _density(folder, good):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda folder, good: good[:1], "one mask, .*; give one for each of two or more"),
+        (lambda folder, good: good[:1], "--bodies is .*; give 2 or more files"),
         (lambda folder, good: [good[0], good[0]], "overlap in most of the former"),
         (lambda folder, good: [good[0], folder / "none.mrc"], "none.mrc does not exist"),
         (_other_box, "box of 36 voxels but the particles have 32 pixels"),
