@@ -177,9 +177,9 @@ class Run:
     def consensus_to_reference(self, half: int, points: torch.Tensor) -> torch.Tensor:
         """Carry (p, 3) points (A) from the consensus frame to the reference frame of a half (1 or 2).
 
-        See `HalfModel.carry`.
+        See `HalfModel.consensus_to_reference`.
         """
-        return self.models[half - 1].carry(points)
+        return self.models[half - 1].consensus_to_reference(points)
 
     def _summarised(self, name: str) -> Path:
         path = self.path / name

@@ -74,7 +74,7 @@ def judge(
         rows = torch.where(validation & (halves == number))[0]
         generator = torch.Generator().manual_seed(seed * 100 + number)
         share = random_pixels(len(rows), model.box, generator)
-        latents = infer_latents(model, data, rows, model.latent_starts(len(rows)), steps=6, pixel_share=share).latents
+        latents = infer_latents(model, data, rows, model.latent_starts(len(rows)), steps=6, pixels=share).latents
         plain = _data_terms(model, data, rows, None, ~share)
         gains.append(plain - _data_terms(model, data, rows, latents, ~share))
         null = torch.zeros(len(rows))

@@ -1,9 +1,9 @@
-"""Rigid bodies: the parts that masks divide a molecule into, and how much each has of a point.
+"""Rigid bodies: the parts that masks divide a molecule into, and the membership of a point in each.
 
 A point belongs to the body whose mask it lies deepest in. Depth changes evenly from point to point, so that where two
-bodies meet, half-way between their masks, shares go over from one to the other across a joint of fixed width, however
-soft or wide the masks' edges are; outside the joints a point belongs to one body alone. What lies farther outside all
-masks than a joint is wide belongs to the largest body.
+bodies meet, half-way between their masks, membership goes over from one to the other across a joint of fixed width,
+however soft or wide the masks' edges are; outside the joints a point belongs to one body alone. What lies farther
+outside all masks than a joint is wide belongs to the largest body.
 """
 
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ from dynamight_core.imaging.masks import distance_from
 
 # Voxels that depths are kept on, and that they are measured on, A.
 _SPACING, _FINE = 3.0, 2.0
-# A body's share falls to nothing where another is so much deeper, A; across a joint between flat faces depths change
-# twice as fast as places do.
+# Membership in a body falls to nothing where another is this much deeper, A; across a joint between flat faces depths
+# change twice as fast as positions do.
 _JOINT = 8.0
-# Bodies touch if they share so many voxels of the molecule, a voxel half in either counting a quarter.
-_CONTACT = 5.0
+# Two bodies touch if at least this many voxels belong to both; a voxel half in either counts a quarter.
+_MIN_CONTACT = 5.0
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class RigidBodies:
     largest
         body with most of the molecule, which stays where it is.
     pivots
-        (B, 3) A, what each turns about: the middle of its joint with its parent, or its own.
+        (B, 3) A, what each rotates about: the middle of its joint with its parent, or its own.
     parents
         (B,) body that each hangs on and moves along with: of those that it touches, the one by which the largest is
         reached; -1 for the largest, and where none is reached.
@@ -44,7 +44,7 @@ class RigidBodies:
     radii
         (B,) A, rms distance of each from its pivot.
     shares
-        (B,) of the molecule.
+        (B,) fraction of the molecule in each.
     """
 
     depths: torch.Tensor
@@ -77,17 +77,17 @@ class RigidBodies:
         points = torch.from_numpy(mask_points(molecule, pixel_size)).float()
         # By what lies in masks: nothing else belongs to the largest yet, and the joints are where masks meet.
         points_within = points[interpolate(depths, points, extent).amax(1) > 0]
-        within = body_shares(depths, None, points_within, extent)
+        within = memberships(depths, None, points_within, extent)
         largest = int(within.sum(0).argmax())
-        shares = body_shares(depths, largest, points, extent)
-        mass = shares.sum(0).clamp(min=1e-6)
-        centres = shares.T @ points / mass[:, None]
+        inside = memberships(depths, largest, points, extent)
+        mass = inside.sum(0).clamp(min=1e-6)
+        centres = inside.T @ points / mass[:, None]
         parents, pivots = _tree(within.T @ within, largest), centres.clone()
         for body in torch.where(parents >= 0)[0]:
             joint = within[:, body] * within[:, parents[body]]
             pivots[body] = joint @ points_within / joint.sum()
         squares = (points[:, None] - pivots).square().sum(-1)
-        radii = ((shares * squares).sum(0) / mass).sqrt()
+        radii = ((inside * squares).sum(0) / mass).sqrt()
         return cls(depths, largest, pivots, parents, centres, radii, mass / len(points))
 
 
@@ -100,7 +100,7 @@ def _tree(contacts: torch.Tensor, root: int) -> torch.Tensor:
         open_contacts = contacts.clone()
         open_contacts[placed], open_contacts[:, ~placed] = -1, -1
         body, other = divmod(int(open_contacts.argmax()), len(contacts))
-        if open_contacts[body, other] > _CONTACT:
+        if open_contacts[body, other] > _MIN_CONTACT:
             parents[body] = other
         else:
             # Nothing that is left touches what is placed: the next one stands by itself.
@@ -109,15 +109,15 @@ def _tree(contacts: torch.Tensor, root: int) -> torch.Tensor:
     return parents
 
 
-def body_shares(depths: torch.Tensor, largest: int | None, points: torch.Tensor, extent: float) -> torch.Tensor:
-    """Return the (n, B) shares that bodies have of (n, 3) points (A); they add up to 1.
+def memberships(depths: torch.Tensor, largest: int | None, points: torch.Tensor, extent: float) -> torch.Tensor:
+    """Return the (n, B) memberships of (n, 3) points (A) in bodies, from 0 to 1; those of a point add up to 1.
 
     Parameters
     ----------
     depths
         (B, m, m, m), as in `RigidBodies`.
     largest
-        body that what lies far outside all masks belongs to; with None, it is shared as what lies inside.
+        body that what lies far outside all masks belongs to; if None, it is divided as what lies inside.
     extent
         of the box, A.
     """
@@ -130,8 +130,8 @@ def body_shares(depths: torch.Tensor, largest: int | None, points: torch.Tensor,
             torch.maximum(depth[:, [largest]], -others.amax(1, keepdim=True) - _JOINT),
         )
     behind = depth.amax(1, keepdim=True) - depth
-    shares = torch.relu(1 - behind / _JOINT).square()
-    return shares / shares.sum(1, keepdim=True)
+    weights = torch.relu(1 - behind / _JOINT).square()
+    return weights / weights.sum(1, keepdim=True)
 
 
 def _depths(mask: np.ndarray, pixel_size: float) -> torch.Tensor:

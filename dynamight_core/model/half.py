@@ -1,8 +1,7 @@
 """The model of one half-set: Gaussians, encoder, decoder, the latents' prior and the noise."""
 
-from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
+from typing import Protocol, Self
 
 import safetensors.torch
 import torch
@@ -16,13 +15,14 @@ from dynamight_core.imaging.fourier import expand_shells, plane_multiplicity, sh
 from dynamight_core.imaging.geometry import interpolate
 from dynamight_core.imaging.projector import Projector
 from dynamight_core.model.bodies import RigidBodies
-from dynamight_core.model.decoders import BasisDecoder, BodiesDecoder, CoordinateDecoder
+from dynamight_core.model.decoders.base import Decoder, DecoderInputs, Evaluator
 from dynamight_core.model.encoder import Encoder
 from dynamight_core.model.gaussians import GaussianModel
+from dynamight_core.registry import DECODERS
 
 # Gaussians narrower than this many pixels are spread on a finer grid. At the limit, bilinear spreading errs by
 # some per cent of the image's norm, at frequencies where the noise is many times stronger.
-_LEAST_WIDTH = 0.6
+_MIN_WIDTH = 0.6
 # Starting points of an inference beside the mean.
 _CENTRES = 8
 
@@ -39,54 +39,71 @@ class HalfModel(nn.Module):
     n_latents
         dimensions of the latent space.
     decoder
-        "basis", "coordinate" or "bodies".
+        name in `registry.DECODERS`.
     particle_diameter
         A, of the encoder's mask.
     motion_mask
         (m, m, m) factor on the displacement over the extent of the box, or None: motion allowed everywhere.
     bodies
-        of the decoder "bodies".
+        that the decoder is built from, if any.
     """
+
+    decoder: Decoder
+    latent_mean: torch.Tensor
+    latent_covariance: torch.Tensor
+    latent_centres: torch.Tensor
+    resolution: torch.Tensor
+    regularisation_share: torch.Tensor
+    noise_power: torch.Tensor
+    reference_shift: torch.Tensor
+    motion_mask: torch.Tensor | None
 
     def __init__(
         self,
-        gaussians,
-        box,
-        pixel_size,
-        n_latents,
-        decoder,
-        particle_diameter,
-        motion_mask=None,
+        gaussians: GaussianModel,
+        box: int,
+        pixel_size: float,
+        n_latents: int,
+        decoder: str,
+        particle_diameter: float,
+        motion_mask: torch.Tensor | None = None,
         bodies: RigidBodies | None = None,
     ):
         super().__init__()
         self.box, self.pixel_size, self.n_latents = box, pixel_size, n_latents
-        self.decoder_kind, self.particle_diameter = decoder, particle_diameter
+        self.decoder_name, self.particle_diameter = decoder, particle_diameter
         self.gaussians = gaussians
         self.encoder = Encoder(box, n_latents, particle_diameter / 2 / pixel_size)
-        if decoder == "basis":
-            self.decoder = BasisDecoder(n_latents, box * pixel_size)
-        elif decoder == "bodies":
-            self.decoder = BodiesDecoder(n_latents, box * pixel_size, bodies)
-        else:
-            self.decoder = CoordinateDecoder(n_latents, box * pixel_size, box)
+        self.decoder = DECODERS.load(decoder).build(DecoderInputs(n_latents, box, pixel_size, bodies))
         width = float(gaussians.widths.detach().min())
-        self.projector = Projector(box, pixel_size, 1 if width > _LEAST_WIDTH * pixel_size else 2)
+        self.projector = Projector(box, pixel_size, 1 if width > _MIN_WIDTH * pixel_size else 2)
         self.register_buffer("latent_mean", torch.zeros(n_latents))
         self.register_buffer("latent_covariance", torch.eye(n_latents))
         # Where the latents of the training particles cluster; known once training has ended.
         self.register_buffer("latent_centres", torch.zeros(_CENTRES, n_latents))
         # Filter of the images where motion is learned and latents are inferred, A; 0 is none.
         self.register_buffer("resolution", torch.zeros(()))
-        # Regularisation that the motions which the images show can bear, as a share of what the options say.
+        # Weight of regularisation as a fraction of the options': what does not freeze the motions that images show.
         self.register_buffer("regularisation_share", torch.ones(()))
         self.register_buffer("noise_power", torch.full((box // 2 + 1,), float(box**2)))
         # Displacement of each Gaussian from the consensus frame to the reference, A; known once training has ended.
         self.register_buffer("reference_shift", torch.zeros_like(gaussians.positions.detach()))
         self.register_buffer("motion_mask", motion_mask)
 
-    def project(self, matrices, transfer, positions=None) -> torch.Tensor:
-        """Return (b, box, box//2+1) model images, CTF applied, of (b, n, 3) `positions` or the reference."""
+    def project(
+        self, matrices: torch.Tensor, transfer: torch.Tensor, positions: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return (b, box, box//2+1) model images, CTF applied.
+
+        Parameters
+        ----------
+        matrices
+            (b, 3, 3) projection matrices.
+        transfer
+            (b, box, box//2+1) CTF of each image.
+        positions
+            (b, n, 3) A; the reference if None.
+        """
         return self.gaussians.project(self.projector, matrices, positions, transfer)
 
     def frequency_weights(self, resolution: float | None = None) -> torch.Tensor:
@@ -103,7 +120,7 @@ class HalfModel(nn.Module):
         resolution = self.resolution if resolution is None else resolution
         return weights * torch.exp(-((radius / (self.box * self.pixel_size) * resolution) ** 4))
 
-    def evaluator(self, positions: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    def evaluator(self, positions: torch.Tensor) -> Evaluator:
         """Return the map from (b, d) latents to (b, n, 3) displacements (A) of (n, 3) reference positions (A)."""
         displacement = self.decoder.evaluator(positions)
         if self.motion_mask is None:
@@ -116,10 +133,10 @@ class HalfModel(nn.Module):
         """(n, 3) where the Gaussians lie in the frame of the consensus map, A."""
         return self.gaussians.positions.detach() - self.reference_shift
 
-    def carry(self, points: torch.Tensor) -> torch.Tensor:
-        """Carry (p, 3) points (A) from the consensus frame to the reference frame.
+    def consensus_to_reference(self, points: torch.Tensor) -> torch.Tensor:
+        """Return where (p, 3) points (A) of the consensus frame lie in the reference frame, (p, 3) A.
 
-        By the shift of the nearest Gaussians, weighted by the inverse of their distance.
+        They shift by the mean shift of the nearest Gaussians, weighted by the inverse of their distance.
         """
         if not self.reference_shift.any():
             return points
@@ -132,11 +149,11 @@ class HalfModel(nn.Module):
 
     def set_latent_centres(self, latents: torch.Tensor) -> None:
         """Keep the centres of clusters of this half's (n, d) latents."""
-        places = latents.cpu().unique(dim=0)
-        if len(places) > _CENTRES:
-            places = torch.from_numpy(kmeans2(places.numpy(), _CENTRES, minit="++", seed=0)[0])
+        centres = latents.cpu().unique(dim=0)
+        if len(centres) > _CENTRES:
+            centres = torch.from_numpy(kmeans2(centres.numpy(), _CENTRES, minit="++", seed=0)[0])
         self.latent_centres.copy_(self.latent_mean.expand_as(self.latent_centres))
-        self.latent_centres[: len(places)] = places.to(self.latent_centres)
+        self.latent_centres[: len(centres)] = centres.to(self.latent_centres)
 
     def latent_starts(self, n: int) -> list[torch.Tensor]:
         """Return (n, d) latents to start an inference from: the mean, and the centres of what was found before.
@@ -147,7 +164,7 @@ class HalfModel(nn.Module):
 
     @torch.no_grad()
     def set_consensus_frame(self, latents: torch.Tensor) -> None:
-        """Let the consensus frame be the conformation of the most central particles.
+        """Set the consensus frame to the conformation of the most central particles.
 
         The consensus map shows the mean of the particles. The reference may lie elsewhere: positions and field can
         exchange a constant displacement while they are trained, differently in each half.
@@ -157,20 +174,19 @@ class HalfModel(nn.Module):
         latents
             (n, d) of this half's particles.
         """
-        few = latents[torch.linspace(0, len(latents) - 1, min(len(latents), 1000)).long().unique()]
-        shifts = torch.cat([self.displacements(part) for part in few.split(64)])
+        sample = latents[torch.linspace(0, len(latents) - 1, min(len(latents), 1000)).long().unique()]
+        shifts = torch.cat([self.displacements(part) for part in sample.split(64)])
         # The mean of points on an arc lies inside the arc; the particles nearest to it lie on the arc.
         distances = (shifts - shifts.mean(0)).square().sum((1, 2))
         central = distances.argsort()[: max(1, len(shifts) // 20)]
-        if self.decoder_kind == "bodies":
-            # Bodies stay rigid only if the way back is rigid too: the reference itself goes there.
-            middle = few[central].mean(0, keepdim=True)
+        if self.decoder.moves_reference:
+            middle = sample[central].mean(0, keepdim=True)
             self.gaussians.positions.add_(self.displacements(middle)[0])
             self.decoder.absorb(middle)
             return
         self.reference_shift.copy_(-shifts[central].mean(0))
 
-    def consensus_evaluator(self, points: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    def consensus_evaluator(self, points: torch.Tensor) -> Evaluator:
         """Return the map from (b, d) latents to (b, p, 3) displacements (A) of (p, 3) points of the consensus frame."""
         return ConsensusField(self).evaluator(points)
 
@@ -184,7 +200,7 @@ class HalfModel(nn.Module):
             "box": str(self.box),
             "pixel_size": repr(self.pixel_size),
             "n_latents": str(self.n_latents),
-            "decoder": self.decoder_kind,
+            "decoder": self.decoder_name,
             "particle_diameter": repr(self.particle_diameter),
             "oversampling": str(self.projector.oversampling),
         }
@@ -192,13 +208,13 @@ class HalfModel(nn.Module):
             safetensors.torch.save_file(_contiguous(self.state_dict()), temporary, metadata)
 
     @classmethod
-    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> "HalfModel":
+    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> Self:
         """Read what `save` wrote.
 
         Raises
         ------
         InputError
-            if the file is missing, cannot be read, or is of another version.
+            if the file is missing, cannot be read, or is of another version, or its decoder is not installed.
         """
         try:
             with safetensors.safe_open(path, "pt", device="cpu") as file:
@@ -209,6 +225,7 @@ class HalfModel(nn.Module):
         n, n_classes = state["gaussians.composition"].shape
         gaussians = GaussianModel(torch.zeros(n, 3), 1.0, 1.0, n_classes, edges=state.get("gaussians.edges"))
         try:
+            decoder = DECODERS.load(metadata["decoder"])
             model = cls(
                 gaussians,
                 int(metadata["box"]),
@@ -217,7 +234,7 @@ class HalfModel(nn.Module):
                 metadata["decoder"],
                 float(metadata["particle_diameter"]),
                 state.get("motion_mask"),
-                _bodies_of(state) if metadata["decoder"] == "bodies" else None,
+                decoder.saved_bodies(_part(state, "decoder.")),
             )
             model.load_state_dict(state)
         except (KeyError, RuntimeError) as error:
@@ -226,36 +243,41 @@ class HalfModel(nn.Module):
         return model.to(device).eval()
 
 
+class Field(Protocol):
+    """A deformation field: displacements of points under latents."""
+
+    def evaluator(self, positions: torch.Tensor, /) -> Evaluator:
+        """Return the map from (b, d) latents to (b, m, 3) displacements (A) of fixed (m, 3) points (A)."""
+
+
 class ConsensusField:
     """A deformation field of a half's reference frame, on points of the consensus frame.
 
-    A point x of the consensus lies at x_ref in the half's reference, where the field knows it, and at
-    x_ref + delta(z, x_ref) in a particle: its displacement is what it takes from x to there.
+    A point x of the consensus lies at x_ref in the half's reference, where the field is defined, and at
+    x_ref + delta(z, x_ref) in a particle. Its displacement goes from x to there.
 
     Parameters
     ----------
     model
-        of the half, which knows the two frames.
+        of the half, which relates the two frames.
     field
-        on its reference frame, anything with ``evaluator(points)``; the model's own if None.
+        on its reference frame; the model's own if None.
     """
 
-    def __init__(self, model: HalfModel, field=None):
+    def __init__(self, model: HalfModel, field: Field | None = None):
         self.model, self.field = model, model if field is None else field
 
-    def evaluator(self, points: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    def evaluator(self, points: torch.Tensor) -> Evaluator:
         """Return the map from (b, d) latents to (b, m, 3) displacements (A) of fixed (m, 3) points (A)."""
-        carried = self.model.carry(points)
-        evaluate, offset = self.field.evaluator(carried), carried - points
+        reference = self.model.consensus_to_reference(points)
+        evaluate, offset = self.field.evaluator(reference), reference - points
         return lambda latents: offset + evaluate(latents)
 
 
-def _bodies_of(state: dict) -> RigidBodies:
-    """Return the bodies that a decoder's buffers hold."""
-    names = [field.name for field in fields(RigidBodies)]
-    values = {name: state[f"decoder.{name}"] for name in names}
-    return RigidBodies(**values | {"largest": int(values["largest"])})
+def _part(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """Return the tensors of a part of the model by its own names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
-def _contiguous(state: dict) -> dict:
+def _contiguous(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.contiguous() for name, tensor in state.items()}

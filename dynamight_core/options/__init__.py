@@ -19,7 +19,6 @@ from dynamight_core.options.common import ORIGINS
 from dynamight_core.options.reconstruct import METHODS, InvertOptions, ReconstructOptions
 from dynamight_core.options.simulate import DemoOptions, SimulateOptions
 from dynamight_core.options.train import (
-    DECODERS,
     NORMALISATIONS,
     REGULARISATIONS,
     STORAGES,
@@ -45,7 +44,6 @@ STAGES = {
 
 __all__ = [
     "CONTROLS",
-    "DECODERS",
     "EMBEDDINGS",
     "HALVES",
     "METHODS",

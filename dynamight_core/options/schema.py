@@ -3,6 +3,7 @@
 import math
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import MISSING, Field
 from typing import Any
 
@@ -70,7 +71,7 @@ def _property(field: Field[Any], annotation: Any, declaration: Option) -> dict[s
         item["items"] = limits
     else:
         item |= limits
-    if isinstance(declaration.choices, dict):
+    if isinstance(declaration.choices, Mapping):
         item["choice_labels"] = list(declaration.choices.values())
     for name in ("label", "more", "group", "level"):
         if getattr(declaration, name):

@@ -1,14 +1,14 @@
 """Options of training: what a run works on, and how deformations are learned."""
 
 import os
+import re
 from dataclasses import dataclass, replace
 
 from dynamight_core.errors import InputError
 from dynamight_core.options.common import device, origin, seed, threads
 from dynamight_core.options.declare import Checked, option
+from dynamight_core.registry import DECODERS, LOSS_TERMS
 
-# Decoders by name, with their labels in forms; the first is the default. Bodies are asked for by their masks.
-DECODERS = {"basis": "basis", "coordinate": "coordinate network (paper)", "bodies": "rigid bodies"}
 REGULARISATIONS = {"fixed": "fixed weight", "dynamic": "gradient ratio (paper)"}
 NORMALISATIONS = {"image": "each image", "set": "the whole set", "none": "none"}
 STORAGES = {"auto": "auto", "memory": "memory", "device": "GPU", "file": "file"}
@@ -188,7 +188,8 @@ class TrainOptions(Checked):
     )
     decoder: str = option(
         "basis",
-        "Deformation model: basis (learned deformation fields) or coordinate (the paper's coordinate network, slower).",
+        "Deformation model: basis (learned deformation fields) or coordinate (the paper's coordinate network, slower)."
+        + DECODERS.help,
         label="Decoder",
         group="Motion",
         choices=DECODERS,
@@ -321,6 +322,13 @@ class TrainOptions(Checked):
         group="Restraints",
         at_least=0,
     )
+    loss_weights: str | None = option(
+        None,
+        "Weights of loss terms that other packages add: NAME=VALUE, separated by commas." + LOSS_TERMS.help,
+        label="Weights of added loss terms",
+        group="Restraints",
+        metavar="TERMS",
+    )
     gaussian_amplitudes: bool = option(
         True,
         "Give each Gaussian its own amplitude; the paper has one for all.",
@@ -399,3 +407,23 @@ class TrainOptions(Checked):
     seed: int = seed()
     device: str = device()
     threads: int | None = threads()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.added_losses()
+
+    def added_losses(self) -> dict[str, float]:
+        """Return the weights of added loss terms by name.
+
+        Raises
+        ------
+        InputError
+            if a word is not NAME=VALUE with a number of zero or more.
+        """
+        found = {}
+        for word in filter(None, (self.loss_weights or "").split(",")):
+            match = re.fullmatch(r"\s*(\w+)=(\d*\.?\d+(?:[eE][+-]?\d+)?)\s*", word)
+            if match is None:
+                raise InputError(f"--loss-weights has '{word}'; give NAME=VALUE with a number of zero or more")
+            found[match[1]] = float(match[2])
+        return found

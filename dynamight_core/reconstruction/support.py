@@ -72,7 +72,7 @@ def mode_support(
     generator = torch.Generator().manual_seed(seed)
     share = random_pixels(len(rows), model.box, generator)
     starts = model.latent_starts(len(rows))
-    latents = infer_latents(model, data, rows, starts, steps=_STEPS, pixel_share=share, integrate=True).latents
+    latents = infer_latents(model, data, rows, starts, steps=_STEPS, pixels=share, integrate=True).latents
     points = model.consensus_positions
     fields = modes.field.fields(points)
     evaluate = field.evaluator(points)

@@ -9,19 +9,17 @@ from dynamight_core.particles.images import ImageReader
 from dynamight_core.particles.memory import available_memory
 from dynamight_core.particles.metadata import describe
 from dynamight_core.particles.preprocess import batch_size, read_prepared
+from dynamight_core.registry import DECODERS
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.training.read import Prepared, hold_out, open_particles, read_inputs
 from dynamight_core.training.schedule import schedule
-from dynamight_core.training.validate import choose_decoder
+from dynamight_core.training.validate import complete_options
 
-# Measured on two cores of a server processor at box 64: seconds per particle, epoch and Gaussian, and per
-# particle, epoch and pixel, of every kind of decoder. Latent inference is worth so many epochs each time.
-_SECONDS_PER_GAUSSIAN = {"basis": 7e-8, "coordinate": 1.6e-6, "bodies": 7e-8}
+# Measured on two cores of a server processor at box 64: seconds per particle, epoch and pixel, whatever the decoder.
 _SECONDS_PER_PIXEL = 1.8e-8
+# One round of latent inference takes as long as this many epochs.
 _INFERENCE_EPOCHS = 6.0
 _CORES = 2
-# Bytes for every Gaussian and particle of a batch while a step runs, gradients included.
-_BYTES_PER_GAUSSIAN = {"basis": 160, "coordinate": 3000, "bodies": 160}
 _PROGRAM_BYTES = 6e8
 
 
@@ -53,7 +51,7 @@ def check_inputs(
         particles, halves = prepared.particles, prepared.halves
     else:
         prepared = None
-        choose_decoder(inputs, options)
+        complete_options(inputs, options)
         particles, halves, _ = open_particles(inputs, options.seed)
     for line in describe(particles):
         reporter.say(line)
@@ -85,26 +83,28 @@ def estimate_memory(n: int, working_box: int, options: TrainOptions, halves_at_o
     """Return about how many bytes a training takes.
 
     Images and transfer functions in half precision, 2 n w^2 + 2 n w (w/2 + 1); for a batch of b particles and
-    N Gaussians 160 b N (3,000 with the coordinate network), which its gradients need; images and transforms of
+    N Gaussians the decoder's `bytes_per_gaussian` times b N, which its gradients need; images and transforms of
     the batch, oversampled, 100 b w^2; both twice where the halves train side by side; latents and covariances of all
     particles; and 0.6 GB for the program.
     """
     w, d, b = working_box, options.n_latents, min(options.batch_size, n)
     kept = 2 * n * w**2 + 2 * n * w * (w // 2 + 1) + 16 * n * (d + d**2)
-    step = _BYTES_PER_GAUSSIAN[options.decoder] * b * options.n_gaussians + 100 * b * w**2
+    step = DECODERS.load(options.decoder).bytes_per_gaussian * b * options.n_gaussians + 100 * b * w**2
     return kept + halves_at_once * step + _PROGRAM_BYTES
 
 
 def estimate_seconds(n: int, working_box: int, options: TrainOptions, threads: int, fixed: bool = False) -> float:
     """Return about how many seconds a training takes on so many CPU threads.
 
-    Particles times epochs times (a N + c w^2), N Gaussians and w working pixels a side, with a and c as measured on
-    two cores; a round of latent inference counts as six epochs; threads beyond two are counted by their square
-    root, since memory is shared. `fixed`: whether the Gaussians are those of an atomic model.
+    Particles times epochs times (a N + c w^2), N Gaussians and w working pixels a side, with a (the decoder's
+    `seconds_per_gaussian`) and c as measured on two cores; a round of latent inference counts as six epochs; threads
+    beyond two are counted by their square root, since memory is shared. `fixed`: whether the Gaussians are those of an
+    atomic model.
     """
     epochs = schedule(options, fixed=fixed)
     effort = len(epochs) + _INFERENCE_EPOCHS * (sum(epoch.infer != "no" for epoch in epochs) + 2)
-    per_particle = _SECONDS_PER_GAUSSIAN[options.decoder] * options.n_gaussians + _SECONDS_PER_PIXEL * working_box**2
+    decoder = DECODERS.load(options.decoder)
+    per_particle = decoder.seconds_per_gaussian * options.n_gaussians + _SECONDS_PER_PIXEL * working_box**2
     speed = threads / _CORES if threads <= _CORES else (threads / _CORES) ** 0.5
     return n * effort * per_particle / speed
 

@@ -87,7 +87,7 @@ def load_checkpoint(folder: Path, epoch: int, trainer: HalfTrainer) -> dict:
     trainer.graph = NeighbourGraph(tensors["graph.edges"], tensors["graph.distances"], state["mean_spacing"])
     if "long_edges.edges" in tensors:
         trainer.long_edges = LongEdges(*(tensors[f"long_edges.{field.name}"] for field in fields(LongEdges)))
-    trainer.regularise(float(trainer.model.regularisation_share))
+    trainer.scale_regularisation(float(trainer.model.regularisation_share))
     trainer.stiffness, trainer.started = state["stiffness"], state["started"]
     for name, optimizer in trainer.optimizers.items():
         stored: dict[int, dict] = {}

@@ -101,7 +101,7 @@ class PreviousRun:
                 f"{self.folder} was trained on images of {model.box} pixels, this run would be on "
                 f"{prepared.working_box}; give --working-box {model.box}"
             )
-        if prepared.bodies is not None and not torch.equal(model.decoder.depths, prepared.bodies.depths):
+        if not model.decoder.built_from(prepared.bodies):
             raise InputError(f"{self.folder} was trained with other masks as --bodies; give the same to start from it")
         model.motion_mask = prepared.motion_mask
         return model.to(device).train()

@@ -4,12 +4,13 @@ from dataclasses import dataclass
 
 import torch
 
+from dynamight_core.model.decoders.base import Evaluator
 from dynamight_core.model.half import HalfModel
 from dynamight_core.training.data import Batch, TrainingImages
 
 # Finite-difference step, in standard deviations of the latents' prior.
 _STEP = 0.15
-# A particle is done when a step gains less than this, or fails and promised less than that, nats.
+# A particle is done when a step gains less than the first, or fails with an expected gain below the second, nats.
 _CONVERGED, _HOPELESS = 0.01, 0.05
 # Where the posterior is integrated, in standard deviations.
 _NODES = (-3.6, -2.4, -1.2, 0.0, 1.2, 2.4, 3.6)
@@ -41,7 +42,7 @@ def infer_latents(
     rows: torch.Tensor,
     starts: list[torch.Tensor],
     steps: int = 5,
-    pixel_share: torch.Tensor | None = None,
+    pixels: torch.Tensor | None = None,
     integrate: bool = False,
     progress=None,
 ) -> LatentPosterior:
@@ -61,12 +62,12 @@ def infer_latents(
         one or several (n, d) starting points; the better one of each particle is taken.
     steps
         Gauss-Newton steps at most.
-    pixel_share
-        (n, box, box//2+1) bool or None: which Fourier pixels are looked at.
+    pixels
+        (n, box, box//2+1) bool, Fourier pixels that are used; all if None.
     integrate
-        whether to integrate the posterior along the direction in which the displacement is least certain, which
-        gives its mean and width there instead of the mode and the curvature at the mode: displacements larger than
-        the map's details make the posterior wider than that.
+        whether to integrate the posterior along the direction in which the displacement is least certain. Its mean and
+        width there replace the mode and the curvature at the mode: displacements larger than the map's details make
+        the posterior wider than that curvature.
     """
     start = starts[0].to(model.latent_mean)
     metric = _displacement_metric(model, start) if integrate else None
@@ -76,8 +77,8 @@ def infer_latents(
     # A handful of tensors of d images each: bounded to some 100 MB.
     size = max(1, min(128, int(2**25 // (dim * model.box**2))))
     for chosen in torch.arange(n).split(size):
-        share = None if pixel_share is None else pixel_share[chosen]
-        fit = _Fit(model, evaluate, data.batch(rows[chosen]), share)
+        used = None if pixels is None else pixels[chosen]
+        fit = _Fit(model, evaluate, data.batch(rows[chosen]), used)
         latents, image, energy = fit.best([start[chosen] for start in starts])
         covariance = _climb(fit, latents, image, energy, steps)
         if integrate:
@@ -94,10 +95,10 @@ def random_pixels(n: int, box: int, generator: torch.Generator) -> torch.Tensor:
     The first column holds every frequency k beside -k, which is the same number: both are in or both out, or what is
     held out would have been seen.
     """
-    share = torch.rand(n, box, box // 2 + 1, generator=generator) < 0.5
+    chosen = torch.rand(n, box, box // 2 + 1, generator=generator) < 0.5
     negative = torch.arange(box // 2 + 1, box)
-    share[:, negative, 0] = share[:, box - negative, 0]
-    return share
+    chosen[:, negative, 0] = chosen[:, box - negative, 0]
+    return chosen
 
 
 class _Fit:
@@ -107,12 +108,12 @@ class _Fit:
     log-likelihood. `which` picks some of the b particles.
     """
 
-    def __init__(self, model: HalfModel, evaluate, batch: Batch, share: torch.Tensor | None):
+    def __init__(self, model: HalfModel, evaluate: Evaluator, batch: Batch, pixels: torch.Tensor | None):
         self._model, self._evaluate = model, evaluate
         self._mean, self.precision = model.latent_mean, torch.linalg.inv(model.latent_covariance)
         self._difference = _finite_difference(model)
         amplitude = model.frequency_weights().sqrt()
-        whitening = amplitude if share is None else amplitude * share.to(amplitude)
+        whitening = amplitude if pixels is None else amplitude * pixels.to(amplitude)
         self._matrices, self._transfer = batch.matrices, batch.transfer * whitening
         self._target = torch.view_as_real(batch.transforms * whitening).flatten(1)
         self.all = torch.arange(len(batch), device=amplitude.device)
@@ -174,16 +175,16 @@ def _climb(fit: _Fit, latents, image, energy, steps: int) -> torch.Tensor:
         damped = curvature + torch.diag_embed(curvature.diagonal(dim1=1, dim2=2) * damping[moving][:, None])
         move = torch.linalg.solve(damped, downhill)
         # At most two prior standard deviations a step: the model is linear no farther.
-        there = latents[moving] + move * (2 / fit.longest(move).clamp(min=2))
-        new_image = fit.image(there, moving)
-        new_energy = fit.energy(there, new_image, moving)
+        candidate = latents[moving] + move * (2 / fit.longest(move).clamp(min=2))
+        new_image = fit.image(candidate, moving)
+        new_energy = fit.energy(candidate, new_image, moving)
         gain = energy[moving] - new_energy
         better = gain > 0
         accepted = moving[better]
-        latents[accepted], image[accepted], energy[accepted] = there[better], new_image[better], new_energy[better]
+        latents[accepted], image[accepted], energy[accepted] = candidate[better], new_image[better], new_energy[better]
         damping[moving] *= torch.where(better, 0.3, 10.0)
-        promised = 0.5 * (downhill * move).sum(1)
-        moving = moving[torch.where(better, gain > _CONVERGED, promised > _HOPELESS)]
+        expected = 0.5 * (downhill * move).sum(1)
+        moving = moving[torch.where(better, gain > _CONVERGED, expected > _HOPELESS)]
         if not len(moving):
             break
     return torch.linalg.inv(curvatures)
@@ -193,12 +194,12 @@ def _integrate(fit: _Fit, latents, covariance, metric):
     """Return mean and covariance of the posterior, integrated along the direction that matters most."""
     direction = _least_certain(covariance, metric)
     nodes = latents.new_tensor(_NODES)
-    places = [latents + node * direction for node in nodes]
-    along = torch.stack([fit.energy(place, fit.image(place, fit.all), fit.all) for place in places], 1)
-    share = torch.softmax(-along, 1)
-    offset = share @ nodes
+    points = [latents + node * direction for node in nodes]
+    energies = torch.stack([fit.energy(point, fit.image(point, fit.all), fit.all) for point in points], 1)
+    probabilities = torch.softmax(-energies, 1)
+    offset = probabilities @ nodes
     # The direction is one standard deviation long: its variance was 1.
-    excess = share @ nodes.square() - offset.square() - 1
+    excess = probabilities @ nodes.square() - offset.square() - 1
     outer = direction[:, :, None] * direction[:, None]
     return latents + offset[:, None] * direction, covariance + excess[:, None, None] * outer
 
@@ -217,10 +218,11 @@ def _least_certain(covariance: torch.Tensor, metric: torch.Tensor) -> torch.Tens
 
 def _displacement_metric(model: HalfModel, latents: torch.Tensor) -> torch.Tensor:
     """Return the (d, d) mean product of the displacement's derivatives by the latents, A^2, over some of (n, d)."""
-    few = latents[:: max(1, len(latents) // 32)]
+    subset = latents[:: max(1, len(latents) // 32)]
     difference = _finite_difference(model)
-    moved = (few[:, None] + torch.diag(difference)).flatten(0, 1)
-    change = model.displacements(moved).reshape(*few.shape, -1) - model.displacements(few).reshape(len(few), 1, -1)
+    moved = (subset[:, None] + torch.diag(difference)).flatten(0, 1)
+    change = model.displacements(moved).reshape(*subset.shape, -1)
+    change = change - model.displacements(subset).reshape(len(subset), 1, -1)
     change = change / difference[:, None]
     return (change @ change.transpose(1, 2)).mean(0) / len(model.gaussians)
 

@@ -1,10 +1,10 @@
-"""Motions that the images show to first order: where training starts.
+"""Linear motions: a first-order estimate from the images, which training is initialised with.
 
 Move the reference by a field sum_m c_m B_m(x) of some smooth functions. To first order an image's score, the gradient
 of its log-likelihood by c, is H c + noise of covariance H, H being the mean information of an image. Over particles
 the scores then have the covariance H + H C H, with C that of the coefficients: the principal components of the
-whitened scores H^-1/2 g whose variance exceeds that of noise are motions, and a particle's projections say where it
-is along them. How far noise alone reaches is seen on scores of simulated noise. The size of a motion is
+whitened scores H^-1/2 g whose variance exceeds that of noise are motions, and a particle's projections are its
+coordinates along them. How far noise alone reaches is measured on scores of simulated noise. The size of a motion is
 corrected for the noise that added to it (Baik, Ben Arous & Peche, Annals of Probability 2005).
 
 First order holds as far as a motion is smaller than the details that are looked at. So the images are filtered, at the
@@ -24,22 +24,22 @@ from dynamight_core.imaging.fourier import expand_shells, image_to_fourier
 from dynamight_core.model.graph import LongEdges, NeighbourGraph, deformation_regularity, edge_lengths, rigidity
 from dynamight_core.options import TrainOptions
 from dynamight_core.parallel import check_stopped
-from dynamight_core.training.half import REGULARISED, HalfTrainer
+from dynamight_core.training.half import RESTRAINED, HalfTrainer
 
 # Regions of the molecule that move each by itself; three functions each.
 _REGIONS = 30
 _INFORMATION_PARTICLES = 48
-# Filters that are tried, A; 0 is none. Of many particles so many say which is best.
+# Low-pass filters that are tried, A; 0 is none. The best is chosen on this many particles at most.
 _RESOLUTIONS = (0.0, 10.0, 14.0, 20.0, 28.0, 40.0)
-_CHOOSING = 10_000
+_MAX_CHOOSING = 10_000
 # Variance of a motion over the largest that simulated noise has, which itself fluctuates by some per cent.
 _MARGIN = 1.1
 # Finite-difference step of the information, A.
 _STEP = 0.5
 # Adam's steps and step size that bring a decoder to the motions.
 _FIT_STEPS, _FIT_RATE = 300, 5e-3
-# Regularisation may cost these motions, which are ragged, so many times what they gain; in training it freezes them
-# where it costs more (chosen on simulated molecules, seeds 10 and 11 of benchmarks/engine.py).
+# Regularisation may cost these motions, which are ragged, at most this many times what they gain; in training it
+# freezes them where it costs more (chosen on simulated molecules, seeds 10 and 11 of benchmarks/engine.py).
 _BEARABLE = 3.0
 
 
@@ -54,9 +54,9 @@ class LinearMotions:
     latents
         (particles, K) posterior means; their prior is a standard normal distribution.
     gain
-        by how much they explain an image better, nats.
+        of the log-likelihood of an image by them, nats.
     resolution
-        filter at which they were found, A; 0 is none.
+        low-pass filter at which they were found, A; 0 is none.
     """
 
     fields: torch.Tensor
@@ -65,44 +65,45 @@ class LinearMotions:
     resolution: float
 
 
-def linear_motions(trainer: HalfTrainer, most: int) -> LinearMotions:
-    """Find the motions of a half's training particles to first order, at most `most`.
+def linear_motions(trainer: HalfTrainer, max_motions: int) -> LinearMotions:
+    """Find the motions of a half's training particles to first order.
 
-    At the resolution of the options, or where they gain most; unfiltered where nothing shows.
+    At the resolution of the options, or where they gain most; unfiltered where no motion is found.
     """
     options, model = trainer.options, trainer.model
     positions = model.gaussians.positions.detach()
-    if options.decoder == "bodies":
-        # What bodies can do is known.
-        basis = model.decoder.generators(positions)
-    else:
+    basis = model.decoder.linear_basis(positions)
+    if basis is None:
         basis = _smooth_basis(positions, options.seed)
     resolution, rows = options.motion_resolution, trainer.rows
-    if resolution is None:
-        few = rows[:: -(-len(rows) // _CHOOSING)]
-        motions = _most_telling(trainer, few, basis, _RESOLUTIONS, most)
-        if len(few) == len(rows):
-            return motions
-        # What does not show in some may show in all.
-        resolutions = [motions.resolution] if len(motions.fields) else _RESOLUTIONS
-    else:
-        resolutions = [resolution]
-    return _most_telling(trainer, rows, basis, resolutions, most)
+    if resolution is not None:
+        return _strongest(trainer, rows, basis, [resolution], max_motions)
+    subset = rows[:: -(-len(rows) // _MAX_CHOOSING)]
+    motions = _strongest(trainer, subset, basis, _RESOLUTIONS, max_motions)
+    if len(subset) == len(rows):
+        return motions
+    # What is not found in some may be found in all.
+    resolutions = [motions.resolution] if len(motions.fields) else _RESOLUTIONS
+    return _strongest(trainer, rows, basis, resolutions, max_motions)
 
 
-def _most_telling(trainer: HalfTrainer, rows, basis, resolutions: Sequence[float], most: int) -> LinearMotions:
+def _strongest(
+    trainer: HalfTrainer, rows: torch.Tensor, basis: torch.Tensor, resolutions: Sequence[float], max_motions: int
+) -> LinearMotions:
     """Return the motions of (n,) particles at the resolution at which they gain most."""
     weights = [trainer.model.frequency_weights(resolution) for resolution in resolutions]
     scores = _scores(trainer, rows, basis, weights)
     information = _information(trainer, rows, basis, weights)
     tried = [
-        LinearMotions(*_principal_components(*pair, seen, basis, most), resolution)
+        LinearMotions(*_principal_components(*pair, seen, basis, max_motions), resolution)
         for pair, seen, resolution in zip(scores, information, resolutions, strict=True)
     ]
     return max(tried, key=lambda motions: motions.gain)
 
 
-def _principal_components(scores, noise, information, basis, most: int):
+def _principal_components(
+    scores: torch.Tensor, noise: torch.Tensor, information: torch.Tensor, basis: torch.Tensor, max_motions: int
+) -> tuple[torch.Tensor, torch.Tensor, float]:
     """Return fields, latents and gain of the motions in (particles, p) scores, beside those of noise.
 
     Parameters
@@ -113,8 +114,6 @@ def _principal_components(scores, noise, information, basis, most: int):
         (p, p) H.
     basis
         (p, n, 3).
-    most
-        motions at most.
     """
     values, vectors = torch.linalg.eigh(information.double())
     seen = values > 1e-6 * values[-1]
@@ -123,7 +122,7 @@ def _principal_components(scores, noise, information, basis, most: int):
     n, p = white.shape
     variances, axes = torch.linalg.eigh(white.T @ white / n)
     edge = _MARGIN * torch.linalg.eigvalsh(null.T @ null / n)[-1]
-    kept = torch.arange(p, device=axes.device).flip(0)[:most]
+    kept = torch.arange(p, device=axes.device).flip(0)[:max_motions]
     # Below the second bound a motion cannot be told from noise, whatever the noise happened to be.
     kept = kept[variances[kept] > max(edge, (1 + (p / n) ** 0.5) ** 2)]
     above = variances[kept] - 1 - p / n
@@ -136,8 +135,8 @@ def _principal_components(scores, noise, information, basis, most: int):
     return fields.float(), latents.float(), gain
 
 
-def start_from(trainer: HalfTrainer, motions: LinearMotions) -> None:
-    """Let decoder and latents of a half start from linear motions, with what was learned about filter and weights."""
+def initialise(trainer: HalfTrainer, motions: LinearMotions) -> None:
+    """Initialise decoder, latents, low-pass filter and weight of regularisation of a half from linear motions."""
     model, options = trainer.model, trainer.options
     n_motions = len(motions.fields)
     trainer.latents = torch.zeros(len(trainer.rows), options.n_latents, device=trainer.data.device)
@@ -148,7 +147,7 @@ def start_from(trainer: HalfTrainer, motions: LinearMotions) -> None:
     trainer.started = True
     if not n_motions:
         return
-    trainer.regularise(_bearable_share(trainer, motions))
+    trainer.scale_regularisation(_bearable_fraction(trainer, motions))
     generator = trainer.generator()
     positions = model.gaussians.positions.detach()
     optimizer = torch.optim.Adam(model.decoder.parameters(), lr=_FIT_RATE)
@@ -163,20 +162,20 @@ def start_from(trainer: HalfTrainer, motions: LinearMotions) -> None:
         optimizer.step()
 
 
-def _bearable_share(trainer: HalfTrainer, motions: LinearMotions) -> float:
-    """Return the share of the options' regularisation that does not freeze motions.
+def _bearable_fraction(trainer: HalfTrainer, motions: LinearMotions) -> float:
+    """Return the fraction of the options' regularisation that does not freeze motions.
 
-    What a motion gains in likelihood grows with the square of what an image tells about it, where that is little, and
-    what it costs in regularisation is the same for all images: with fixed weights noise decides what may move. The
-    cost is that with the default weights: others are the user's wish for more or less of it.
+    Where the signal is weak, a motion's gain in likelihood grows with the square of the signal, but its cost in
+    regularisation is the same for all images: with fixed weights, noise would decide what may move. The cost is taken
+    with the default weights, since others express how much regularisation the user wants.
     """
     options, default = trainer.options, TrainOptions()
-    if options.decoder == "bodies" or options.regularisation != "fixed":
+    if not trainer.model.decoder.restrains_distances or options.regularisation != "fixed":
         return 1.0
     positions = trainer.model.gaussians.positions.detach()
-    few = motions.latents[:: max(1, len(motions.latents) // REGULARISED)]
-    displaced = positions + torch.einsum("bk,knc->bnc", few, motions.fields)
-    # Not the trainer's graph, which is that from before the warm-up moved the Gaussians.
+    subset = motions.latents[:: max(1, len(motions.latents) // RESTRAINED)]
+    displaced = positions + torch.einsum("bk,knc->bnc", subset, motions.fields)
+    # Not the trainer's graph, which was built before the warm-up moved the Gaussians.
     graph = NeighbourGraph.of(trainer.model.gaussians)
     long_edges = LongEdges.build(positions, displaced, trainer.generator())
     cost = default.stiffness * deformation_regularity(graph, edge_lengths(graph.edges, displaced))
@@ -189,9 +188,9 @@ def _smooth_basis(positions: torch.Tensor, seed: int) -> torch.Tensor:
     regions = max(1, min(_REGIONS, len(positions) // 5))
     centres = torch.from_numpy(kmeans2(positions.cpu().numpy(), regions, minit="++", seed=seed)[0]).to(positions)
     spacing = torch.cdist(centres, centres).topk(2, largest=False).values[:, 1].mean()
-    share = torch.softmax(-torch.cdist(positions, centres).square() / (2 * (0.7 * spacing) ** 2), 1)
+    weight = torch.softmax(-torch.cdist(positions, centres).square() / (2 * (0.7 * spacing) ** 2), 1)
     axes = torch.eye(3).to(positions)
-    return torch.einsum("nr,ac->ranc", share, axes).reshape(-1, len(positions), 3)
+    return torch.einsum("nr,ac->ranc", weight, axes).reshape(-1, len(positions), 3)
 
 
 def _scores(trainer: HalfTrainer, rows: torch.Tensor, basis: torch.Tensor, weights: list[torch.Tensor]):

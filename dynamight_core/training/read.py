@@ -24,7 +24,7 @@ from dynamight_core.training.validate import (
     check_initial_resolution,
     check_mask_range,
     check_premultiplied,
-    choose_decoder,
+    complete_options,
 )
 
 # Working pixels per mean distance between Gaussians: finer frequencies they cannot explain.
@@ -133,7 +133,7 @@ def read_inputs(inputs: InputOptions, options: TrainOptions) -> Prepared:
     InputError
         with one sentence on what cannot be used.
     """
-    options = choose_decoder(inputs, options)
+    options = complete_options(inputs, options)
     particles, halves, drawn = open_particles(inputs, options.seed)
     notes, warnings = [], []
     if drawn:

@@ -6,7 +6,6 @@ import platform
 import shlex
 import sys
 import time
-from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -27,9 +26,10 @@ from dynamight_core.training.checkpoint import checkpoint_epochs, load_checkpoin
 from dynamight_core.training.continuation import PreviousRun
 from dynamight_core.training.curves import training_curves
 from dynamight_core.training.data import TrainingImages
+from dynamight_core.training.epochs import balance_regularisation, run_epoch
 from dynamight_core.training.half import HalfTrainer
 from dynamight_core.training.inference import infer_latents
-from dynamight_core.training.linear import linear_motions, start_from
+from dynamight_core.training.linear import initialise, linear_motions
 from dynamight_core.training.read import Prepared, read_inputs
 from dynamight_core.training.reference import update_references
 from dynamight_core.training.refit import refit_gaussians
@@ -242,7 +242,7 @@ def _run_epoch(epoch: Epoch, number: int, trainer: HalfTrainer) -> dict:
     """Run one epoch on one half and return its line of metrics, but for its `_pace`."""
     if epoch.infer == "linear":
         trainer.estimate_noise(False)
-        start_from(trainer, linear_motions(trainer, trainer.options.n_latents))
+        initialise(trainer, linear_motions(trainer, trainer.options.n_latents))
     if epoch.finer:
         trainer.model.resolution.mul_(_FINER)
     if epoch.infer != "no":
@@ -255,21 +255,14 @@ def _run_epoch(epoch: Epoch, number: int, trainer: HalfTrainer) -> dict:
             trainer.estimate_noise(deformed)
         trainer.rebuild_graph()
         if trainer.options.regularisation == "dynamic" and deformed:
-            trainer.balance_regularisation(number)
-    if epoch.kind == "warm-up":
-        sums = trainer.warm_up_epoch(number)
-    elif epoch.kind == "encoder":
-        sums = trainer.encoder_epoch(number, epoch.sparse)
-    elif epoch.kind == "refinement":
-        sums = trainer.refinement_epoch(number, epoch.sparse)
-    else:
-        sums = trainer.reference_epoch(number)
+            balance_regularisation(trainer, number)
+    means = run_epoch(trainer, epoch, number)
     trainer.started = trainer.started or epoch.kind != "warm-up"
     return {
         "epoch": number,
         "half": trainer.half,
         "kind": epoch.kind,
-        **asdict(sums),
+        **means.line(),
         "lambda": trainer.stiffness,
         # Where only the Gaussians move, all frequencies are seen.
         "resolution": 0.0 if epoch.kind in ("warm-up", "reference") else float(trainer.model.resolution),

@@ -5,14 +5,15 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from dynamight_core.errors import InputError
+from dynamight_core.errors import InputError, option_name
 from dynamight_core.imaging.geometry import mask_points
-from dynamight_core.model.bodies import RigidBodies, body_shares
+from dynamight_core.model.bodies import RigidBodies, memberships
 from dynamight_core.model.initialise import MolecularRegion
 from dynamight_core.options import InputOptions, TrainOptions
 from dynamight_core.particles.images import ImageReader
 from dynamight_core.particles.metadata import Particles
 from dynamight_core.particles.premultiplication import MULTIPLIED, NOT_MULTIPLIED, power_at_ctf_zeros
+from dynamight_core.registry import DECODER_OF_INPUT, DECODERS, LOSS_TERMS
 
 # The start map has at least so many voxels a side at a quarter of the initial resolution.
 _MIN_START_BOX = 16
@@ -24,25 +25,23 @@ _MIN_BODY = 0.01
 _MIN_OWN = 0.6
 
 
-def choose_decoder(inputs: InputOptions, options: TrainOptions) -> TrainOptions:
+def complete_options(inputs: InputOptions, options: TrainOptions) -> TrainOptions:
     """Return the options with the decoder that the inputs ask for.
 
     Raises
     ------
     InputError
-        if the two contradict each other.
+        if the two contradict each other, or name a decoder or loss term that is not installed.
     """
-    if not inputs.bodies:
-        if options.decoder == "bodies":
-            raise InputError("--decoder is 'bodies' but there is no mask of any; give --bodies, or another decoder")
-        return options
-    if options.decoder == "coordinate":
-        raise InputError("--bodies is a decoder of its own; leave --decoder out")
-    if inputs.mask:
-        raise InputError("--bodies says already what may move; leave --mask out")
-    if options.regularisation == "dynamic":
-        raise InputError("--regularisation dynamic weights distances, which --bodies keeps; leave it out")
-    return replace(options, decoder="bodies")
+    for name in options.added_losses():
+        LOSS_TERMS.check(name)
+    for option, decoder in DECODER_OF_INPUT.items():
+        if getattr(inputs, option):
+            if options.decoder not in (decoder, TrainOptions.decoder):
+                raise InputError(f"{option_name(option)} is a decoder of its own; leave --decoder out")
+            options = replace(options, decoder=decoder)
+    DECODERS.load(options.decoder).check(inputs, options)
+    return options
 
 
 def check_half_sets(particles: Particles, halves: torch.Tensor) -> None:
@@ -115,11 +114,11 @@ def check_bodies(
     for body, path in enumerate(paths):
         inside = (masks[body] > 0.5) & region.mask
         points = torch.from_numpy(mask_points(inside, particles.pixel_size)).float()
-        shares = body_shares(bodies.depths, bodies.largest, points, extent).mean(0)
-        if shares[body] < _MIN_OWN:
-            shares[body] = 0
+        fractions = memberships(bodies.depths, bodies.largest, points, extent).mean(0)
+        if fractions[body] < _MIN_OWN:
+            fractions[body] = 0
             raise InputError(
-                f"body masks {path} and {paths[int(shares.argmax())]} overlap in most of the former; give masks of "
+                f"body masks {path} and {paths[int(fractions.argmax())]} overlap in most of the former; give masks of "
                 "different parts"
             )
 

@@ -135,6 +135,7 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
         self.addOption(form, "regularisationRatio", condition="regularisation==1")
         self.addOption(form, "rigidity")
         self.addOption(form, "sparseMotion")
+        self.addOption(form, "lossWeights")
         # Bodies are chosen by their masks.
         self.addOption(form, "decoder", without=("bodies",))
         self.addOption(form, "refinePoses")

@@ -22,7 +22,7 @@ from dynamight_core.imaging.poses import random_rotations, rotation_matrices
 from dynamight_core.imaging.projector import Projector
 from dynamight_core.imaging.slices import SliceSums
 from dynamight_core.imaging.voxels import ModalField, Voxels, bordered, lattice_spacing
-from dynamight_core.model.decoders import BasisDecoder
+from dynamight_core.model.decoders.basis import BasisDecoder
 from dynamight_core.reconstruction.fsc import fourier_shell_correlation
 from dynamight_core.reconstruction.images import FullImages
 from dynamight_core.simulate.fourier_reconstruction import reconstruct_fourier

@@ -25,8 +25,8 @@ from dynamight_core.errors import InputError
 from dynamight_core.files import read_map, write_map
 from dynamight_core.imaging.poses import axis_rotations, rotation_matrices
 from dynamight_core.judging.summary import summarise
-from dynamight_core.model.bodies import RigidBodies, body_shares
-from dynamight_core.model.decoders import BodiesDecoder
+from dynamight_core.model.bodies import RigidBodies, memberships
+from dynamight_core.model.decoders.bodies import BodiesDecoder
 from dynamight_core.model.gaussians import GaussianModel
 from dynamight_core.model.half import HalfModel
 from dynamight_core.options import InputOptions, TrainOptions
@@ -118,7 +118,7 @@ def test_a_body_at_the_end_of_a_chain_moves_along_with_the_one_before():
     made.motion.weight.data[9:] = 0
     outputs = outputs[:, :, 0].flatten(1)
     # Axes come before bodies.
-    fields = made.generators(points).reshape(3, 2, 4, 3).transpose(0, 1).flatten(0, 1)
+    fields = made.linear_basis(points).reshape(3, 2, 4, 3).transpose(0, 1).flatten(0, 1)
     expected = torch.einsum("bk,knc->bnc", outputs, fields)
     torch.testing.assert_close(made.displacements(step * random(5, 4), points), expected, atol=2e-4, rtol=0)
 
@@ -134,7 +134,7 @@ def test_bodies_that_touch_none_turn_about_their_own_centres():
 def test_a_joint_lies_half_way_between_masks_however_soft_they_are(edge):
     bodies = three_bodies(edge)
     points = points_along_x()
-    shares = body_shares(bodies.depths, bodies.largest, points, EXTENT)
+    shares = memberships(bodies.depths, bodies.largest, points, EXTENT)
     torch.testing.assert_close(shares.sum(1), torch.ones(len(points)))
     for left, right, face in ((0, 1, -26.0), (1, 2, 26.0)):
         # Where a point goes from one body to the next.
@@ -148,7 +148,7 @@ def test_what_lies_far_outside_all_masks_belongs_to_the_largest_body():
     bodies = three_bodies()
     far = torch.tensor([[45.0, 60.0, 0.0], [-45.0, 0.0, 55.0], [0.0, 60.0, 0.0]])
     near = torch.tensor([[45.0, 21.0, 0.0]])
-    shares = body_shares(bodies.depths, bodies.largest, torch.cat([far, near]), EXTENT)
+    shares = memberships(bodies.depths, bodies.largest, torch.cat([far, near]), EXTENT)
     assert (shares[:3, 1] == 1).all()
     assert shares[3, 2] == 1
 
@@ -156,7 +156,7 @@ def test_what_lies_far_outside_all_masks_belongs_to_the_largest_body():
 def test_bodies_are_exactly_rigid_and_the_largest_rests():
     made = decoder()
     points = random(400, 3) * torch.tensor([25.0, 8.0, 8.0])
-    shares = body_shares(made.depths, 1, points, EXTENT)
+    shares = memberships(made.depths, 1, points, EXTENT)
     moved = points + made.displacements(random(3, 4), points).detach()
     for body in range(3):
         mine = shares[:, body] == 1
@@ -183,13 +183,13 @@ def test_no_latent_is_no_motion_and_a_reference_that_moved_is_followed():
     points = points_along_x(300)
     assert made.displacements(torch.zeros(1, 4), points).abs().max() < 1e-5
     latents, middle = random(5, 4), random(1, 4, seed=2)
-    inside = body_shares(made.depths, 1, points, EXTENT).amax(1) == 1
+    inside = memberships(made.depths, 1, points, EXTENT).amax(1) == 1
     before = (points + made.displacements(latents, points))[:, inside]
     moved = (points + made.displacements(middle, points)[0]).detach()
     made.absorb(middle)
     # Bodies have moved a little against their masks: only points that are still whole inside them.
-    kept = body_shares(made.depths, 1, moved[inside], EXTENT)
-    kept = (kept == body_shares(made.depths, 1, points[inside], EXTENT)).all(1)
+    kept = memberships(made.depths, 1, moved[inside], EXTENT)
+    kept = (kept == memberships(made.depths, 1, points[inside], EXTENT)).all(1)
     assert kept.float().mean() > 0.9
     after = moved[inside] + made.displacements(latents, moved[inside])
     torch.testing.assert_close(after[:, kept], before[:, kept], atol=1e-3, rtol=0)
@@ -204,7 +204,7 @@ def test_generators_are_the_derivatives_of_the_motions():
     # Turns about x, y, z of both, then shifts of the last, which has no joint; the other has no shift.
     made.motion.weight.data[3:6] = 0
     outputs = torch.cat([outputs[:, :, 0].transpose(1, 2).flatten(1), outputs[:, 1, 1]], 1)
-    expected = torch.einsum("bk,knc->bnc", outputs, made.generators(points))
+    expected = torch.einsum("bk,knc->bnc", outputs, made.linear_basis(points))
     torch.testing.assert_close(made.displacements(step * latents, points), expected, atol=2e-4, rtol=0)
 
 
@@ -226,12 +226,12 @@ def test_a_turn_about_a_joint_costs_nothing_and_a_slide_its_square():
     made = decoder()
     weight = made.motion.weight.data.reshape(2, 2, 3, 4)
     weight[:, 1] = 0
-    assert made.joint_energy(random(10, 4)) == 0
+    assert made.prior_energy(random(10, 4)) == 0
     # 10 A per unit of the latent, in the first body alone: half of (10 A / 2 A) squared.
     weight[0, 1, 0, 0] = 1
-    assert made.joint_energy(torch.eye(4)[:1]).item() == pytest.approx(12.5)
+    assert made.prior_energy(torch.eye(4)[:1]).item() == pytest.approx(12.5)
     made.jointed = torch.zeros(2, dtype=torch.bool)
-    assert made.joint_energy(random(10, 4)) == 0
+    assert made.prior_energy(random(10, 4)) == 0
 
 
 @pytest.mark.parametrize("axis", [[1.0, 2.0, -3.0], [-2.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
@@ -281,7 +281,7 @@ def test_training_recovers_the_hinge_as_a_turn_of_its_body(hinge_set, bodies_run
     assert 0.4 < np.sqrt((table["body2_rotation_error_y_deg"] ** 2).mean()) / left < 1.6
     for half, model in enumerate(run.models):
         points = model.consensus_positions
-        resting = body_shares(model.decoder.depths, 0, points, model.box * model.pixel_size)[:, 0] == 1
+        resting = memberships(model.decoder.depths, 0, points, model.box * model.pixel_size)[:, 0] == 1
         assert resting.sum() > 100
         assert model.consensus_evaluator(points)(run.latents[half])[:, resting].abs().max() < 1e-3
 
@@ -380,7 +380,7 @@ def test_domains_of_a_free_run_are_bodies_as_they_are(hinge_set, trained):
     found = write_domains(run, find_domains(run.motions, 2), reporter=QUIET)
     bodies = read_inputs(inputs(hinge_set, [str(p) for p in found if p.suffix == ".mrc"]), TrainOptions()).bodies
     atoms = truth.molecule.positions
-    shares = body_shares(bodies.depths, bodies.largest, atoms, truth.box * truth.pixel_size)
+    shares = memberships(bodies.depths, bodies.largest, atoms, truth.box * truth.pixel_size)
     right = shares[torch.arange(len(atoms)), truth.molecule.moving]
     assert bodies.largest == 0
     assert right.mean() > 0.85

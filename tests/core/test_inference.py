@@ -81,7 +81,7 @@ def test_inference_does_not_see_pixels_outside_its_share():
     model, data, latents = known_motion()
     rows = torch.arange(len(latents))
     nothing = torch.zeros(len(rows), 32, 17, dtype=torch.bool)
-    posterior = infer_latents(model, data, rows, [latents], steps=6, pixel_share=nothing)
+    posterior = infer_latents(model, data, rows, [latents], steps=6, pixels=nothing)
     assert torch.allclose(posterior.latents, model.latent_mean.expand_as(latents), atol=1e-2)
     assert torch.allclose(posterior.covariances[0], model.latent_covariance, atol=1e-4)
 

@@ -11,6 +11,7 @@ ROOT = Path(dynamight_core.__file__).parent
 ROOMS = (
     "version",
     "errors",
+    "registry",
     "options",
     "reporter",
     "files",

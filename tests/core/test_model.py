@@ -10,7 +10,9 @@ from dynamight_core.imaging.fourier import fourier_to_image, lowpass_volume
 from dynamight_core.imaging.masks import sphere
 from dynamight_core.imaging.poses import random_rotations, rotation_matrices
 from dynamight_core.imaging.projector import Projector, spread_bilinear
-from dynamight_core.model.decoders import BasisDecoder, CoordinateDecoder, positional_encoding
+from dynamight_core.model.decoders.basis import BasisDecoder
+from dynamight_core.model.decoders.coordinate import CoordinateDecoder
+from dynamight_core.model.decoders.encoding import positional_encoding
 from dynamight_core.model.encoder import Encoder
 from dynamight_core.model.gaussians import GaussianModel
 from dynamight_core.model.graph import (

@@ -11,7 +11,7 @@ from dynamight_core.model.half import HalfModel
 from dynamight_core.model.motions import motion_fields, principal_motions
 from dynamight_core.options import TrainOptions
 from dynamight_core.training.half import HalfTrainer
-from dynamight_core.training.linear import linear_motions, start_from
+from dynamight_core.training.linear import initialise, linear_motions
 from tests.support.known_motion import HeldImages, known_motion
 
 
@@ -34,10 +34,10 @@ def two_parts_move(positions):
 def test_linear_motions_are_where_the_particles_are_along_the_true_ones():
     model, data, latents = known_motion(n=300, noise=0.5, field=two_parts_move)
     trainer = untrained(model, data, torch.arange(300))
-    motions = linear_motions(trainer, most=2)
+    motions = linear_motions(trainer, max_motions=2)
     assert motions.fields.shape == (2, 150, 3)
     assert min(explained(motions, latents[:, k]) for k in (0, 1)) > 0.5
-    start_from(trainer, motions)
+    initialise(trainer, motions)
     wanted = torch.einsum("bk,knc->bnc", motions.latents, motions.fields)
     with torch.no_grad():
         given = trainer.model.displacements(trainer.latents)
@@ -62,13 +62,13 @@ def explained(motions, latents):
 def test_motions_larger_than_the_details_are_seen_in_filtered_images():
     model, data, latents = known_motion(n=400, noise=1.0, field=one_part_swings)
     trainer = untrained(model, data, torch.arange(400))
-    filtered = linear_motions(trainer, most=2)
+    filtered = linear_motions(trainer, max_motions=2)
     assert filtered.resolution > 0
     assert torch.isfinite(filtered.fields).all()
-    start_from(trainer, filtered)
+    initialise(trainer, filtered)
     assert float(trainer.model.resolution) == filtered.resolution
     trainer.options.motion_resolution = 0.0
-    plain = linear_motions(trainer, most=2)
+    plain = linear_motions(trainer, max_motions=2)
     assert plain.resolution == 0
     assert explained(filtered, latents[:, 0]) > explained(plain, latents[:, 0])
 
@@ -96,9 +96,9 @@ def test_regularisation_gives_way_where_images_tell_little_and_only_there():
     for noise in (0.5, 4.0):
         model, data, _ = known_motion(n=1500, noise=noise, field=two_parts_move)
         trainer = untrained(model, data, torch.arange(1500))
-        motions = linear_motions(trainer, most=2)
+        motions = linear_motions(trainer, max_motions=2)
         assert len(motions.fields), "the motion is to be seen"
-        start_from(trainer, motions)
+        initialise(trainer, motions)
         shares[noise] = float(trainer.model.regularisation_share)
         assert trainer.stiffness == pytest.approx(shares[noise] * trainer.options.stiffness)
     assert shares[0.5] == 1
@@ -114,9 +114,9 @@ def test_noise_has_no_linear_motion():
     with torch.no_grad():
         clean = model.project(data._matrices, data.transfer(torch.arange(300)))
     data._images = HeldImages(fourier_to_image(clean, model.box) + noise)
-    motions = linear_motions(trainer, most=2)
+    motions = linear_motions(trainer, max_motions=2)
     assert len(motions.fields) == 0
-    start_from(trainer, motions)
+    initialise(trainer, motions)
     assert not trainer.model.displacements(trainer.latents).any()
 
 

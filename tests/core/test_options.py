@@ -13,7 +13,7 @@ import pytest
 
 from dynamight_core.cli import app
 from dynamight_core.errors import InputError, option_name
-from dynamight_core.options import DECODERS, STAGES, ControlOptions, InputOptions, TrainOptions
+from dynamight_core.options import STAGES, ControlOptions, InputOptions
 from dynamight_core.options.declare import LEVELS, declared
 from dynamight_core.options.schema import make_schema
 from tests.support.command_line import dynamight
@@ -119,15 +119,6 @@ def test_every_limit_is_refused_by_the_engine_by_the_name_of_the_option():
             given = {"kind": "held-out"} if stage == "control" else {}
             with pytest.raises(InputError, match=f"^{option_name(name)} is .*; give "):
                 STAGES[stage](**given, **{name: value})
-
-
-def test_a_decoder_that_is_registered_is_an_option_everywhere(monkeypatch):
-    with pytest.raises(InputError, match="--decoder is 'toy'; choose one of basis, coordinate, bodies"):
-        TrainOptions(decoder="toy")
-    monkeypatch.setitem(DECODERS, "toy", "a toy")
-    assert TrainOptions(decoder="toy").decoder == "toy"
-    found = make_schema()["$defs"]["train"]["properties"]["decoder"]
-    assert (found["enum"][-1], found["choice_labels"][-1]) == ("toy", "a toy")
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,10 @@ from dynamight_core.parallel import StoppedError, side_by_side
 from dynamight_core.reporter import QUIET, Reporter
 from dynamight_core.simulate.truth import load_truth
 from dynamight_core.training.data import TrainingImages
+from dynamight_core.training.epochs import run_epoch
 from dynamight_core.training.half import HalfTrainer
 from dynamight_core.training.reference import update_references
-from dynamight_core.training.schedule import schedule
+from dynamight_core.training.schedule import Epoch, schedule
 from dynamight_core.training.stage import train
 from tests.support.known_motion import known_motion
 
@@ -219,7 +220,7 @@ def test_refined_poses_come_nearer_to_the_truth():
     trainer = HalfTrainer(model, data, rows, TrainOptions(n_latents=2, refine_poses=True), 1)
     trainer.latents, trainer.covariances = latents, trainer.covariances * 1e-6
     for epoch in range(25):
-        trainer.refinement_epoch(epoch, 0.0)
+        run_epoch(trainer, Epoch("refinement"), epoch)
     refined = rotvec_to_rotmat(trainer.rotations.detach()) @ data._matrices
 
     def angle(matrices):

@@ -1,0 +1,126 @@
+"""What a decoder is, and what it is built from."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import nn
+
+from dynamight_core.config import InputOptions, TrainOptions
+from dynamight_core.model.bodies import RigidBodies
+
+Evaluator = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class DecoderInputs:
+    """What a decoder is built from.
+
+    Parameters
+    ----------
+    n_latents
+        dimensions d of the latent space.
+    box
+        of the training images, pixels.
+    pixel_size
+        of the training images, A.
+    bodies
+        of the molecule where ``--bodies`` gave their masks, else None.
+    """
+
+    n_latents: int
+    box: int
+    pixel_size: float
+    bodies: RigidBodies | None = None
+
+    @property
+    def extent(self) -> float:
+        """Width of the box, A."""
+        return self.box * self.pixel_size
+
+
+class Decoder(nn.Module, ABC):
+    """Latent and position to displacement.
+
+    A new decoder derives from this class, implements `build` and `evaluator`, and overrides what else differs. Its
+    weights and buffers are saved with the model by their names. It is chosen by its name in `dynamight_core.registry`
+    or in an entry point of the group ``dynamight_core.decoders``: ``dynamight train --decoder NAME``.
+
+    Positions and displacements are in A, in the frame of the half's reference, whose origin is the centre of the box.
+    """
+
+    seconds_per_gaussian: ClassVar[float] = 7e-8
+    """Training time for each particle, epoch and Gaussian, measured on two cores of a server processor at box 64."""
+    bytes_per_gaussian: ClassVar[float] = 160
+    """Memory for each particle of a batch and Gaussian while a step runs, gradients included."""
+    restrains_distances: ClassVar[bool] = True
+    """Whether distances between Gaussians are restrained (R_d and rigidity). False where they are kept or must change
+    by construction."""
+    has_prior: ClassVar[bool] = False
+    """Whether `prior_energy` is a term of the loss."""
+    moves_reference: ClassVar[bool] = False
+    """Whether the consensus frame is reached by moving the reference itself, not by a shift of each Gaussian: needed
+    where points move as rigid parts, since the way back must be rigid too."""
+
+    @classmethod
+    def check(cls, inputs: InputOptions, options: TrainOptions) -> None:
+        """Refuse options that this decoder cannot be used with.
+
+        Raises
+        ------
+        InputError
+            with one sentence on what contradicts what.
+        """
+
+    @classmethod
+    @abstractmethod
+    def build(cls, inputs: DecoderInputs) -> Self:
+        """Return an untrained decoder that displaces nothing; weights come from torch's global generator."""
+
+    @classmethod
+    def saved_bodies(cls, state: Mapping[str, torch.Tensor]) -> RigidBodies | None:
+        """Return the `DecoderInputs.bodies` that a trained decoder was built from, or None where it needs none.
+
+        Parameters
+        ----------
+        state
+            the decoder's own weights and buffers by name.
+        """
+        return None
+
+    @abstractmethod
+    def evaluator(self, positions: torch.Tensor) -> Evaluator:
+        """Return the map from (b, d) latents to (b, n, 3) displacements (A) of fixed (n, 3) positions (A).
+
+        Work that does not depend on the latent is done here, once. Differentiable in latents and positions.
+        """
+
+    def displacements(self, latents: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Return (b, n, 3) displacements (A) of (n, 3) positions (A) under (b, d) latents."""
+        return self.evaluator(positions)(latents)
+
+    def prior_energy(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return minus the log-probability of the motions of (b, d) latents, averaged over particles: a scalar.
+
+        Asked for where `has_prior`.
+        """
+        raise NotImplementedError
+
+    def linear_basis(self, positions: torch.Tensor) -> torch.Tensor | None:
+        """Return (k, n, 3) small motions (A) of (n, 3) positions (A) that linear motions are sums of.
+
+        None where any smooth motion is possible.
+        """
+        return None
+
+    def absorb(self, latents: torch.Tensor) -> None:
+        """Follow a reference that moved by the mean displacement of (b, d) latents, which are at rest from now on.
+
+        By default training is left to follow, as the paper does.
+        """
+
+    def built_from(self, bodies: RigidBodies | None) -> bool:
+        """Return whether this decoder would have been built from these bodies."""
+        return True

@@ -1,0 +1,194 @@
+"""The decoder of rigid bodies, given as masks."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Self
+
+import torch
+from roma import rotvec_to_rotmat
+from torch import nn
+
+from dynamight_core.config import InputOptions, TrainOptions
+from dynamight_core.errors import InputError
+from dynamight_core.model.bodies import RigidBodies, memberships
+from dynamight_core.model.decoders.base import Decoder, DecoderInputs, Evaluator
+
+# What an output of one moves the rim of a body by, A: outputs are of order one where motions are large.
+_UNIT = 10.0
+# Standard deviation of where a body's joint is found, A.
+_SLIDE = 2.0
+
+
+class BodiesDecoder(Decoder):
+    """Rigid bodies: each rotates and shifts, and where bodies meet their motions are blended.
+
+    delta(z, x) = sum_b s_b(x) (T_b(z) T_b(rest)^-1 x - x), s_b being the membership of the point in the body and T_b(z)
+    the rotation by the rotation vector w_b(z) about its pivot and the shift by t_b(z), after which it moves along with
+    its parent. Both are linear in the latent, so that the latents' Gaussian prior is one of the motions, and the
+    exponential map keeps large rotations rigid. The largest body stays where it is: its motion is the particle's pose.
+
+    Distances inside bodies stay and those between them must change, so that distances are not restrained.
+
+    Parameters
+    ----------
+    n_latents
+        dimensions d of the latent space.
+    extent
+        A, width of the box.
+    bodies
+        of the molecule.
+    """
+
+    restrains_distances = False
+    has_prior = True
+    moves_reference = True
+
+    depths: torch.Tensor
+    largest: torch.Tensor
+    pivots: torch.Tensor
+    parents: torch.Tensor
+    centres: torch.Tensor
+    radii: torch.Tensor
+    shares: torch.Tensor
+    moving: torch.Tensor
+    along: torch.Tensor
+    jointed: torch.Tensor
+    rest: torch.Tensor
+
+    def __init__(self, n_latents: int, extent: float, bodies: RigidBodies):
+        super().__init__()
+        self.extent = extent
+        for name, value in vars(bodies).items():
+            self.register_buffer(name, torch.as_tensor(value))
+        others = torch.arange(len(bodies))
+        self.register_buffer("moving", others[others != bodies.largest], persistent=False)
+        # Which moving bodies move along with each: itself and what hangs on it.
+        parents = bodies.parents.tolist()
+        along = torch.eye(len(bodies))
+        for body in range(len(bodies)):
+            above = parents[body]
+            while above >= 0:
+                along[above, body] = 1
+                above = parents[above]
+        moving = self.moving.tolist()
+        self.register_buffer("along", along[moving][:, moving], persistent=False)
+        # Moving bodies, as indices into `moving`, parents before what hangs on them, with the index of each parent that
+        # moves.
+        order = sorted(range(len(moving)), key=lambda index: -int(self.along[index].sum()))
+        self._chain = [(k, moving.index(parents[moving[k]]) if parents[moving[k]] in moving else None) for k in order]
+        self.register_buffer("jointed", bodies.parents[moving] >= 0, persistent=False)
+        # Latent of the reference conformation, where nothing is displaced.
+        self.register_buffer("rest", torch.zeros(n_latents))
+        self.motion = nn.Linear(n_latents, 6 * (len(bodies) - 1), bias=False)
+        nn.init.zeros_(self.motion.weight)
+
+    @classmethod
+    def check(cls, inputs: InputOptions, options: TrainOptions) -> None:
+        """Refuse options without masks of bodies, and what contradicts bodies.
+
+        Raises
+        ------
+        InputError
+            with what to leave out.
+        """
+        if not inputs.bodies:
+            raise InputError("--decoder is 'bodies' but there is no mask of any; give --bodies, or another decoder")
+        if inputs.mask:
+            raise InputError("--bodies says already what may move; leave --mask out")
+        if options.regularisation == "dynamic":
+            raise InputError("--regularisation dynamic weights distances, which --bodies keeps; leave it out")
+
+    @classmethod
+    def build(cls, inputs: DecoderInputs) -> Self:
+        """Return the decoder of a molecule's bodies, all at rest."""
+        if inputs.bodies is None:
+            raise ValueError("a decoder of rigid bodies is built from bodies")
+        return cls(inputs.n_latents, inputs.extent, inputs.bodies)
+
+    @classmethod
+    def saved_bodies(cls, state: Mapping[str, torch.Tensor]) -> RigidBodies:
+        """Return the bodies that a decoder's buffers hold."""
+        values = {field.name: state[field.name] for field in fields(RigidBodies)}
+        return RigidBodies(**values | {"largest": int(values["largest"])})
+
+    def built_from(self, bodies: RigidBodies | None) -> bool:
+        """Return whether these are the bodies of this decoder."""
+        return bodies is not None and torch.equal(self.depths, bodies.depths)
+
+    def _transforms(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return T_b(z) of (b, d) latents as (b, B - 1, 3, 3) rotations R and (b, B - 1, 3) shifts u: x -> R x + u."""
+        output = _UNIT * self.motion(latents).reshape(len(latents), -1, 2, 3)
+        pivots = self.pivots[self.moving]
+        rotations = rotvec_to_rotmat(output[:, :, 0] / self.radii[self.moving, None])
+        shifts = output[:, :, 1] + pivots - (rotations @ pivots[..., None])[..., 0]
+        # Of each moving body by itself, then after its parent.
+        rotated, shifted = list(rotations.unbind(1)), list(shifts.unbind(1))
+        for index, parent in self._chain:
+            if parent is not None:
+                shifted[index] = (rotated[parent] @ shifted[index][..., None])[..., 0] + shifted[parent]
+                rotated[index] = rotated[parent] @ rotated[index]
+        return torch.stack(rotated, 1), torch.stack(shifted, 1)
+
+    def motions(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what moving bodies do from the reference to (b, d) latents.
+
+        Returns
+        -------
+        tuple
+            (b, B - 1, 3, 3) rotations R and (b, B - 1, 3) shifts u (A): a point x of the body goes to R x + u.
+        """
+        rotations, shifts = self._transforms(latents)
+        back, offset = self._transforms(self.rest[None])
+        rotations = rotations @ back.transpose(-1, -2)
+        return rotations, shifts - (rotations @ offset[..., None])[..., 0]
+
+    @torch.no_grad()
+    def absorb(self, latents: torch.Tensor) -> None:
+        """Follow a reference that moved with the mean of (b, d) latents: that is at rest now."""
+        self.rest.copy_(latents.mean(0))
+
+    def prior_energy(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return the mean over (b, d) latents of minus the log-probability that joints come apart so far.
+
+        A body rotates freely about its joint with its parent, the middle of which shifts by about `_SLIDE` only. In a
+        blurred reference a motion shows at first as a shift of the body's centre; with a joint that holds, that is a
+        rotation.
+        """
+        output = _UNIT * self.motion(latents).reshape(len(latents), -1, 2, 3)
+        slides = output[:, self.jointed, 1]
+        return 0.5 * slides.square().sum((1, 2)).mean() / _SLIDE**2
+
+    def linear_basis(self, positions: torch.Tensor) -> torch.Tensor:
+        """Return (k, n, 3) fields of small motions of moving bodies at (n, 3) positions (A), of about 1 A.
+
+        Three rotations, and three shifts where the body has no joint.
+        """
+        weights = self.memberships(positions) @ self.along.T
+        arms = positions[:, None] - self.pivots[self.moving]
+        axes = torch.eye(3).to(positions)
+        rotations = torch.linalg.cross(axes[:, None, None].expand(-1, *arms.shape), arms.expand(3, *arms.shape))
+        rotations = rotations / self.radii[self.moving, None]
+        shifts = axes[:, None, None].expand_as(rotations)[:, :, ~self.jointed]
+        motions = [rotations * weights[..., None], shifts * weights[:, ~self.jointed, None]]
+        return torch.cat([part.transpose(1, 2).flatten(0, 1) for part in motions])
+
+    @torch.no_grad()
+    def memberships(self, positions: torch.Tensor) -> torch.Tensor:
+        """Return the (n, B - 1) memberships of (n, 3) positions (A) in the moving bodies.
+
+        They have no gradient: the masks say where joints are, not the Gaussians' drift.
+        """
+        return memberships(self.depths, int(self.largest), positions, self.extent)[:, self.moving]
+
+    def evaluator(self, positions: torch.Tensor) -> Evaluator:
+        """Return the map from (b, d) latents to (b, n, 3) displacements of fixed (n, 3) positions."""
+        # A blend of rigid motions is linear in the memberships and in the memberships times the point.
+        weights = self.memberships(positions)
+        weighted = torch.cat([weights[..., None] * positions[:, None], weights[..., None]], 2).flatten(1)
+
+        def evaluate(latents: torch.Tensor) -> torch.Tensor:
+            rotations, shifts = self.motions(latents)
+            change = (rotations - torch.eye(3).to(rotations)).transpose(-1, -2)
+            return weighted @ torch.cat([change, shifts[:, :, None]], 2).flatten(1, 2)
+
+        return evaluate

@@ -1,0 +1,163 @@
+"""The kinds of epoch: what one pass over a half's training particles fits."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from dynamight_core.model.graph import deformation_regularity, edge_lengths, repulsion
+from dynamight_core.training.half import HalfTrainer
+from dynamight_core.training.losses import DeformedBatch, active_terms, data_loss, kl_divergence
+from dynamight_core.training.schedule import Epoch
+
+
+@dataclass
+class EpochMeans:
+    """Means over an epoch, for metrics.jsonl.
+
+    Parameters
+    ----------
+    losses, weights
+        of the terms of the loss by name.
+    motion
+        rms displacement, A.
+    """
+
+    losses: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+    motion: float = 0.0
+
+    def line(self) -> dict[str, object]:
+        """Return what a line of metrics.jsonl says, see `dynamight_core.training.losses`."""
+        always = {name: self.losses.get(name, 0.0) for name in ("data", "kl", "regularity", "repulsion")}
+        return {**always, "motion": self.motion, "losses": self.losses, "weights": self.weights}
+
+
+def run_epoch(trainer: HalfTrainer, epoch: Epoch, number: int) -> EpochMeans:
+    """Run one epoch of a half; its number decides the order of particles and what is drawn at random."""
+    return _KINDS[epoch.kind](trainer, epoch, number)
+
+
+def _warm_up(trainer: HalfTrainer, epoch: Epoch, number: int) -> EpochMeans:
+    """Fit the Gaussians to the images without deformation."""
+    return _fit_gaussians(trainer, number, lambda rows: None)
+
+
+def _reference(trainer: HalfTrainer, epoch: Epoch, number: int) -> EpochMeans:
+    """Move only the Gaussians, encoder and decoder fixed (paper, Methods: reference update), unfiltered."""
+    model = trainer.model
+    latents = trainer.current_latents(trainer.rows)
+    with torch.no_grad():
+        evaluate = model.evaluator(model.gaussians.positions)
+
+    @torch.no_grad()
+    def displacement(rows: torch.Tensor) -> torch.Tensor:
+        return evaluate(latents[trainer.slot[rows]])
+
+    return _fit_gaussians(trainer, number, displacement)
+
+
+def _fit_gaussians(
+    trainer: HalfTrainer, number: int, displacement: Callable[[torch.Tensor], torch.Tensor | None]
+) -> EpochMeans:
+    gaussians, weights = trainer.model.gaussians, trainer.model.frequency_weights(resolution=0)
+    mean = 0.0
+    for rows in trainer.batches(number)[0]:
+        batch = trainer.data.batch(rows)
+        shift = displacement(rows)
+        loss = data_loss(trainer, batch, None if shift is None else gaussians.positions + shift, weights)
+        trainer.step(loss, "gaussians")
+        mean += loss.item() * len(rows) / len(trainer.rows)
+    return EpochMeans({"data": mean}, {"data": 1.0})
+
+
+def _encoder(trainer: HalfTrainer, epoch: Epoch, number: int) -> EpochMeans:
+    """Train encoder, decoder and Gaussians together (paper, Eq. 4 and Methods)."""
+
+    def sample(deformed: DeformedBatch) -> torch.Tensor:
+        mean, log_variance = deformed.encoded
+        return mean + deformed.noise * (0.5 * log_variance).exp()
+
+    return _fit_motion(trainer, epoch, number, sample)
+
+
+def _refinement(trainer: HalfTrainer, epoch: Epoch, number: int) -> EpochMeans:
+    """Train decoder and Gaussians with latents drawn from each particle's posterior; the encoder follows those."""
+    spread = torch.linalg.cholesky(trainer.covariances)
+
+    def sample(deformed: DeformedBatch) -> torch.Tensor:
+        slot = trainer.slot[deformed.batch.rows]
+        return trainer.latents[slot] + (spread[slot] @ deformed.noise[..., None])[..., 0]
+
+    return _fit_motion(trainer, epoch, number, sample)
+
+
+def _fit_motion(
+    trainer: HalfTrainer, epoch: Epoch, number: int, sample: Callable[[DeformedBatch], torch.Tensor]
+) -> EpochMeans:
+    frequency_weights = trainer.model.frequency_weights()
+    batches, generator = trainer.batches(number)
+    terms = active_terms(trainer, epoch)
+    means = EpochMeans(dict.fromkeys(terms, 0.0), {name: weight for name, (_, weight) in terms.items()})
+    for rows in batches:
+        fraction = len(rows) / len(trainer.rows)
+        noise = _noise(len(rows), trainer, generator)
+        deformed = DeformedBatch(trainer, trainer.data.batch(rows), frequency_weights, noise, sample)
+        values = {name: term.value(deformed) for name, (term, _) in terms.items()}
+        loss = sum(means.weights[name] * value for name, value in values.items())
+        trainer.step(loss, "encoder", "decoder", "gaussians", "poses")
+        for name, value in values.items():
+            means.losses[name] += value.item() * fraction
+        means.motion += deformed.displacement.detach().square().sum(-1).mean().sqrt().item() * fraction
+    _train_encoder_only(trainer, generator, frequency_weights)
+    return means
+
+
+def _train_encoder_only(trainer: HalfTrainer, generator: torch.Generator, frequency_weights: torch.Tensor) -> None:
+    """Let validation particles train the encoder through the fixed decoder (the paper's way)."""
+    model, rows = trainer.model, trainer.encoder_only_rows
+    if not len(rows):
+        return
+    order = torch.randperm(len(rows), generator=generator)
+    for part in rows[order].split(trainer.batch_size):
+        batch = trainer.data.batch(part)
+        mean, log_variance = model.encoder(batch.images)
+        kl = kl_divergence(mean, log_variance)
+        latents = mean + _noise(len(part), trainer, generator) * (0.5 * log_variance.clamp(-8, 4)).exp()
+        positions = model.gaussians.positions + model.displacements(latents)
+        # Their poses stay as they are given.
+        residual = model.project(batch.matrices, batch.transfer, positions) - batch.transforms
+        data = 0.5 * (residual.abs().square() * frequency_weights).sum((-2, -1)).mean()
+        trainer.step(data + trainer.options.kl_weight * kl, "encoder")
+
+
+def balance_regularisation(trainer: HalfTrainer, number: int) -> None:
+    """Set the paper's lambda: the ratio of gradient norms of data and regularisation times `regularisation_ratio`.
+
+    Norms are with respect to the decoder, over two batches. Nothing changes where the terms have no gradient.
+    """
+    model, graph = trainer.model, trainer.graph
+    weights = model.frequency_weights()
+    parameters = list(model.decoder.parameters())
+    norms = torch.zeros(2)
+    for rows in trainer.batches(number)[0][:2]:
+        batch = trainer.data.batch(rows)
+        positions = model.gaussians.positions + model.displacements(trainer.current_latents(rows))
+        lengths = edge_lengths(graph.edges, positions)
+        restraint = deformation_regularity(graph, lengths)
+        if not model.gaussians.fixed:
+            restraint = restraint + repulsion(graph, lengths)
+        for i, loss in enumerate((data_loss(trainer, batch, positions, weights), restraint)):
+            gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+            norms[i] += math.sqrt(sum(float(g.square().sum()) for g in gradients if g is not None))
+    if norms[1] > 0:
+        trainer.stiffness = trainer.options.regularisation_ratio * float(norms[0] / norms[1])
+
+
+def _noise(n: int, trainer: HalfTrainer, generator: torch.Generator) -> torch.Tensor:
+    """Return (n, d) standard normal numbers."""
+    return torch.randn(n, trainer.options.n_latents, generator=generator).to(trainer.data.device)
+
+
+_KINDS = {"warm-up": _warm_up, "encoder": _encoder, "refinement": _refinement, "reference": _reference}
