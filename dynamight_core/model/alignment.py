@@ -2,14 +2,16 @@
 
 With a model of Gaussians of one width, M, its correlation with a map V is a sum over the Gaussians of V filtered by
 one of them, read at their centres: a rigid motion changes no norm. So one filtered map gives the correlation of any
-place and orientation, and its gradient, for the price of reading it.
+position and orientation, and its gradient, for the price of reading it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from roma import rotvec_to_rotmat
 from scipy.spatial.transform import Rotation
 
@@ -21,18 +23,18 @@ from dynamight_core.model.gaussians import GaussianModel
 
 # Resolutions of the fit, A, one after the other; correlations are at the last.
 _COARSE, _FINE = 24.0, 12.0
-# Width of a Gaussian that stands for atoms at a resolution, as a share of it.
+# Width of a Gaussian that stands for atoms at a resolution, as a fraction of it.
 _WIDTH = 0.225
-# Starts of a fit, within this turn (degrees) and this shift (A) of where the model is, and steps at each resolution;
-# starts of a mirror image, of which there are several.
-_STARTS, _TURN, _REACH, _STEPS, _MIRROR_STARTS = 32, 40.0, 25.0, 60, 8
-# Gaussians that a fit looks at, at each resolution: so many show where a molecule lies.
+# Starts of a fit, within this rotation (degrees) and this shift (A) of where the model is, and steps at each
+# resolution; starts of a mirror image, of which there are several.
+_STARTS, _ROTATION, _REACH, _STEPS, _MIRROR_STARTS = 32, 40.0, 25.0, 60, 8
+# Gaussians that a fit uses at each resolution: more do not place a molecule better.
 _POINTS = (1000, 4000)
 # A model that fits better elsewhere by more than this in correlation, and farther away than this, A rms, is not fitted.
 _GAIN, _MISPLACED = 0.02, 5.0
-# Below this correlation it does not fit at all. A mirror image that fits so well, and better by this, means the wrong
-# hand.
-_LEAST, _MIRROR_FITS, _MIRROR = 0.6, 0.8, 0.03
+# Below the first correlation it does not fit at all. A mirror image that fits as well as the second, and better than
+# the model by the third, means the wrong hand.
+_MIN_CORRELATION, _MIRROR_FITS, _MIRROR_GAIN = 0.6, 0.8, 0.03
 
 
 @dataclass(frozen=True)
@@ -65,13 +67,13 @@ class Alignment:
     resolution: float
     fsc_resolution: float
     centre_offset: float
-    rotation: np.ndarray
-    shift: np.ndarray
+    rotation: NDArray[np.float64]
+    shift: NDArray[np.float64]
     moved: float
 
     @property
     def angle(self) -> float:
-        """Degrees that the fit turns the model by."""
+        """Rotation of the model by the fit, degrees."""
         return float(np.rad2deg(Rotation.from_matrix(self.rotation).magnitude()))
 
     def describe(self) -> str:
@@ -106,13 +108,13 @@ class Alignment:
         InputError
             if the model fits nowhere near, or is of the other hand.
         """
-        if self.mirrored > max(_MIRROR_FITS, self.fitted + _MIRROR):
+        if self.mirrored > max(_MIRROR_FITS, self.fitted + _MIRROR_GAIN):
             raise InputError(
                 f"the map {consensus} has the other hand than the atomic model {model}: the model's mirror image fits "
                 f"to a correlation of {self.mirrored:.2f}, the model to {self.fitted:.2f}; flip the map, and take the "
                 "particles' poses from a refinement with the right hand"
             )
-        if self.fitted < _LEAST:
+        if self.fitted < _MIN_CORRELATION:
             raise InputError(
                 f"the atomic model {model} does not fit {consensus}: no place near where it is gives a correlation "
                 f"above {self.fitted:.2f} at {self.resolution:.0f} A, and their centres are {self.centre_offset:.0f} A "
@@ -120,11 +122,16 @@ class Alignment:
             )
 
     def _elsewhere(self) -> str:
-        return f"turned by {self.angle:.0f} degrees with its Gaussians moved by {self.moved:.1f} A rms"
+        return f"rotated by {self.angle:.0f} degrees with its Gaussians moved by {self.moved:.1f} A rms"
 
 
 def align(
-    positions: np.ndarray, amplitudes: np.ndarray, volume: torch.Tensor, mask: np.ndarray, pixel_size: float, seed: int
+    positions: NDArray[np.float64],
+    amplitudes: NDArray[np.float64],
+    volume: torch.Tensor,
+    mask: NDArray[np.bool_],
+    pixel_size: float,
+    seed: int,
 ) -> Alignment:
     """Compare a model with a map where it is, after a local rigid-body fit, and as its mirror image.
 
@@ -190,46 +197,57 @@ class _FilteredMap:
         gaussian = GaussianModel(torch.zeros(1, 3), self.width, 1.0)
         with torch.no_grad():
             kernel = gaussian.transform(self.box, self.pixel_size)
-            self.field = torch.fft.irfftn(torch.fft.rfftn(smooth) * kernel.abs(), s=smooth.shape)
+            self.field: torch.Tensor = torch.fft.irfftn(torch.fft.rfftn(smooth) * kernel.abs(), s=smooth.shape)
 
     def norm_of(self, points: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Return the norm of the map of a model that lies inside the box."""
         model = GaussianModel(points, self.width, 1.0)
         with torch.no_grad():
             model.relative_amplitudes.copy_(weights)
-            return model.render(self.box, self.pixel_size).norm()
+            norm: torch.Tensor = model.render(self.box, self.pixel_size).norm()
+        return norm
 
     def correlation(self, points: torch.Tensor, weights: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
         """Return the (b,) correlations of (b, n, 3) points (A) of (n,) weights, whose map has this norm."""
         values = interpolate(self.field[None], points.reshape(-1, 3), self.box * self.pixel_size, "zeros")
-        return (values.reshape(points.shape[:2]) @ weights) / (norm * self.norm)
+        correlations: torch.Tensor = (values.reshape(points.shape[:2]) @ weights) / (norm * self.norm)
+        return correlations
 
 
-def _fit(arms, weights, samples, centre, maps, norms, starts, generator):
+def _fit(
+    arms: torch.Tensor,
+    weights: torch.Tensor,
+    samples: Sequence[torch.Tensor],
+    centre: torch.Tensor,
+    maps: Sequence[_FilteredMap],
+    norms: Sequence[torch.Tensor],
+    starts: int,
+    generator: torch.Generator,
+) -> tuple[torch.Tensor, torch.Tensor, float]:
     """Return the (3, 3) rotation, (3,) shift (A) and correlation of the best fit of (n, 3) arms about a centre.
 
     By gradient ascent from many starts at a low resolution, then from the best quarter of them at the final one.
     """
-    turns, shifts = (
+    rotations, shifts = (
         torch.rand(starts, 1, generator=generator) * reach * F.normalize(torch.randn(starts, 3, generator=generator))
-        for reach in (np.deg2rad(_TURN), _REACH)
+        for reach in (np.deg2rad(_ROTATION), _REACH)
     )
-    turns[0], shifts[0] = 0, 0
-    for field, norm, few in zip(maps, norms, samples, strict=True):
-        share = weights.sum() / weights[few].sum()
-        turns, shifts = turns.clone().requires_grad_(), shifts.clone().requires_grad_()
-        optimizer = torch.optim.Adam([{"params": [turns], "lr": 0.03}, {"params": [shifts], "lr": 1.0}])
+    rotations[0], shifts[0] = 0, 0
+    for field, norm, sample in zip(maps, norms, samples, strict=True):
+        scale = weights.sum() / weights[sample].sum()
+        rotations, shifts = rotations.clone().requires_grad_(), shifts.clone().requires_grad_()
+        optimizer = torch.optim.Adam([{"params": [rotations], "lr": 0.03}, {"params": [shifts], "lr": 1.0}])
         decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _STEPS, eta_min=0.0)
         for _ in range(_STEPS):
             optimizer.zero_grad()
-            placed = arms[few] @ rotvec_to_rotmat(turns).transpose(1, 2) + (centre + shifts)[:, None]
-            loss = -field.correlation(placed, weights[few] * share, norm)
+            placed = arms[sample] @ rotvec_to_rotmat(rotations).transpose(1, 2) + (centre + shifts)[:, None]
+            loss = -field.correlation(placed, weights[sample] * scale, norm)
             loss.sum().backward()
             optimizer.step()
             decay.step()
         order = loss.detach().argsort()[: max(1, len(loss) // 4)]
-        turns, shifts = turns.detach()[order], shifts.detach()[order]
-    rotation, shift = rotvec_to_rotmat(turns[0]), shifts[0]
+        rotations, shifts = rotations.detach()[order], shifts.detach()[order]
+    rotation, shift = rotvec_to_rotmat(rotations[0]), shifts[0]
     placed = arms @ rotation.T + centre + shift
     return rotation, shift, float(maps[-1].correlation(placed[None], weights, norms[-1])[0])
 
@@ -257,7 +275,7 @@ def _centre_of_mass(density: torch.Tensor, pixel_size: float) -> torch.Tensor:
     return torch.stack(along) / positive.sum()
 
 
-def _fsc_resolution(points, weights, density, pixel_size: float) -> float:
+def _fsc_resolution(points: torch.Tensor, weights: torch.Tensor, density: torch.Tensor, pixel_size: float) -> float:
     """Return where the FSC of the model and the masked map falls below 0.5, A."""
     box = len(density)
     model = GaussianModel(points, max(1.0, 0.5 * pixel_size), 1.0)

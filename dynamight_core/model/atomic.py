@@ -12,6 +12,7 @@ from pathlib import Path
 
 import gemmi
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
@@ -19,6 +20,10 @@ from scipy.spatial import cKDTree
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
 from dynamight_core.structures import read_structure, selected_atoms
+
+Point = list[float]
+# Label of a Gaussian, and indices of its atoms in their residue.
+Group = tuple[str, list[int]]
 
 # Side chains of these have their first Gaussian at the beta atom alone.
 _AT_BETA = {"SER", "CYS", "SEC", "ALA", "GLY", "VAL", "THR"}
@@ -30,15 +35,15 @@ _PHOSPHATE = {"P", "OP1", "OP2", "OP3", "O1P", "O2P", "O3P"}
 _PURINE = (("N9", "C8", "N7", "C5", "C4"), ("N1", "C2", "N2", "N3", "C6", "N6", "O6"))
 _PYRIMIDINE = (("N1", "C2", "O2", "C6"), ("N3", "C4", "N4", "O4", "C5", "C7", "C5M"))
 # Atoms of a ligand in one Gaussian, at most.
-_LIGAND_ATOMS = 6
+_MAX_LIGAND_ATOMS = 6
 # A bond along the chain is at most this long, A, where numbers go on and where they jump.
 _BOND, _BOND_ACROSS_GAP = 3.0, 2.0
 # Where atoms of the bond are missing, Gaussians of consecutive numbers are this near, A.
 _NEXT_RESIDUE = 8.0
 # Links of the file between atoms farther apart are of another copy, or mistakes, A.
 _LINK = 3.0
-# Ligands that no link joins to the rest are tied to it by so many edges, this long at most, A.
-_TIES, _TIE = 3, 8.0
+# Ligands that no link joins to the rest are tied to it by up to this many edges, this long at most, A.
+_MAX_TIES, _TIE = 3, 8.0
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class CoarseModel:
     Parameters
     ----------
     positions
-        (n, 3) A, in the frame of the file.
+        (n, 3) float64 A, in the frame of the file.
     amplitudes
         (n,) summed atomic numbers of the atoms that count to each.
     edges
@@ -65,22 +70,22 @@ class CoarseModel:
         sentences on what was left out or done.
     """
 
-    positions: np.ndarray
-    amplitudes: np.ndarray
-    edges: np.ndarray
+    positions: NDArray[np.float64]
+    amplitudes: NDArray[np.float64]
+    edges: NDArray[np.int64]
     chains: list[str]
     residues: list[str]
     kinds: list[str]
     atoms: list[tuple[str, ...]]
-    atom_positions: np.ndarray
-    atom_numbers: np.ndarray
-    atom_groups: np.ndarray
+    atom_positions: NDArray[np.float64]
+    atom_numbers: NDArray[np.float64]
+    atom_groups: NDArray[np.int64]
     notes: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.positions)
 
-    def moved(self, rotation: np.ndarray, shift: np.ndarray) -> "CoarseModel":
+    def moved(self, rotation: NDArray[np.float64], shift: NDArray[np.float64]) -> "CoarseModel":
         """Return the model with its points x at R x + t, for a (3, 3) rotation R and a (3,) shift t in A."""
         return replace(
             self, positions=self.positions @ rotation.T + shift, atom_positions=self.atom_positions @ rotation.T + shift
@@ -148,37 +153,39 @@ def _reduce(structure: gemmi.Structure, path: str | Path) -> list[str]:
 
 @dataclass
 class _Residue:
-    """What the next residue of a chain wants to know of the one before."""
+    """What joins the next residue of a chain to this one: Gaussian and atom at its end."""
 
     kind: str
     number: int
     joint: int | None
-    end: list[float] | None
+    end: Point | None
 
 
 @dataclass
 class _Builder:
     """Collects Gaussians residue by residue."""
 
-    positions: list = field(default_factory=list)
-    amplitudes: list = field(default_factory=list)
-    edges: set = field(default_factory=set)
-    chains: list = field(default_factory=list)
-    residues: list = field(default_factory=list)
-    kinds: list = field(default_factory=list)
-    atoms: list = field(default_factory=list)
-    atom_positions: list = field(default_factory=list)
-    atom_numbers: list = field(default_factory=list)
-    atom_groups: list = field(default_factory=list)
-    # Residues that links of the file name, by chain and number; Gaussian and place of their atoms, by name as well.
-    linked: set = field(default_factory=set)
-    places: dict = field(default_factory=dict)
+    positions: list[Point] = field(default_factory=list)
+    amplitudes: list[float] = field(default_factory=list)
+    edges: set[tuple[int, int]] = field(default_factory=set)
+    chains: list[str] = field(default_factory=list)
+    residues: list[str] = field(default_factory=list)
+    kinds: list[str] = field(default_factory=list)
+    atoms: list[tuple[str, ...]] = field(default_factory=list)
+    atom_positions: list[Point] = field(default_factory=list)
+    atom_numbers: list[int] = field(default_factory=list)
+    atom_groups: list[int] = field(default_factory=list)
+    # Residues that links of the file name, by chain and number; Gaussian and position of their atoms, by name as well.
+    linked: set[tuple[str, str]] = field(default_factory=set)
+    link_ends: dict[tuple[str, str, str], tuple[int, Point]] = field(default_factory=dict)
     incomplete: int = 0
     unknown: int = 0
 
     def add(self, chain: str, residue: gemmi.Residue, before: "_Residue | None") -> "_Residue | None":
         """Add a residue, join it to the one before it in the chain, and return what the next one is joined to."""
-        names, points, numbers = [], [], []
+        names: list[str] = []
+        points: list[Point] = []
+        numbers: list[int] = []
         for atom in residue:
             if atom.element.atomic_number == 0:
                 self.unknown += 1
@@ -191,7 +198,7 @@ class _Builder:
         kind = _residue_kind(residue.name, names)
         # What little is there of a residue still counts.
         groups = list(_GROUPS[kind](residue.name, names, points)) or [
-            ("main" if kind == "amino" else "sugar", range(len(names)))
+            ("main" if kind == "amino" else "sugar", list(range(len(names))))
         ]
         first = len(self.positions)
         owner = {i: first + index for index, (_, members) in enumerate(groups) for i in members}
@@ -214,13 +221,13 @@ class _Builder:
         self.atom_groups += [owner[i] for i in range(len(names))]
         if (chain, str(residue.seqid)) in self.linked:
             for i, point in enumerate(points):
-                self.places[chain, str(residue.seqid), names[i]] = (owner[i], point)
+                self.link_ends[chain, str(residue.seqid), names[i]] = (owner[i], point)
         self._join_inside(kind, first, groups)
         if kind == "ligand":
             return before
         return self._join_chain(kind, residue, dict(zip(names, points, strict=True)), first, groups, before)
 
-    def _join_inside(self, kind: str, first: int, groups: list) -> None:
+    def _join_inside(self, kind: str, first: int, groups: list[Group]) -> None:
         """Join the Gaussians of a residue: in sequence, or those of a ligand all with each other."""
         n = len(groups)
         if kind == "ligand":
@@ -228,17 +235,25 @@ class _Builder:
         else:
             self.edges |= {(first + i, first + i + 1) for i in range(n - 1)}
 
-    def _join_chain(self, kind, residue, atoms, first, groups, before) -> "_Residue":
+    def _join_chain(
+        self,
+        kind: str,
+        residue: gemmi.Residue,
+        atoms: dict[str, Point],
+        first: int,
+        groups: list[Group],
+        before: "_Residue | None",
+    ) -> "_Residue":
         start_atom, end_atom, start_kind, end_kind = _JOINTS[kind]
         labels = [label for label, _ in groups]
         joints = {label: first + index for index, label in enumerate(labels)}
         expected = _EXPECTED[kind]
         self.incomplete += not expected <= set(atoms)
-        number = residue.seqid.num
+        number = residue.seqid.num or 0
         start = atoms.get(start_atom)
         # A nucleotide at the start of a chain has no phosphate: its sugar is next.
         here = joints.get(start_kind, joints.get(end_kind))
-        if before is not None and before.kind == kind and None not in (before.joint, here):
+        if before is not None and before.kind == kind and before.joint is not None and here is not None:
             goes_on = 0 <= number - before.number <= 1
             if start is None or before.end is None:
                 distance = math.dist(self.positions[here], self.positions[before.joint])
@@ -256,14 +271,14 @@ class _Builder:
         for connection in structure.connections:
             if connection.type == gemmi.ConnectionType.Hydrog:
                 continue
-            ends = [
-                self.places.get((end.chain_name, str(end.res_id.seqid), end.atom_name))
+            first, second = (
+                self.link_ends.get((end.chain_name, str(end.res_id.seqid), end.atom_name))
                 for end in (connection.partner1, connection.partner2)
-            ]
-            if None in ends or math.dist(ends[0][1], ends[1][1]) > _LINK:
+            )
+            if first is None or second is None or math.dist(first[1], second[1]) > _LINK:
                 unused += 1
-            elif ends[0][0] != ends[1][0]:
-                self.edges.add((min(ends[0][0], ends[1][0]), max(ends[0][0], ends[1][0])))
+            elif first[0] != second[0]:
+                self.edges.add((min(first[0], second[0]), max(first[0], second[0])))
         return unused
 
     def tie_ligands(self) -> int:
@@ -284,7 +299,7 @@ class _Builder:
                 for end in found
                 if labels[end] != label
             ]
-            self.edges |= {(min(pair[1:]), max(pair[1:])) for pair in sorted(pairs)[:_TIES]}
+            self.edges |= {(min(pair[1:]), max(pair[1:])) for pair in sorted(pairs)[:_MAX_TIES]}
             tied += bool(pairs)
         return tied
 
@@ -315,13 +330,13 @@ def _residue_kind(residue: str, names: list[str]) -> str:
     return "ligand"
 
 
-def _barycentre(points: list[list[float]], numbers: list[int]) -> list[float]:
+def _barycentre(points: list[Point], numbers: list[int]) -> Point:
     """Return the mean of points weighted by atomic numbers."""
     total = sum(numbers)
     return [sum(n * c for n, c in zip(numbers, along, strict=True)) / total for along in zip(*points, strict=True)]
 
 
-def _amino_groups(residue: str, names: list[str], points: list) -> Iterator[tuple[str, list[int]]]:
+def _amino_groups(residue: str, names: list[str], points: list[Point]) -> Iterator[Group]:
     """Yield the groups of an amino acid's atoms, label and indices."""
     main = [i for i, name in enumerate(names) if name in ("N", "C", "O")]
     if main:
@@ -346,7 +361,7 @@ def _amino_groups(residue: str, names: list[str], points: list) -> Iterator[tupl
             yield label, part
 
 
-def _nucleotide_groups(residue: str, names: list[str], points: list) -> Iterator[tuple[str, list[int]]]:
+def _nucleotide_groups(residue: str, names: list[str], points: list[Point]) -> Iterator[Group]:
     """Yield the groups of a nucleotide's atoms, label and indices."""
     base = _PURINE if "N9" in names else _PYRIMIDINE
     groups = {
@@ -358,16 +373,16 @@ def _nucleotide_groups(residue: str, names: list[str], points: list) -> Iterator
     yield from ((label, members) for label, members in groups.items() if members)
 
 
-def _ligand_groups(residue: str, names: list[str], points: list) -> Iterator[tuple[str, list[int]]]:
+def _ligand_groups(residue: str, names: list[str], points: list[Point]) -> Iterator[Group]:
     """Yield pieces of at most six atoms, by halving along the longest axis."""
-    points = np.array(points)
+    positions = np.array(points)
     pieces = [np.arange(len(names))]
     while pieces:
         piece = pieces.pop()
-        if len(piece) <= _LIGAND_ATOMS:
+        if len(piece) <= _MAX_LIGAND_ATOMS:
             yield "ligand", sorted(piece.tolist())
             continue
-        centred = points[piece] - points[piece].mean(0)
+        centred = positions[piece] - positions[piece].mean(0)
         along = centred @ np.linalg.svd(centred, full_matrices=False)[2][0]
         order = piece[np.argsort(along, kind="stable")]
         pieces += [order[len(order) // 2 :], order[: len(order) // 2]]
@@ -380,7 +395,7 @@ _JOINTS = {"amino": ("N", "C", "main", "main"), "nucleotide": ("P", "O3'", "phos
 _EXPECTED = {"amino": {"N", "CA", "C", "O"}, "nucleotide": {"C1'", "C4'", "O3'"}}
 
 
-def write_moved(path: str | Path, rotation: np.ndarray, shift: np.ndarray, out: str | Path) -> None:
+def write_moved(path: str | Path, rotation: NDArray[np.float64], shift: NDArray[np.float64], out: str | Path) -> None:
     """Write an atomic model as mmCIF with its atoms x at R x + t, for a (3, 3) rotation R and a (3,) shift t in A."""
     structure = read_structure(path)
     for model in structure:
@@ -409,7 +424,7 @@ def wrong_model(path: str | Path, selection: str, out: str | Path, replacement: 
     out
         path of the new model, .cif or .pdb.
     replacement
-        the atoms that take their place, of the same file; the domain itself, turned, if None.
+        the atoms that take their place, of the same file; the domain itself, rotated, if None.
 
     Returns
     -------
@@ -430,13 +445,13 @@ def wrong_model(path: str | Path, selection: str, out: str | Path, replacement: 
     if not rest[0].count_atom_sites():
         raise InputError(f"selection {selection!r} names all of {path}; name one domain")
     new = _divide(structure, taken)
-    place = _all_positions(domain)
+    old = _all_positions(domain)
     points = _all_positions(new)
-    centre, axes = _principal_axes(place)
+    centre, axes = _principal_axes(old)
     new_centre, new_axes = _principal_axes(points)
     ways = [np.diag(signs) for signs in ((1, 1, 1), (1, -1, -1), (-1, 1, -1), (-1, -1, 1))]
     laid = [(points - new_centre) @ new_axes @ way @ axes.T + centre for way in ways]
-    tree = cKDTree(place)
+    tree = cKDTree(old)
     farthest = max(laid, key=lambda moved: float(np.mean(tree.query(moved)[0])))
     for atom, position in zip((a for chain in new[0] for residue in chain for a in residue), farthest, strict=True):
         atom.pos = gemmi.Position(*position)
@@ -469,11 +484,11 @@ def _divide(structure: gemmi.Structure, names: set[tuple[str, str, str]], inside
     return part
 
 
-def _all_positions(structure: gemmi.Structure) -> np.ndarray:
+def _all_positions(structure: gemmi.Structure) -> NDArray[np.float64]:
     return np.array([atom.pos.tolist() for chain in structure[0] for residue in chain for atom in residue])
 
 
-def _principal_axes(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _principal_axes(points: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the centre and a right-handed (3, 3) matrix whose columns are the principal axes, longest first."""
     centre = points.mean(0)
     axes = np.linalg.svd(points - centre, full_matrices=False)[2].T

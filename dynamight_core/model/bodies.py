@@ -7,9 +7,11 @@ outside all masks than a joint is wide belongs to the largest body.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from dynamight_core.imaging.geometry import interpolate, mask_points
@@ -59,7 +61,9 @@ class RigidBodies:
         return len(self.depths)
 
     @classmethod
-    def from_masks(cls, masks: list[np.ndarray], pixel_size: float, molecule: np.ndarray) -> "RigidBodies":
+    def from_masks(
+        cls, masks: list[NDArray[np.float32]], pixel_size: float, molecule: NDArray[np.bool_]
+    ) -> "RigidBodies":
         """Divide a molecule.
 
         Parameters
@@ -134,7 +138,7 @@ def memberships(depths: torch.Tensor, largest: int | None, points: torch.Tensor,
     return weights / weights.sum(1, keepdim=True)
 
 
-def _depths(mask: np.ndarray, pixel_size: float) -> torch.Tensor:
+def _depths(mask: NDArray[np.float32], pixel_size: float) -> torch.Tensor:
     """Return the (m, m, m) depths in a (box, box, box) mask's surface at 0.5, A, negative outside."""
     box = mask.shape[0]
     extent = box * pixel_size
@@ -149,11 +153,11 @@ def _depths(mask: np.ndarray, pixel_size: float) -> torch.Tensor:
     return torch.from_numpy(_resample(ndimage.gaussian_filter(depth, 1.0), round(extent / _SPACING))).float()
 
 
-def _resample(volume: np.ndarray, size: int) -> np.ndarray:
+def _resample(volume: NDArray[np.floating[Any]], size: int) -> NDArray[np.float32]:
     """Return a cubic volume on `size` voxels of the same extent, trilinear, origins at the middle of either."""
     box = volume.shape[0]
     scale = box / size
-    return ndimage.affine_transform(
+    resampled: NDArray[np.float32] = ndimage.affine_transform(
         volume.astype(np.float32),
         scale * np.eye(3),
         box // 2 - scale * (size // 2),
@@ -161,3 +165,4 @@ def _resample(volume: np.ndarray, size: int) -> np.ndarray:
         order=1,
         mode="nearest",
     )
+    return resampled

@@ -23,6 +23,8 @@ class Encoder(nn.Module):
         of the soft circular mask, pixels.
     """
 
+    mask: torch.Tensor
+
     def __init__(self, box: int, n_latents: int, mask_radius: float):
         super().__init__()
         self.pooled = box // 2

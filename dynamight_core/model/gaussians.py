@@ -34,7 +34,17 @@ class GaussianModel(nn.Module):
         scale and width are learned. None for Gaussians that are free.
     """
 
-    def __init__(self, positions, width, amplitude, n_classes=1, generator=None, edges=None):
+    edges: torch.Tensor | None
+
+    def __init__(
+        self,
+        positions: torch.Tensor,
+        width: float,
+        amplitude: float,
+        n_classes: int = 1,
+        generator: torch.Generator | None = None,
+        edges: torch.Tensor | None = None,
+    ):
         super().__init__()
         n = len(positions)
         self.positions = nn.Parameter(positions.clone().float())
@@ -64,7 +74,8 @@ class GaussianModel(nn.Module):
     def masses(self, pixel_size: float) -> torch.Tensor:
         """Return (classes, n) integrals of each Gaussian over its volume, map units times voxels."""
         unit = self.log_amplitudes.exp() * (2 * torch.pi) ** 1.5 * (self.widths / pixel_size) ** 3
-        return unit[:, None] * torch.softmax(self.composition, 1).T * self.relative_amplitudes
+        masses: torch.Tensor = unit[:, None] * torch.softmax(self.composition, 1).T * self.relative_amplitudes
+        return masses
 
     def filters(self, box: int, pixel_size: float, ndim: int = 2) -> torch.Tensor:
         """Return (classes, box, ..., box//2+1) Fourier transforms of unit-mass Gaussians."""
@@ -85,13 +96,13 @@ class GaussianModel(nn.Module):
         Parameters
         ----------
         projector
-            gives box, pixel size and oversampling.
+            has box, pixel size and oversampling.
         matrices
             (b, 3, 3) projection matrices.
         positions
             (b, n, 3) deformed positions, A; the model's own if None.
         transfer
-            (b, box, box//2+1) CTF of each image; none if left out.
+            (b, box, box//2+1) CTF of each image; no CTF if None.
         """
         positions = self.positions if positions is None else positions
         masses = self.masses(projector.pixel_size)
@@ -117,7 +128,10 @@ class GaussianModel(nn.Module):
 
         Of (b, n, 3) positions, the mean of the b densities.
         """
-        return torch.fft.irfftn(self.transform(box, pixel_size, positions), s=(box,) * 3, dim=(-3, -2, -1))
+        density: torch.Tensor = torch.fft.irfftn(
+            self.transform(box, pixel_size, positions), s=(box,) * 3, dim=(-3, -2, -1)
+        )
+        return density
 
 
 @lru_cache(maxsize=16)

@@ -8,7 +8,7 @@ from scipy.spatial import cKDTree
 
 from dynamight_core.model.gaussians import GaussianModel
 
-# Long edges: so many a Gaussian, up to this long, to a Gaussian so near the place that was drawn, A.
+# Long edges: their number per Gaussian, their largest length (A), and how near a drawn point their end must be (A).
 _LONG_EDGES, _REACH, _NEARBY = 4, 25.0, 5.0
 # A long edge has half its weight when its mean-square change is this times the median one.
 _GIVES_WAY = 0.3
@@ -42,7 +42,7 @@ class NeighbourGraph:
     @classmethod
     def of(cls, gaussians: GaussianModel) -> "NeighbourGraph":
         """Return the graph of a model: its own edges if it is an atomic one, those between neighbours otherwise."""
-        if not gaussians.fixed:
+        if gaussians.edges is None:
             return cls.build(gaussians.positions)
         return cls._between(gaussians.positions, gaussians.edges, _spacing(gaussians.positions)[1])
 
@@ -63,9 +63,9 @@ def _spacing(positions: torch.Tensor) -> tuple[cKDTree, float]:
 class LongEdges:
     """Edges across domains of the molecule, which keep their lengths where they do so already.
 
-    The edges of the neighbour graph do not see a domain that bends: every one of them changes little. Those that
-    reach across the domain do. Where the molecule has a hinge they must give way, so each is weighted by how
-    little it changes, as in a fit that is robust against outliers: the weight is that of a logarithmic penalty.
+    A domain that bends hardly changes the edges of the neighbour graph, but those that reach across it. Where the
+    molecule has a hinge, long edges must give way: each is weighted by how little it changes, as in a fit that is
+    robust against outliers, with the weight of a logarithmic penalty.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ class LongEdges:
         points = positions.detach().cpu()
         tree = cKDTree(points.numpy())
         start = torch.arange(len(points)).repeat(_LONG_EDGES)
-        # Random places within reach, evenly in the volume, and the Gaussians there.
+        # Random points within reach, evenly in the volume, and the Gaussians there.
         direction = torch.nn.functional.normalize(torch.randn(len(start), 3, generator=generator), dim=1)
         radius = _REACH * torch.rand(len(start), 1, generator=generator) ** (1 / 3)
         distance, end = tree.query((points[start] + radius * direction).numpy())

@@ -109,16 +109,16 @@ class HalfModel(nn.Module):
     def frequency_weights(self, resolution: float | None = None) -> torch.Tensor:
         """Return (box, box//2+1) weights that make a sum of |residual|^2 minus twice the log-likelihood.
 
-        One over the noise power, twice for columns that stand for two, zero at the origin and beyond Nyquist. They fall
-        to 1/e at `resolution` (A), the model's own if None, not at all if 0: to a model that is off by a part of its
-        size, a detail says nothing.
+        One over the noise power, twice for columns that stand for two, zero at the origin and beyond Nyquist. The
+        low-pass filter falls to 1/e at `resolution` (A), the model's own if None; 0 is no filter. Detail carries no
+        information on motions larger than itself.
         """
         device = self.noise_power.device
         radius = shells(self.box, 2, device)
         inside = (radius > 0) & (radius < self.box // 2)
         weights = expand_shells(1 / self.noise_power, self.box) * plane_multiplicity(self.box, device) * inside
-        resolution = self.resolution if resolution is None else resolution
-        return weights * torch.exp(-((radius / (self.box * self.pixel_size) * resolution) ** 4))
+        filtered_at = self.resolution if resolution is None else resolution
+        return weights * torch.exp(-((radius / (self.box * self.pixel_size) * filtered_at) ** 4))
 
     def evaluator(self, positions: torch.Tensor) -> Evaluator:
         """Return the map from (b, d) latents to (b, n, 3) displacements (A) of (n, 3) reference positions (A)."""

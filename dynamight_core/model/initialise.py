@@ -1,10 +1,12 @@
-"""Where the Gaussians start: threshold the consensus map, fill it, fit the model to it."""
+"""How the Gaussians are initialised: threshold the consensus map, fill it, fit the model to it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from dynamight_core.imaging.fourier import lowpass_volume, shells
@@ -35,7 +37,7 @@ class MolecularRegion:
         sentences about a map that looks unusable.
     """
 
-    mask: np.ndarray
+    mask: NDArray[np.bool_]
     threshold: float
     warnings: tuple[str, ...]
 
@@ -89,7 +91,7 @@ def find_molecule(volume: torch.Tensor, pixel_size: float, threshold: float | No
 
 
 def fill_region(
-    mask: np.ndarray, n: int, pixel_size: float, generator: torch.Generator, density: torch.Tensor | None = None
+    mask: NDArray[np.bool_], n: int, pixel_size: float, generator: torch.Generator, density: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Return (n, 3) random positions (A) inside a [z, y, x] mask.
 
@@ -153,7 +155,14 @@ def fit_scale(model: GaussianModel, volume: torch.Tensor, pixel_size: float, ste
     return _descend(model, _centre_of(volume, model.positions, pixel_size), pixel_size, steps, groups)
 
 
-def _descend(model, volume, pixel_size, steps, groups, penalty: Callable[[], torch.Tensor] | None = None):
+def _descend(
+    model: GaussianModel,
+    volume: torch.Tensor,
+    pixel_size: float,
+    steps: int,
+    groups: list[dict[str, Any]],
+    penalty: Callable[[], torch.Tensor] | None = None,
+) -> GaussianModel:
     """Set the model's norm to that of a map, then fit the parameters in `groups` to it by Adam; return the model."""
     box = volume.shape[-1]
     # Only the transform inside the Nyquist sphere can be matched.
@@ -161,7 +170,7 @@ def _descend(model, volume, pixel_size, steps, groups, penalty: Callable[[], tor
     target = torch.fft.rfftn(volume) * inside
     with torch.no_grad():
         ratio = volume.norm() / model.render(box, pixel_size).norm()
-        model.log_amplitudes += torch.log(ratio)
+        model.log_amplitudes.add_(torch.log(ratio))
     optimizer = torch.optim.Adam(groups)
     scale = target.abs().square().sum()
     for _ in range(steps):

@@ -44,7 +44,8 @@ class PrincipalMotions:
 
     def displacement(self, coordinates: torch.Tensor) -> torch.Tensor:
         """Return (b, m, 3) displacements (A) of the points at (b, K) coordinates."""
-        return self.mean + torch.tensordot(coordinates, self.components, dims=1)
+        displacement: torch.Tensor = self.mean + torch.tensordot(coordinates, self.components, dims=1)
+        return displacement
 
     def save(self, path: str | Path) -> None:
         """Write to a safetensors file, atomically."""
@@ -85,13 +86,13 @@ def principal_motions(
     sketch = torch.cat([displacements(rows).flatten(1) for rows in sample.split(batch)])
     rank = min(4 * n_motions, *sketch.shape)
     basis = torch.linalg.svd(sketch - sketch.mean(0), full_matrices=False)[2][:rank]
-    projected, mean, power = [], torch.zeros(3 * n_points), 0.0
+    parts, mean, power = [], torch.zeros(3 * n_points), 0.0
     for rows in torch.arange(n).split(batch):
         shift = displacements(rows).flatten(1)
         mean += shift.sum(0) / n
         power += float(shift.square().sum()) / n
-        projected.append(shift @ basis.T)
-    projected = torch.cat(projected)
+        parts.append(shift @ basis.T)
+    projected = torch.cat(parts)
     centred = projected - projected.mean(0)
     left, sizes, right = torch.linalg.svd(centred, full_matrices=False)
     kept = min(n_motions, len(sizes))
@@ -116,9 +117,9 @@ def motion_fields(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the principal motions at any points under one half's decoder.
 
-    Least squares of the displacements of that half's particles on their coordinates. Where these hang together in the
-    half (a single motion in which the halves differ a little is a line across two coordinates), the particles do not
-    tell their fields apart, and the smallest fields are taken.
+    Least squares of the displacements of that half's particles on their coordinates. Where coordinates are correlated
+    in the half (a single motion in which the halves differ a little is a line across two coordinates), the particles
+    do not determine each field, and the smallest fields are taken.
 
     Parameters
     ----------

@@ -16,8 +16,8 @@ from dynamight_core.options import InputOptions, TrainOptions
 from dynamight_core.particles.metadata import Particles
 from dynamight_core.structures import ORIGIN_NAMES, zero_of_coordinates
 
-# Fewer Gaussians are no model of a molecule; a larger share of them outside the box is no model in this map.
-_LEAST, _OUTSIDE = 50, 0.1
+# A model of the molecule has at least this many Gaussians; one in this map at most this fraction outside the box.
+_MIN_GAUSSIANS, _MAX_OUTSIDE = 50, 0.1
 
 
 @dataclass(frozen=True)
@@ -113,14 +113,14 @@ def read_atomic_model(
             "their atoms and one width; leave it at 1"
         )
     coarse = coarse_grain(path)
-    if len(coarse) < _LEAST:
+    if len(coarse) < _MIN_GAUSSIANS:
         raise InputError(f"model {path} gives {len(coarse)} Gaussians; give the model of the whole molecule")
     origin, offset = zero_of_coordinates(
         coarse.positions, inputs.origin, inputs.map, particles.box, particles.pixel_size
     )
     coarse = coarse.moved(np.eye(3), -offset)
     extent = particles.box * particles.pixel_size
-    if (np.abs(coarse.positions) > extent / 2).any(1).mean() > _OUTSIDE:
+    if (np.abs(coarse.positions) > extent / 2).any(1).mean() > _MAX_OUTSIDE:
         raise InputError(
             f"the atomic model {path} lies outside the box of {extent:.0f} A, its centre "
             f"{np.linalg.norm(coarse.positions.mean(0)):.0f} A from the box's; fit it to {inputs.map}, or give --origin"

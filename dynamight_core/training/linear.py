@@ -123,7 +123,7 @@ def _principal_components(
     variances, axes = torch.linalg.eigh(white.T @ white / n)
     edge = _MARGIN * torch.linalg.eigvalsh(null.T @ null / n)[-1]
     kept = torch.arange(p, device=axes.device).flip(0)[:max_motions]
-    # Below the second bound a motion cannot be told from noise, whatever the noise happened to be.
+    # Below the second bound a motion cannot be distinguished from noise, whatever the noise happened to be.
     kept = kept[variances[kept] > max(edge, (1 + (p / n) ** 0.5) ** 2)]
     above = variances[kept] - 1 - p / n
     # Ratio of signal to noise in variance.

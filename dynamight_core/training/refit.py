@@ -25,7 +25,7 @@ from dynamight_core.training.half import HalfTrainer
 
 # How far from the Gaussians' density the map is reconstructed, A.
 _MARGIN = 12.0
-# Denominators are raised by this share of their shell's mean.
+# Denominators are raised by this fraction of their shell's mean.
 _FLOOR = 0.1
 # Views that give the undeformed point spread function; more change it little.
 _KERNEL_PARTICLES = 300

@@ -8,8 +8,8 @@ from typing import ClassVar, Self
 import torch
 from torch import nn
 
-from dynamight_core.config import InputOptions, TrainOptions
 from dynamight_core.model.bodies import RigidBodies
+from dynamight_core.options import InputOptions, TrainOptions
 
 Evaluator = Callable[[torch.Tensor], torch.Tensor]
 

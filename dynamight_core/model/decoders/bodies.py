@@ -8,10 +8,10 @@ import torch
 from roma import rotvec_to_rotmat
 from torch import nn
 
-from dynamight_core.config import InputOptions, TrainOptions
 from dynamight_core.errors import InputError
 from dynamight_core.model.bodies import RigidBodies, memberships
 from dynamight_core.model.decoders.base import Decoder, DecoderInputs, Evaluator
+from dynamight_core.options import InputOptions, TrainOptions
 
 # What an output of one moves the rim of a body by, A: outputs are of order one where motions are large.
 _UNIT = 10.0
@@ -108,8 +108,8 @@ class BodiesDecoder(Decoder):
     @classmethod
     def saved_bodies(cls, state: Mapping[str, torch.Tensor]) -> RigidBodies:
         """Return the bodies that a decoder's buffers hold."""
-        values = {field.name: state[field.name] for field in fields(RigidBodies)}
-        return RigidBodies(**values | {"largest": int(values["largest"])})
+        tensors = {field.name: state[field.name] for field in fields(RigidBodies) if field.name != "largest"}
+        return RigidBodies(largest=int(state["largest"]), **tensors)
 
     def built_from(self, bodies: RigidBodies | None) -> bool:
         """Return whether these are the bodies of this decoder."""
@@ -156,7 +156,8 @@ class BodiesDecoder(Decoder):
         """
         output = _UNIT * self.motion(latents).reshape(len(latents), -1, 2, 3)
         slides = output[:, self.jointed, 1]
-        return 0.5 * slides.square().sum((1, 2)).mean() / _SLIDE**2
+        energy: torch.Tensor = 0.5 * slides.square().sum((1, 2)).mean() / _SLIDE**2
+        return energy
 
     def linear_basis(self, positions: torch.Tensor) -> torch.Tensor:
         """Return (k, n, 3) fields of small motions of moving bodies at (n, 3) positions (A), of about 1 A.

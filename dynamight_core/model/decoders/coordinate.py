@@ -54,12 +54,13 @@ class CoordinateDecoder(Decoder):
     def evaluator(self, positions: torch.Tensor) -> Evaluator:
         """Return the map from (b, d) latents to (b, n, 3) displacements of fixed (n, 3) or (b, n, 3) positions."""
         code = positional_encoding(positions, self.extent, self.n_frequencies, 2 * self.extent / self.box)
-        first = self.layers[0].weight
+        first = self.layers[0].get_parameter("weight")
         # The first layer is linear in [code, latent]: its position part is the same for all particles.
         position_part = code @ first[:, : code.shape[-1]].T
 
         def evaluate(latents: torch.Tensor) -> torch.Tensor:
             hidden = position_part + (latents @ first[:, code.shape[-1] :].T)[:, None]
-            return self.layers[1:](hidden) * self.unit
+            displacements: torch.Tensor = self.layers[1:](hidden) * self.unit
+            return displacements
 
         return evaluate
