@@ -69,6 +69,7 @@ def made() -> Iterator[tuple[Path, str]]:
     for name, make_table in (("command-line.md", command_table), ("scipion.md", form_table)):
         path = ROOT / "docs" / name
         yield path, filled(path.read_text(encoding="utf-8"), make_table)
+    # As `dynamight options` prints it.
     schema = json.dumps(make_schema(), indent=1, ensure_ascii=False)
     yield ROOT / "dynamight_scipion" / "options.json", f"{schema}\n"
 

@@ -15,7 +15,14 @@ import pwem
 import pyworkflow.utils as pwutils
 from pyworkflow import VarTypes
 
-from .constants import DYNAMIGHT_ENV_ACTIVATION, DYNAMIGHT_HOME, ENGINE, ENGINE_VERSION, PROGRAM
+from .constants import (
+    DYNAMIGHT_ENV_ACTIVATION,
+    DYNAMIGHT_HOME,
+    DYNAMIGHT_OPTIONS,
+    ENGINE,
+    ENGINE_VERSION,
+    PROGRAM,
+)
 
 __version__ = "0.1.0"
 _logo = "dynamight_icon.png"
@@ -47,6 +54,13 @@ class Plugin(pwem.Plugin):
             description=f"Command that puts the program {PROGRAM} on the PATH, "
             "e.g. 'conda activate my-env' or '. /path/to/env/bin/activate'.",
             var_type=VarTypes.STRING,
+        )
+        cls._defineVar(
+            DYNAMIGHT_OPTIONS,
+            os.path.join(os.path.dirname(__file__), "options.json"),
+            description=f"File that '{PROGRAM} options' wrote, for forms with the decoders and loss terms that other "
+            "packages add to the engine.",
+            var_type=VarTypes.FILENAME,
         )
 
     @classmethod

@@ -4,6 +4,7 @@ Modules that import torch are imported when their command runs, so that help is 
 """
 
 import functools
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -243,6 +244,14 @@ def demo(
 
     with Terminal() as reporter:
         run_demo(out, options, overwrite, reporter)
+
+
+@command
+def options() -> None:
+    """Print every option as JSON schema, for other programs; added decoders and loss terms are included."""
+    from dynamight_core.options.schema import make_schema
+
+    print(json.dumps(make_schema(), indent=1, ensure_ascii=False))
 
 
 def _open(run: Path, options: Any) -> "FinishedRun":

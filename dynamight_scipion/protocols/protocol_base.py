@@ -7,7 +7,6 @@ import shlex
 import subprocess
 import time
 from functools import cache
-from pathlib import Path
 
 import pyworkflow.protocol.params as params
 from pyworkflow.exceptions import PyworkflowException
@@ -15,7 +14,7 @@ from pyworkflow.protocol.constants import GPU_LIST, LEVEL_ADVANCED, LEVEL_NORMAL
 from pyworkflow.utils import cleanPath, makePath
 
 from dynamight_scipion import Plugin
-from dynamight_scipion.constants import DYNAMIGHT_ENV_ACTIVATION, PROGRAM
+from dynamight_scipion.constants import DYNAMIGHT_ENV_ACTIVATION, DYNAMIGHT_OPTIONS, PROGRAM
 
 # Shared file systems show a file of another node with a delay, seconds.
 _FILE_DELAY = 10
@@ -32,7 +31,7 @@ _PARAMS = {
 @cache
 def readOptions():
     """Read what the engine declares: of every stage, its options by name, each a JSON schema with texts for a form."""
-    with open(Path(__file__).parents[1] / "options.json", encoding="utf-8") as file:
+    with open(Plugin.getVar(DYNAMIGHT_OPTIONS), encoding="utf-8") as file:
         return {stage: found["properties"] for stage, found in json.load(file)["$defs"].items()}
 
 

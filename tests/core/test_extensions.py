@@ -1,10 +1,7 @@
 """Decoders and loss terms: what every decoder promises, and what one file and one entry point add."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -20,47 +17,10 @@ from dynamight_core.model.gaussians import GaussianModel
 from dynamight_core.model.half import HalfModel
 from dynamight_core.options import TrainOptions
 from dynamight_core.registry import DECODERS, Registry
+from tests.support.extension import extended_engine
 
 ENGINE = Path(dynamight_core.__file__).parent
 BOX, PIXEL, LATENTS = 24, 5.0, 3
-
-EXTENSION = '''
-import torch
-from torch import nn
-
-from dynamight_core.model.decoders.base import Decoder
-from dynamight_core.training.losses import LossTerm
-
-
-class Breathing(Decoder):
-    """Every particle is the reference, scaled about the centre."""
-
-    def __init__(self, n_latents):
-        super().__init__()
-        self.scale = nn.Linear(n_latents, 1, bias=False)
-        nn.init.zeros_(self.scale.weight)
-
-    @classmethod
-    def build(cls, inputs):
-        return cls(inputs.n_latents)
-
-    def evaluator(self, positions):
-        return lambda latents: self.scale(latents)[:, None] * positions
-
-
-def drift(deformed):
-    return deformed.displacement.mean(1).square().sum(-1).mean()
-
-
-DRIFT = LossTerm(drift)
-'''
-ENTRY_POINTS = """
-[dynamight_core.decoders]
-breathing = breathing:Breathing
-
-[dynamight_core.loss_terms]
-drift = breathing:DRIFT
-"""
 
 
 def points(n=40):
@@ -163,22 +123,16 @@ def test_names_of_the_engine_cannot_be_taken(monkeypatch):
 
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory):
-    """Return a function that runs the engine in an environment with a package of one module and two entry points."""
-    folder = tmp_path_factory.mktemp("site")
-    (folder / "breathing.py").write_text(EXTENSION)
-    metadata = folder / "breathing-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: breathing\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text(ENTRY_POINTS)
-    path = os.pathsep.join([str(folder), str(ENGINE.parent)])
+    return extended_engine(tmp_path_factory.mktemp("site"))
 
-    def run(*words):
-        command = [sys.executable, "-m", "dynamight_core", *map(str, words)]
-        return subprocess.run(
-            command, env=os.environ | {"PYTHONPATH": path, "COLUMNS": "200"}, capture_output=True, text=True
-        )
 
-    return run
+def test_help_and_schema_have_what_other_packages_add(extended):
+    text = extended("train", "--help-all").stdout
+    assert "Also installed: breathing." in text
+    assert "Also installed: drift." in text
+    decoder = json.loads(extended("options").stdout)["$defs"]["train"]["properties"]["decoder"]
+    assert decoder["enum"] == ["basis", "coordinate", "bodies", "breathing"]
+    assert decoder["choice_labels"][-1] == "breathing"
 
 
 def test_a_decoder_and_a_loss_term_from_elsewhere_train(extended, hinge_set, tmp_path):

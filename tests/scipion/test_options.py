@@ -1,15 +1,16 @@
 """The forms take the engine's options from its schema: texts, defaults, limits, and the words of its command line."""
 
-import copy
 import json
 
 import pytest
 from pyworkflow.protocol.params import EnumParam
 
 from dynamight_core.errors import InputError
-from dynamight_core.options import DECODERS, STAGES
+from dynamight_core.options import STAGES
 from dynamight_core.options.declare import declared
 from dynamight_core.options.schema import make_schema
+from dynamight_scipion import Plugin
+from dynamight_scipion.constants import DYNAMIGHT_OPTIONS
 from dynamight_scipion.protocols import (
     DynamightProtControl,
     DynamightProtDeformations,
@@ -17,9 +18,9 @@ from dynamight_scipion.protocols import (
     DynamightProtReconstruct,
     DynamightProtSelect,
     DynamightProtStates,
-    protocol_base,
 )
 from dynamight_scipion.protocols.protocol_base import readOptions
+from tests.support.extension import extended_engine
 
 PROTOCOLS = {
     DynamightProtDeformations: ("input", "train", "analyse"),
@@ -77,10 +78,11 @@ def test_form_and_engine_refuse_the_same_numbers(protocol):
     new, refused = protocol(), 0
     for name, (stage, option, words) in engine_options(new).items():
         param = new.getDefinition().getParam(name)
-        if words or readOptions()[stage][option]["type"] in ("boolean", "string"):
+        kinds = readOptions()[stage][option]["type"]
+        if words or not ("integer" in kinds or "number" in kinds):
             continue
         for value in (-1, 0, 0.05, 0.5, 1, 2, 15, 16, 17, 49, 50, 99, 100, 2**32 - 1, 2**32):
-            value = int(value) if "integer" in readOptions()[stage][option]["type"] else value
+            value = int(value) if "integer" in kinds else value
             try:
                 option_class(stage, **{option.replace("-", "_"): value})
                 allowed = True
@@ -113,13 +115,21 @@ def test_parameters_become_the_words_of_the_command_line(workflow):
         assert f"--{name} " not in f"{text} "
 
 
-def test_a_decoder_that_the_engine_registers_is_in_the_form(workflow, monkeypatch):
-    monkeypatch.setitem(DECODERS, "toy", "a toy")
-    schema = {stage: found["properties"] for stage, found in copy.deepcopy(make_schema())["$defs"].items()}
-    monkeypatch.setattr(protocol_base, "readOptions", lambda: schema)
-    protocol = workflow.new(DynamightProtDeformations)
-    decoder = protocol.getDefinition().getParam("decoder")
-    assert isinstance(decoder, EnumParam)
-    assert decoder.choices == ["basis", "coordinate network (paper)", "a toy"]
-    protocol.decoder.set(2)
-    assert "--decoder toy" in " ".join(protocol._getTrainOptions())
+def test_a_decoder_and_a_loss_term_of_another_package_are_in_the_form(workflow, tmp_path, monkeypatch):
+    printed = extended_engine(tmp_path)("options")
+    assert printed.returncode == 0, printed.stderr
+    (tmp_path / "options.json").write_text(printed.stdout)
+    monkeypatch.setitem(Plugin._vars, DYNAMIGHT_OPTIONS, str(tmp_path / "options.json"))
+    readOptions.cache_clear()
+    try:
+        protocol = workflow.new(DynamightProtDeformations)
+        decoder = protocol.getDefinition().getParam("decoder")
+        assert isinstance(decoder, EnumParam)
+        assert decoder.choices == ["basis", "coordinate network (paper)", "breathing"]
+        protocol.decoder.set(2)
+        protocol.lossWeights.set("drift=0.5")
+        text = " ".join(protocol._getTrainOptions())
+    finally:
+        readOptions.cache_clear()
+    assert "--decoder breathing" in text
+    assert "--loss-weights drift=0.5" in text
