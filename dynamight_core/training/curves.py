@@ -5,6 +5,8 @@ from typing import Any
 import pandas as pd
 
 LOSS = "Change in data loss (%)"
+# Terms of the loss that have curves of their own; others are drawn by their names.
+_TITLED = ("data", "kl", "regularity", "repulsion")
 
 
 def training_curves(metrics: list[dict[str, Any]]) -> pd.DataFrame:
@@ -31,6 +33,9 @@ def training_curves(metrics: list[dict[str, Any]]) -> pd.DataFrame:
         "Distance restraints (Å²)": (table["regularity"] + table["repulsion"]).where(moves),
         "Motion (Å rms)": table["motion"].where(moves),
     }
+    losses = pd.DataFrame([line.get("losses", {}) for line in metrics], table.index)
+    for name in losses.columns.difference(_TITLED, sort=False):
+        curves[name.replace("_", " ").capitalize()] = losses[name]
     shown = {name: values for name, values in curves.items() if values.notna().any()}
     epochs = table[["half", "epoch", "kind"]]
     parts = [epochs.assign(curve=name, value=values) for name, values in shown.items()]

@@ -5,9 +5,8 @@ that names a `LossTerm`. It counts, in epochs that train the decoder, where the 
 train --loss-weights NAME=VALUE``.
 
 Every line of a run's metrics.jsonl is an epoch of a half. In it, ``losses`` has the mean value of each term that the
-epoch had, by name, and ``weights`` its weight. To draw all terms of a training, known or not, is to draw
-``line["losses"][name]`` for each name that occurs. `data`, `kl`, `regularity` and `repulsion` are also in the line
-itself, 0 where an epoch is without; lines of runs of version 0.1 have nothing else.
+epoch had, by name, and ``weights`` its weight. `dynamight_core.training.curves` draws every name that occurs. `data`,
+`kl`, `regularity` and `repulsion` are also in the line itself, 0 where an epoch does not have them.
 """
 
 from collections.abc import Callable

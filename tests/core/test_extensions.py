@@ -5,6 +5,7 @@ import re
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -150,6 +151,7 @@ def test_a_decoder_and_a_loss_term_from_elsewhere_train(extended, hinge_set, tmp
         if refined:
             assert line["losses"]["drift"] > 0
             assert line["weights"]["drift"] == 0.5
+    assert "Drift" in set(pd.read_csv(folder / "training_curves.csv")["curve"])
     ended = extended("analyse", folder, "--embedding", "pca")
     assert ended.returncode == 0, ended.stderr
 

@@ -313,6 +313,17 @@ def test_training_curves_have_what_each_kind_of_epoch_has():
     assert not values, "no KL term without an encoder epoch"
 
 
+def test_every_loss_term_has_a_curve_by_its_name():
+    line = {"half": 1, "kl": 0.0, "regularity": 0.25, "repulsion": 0.5, "motion": 2.0, "resolution": 0.0, "data": 5.0}
+    lines = [
+        line | {"epoch": 1, "kind": "warm-up", "losses": {"data": 5.0}},
+        line | {"epoch": 2, "kind": "refinement", "losses": {"data": 5.0, "regularity": 0.25, "mean_drift": 0.125}},
+    ]
+    curves = training_curves(lines)
+    assert list(curves["curve"].unique()) == [LOSS, "Distance restraints (Å²)", "Motion (Å rms)", "Mean drift"]
+    np.testing.assert_array_equal(curves["value"][curves["curve"] == "Mean drift"], [np.nan, 0.125])
+
+
 class Prose(HTMLParser):
     """Collects the text that a reader sees, figures and lists of files left out."""
 

@@ -20,7 +20,7 @@ def training(page: Page) -> Part:
     if not path.exists():
         return Part()
     lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    metrics, curves = pd.DataFrame(lines), training_curves(lines)
+    metrics, curves = pd.json_normalize(lines), training_curves(lines)
     metrics.insert(3, "data_change_percent", curves["value"][curves["curve"] == LOSS])
     values = {
         "epochs": metrics["epoch"].max(),
