@@ -1,4 +1,4 @@
-"""Decoders and loss terms by name: the engine's own, and those that other packages add.
+"""What other packages can add by name: decoders, loss terms, input formats and sections of the report.
 
 A name stands for "module:object", imported when it is used, so that help lists names without importing torch. A package
 adds its own as entry points in its pyproject.toml::
@@ -6,10 +6,9 @@ adds its own as entry points in its pyproject.toml::
     [project.entry-points."dynamight_core.decoders"]
     helix = "my_package.helix:HelixDecoder"
 
-    [project.entry-points."dynamight_core.loss_terms"]
-    compactness = "my_package.compactness:COMPACTNESS"
-
-What a decoder is: `dynamight_core.model.decoders.base.Decoder`; a loss term: `dynamight_core.training.losses.LossTerm`.
+What is added: `dynamight_core.model.decoders.base.Decoder`, `dynamight_core.training.losses.LossTerm`, a function from
+a path to what `dynamight_core.particles.star.read_blocks` returns, a function from
+`dynamight_core.analysis.report.page.Page` to its `Part`. docs/extending.md has an example of each.
 """
 
 from collections.abc import Iterator, Mapping
@@ -94,3 +93,7 @@ DECODERS = Registry(
 DECODER_OF_INPUT = {"bodies": "bodies"}
 # Terms beside those that training always has. They count when the user gives them a weight.
 LOSS_TERMS = Registry("loss term", "dynamight_core.loss_terms", {})
+# Formats of particles beside STAR, by the ending of the file's name.
+INPUT_FORMATS = Registry("input format", "dynamight_core.input_formats", {})
+# Sections beside the report's own.
+REPORT_SECTIONS = Registry("section of the report", "dynamight_core.report_sections", {})

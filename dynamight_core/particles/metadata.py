@@ -21,6 +21,7 @@ from dynamight_core.imaging.poses import rotation_matrices
 from dynamight_core.particles.columns import Columns
 from dynamight_core.particles.stacks import find_stack
 from dynamight_core.particles.star import read_blocks, write_star
+from dynamight_core.registry import INPUT_FORMATS
 
 
 @dataclass
@@ -110,7 +111,7 @@ class Particles:
 
 
 def read_particles(star: str | Path, project: str | Path | None = None) -> Particles:
-    """Read the particles of a RELION STAR file (3.0, 3.1, 4 or 5).
+    """Read the particles of a RELION STAR file (3.0, 3.1, 4 or 5), or of a file in a format that a package adds.
 
     Paths of images may be absolute or relative to `project`, to the folder of the STAR file, to one of its parents (as
     in RELION projects) or to the working folder; the first that exists is used. Stacks are located but not read, except
@@ -122,7 +123,9 @@ def read_particles(star: str | Path, project: str | Path | None = None) -> Parti
         if the file cannot be used; the message has the reason and the cure.
     """
     star = Path(star)
-    blocks = read_blocks(star)
+    ending = star.suffix.removeprefix(".")
+    read = INPUT_FORMATS.load(ending) if ending in INPUT_FORMATS else read_blocks
+    blocks = read(star)
     block, table = _particle_block(star, blocks)
     optics = blocks.get("optics")
     _refuse_tomography(star, blocks, table)

@@ -1,5 +1,6 @@
 """Fills the templates in, and writes the page and the tables."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from importlib.resources import files as resources
 from pathlib import Path
@@ -29,6 +30,7 @@ from dynamight_core.analysis.report.training import training
 from dynamight_core.analysis.report.verdict import verdict
 from dynamight_core.files import atomic_path, write_table
 from dynamight_core.judging.bias import record_model_bias
+from dynamight_core.registry import REPORT_SECTIONS
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
 
@@ -100,12 +102,16 @@ def _sections(page: Page) -> Iterator[tuple[str, str, list[Callable[[Page], Part
     yield "maps", "Maps before and after", [maps]
     yield "fsc", "Fourier shell correlation", [fsc]
     yield "controls", "Controls", [controls]
+    for name in REPORT_SECTIONS:
+        yield name, name.replace("_", " ").capitalize(), [REPORT_SECTIONS.load(name)]
     yield "files", "Files and commands", [files]
 
 
 def _environment(page: Page) -> jinja2.Environment:
+    # Templates of added sections are beside their modules.
+    added = [Path(inspect.getfile(REPORT_SECTIONS.load(name))).parent for name in REPORT_SECTIONS]
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader(_PACKAGE),
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(_PACKAGE), jinja2.FileSystemLoader(added)]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
