@@ -22,7 +22,7 @@ from dynamight_core.parallel import StoppedError, side_by_side
 from dynamight_core.reporter import QUIET, Reporter
 from dynamight_core.simulate.truth import load_truth
 from dynamight_core.training.data import TrainingImages
-from dynamight_core.training.epochs import run_epoch
+from dynamight_core.training.epochs import EpochMeans, run_epoch
 from dynamight_core.training.half import HalfTrainer
 from dynamight_core.training.reference import update_references
 from dynamight_core.training.schedule import Epoch, schedule
@@ -192,7 +192,9 @@ def test_training_stops_when_the_loss_has_risen_often_enough(tmp_path, monkeypat
         "_run_epoch",
         lambda epoch, number, trainer: {
             "epoch": number,
-            "data": losses[trainer.half][number - 1],
+            "half": trainer.half,
+            "kind": epoch.kind,
+            **EpochMeans({"data": losses[trainer.half][number - 1]}).line(),
             "resolution": filters[trainer.half][number - 1],
         },
     )
