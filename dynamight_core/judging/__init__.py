@@ -1,1 +1,1 @@
-"""How far motion can be trusted: errors, detection limit, verdict, bias, and the summary that states them."""
+"""Whether motion can be trusted: errors, detection limit, verdict, model bias, and their summary."""

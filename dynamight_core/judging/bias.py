@@ -1,4 +1,4 @@
-"""The warning that every result of a run with an atomic model carries, and what a control says of it."""
+"""The warning of model bias that accompanies all results of a run with an atomic model."""
 
 import json
 from pathlib import Path
@@ -7,24 +7,25 @@ from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
 from dynamight_core.run import Run
 
-_BEGINS = "the Gaussians of both halves are those of one atomic model"
-_BIAS = f"{_BEGINS}: the maps can show its features where the images do not, and the FSC between halves does not tell"
+_ATOMIC = "one atomic model"
+_BIAS = (
+    f"both half-sets share {_ATOMIC}: its features can appear in both half-maps where images do not show them, and "
+    "the FSC counts them as signal"
+)
 
 
 def has_atomic_model(run: Run) -> bool:
-    """Return whether the Gaussians of a finished run are those of an atomic model."""
+    """Return whether an atomic model defines the Gaussians of a finished run."""
     return any(model.gaussians.fixed for model in run.models)
 
 
 def wrong_model_result(run: Run) -> Path:
-    """Return where the control that replaces a domain of the atomic model leaves its result."""
+    """Return the path of the result of the control ``wrong-model``."""
     return Path(run.path) / "analysis" / "controls" / "wrong-model.json"
 
 
 def model_bias(run: Run) -> str | None:
-    """Return the warning of model bias, with the result of the control ``wrong-model`` or that it was not run.
-
-    None for runs without an atomic model.
+    """Return the warning of model bias with the result of the control ``wrong-model``; None without atomic model.
 
     Raises
     ------
@@ -35,21 +36,21 @@ def model_bias(run: Run) -> str | None:
         return None
     path = wrong_model_result(run)
     if not path.exists():
-        return f"{_BIAS}; the control wrong-model, which would, was not run"
+        return f"{_BIAS}; the control wrong-model, which tests this, was not run"
     try:
         sentence = json.loads(path.read_text())["sentence"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{path} cannot be read ({error}); run the control again, or remove the file") from error
+        raise InputError(f"{path} cannot be read ({error}); run the control again or remove the file") from error
     return f"{_BIAS}. Control wrong-model: {sentence.rstrip('.')}"
 
 
 def record_model_bias(run: Run) -> str | None:
-    """Bring the warning in RUN/analysis/summary.json up to date, and return it."""
+    """Update the warning in RUN/analysis/summary.json and return it."""
     warning = model_bias(run)
     if warning is None:
         return None
     summary = run.summary
-    others = [line for line in summary["warnings"] if not line.startswith(_BEGINS)]
+    others = [line for line in summary["warnings"] if _ATOMIC not in line]
     if summary["warnings"] != [warning, *others]:
         summary["warnings"] = [warning, *others]
         with atomic_path(Path(run.path) / "analysis" / "summary.json") as temporary:

@@ -1,4 +1,4 @@
-"""The summary of a training that every later stage reads: motions, errors, verdict."""
+"""The summary of a training: principal motions, errors and the verdict."""
 
 import json
 
@@ -8,35 +8,34 @@ import torch
 from dynamight_core.files import atomic_path
 from dynamight_core.judging.bias import model_bias
 from dynamight_core.judging.detection import unseen_motion
-from dynamight_core.judging.errors import ALIKE, MotionErrors, motion_errors
+from dynamight_core.judging.errors import SYSTEMATIC, MotionErrors, motion_errors
 from dynamight_core.judging.verdict import judge
 from dynamight_core.model.half import HalfModel
 from dynamight_core.model.motions import PrincipalMotions, principal_motions
-from dynamight_core.particles.metadata import write_particles
+from dynamight_core.particles.metadata import Particles, write_particles
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
 from dynamight_core.training.stage import Trained
 from dynamight_core.version import __version__
 
-# Common points of both halves.
+# Common points of both half-sets.
 _POINTS = 2000
 COMPOSITION_WARNING = (
-    "differences in composition (missing parts) are outside this model and can look like motion: they should "
-    "have been removed by classification before"
+    "differences in composition (missing parts) can look like motion; remove such particles by classification first"
 )
 
 
 def summarise(trained: Trained, reporter: Reporter = PRINT) -> Run:
-    """Find principal motions, errors and the verdict of a training, and write them.
+    """Find principal motions, errors and the verdict of a training.
 
     Writes RUN/particles.star, RUN/analysis/motions.safetensors and RUN/analysis/summary.json.
 
     Parameters
     ----------
     trained
-        what `training.run.train` returned.
+        result of `training.stage.train`.
     reporter
-        takes lines for the user.
+        receives messages.
     """
     options, models, path = trained.options, trained.models, trained.run
     run = Run(path)
@@ -64,8 +63,8 @@ def summarise(trained: Trained, reporter: Reporter = PRINT) -> Run:
     found = verdict.verdict == "supported"
     if not found:
         warnings.append(
-            f"motion of up to {unseen:.1f} A rms could be there without showing in images so noisy and so few; the "
-            "error estimates contain it"
+            f"motion of up to {unseen:.1f} A rms could go undetected at this noise level and particle count; the "
+            "uncertainties include it"
         )
     hidden = 0.0 if found else unseen
     errors = motion_errors(evaluators, models, run.latents, run.covariances, run.halves, hidden)
@@ -75,7 +74,7 @@ def summarise(trained: Trained, reporter: Reporter = PRINT) -> Run:
         "verdict": verdict.asdict(),
         "motion_rms": float(magnitude.square().mean().sqrt()),
         "motion_between_particles_rms": float(between),
-        "error_factor": ALIKE,
+        "error_factor": SYSTEMATIC,
         "error_rms": float(errors.particle.square().mean().sqrt()),
         "error_disagreement_rms": float(errors.disagreement.square().mean().sqrt()),
         "error_posterior_rms": float(errors.posterior.square().mean().sqrt()),
@@ -93,8 +92,8 @@ def summarise(trained: Trained, reporter: Reporter = PRINT) -> Run:
     _write_table(run, motions, magnitude, errors)
     reporter.say(verdict.sentence)
     reporter.say(
-        f"Motion {summary['motion_rms']:.2f} A rms, error estimate {summary['error_rms']:.2f} A rms "
-        f"({summary['error_disagreement_rms']:.2f} between the halves' decoders, "
+        f"Motion {summary['motion_rms']:.2f} A rms, uncertainty {summary['error_rms']:.2f} A rms "
+        f"({summary['error_disagreement_rms']:.2f} from disagreement of the half-sets' decoders, "
         f"{summary['error_posterior_rms']:.2f} from the noise of each image)."
     )
     if bias:
@@ -105,7 +104,7 @@ def summarise(trained: Trained, reporter: Reporter = PRINT) -> Run:
 
 
 def _describe(run: Run, trained: Trained) -> dict:
-    """Return what programs that start this one want to know of a run without reading its tensors."""
+    """Return what other programs need to know about a run without reading its tensors."""
     particles = trained.prepared.particles
     return {
         "dynamight_core": __version__,
@@ -127,7 +126,7 @@ def motion_per_point(motions: PrincipalMotions) -> torch.Tensor:
 
 
 def _common_points(models: tuple[HalfModel, HalfModel], seed: int) -> torch.Tensor:
-    """Return (m, 3) points of the consensus frame, as many from each half's Gaussians."""
+    """Return (m, 3) points of the consensus frame, half of them from the Gaussians of each half-set."""
     generator = torch.Generator().manual_seed(seed)
     points = []
     for model in models:
@@ -138,10 +137,7 @@ def _common_points(models: tuple[HalfModel, HalfModel], seed: int) -> torch.Tens
 
 def _write_table(run: Run, motions: PrincipalMotions, magnitude: torch.Tensor, errors: MotionErrors) -> None:
     particles = run.particles
-    columns = {
-        "dynHalf": run.halves.numpy(),
-        "dynValidation": run.validation.numpy().astype(np.int64),
-    }
+    columns = {"dynHalf": run.halves.numpy(), "dynValidation": run.validation.numpy().astype(np.int64)}
     own = run.own_latents()
     columns |= {f"dynLatent{i + 1}": own[:, i].numpy() for i in range(own.shape[1])}
     k = motions.coordinates.shape[1]
@@ -149,21 +145,19 @@ def _write_table(run: Run, motions: PrincipalMotions, magnitude: torch.Tensor, e
     columns |= {"dynMotionRms": magnitude.numpy(), "dynMotionError": errors.particle.numpy()}
     columns |= {"dynMotionDisagreement": errors.disagreement.numpy()}
     if run.pose_changes is not None:
-        columns |= _pose_columns(run)
+        columns |= _pose_columns(run.particles, run.pose_changes)
     write_particles(run.path / "particles.star", particles, columns)
 
 
-def _pose_columns(run: Run) -> dict[str, np.ndarray]:
-    """Return the refined poses (degrees, A) and by how much they changed."""
-    angles = torch.rad2deg(run.particles.angles).numpy()
-    shifts = run.particles.shifts.numpy()
-    change = run.pose_changes
+def _pose_columns(particles: Particles, changes: torch.Tensor) -> dict[str, np.ndarray]:
+    """Return the refined poses (degrees, A) and their changes."""
+    angles, shifts = torch.rad2deg(particles.angles).numpy(), particles.shifts.numpy()
     return {
         "dynAngleRot": angles[:, 0],
         "dynAngleTilt": angles[:, 1],
         "dynAnglePsi": angles[:, 2],
         "dynOriginXAngst": shifts[:, 0],
         "dynOriginYAngst": shifts[:, 1],
-        "dynAngleChange": torch.rad2deg(change[:, :3].norm(dim=1)).numpy(),
-        "dynShiftChange": change[:, 3:].norm(dim=1).numpy(),
+        "dynAngleChange": torch.rad2deg(changes[:, :3].norm(dim=1)).numpy(),
+        "dynShiftChange": changes[:, 3:].norm(dim=1).numpy(),
     }

@@ -1,4 +1,4 @@
-"""Whether deformation explains images, judged on particles and Fourier pixels that trained nothing."""
+"""The verdict: whether deformations explain held-out Fourier pixels of held-out particles."""
 
 from dataclasses import asdict, dataclass
 
@@ -8,31 +8,31 @@ from dynamight_core.model.half import HalfModel
 from dynamight_core.training.data import TrainingImages
 from dynamight_core.training.inference import infer_latents, random_pixels
 
-# Standard errors that a verdict asks for.
+# Standard errors required for a verdict.
 _SIGMAS = 3.0
-# Errors of the gain count as at least this where it is asked whether there is any, nats.
-_NOTHING = 0.01
-# Gains and their null are compared over so many permutations.
+# Smallest standard error of the gain when deciding that there is none, nats.
+_MIN_ERROR = 0.01
+# Permutations that give the null.
 _PERMUTATIONS = 4
 
 
 @dataclass
 class Verdict:
-    """What validation particles say.
+    """What validation particles show.
 
     Parameters
     ----------
     verdict
         "supported", "not supported" or "undecided".
     gain, gain_error
-        mean over validation particles of the log-likelihood (nats per particle) that the particle's own
-        deformation adds on Fourier pixels that did not choose it, and its standard error.
+        log-likelihood (nats per particle) that the particle's own deformation adds on Fourier pixels not used to
+        infer it: mean over validation particles, and its standard error.
     null, null_error
         the same with deformations permuted among particles.
     particles
-        number of validation particles; rows that show one image count once.
+        number of validation particles; rows that show the same image count once.
     sentence
-        in plain words.
+        for the user.
     """
 
     verdict: str
@@ -50,22 +50,27 @@ class Verdict:
 
 @torch.no_grad()
 def judge(
-    models: tuple[HalfModel, HalfModel], data: TrainingImages, halves, validation, image_groups, seed: int
+    models: tuple[HalfModel, HalfModel],
+    data: TrainingImages,
+    halves: torch.Tensor,
+    validation: torch.Tensor,
+    image_groups: torch.Tensor,
+    seed: int,
 ) -> Verdict:
     """Judge the deformations on validation particles.
 
-    Each validation particle's latent is inferred, under its own half's frozen decoder, from a random half of
-    the Fourier pixels; the data term on the other half is compared with and without its deformation. The null
-    gives each particle the latent of another one.
+    The latent of each validation particle is inferred with the frozen decoder of its own half-set, from a random half
+    of the Fourier pixels. On the other half, the data term is compared with and without the deformation. The null gives
+    each particle the latent of another one.
 
     Parameters
     ----------
     models
-        of both halves.
+        of both half-sets.
     data
         images by row.
     halves, validation, image_groups
-        (n,) half-set, whether held out, and which image: rows that show the same one share its noise, and count once.
+        (n,) half-set, whether held out, and group of rows that show the same image, which count once.
     seed
         of the choice of Fourier pixels.
     """
@@ -73,36 +78,40 @@ def judge(
     for number, model in enumerate(models, 1):
         rows = torch.where(validation & (halves == number))[0]
         generator = torch.Generator().manual_seed(seed * 100 + number)
-        share = random_pixels(len(rows), model.box, generator)
-        latents = infer_latents(model, data, rows, model.latent_starts(len(rows)), steps=6, pixels=share).latents
-        plain = _data_terms(model, data, rows, None, ~share)
-        gains.append(plain - _data_terms(model, data, rows, latents, ~share))
+        pixels = random_pixels(len(rows), model.box, generator)
+        latents = infer_latents(model, data, rows, model.latent_starts(len(rows)), steps=6, pixels=pixels).latents
+        plain = _data_terms(model, data, rows, None, ~pixels)
+        gains.append(plain - _data_terms(model, data, rows, latents, ~pixels))
         null = torch.zeros(len(rows))
-        for turn in range(1, _PERMUTATIONS + 1):
-            # Turned by different amounts, nobody keeps his own and nobody gets the same one twice.
-            other = torch.roll(torch.arange(len(rows)), turn * max(1, len(rows) // (_PERMUTATIONS + 1)))
-            null += plain - _data_terms(model, data, rows, latents[other.to(latents.device)], ~share)
+        for shift in range(1, _PERMUTATIONS + 1):
+            # Different cyclic shifts: no particle keeps its own latent, and none gets the same one twice.
+            other = torch.roll(torch.arange(len(rows)), shift * max(1, len(rows) // (_PERMUTATIONS + 1)))
+            null += plain - _data_terms(model, data, rows, latents[other.to(latents.device)], ~pixels)
         nulls.append(null / _PERMUTATIONS)
     groups = torch.cat([image_groups[validation & (halves == half)] for half in (1, 2)])
-    gains, nulls = _per_image(torch.cat(gains), groups), _per_image(torch.cat(nulls), groups)
-    gain, gain_error = float(gains.mean()), float(gains.std() / len(gains) ** 0.5)
-    null, null_error = float(nulls.mean()), float(nulls.std() / len(gains) ** 0.5)
-    # Pair by pair: both are of the same image with the same noise.
-    above_null = float((gains - nulls).mean())
-    spread = float((gains - nulls).std() / len(gains) ** 0.5)
+    own, others = _per_image(torch.cat(gains), groups), _per_image(torch.cat(nulls), groups)
+    gain, gain_error = _mean_and_error(own)
+    null, null_error = _mean_and_error(others)
+    # Pair by pair: both have the same image and the same noise.
+    above_null, spread = _mean_and_error(own - others)
     numbers = (
-        f"on {len(gains)} held-out particles each one's own deformation adds {gain:.2f} +- {gain_error:.2f} nats of "
-        f"log-likelihood on held-out Fourier pixels, another particle's {null:.2f} +- {null_error:.2f}"
+        f"on held-out Fourier pixels of {len(own)} held-out particles, a particle's own deformation adds {gain:.2f} +- "
+        f"{gain_error:.2f} nats of log-likelihood, another particle's {null:.2f} +- {null_error:.2f}"
     )
     if gain > _SIGMAS * gain_error and above_null > _SIGMAS * spread:
-        name, text = "supported", f"The images support these motions: {numbers}."
-    elif gain < _SIGMAS * gain_error and gain < gain_error + 0.5 * max(gain_error, _NOTHING):
+        name, text = "supported", f"Motion is supported: {numbers}."
+    elif gain < _SIGMAS * gain_error and gain < gain_error + 0.5 * max(gain_error, _MIN_ERROR):
         name = "not supported"
-        text = f"The images do not support these motions: {numbers}. Use the rigid map."
+        text = f"Motion is not supported: {numbers}. Use the rigid map."
     else:
         name = "undecided"
-        text = f"These particles do not decide whether the motions are real: {numbers}. More particles would."
-    return Verdict(name, gain, gain_error, null, null_error, len(gains), text)
+        text = f"Undecided whether the motion is real: {numbers}. More particles are needed."
+    return Verdict(name, gain, gain_error, null, null_error, len(own), text)
+
+
+def _mean_and_error(values: torch.Tensor) -> tuple[float, float]:
+    """Return the mean of (n,) values and its standard error."""
+    return float(values.mean()), float(values.std() / len(values) ** 0.5)
 
 
 def _per_image(values: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
@@ -111,8 +120,10 @@ def _per_image(values: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
     return torch.zeros(len(counts)).index_add_(0, index, values) / counts
 
 
-def _data_terms(model, data, rows, latents, share) -> torch.Tensor:
-    """Return (n,) minus log-likelihoods on the Fourier pixels of `share`; of the consensus if latents is None."""
+def _data_terms(
+    model: HalfModel, data: TrainingImages, rows: torch.Tensor, latents: torch.Tensor | None, pixels: torch.Tensor
+) -> torch.Tensor:
+    """Return (n,) minus log-likelihoods on some Fourier pixels; of the consensus if latents is None."""
     weights = model.frequency_weights()
     terms = []
     for part in torch.arange(len(rows)).split(128):
@@ -121,5 +132,5 @@ def _data_terms(model, data, rows, latents, share) -> torch.Tensor:
         if latents is not None:
             positions = model.gaussians.positions + model.displacements(latents[part])
         residual = model.project(batch.matrices, batch.transfer, positions) - batch.transforms
-        terms.append(0.5 * (residual.abs().square() * weights * share[part].to(weights)).sum((-2, -1)))
+        terms.append(0.5 * (residual.abs().square() * weights * pixels[part].to(weights)).sum((-2, -1)))
     return torch.cat(terms).cpu()

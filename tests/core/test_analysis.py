@@ -16,7 +16,7 @@ from dynamight_core.analysis.domains import _enough, find_domains, kabsch, write
 from dynamight_core.analysis.exports import write_arrows
 from dynamight_core.errors import InputError
 from dynamight_core.files import read_map
-from dynamight_core.judging.errors import ALIKE, coordinate_variances
+from dynamight_core.judging.errors import SYSTEMATIC, coordinate_variances
 from dynamight_core.model.motions import PrincipalMotions, principal_motions
 from dynamight_core.reporter import QUIET
 from dynamight_core.run import Run
@@ -162,7 +162,7 @@ def test_the_error_of_a_coordinate_is_its_posterior_and_what_halves_disagree_on(
         ]
     own = torch.where(run.halves[rows] == 1, *along)
     expected = (own[1:] - own[0]).square().sum(0) + (along[0][0] - along[1][0]).square() / 2
-    np.testing.assert_allclose(found, ALIKE**2 * expected, rtol=0.05)
+    np.testing.assert_allclose(found, SYSTEMATIC**2 * expected, rtol=0.05)
 
 
 def test_rotations_are_found():
