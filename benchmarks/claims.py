@@ -24,8 +24,8 @@ from dynamight_core.options import ReconstructOptions
 from dynamight_core.reconstruction.fsc import fourier_shell_correlation, half_map_fsc, resolution_at
 from dynamight_core.reconstruction.images import FullImages
 from dynamight_core.reconstruction.residual import (
-    cautious_fsc,
-    count_residual_motion,
+    conservative_fsc,
+    include_residual_motion,
     motion_coherence,
     points_in_mask,
     residual_motion,
@@ -60,8 +60,8 @@ def claims(case, seed):
             found = half_map_fsc(*pair, mask)
             curve = found.corrected
             coherence = motion_coherence(drawn, weights, box, truth.pixel_size)
-            counted = count_residual_motion(curve, coherence)
-            cautious = cautious_fsc(curve, found.standard_error(fsc_deviation(mask)), coherence)
+            counted = include_residual_motion(curve, coherence)
+            cautious = conservative_fsc(curve, found.standard_error(fsc_deviation(mask)), coherence)
             with_truth = fourier_shell_correlation((pair[0] + pair[1]) / 2, state, mask)
             ends = [box / resolution_at(c, box, 1.0) for c in (curve, counted, cautious)]
             ends.append(box / resolution_at(with_truth, box, 1.0, 0.5))

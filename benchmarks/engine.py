@@ -43,7 +43,7 @@ from dynamight_core.model.half import ConsensusField
 from dynamight_core.options import InputOptions, TrainOptions
 from dynamight_core.particles.images import ImageReader
 from dynamight_core.particles.preprocess import Preprocessing, read_prepared
-from dynamight_core.reconstruction.half_map import LEAST_SHARE
+from dynamight_core.reconstruction.half_map import MIN_REGULARISATION
 from dynamight_core.reporter import QUIET
 from dynamight_core.run import Run
 from dynamight_core.simulate.measures import HingeField, mean_fsc
@@ -159,7 +159,7 @@ def compare_maps(trained, truth, inputs):
                 data, rows, field=HingeField(truth), latents=truth.angles, region=region, kernel=False
             ).numerator
         for way, numerator in numerators.items():
-            volume = solve(numerator, denominator, LEAST_SHARE)
+            volume = solve(numerator, denominator, MIN_REGULARISATION)
             for domain, mask in masks.items():
                 key = f"fsc_{way}_{domain}"
                 figures[key] = figures.get(key, 0.0) + mean_fsc(volume, state, mask) / 2

@@ -2,12 +2,12 @@
 
 
 class InputError(ValueError):
-    """Input that a run cannot use; the message is one sentence with the file, the column or option, and the cure.
+    """Input that cannot be used. The message names the file, column or option, what is wrong, and what to do.
 
-    The command line prints the message alone and exits with code 2.
+    The command line prints only the message and exits with code 2.
     """
 
 
 def option_name(field: str) -> str:
-    """Return the field of an options dataclass as users know it: ``--n-gaussians``."""
+    """Return the command-line option of a field of an options dataclass: ``--n-gaussians``."""
     return f"--{field.replace('_', '-')}"

@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -17,14 +17,14 @@ _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ERO
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to, renamed to `path` when the block ends well, removed when it fails.
+    """Yield a temporary path beside `path`; rename it to `path` if the block succeeds, and remove it if it fails.
 
-    The temporary name keeps the suffix, since many writers choose the format by it. Parents are made.
+    It keeps the suffix, by which many writers choose the format. Parent folders are created.
 
     Raises
     ------
     InputError
-        if the folder cannot be written.
+        if the path cannot be written.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
@@ -38,10 +38,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         if error.errno not in _UNWRITABLE:
             raise
         raise InputError(
-            f"cannot write {path}: {error.strerror.lower()}; choose a folder with room that you may write to"
+            f"cannot write {path}: {str(error.strerror).lower()}; choose a writable folder with enough space"
         ) from error
     finally:
-        # Where the folder itself cannot be there is nothing to remove.
+        # If the folder does not exist, there is nothing to remove.
         with suppress(NotADirectoryError):
             temporary.unlink(missing_ok=True)
 
@@ -53,18 +53,22 @@ def write_table(path: str | Path, table: pd.DataFrame) -> None:
 
 
 def write_map(
-    path: str | Path, volume: np.ndarray, pixel_size: float, origin=(0.0, 0.0, 0.0), note: str | None = None
+    path: str | Path,
+    volume: np.ndarray,
+    pixel_size: float,
+    origin: Sequence[float] = (0.0, 0.0, 0.0),
+    note: str | None = None,
 ) -> None:
     """Write a [z, y, x] volume as float32 MRC.
 
-    Its header has `pixel_size` (A), `origin` (x, y, z; A) and a label with `note`, up to 80 characters.
+    The header has `pixel_size` (A), `origin` (x, y, z; A) and `note`, up to 80 characters, as a label.
     """
     with atomic_path(path) as temporary, mrcfile.new(temporary, overwrite=True) as mrc:
         mrc.set_data(np.ascontiguousarray(volume, dtype=np.float32))
         mrc.set_volume()
         mrc.voxel_size = pixel_size
         mrc.header.origin = tuple(origin)
-        # mrcfile's own label holds the time: the same map shall be the same file.
+        # Without mrcfile's label, which has the time, the same map gives the same bytes.
         mrc.header.label[0] = "dynamight-core"
         if note is not None:
             mrc.header.label[1] = note
@@ -79,9 +83,9 @@ def read_map(path: str | Path, what: str = "map", constant: bool = False) -> tup
     path
         of the file.
     what
-        it is called in messages.
+        its name in messages.
     constant
-        whether one value everywhere will do: a mask may be open, but shows no molecule.
+        whether to accept a volume with one value everywhere, such as an open mask.
 
     Returns
     -------
@@ -91,39 +95,39 @@ def read_map(path: str | Path, what: str = "map", constant: bool = False) -> tup
     Raises
     ------
     InputError
-        if the file is missing, is no MRC file, is not cubic, is constant or holds values that are not finite.
+        if the file is missing, not MRC, not cubic, constant, or has values that are not finite.
     """
     path = Path(path)
     if not path.exists():
-        raise InputError(f"{what} {path} does not exist; give the path of an MRC volume")
+        raise InputError(f"{what} {path} does not exist; use the path of an MRC volume")
     try:
         with mrcfile.open(path, permissive=True) as mrc:
             volume = None if mrc.data is None else np.array(mrc.data, dtype=np.float32)
             pixel_size = float(mrc.voxel_size.x)
     except (ValueError, OSError) as error:
-        raise InputError(f"{what} {path} cannot be read as MRC ({error}); give an MRC volume") from error
+        raise InputError(f"{what} {path} cannot be read as MRC ({error}); use an MRC volume") from error
     if volume is None:
-        raise InputError(f"{what} {path} cannot be read as MRC (its data are truncated); give an intact MRC volume")
+        raise InputError(f"{what} {path} is truncated; use an intact MRC volume")
     if volume.ndim != 3 or len(set(volume.shape)) != 1:
         shape = " x ".join(map(str, volume.shape))
-        raise InputError(f"{what} {path} is {shape}, not a cube; give a cubic {what} of the particles' box")
+        raise InputError(f"{what} {path} is {shape}, not a cube; use a cubic {what} with the particles' box")
     if not np.isfinite(volume).all():
-        raise InputError(f"{what} {path} holds NaN or infinite values; give a {what} with finite values")
+        raise InputError(f"{what} {path} has NaN or infinite values; use a {what} with finite values")
     if volume.std() == 0 and not constant:
-        raise InputError(f"{what} {path} is constant; give a {what} with something in it")
+        raise InputError(f"{what} {path} is constant; use a {what} that is not empty")
     return volume, pixel_size
 
 
 def header_origin(path: str | Path) -> np.ndarray:
-    """Return where a map's header puts its first voxel: (x, y, z), A.
+    """Return the (x, y, z) of a map's first voxel according to its header, A.
 
     Raises
     ------
     InputError
-        if there is no such file.
+        if the file does not exist.
     """
     if not Path(path).exists():
-        raise InputError(f"map {path} does not exist; bring back the consensus map that the run was trained with")
+        raise InputError(f"map {path} does not exist; restore the consensus map of the training")
     with mrcfile.open(path, permissive=True, header_only=True) as mrc:
         header, voxel = mrc.header, float(mrc.voxel_size.x)
         origin = np.array([float(header.origin[axis]) for axis in "xyz"])

@@ -1,4 +1,4 @@
-"""Work on several things at once, which ends as a whole."""
+"""Parallel work that ends as a whole."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -7,31 +7,30 @@ from typing import TypeVar
 
 import torch
 
-_Item, _Result = TypeVar("_Item"), TypeVar("_Result")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 _worker = threading.local()
 
 
 class StoppedError(RuntimeError):
-    """Other work that this was part of has failed or was stopped."""
+    """Another part of parallel work failed or was stopped."""
 
 
 def check_stopped() -> None:
-    """Raise a `StoppedError` in a thread of `side_by_side` whose work is not wanted any more; long loops ask often."""
+    """Raise a `StoppedError` in a thread of `side_by_side` that should stop; called in long loops."""
     stop = getattr(_worker, "stop", None)
     if stop is not None and stop.is_set():
-        raise StoppedError("the work that this was part of has ended")
+        raise StoppedError("parallel work was stopped")
 
 
 def side_by_side(function: Callable[[_Item], _Result], items: Sequence[_Item], device: torch.device) -> list[_Result]:
-    """Return ``[function(item) for item in items]``, on a CPU all at once with an equal share of its threads each.
+    """Return ``[function(item) for item in items]``, computed in parallel on a CPU, each with as many threads.
 
-    Most operations of a training are too small for many threads: two halves that are independent make better use of
-    them. On a GPU, or where there are fewer threads than items, one comes after the other; threads that cannot be
-    shared equally rest. An item's numbers depend on the number of threads alone, not on what runs beside it, if
-    `function` keeps away from global random numbers.
+    Most operations of a training are too small for many threads; two independent half-sets use them better. On a GPU,
+    or with fewer threads than items, items are processed one by one. Results depend on the number of threads, but not
+    on what runs in parallel, if `function` does not use global random numbers.
 
-    Where one fails or Ctrl-C comes, the others end at their next `check_stopped`, and whatever it was that came is
-    raised once all have ended.
+    If one item fails, or on Ctrl-C, the others stop at their next `check_stopped`, and the exception is then raised.
     """
     threads = torch.get_num_threads()
     if device.type != "cpu" or threads < len(items):
@@ -42,7 +41,7 @@ def side_by_side(function: Callable[[_Item], _Result], items: Sequence[_Item], d
         _worker.stop = stop
         return function(item)
 
-    # New threads take the number of threads that is set when they first ask.
+    # A new thread uses the number of threads that is set at its first operation.
     torch.set_num_threads(threads // len(items))
     try:
         with ThreadPoolExecutor(len(items)) as pool:

@@ -1,18 +1,18 @@
-"""What a stage tells its user while it works: lines, notes, warnings, and how far it is."""
+"""Messages and progress of a stage."""
 
 from collections.abc import Callable
 
 
 class Reporter:
-    """Passes on what a stage reports.
+    """Passes on the messages and progress of a stage.
 
     Parameters
     ----------
     say
-        takes a line for the user.
+        receives a line for the user.
     progress
-        takes a step's name, what is done and what there is to do; called from the threads of both halves. None
-        reports no progress.
+        receives the name of a step, the amount done and the total, from the threads of both half-sets; None for no
+        progress.
     """
 
     def __init__(
@@ -25,20 +25,20 @@ class Reporter:
         self._say(line)
 
     def note(self, text: str) -> None:
-        """Report what a user should know."""
+        """Report a note; `text` is a sentence without its full stop."""
         self._say(f"Note: {text}.")
 
     def warn(self, text: str) -> None:
-        """Report what a user should look into."""
+        """Report a warning; `text` is a sentence without its full stop."""
         self._say(f"Warning: {text}.")
 
     def progress(self, step: str, done: int, total: int) -> None:
-        """Report that `done` of `total` of a step are done."""
+        """Report that `done` of `total` of a step is done."""
         if self._progress is not None:
             self._progress(step, done, total)
 
     def step(self, name: str) -> Callable[[int, int], None]:
-        """Return the (done, total) progress of a step, for functions that know nothing of what they are part of."""
+        """Return the (done, total) progress function of a step."""
         return lambda done, total: self.progress(name, done, total)
 
 

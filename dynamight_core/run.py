@@ -1,4 +1,4 @@
-"""A run on disk: which files belong to which stage, who wrote them, and a finished run as one object."""
+"""A run on disk: the files of each stage, and a finished run as one object."""
 
 import json
 import shlex
@@ -23,7 +23,7 @@ from dynamight_core.model.half import HalfModel
 from dynamight_core.model.motions import PrincipalMotions
 from dynamight_core.particles.metadata import Particles, read_particles
 
-# What each stage writes, as patterns relative to the run's folder. Every file of a run matches one stage alone.
+# The files of each stage, as patterns relative to the run's folder. Every file of a run belongs to exactly one stage.
 STAGE_FILES = {
     "train": (
         "config.yaml",
@@ -58,18 +58,18 @@ STAGE_FILES = {
 
 
 def stage_files(folder: str | Path, stage: str) -> Iterator[Path]:
-    """Yield the files in a run's folder that a stage wrote."""
+    """Yield the files of a stage in a run's folder."""
     for pattern in STAGE_FILES[stage]:
         yield from (path for path in sorted(Path(folder).glob(pattern)) if path.is_file())
 
 
 def holds_run(folder: Path) -> bool:
-    """Return whether a folder holds a run, finished or not."""
+    """Return whether a folder contains a run, finished or not."""
     return any((folder / name).exists() for name in ("config.yaml", "half1/checkpoints", "half2/checkpoints"))
 
 
 def remove_run(folder: Path) -> None:
-    """Remove the run in a folder, with everything in the folders that belong to a run."""
+    """Remove the run in a folder, with all contents of its subfolders."""
     for name in ("half1", "half2", "reconstruction", "analysis"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for path in stage_files(folder, "train"):
@@ -77,14 +77,14 @@ def remove_run(folder: Path) -> None:
 
 
 def record_stage(run: "Run", stage: str, options: Any, **more: Any) -> None:
-    """Write the options of a stage, and the command that ran it, to the run's config.yaml.
+    """Add the options of a stage, and the command that ran it, to the run's config.yaml.
 
     Parameters
     ----------
     run
-        whose config is updated.
+        to update.
     stage
-        name of the stage.
+        its name.
     options
         its dataclass.
     more
@@ -96,17 +96,17 @@ def record_stage(run: "Run", stage: str, options: Any, **more: Any) -> None:
 
 
 class Run:
-    """A run folder whose training has finished.
+    """A run whose training is finished.
 
     Parameters
     ----------
     path
-        folder.
+        of its folder.
 
     Raises
     ------
     InputError
-        if it holds no finished training, or files of different runs.
+        if it contains no finished training.
     """
 
     def __init__(self, path: str | Path):
@@ -114,15 +114,16 @@ class Run:
         self.config = RunConfig.read(self.path)
         file = self.path / "latents.safetensors"
         if not file.exists():
-            raise InputError(f"training of {path} has not finished; go on with dynamight train --resume")
+            raise InputError(f"training of {path} has not finished; resume it with dynamight train --resume")
         try:
             tensors = safetensors.torch.load_file(file)
         except (OSError, safetensors.SafetensorError) as error:
-            raise InputError(f"{file} is damaged ({error}); finish the run with dynamight train --resume") from error
+            raise InputError(f"{file} is damaged ({error}); make it again with dynamight train --resume") from error
         self.latents, self.covariances = tensors["latents"], tensors["covariances"]
         self.halves, self.validation = tensors["halves"], tensors["validation"].bool()
         self.pose_changes = tensors.get("pose_changes")
-        self.models = tuple(HalfModel.load(self.path / f"half{half}" / "model.safetensors") for half in (1, 2))
+        first, second = (HalfModel.load(self.path / f"half{half}" / "model.safetensors") for half in (1, 2))
+        self.models = first, second
 
     @cached_property
     def particles(self) -> Particles:
@@ -132,14 +133,14 @@ class Run:
         if len(particles) != len(self.halves):
             raise InputError(
                 f"{inputs.star} has {len(particles)} particles but {self.path} was trained on {len(self.halves)}; "
-                "bring the file back as it was"
+                "restore the original file"
             )
         if inputs.premultiplied is not None:
             particles.premultiplied = inputs.premultiplied
         if self.pose_changes is not None:
-            turned = rotvec_to_rotmat(self.pose_changes[:, :3]) @ rotation_matrices(particles.angles)
-            particles.angles = euler_angles(turned)
-            # The centre is at D//2 - origin / pixel size: content that lies farther has a smaller origin.
+            matrices = rotvec_to_rotmat(self.pose_changes[:, :3]) @ rotation_matrices(particles.angles)
+            particles.angles = euler_angles(matrices)
+            # The centre is at box//2 - origin / pixel size: a larger shift is a smaller origin.
             particles.shifts = particles.shifts - self.pose_changes[:, 3:]
         return particles
 
@@ -162,20 +163,20 @@ class Run:
 
     @property
     def box(self) -> int:
-        """Of the particles' images, pixels; known without reading their STAR file."""
+        """Box of the particle images, pixels; read from the summary."""
         return int(self.summary["model"]["box"])
 
     @property
     def pixel_size(self) -> float:
-        """Of the particles' images, A; known without reading their STAR file."""
+        """Pixel size of the particle images, A; read from the summary."""
         return float(self.summary["model"]["pixel_size"])
 
     def own_latents(self) -> torch.Tensor:
-        """Return (n, d) each particle's latent under its own half."""
+        """Return the (n, d) latents of all particles, each with its own half-set's decoder."""
         return self.latents[self.halves - 1, torch.arange(len(self.halves))]
 
     def consensus_to_reference(self, half: int, points: torch.Tensor) -> torch.Tensor:
-        """Carry (p, 3) points (A) from the consensus frame to the reference frame of a half (1 or 2).
+        """Return (p, 3) points (A) of the consensus frame in the reference frame of a half-set (1 or 2).
 
         See `HalfModel.consensus_to_reference`.
         """
@@ -184,5 +185,5 @@ class Run:
     def _summarised(self, name: str) -> Path:
         path = self.path / name
         if not path.exists():
-            raise InputError(f"{path} is missing; make it by going on with dynamight train --resume")
+            raise InputError(f"{path} is missing; make it with dynamight train --resume")
         return path

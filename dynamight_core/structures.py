@@ -1,4 +1,4 @@
-"""Atomic models from files, the atoms that a selection names, and where their coordinates are zero in a map."""
+"""Atomic models from files, selections of atoms, and the origin of their coordinates in a map."""
 
 from pathlib import Path
 
@@ -20,36 +20,36 @@ def read_structure(path: str | Path) -> gemmi.Structure:
     Raises
     ------
     InputError
-        if it is missing, cannot be read or holds no atoms.
+        if it is missing, cannot be read or contains no atoms.
     """
     if not Path(path).exists():
-        raise InputError(f"model {path} does not exist; give a PDB or mmCIF file")
+        raise InputError(f"model {path} does not exist; use a PDB or mmCIF file")
     try:
         structure = gemmi.read_structure(str(path))
     except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"model {path} cannot be read ({error}); give a PDB or mmCIF file") from error
+        raise InputError(f"model {path} cannot be read ({error}); use a PDB or mmCIF file") from error
     if not len(structure) or not structure[0].count_atom_sites():
-        raise InputError(f"model {path} holds no atoms; give a PDB or mmCIF file with coordinates")
+        raise InputError(f"model {path} contains no atoms; use a PDB or mmCIF file with coordinates")
     return structure
 
 
 def selected_atoms(structure: gemmi.Structure, selection: str, path: str | Path) -> set[tuple[str, str, str]]:
-    """Return chain, residue number with insertion code, and name of the atoms that a selection names.
+    """Return chain, residue number with insertion code, and name of the selected atoms.
 
     Parameters
     ----------
     structure
         of the file.
     selection
-        parts separated by blanks, each a chain ("L"), a range of residues in it ("H/1-213"), or a selection in
-        gemmi's syntax, which begins with a slash.
+        parts separated by spaces, each a chain ("L"), a range of its residues ("H/1-213"), or a selection in gemmi's
+        syntax, which begins with a slash.
     path
-        of the file, for errors.
+        of the file, for error messages.
 
     Raises
     ------
     InputError
-        if a part is not understood or names no atom.
+        if a part is not valid or selects no atom.
     """
     found = set()
     for part in selection.split():
@@ -57,7 +57,7 @@ def selected_atoms(structure: gemmi.Structure, selection: str, path: str | Path)
         try:
             chosen = gemmi.Selection(pattern)
         except (RuntimeError, ValueError) as error:
-            raise InputError(f"selection {part!r} is not understood; write parts like L or H/1-213") from error
+            raise InputError(f"selection {part!r} is not valid; use parts such as L or H/1-213") from error
         names = {
             (chain.name, str(residue.seqid), atom.name)
             for model in chosen.models(structure)
@@ -67,25 +67,25 @@ def selected_atoms(structure: gemmi.Structure, selection: str, path: str | Path)
         }
         if not names:
             chains = ", ".join(chain.name for chain in structure[0])
-            raise InputError(f"selection {part!r} names no atom of {path}, which has the chains {chains}; correct it")
+            raise InputError(f"selection {part!r} selects no atom of {path}, which has the chains {chains}; correct it")
         found |= names
     if not found:
-        raise InputError("selection is empty; name the atoms that turn, such as H/1-213 L")
+        raise InputError("selection is empty; select the atoms that rotate, such as H/1-213 L")
     return found
 
 
 def zero_of_coordinates(
     positions: np.ndarray, origin: str, map_path: str | Path, box: int, pixel_size: float
 ) -> tuple[str, np.ndarray]:
-    """Return where in a map the coordinates of a file are zero, by name and as what to subtract from them.
+    """Return the origin of a file's coordinates in a map: its name, and the offset to subtract from coordinates.
 
     Parameters
     ----------
     positions
-        (m, 3) A, as the file has them.
+        (m, 3) A, as in the file.
     origin
-        "centre" of the box, at index box // 2; "corner", at the first voxel; "map", where the map's header has it;
-        "auto", which of the three puts the positions into most density.
+        "centre" of the box, at index box // 2; "corner", the first voxel; "map", the origin in the map's header;
+        "auto", the one of the three with the most density at the positions.
     map_path
         of the map.
     box, pixel_size
@@ -99,7 +99,7 @@ def zero_of_coordinates(
     Raises
     ------
     InputError
-        if the origin has another name, or the map cannot be read.
+        if the origin is not one of these, or the map cannot be read.
     """
     if origin not in ORIGINS:
         raise InputError(f"--origin is '{origin}'; choose one of {', '.join(ORIGINS)}")
@@ -113,7 +113,7 @@ def zero_of_coordinates(
 
 
 def _density_at(volume: np.ndarray, positions: np.ndarray, pixel_size: float) -> float:
-    """Return the mean of a [z, y, x] map at the voxels nearest to (m, 3) positions (A), its own mean outside."""
+    """Return the mean of a [z, y, x] map at the voxels nearest to (m, 3) positions (A); outside, the map's mean."""
     voxels = nearest_voxels(positions, volume.shape[0], pixel_size)
     inside = inside_box(voxels, volume.shape[0])
     values = np.full(len(voxels), volume.mean())

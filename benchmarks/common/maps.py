@@ -14,7 +14,7 @@ from dynamight_core.options import InvertOptions, ReconstructOptions
 from dynamight_core.particles.images import ImageReader
 from dynamight_core.reconstruction.deformation import deforming_region, half_modes, inverse_path
 from dynamight_core.reconstruction.fsc import half_map_fsc, soft_mask
-from dynamight_core.reconstruction.half_map import LEAST_SHARE, HalfReconstruction, shares_from_fsc
+from dynamight_core.reconstruction.half_map import MIN_REGULARISATION, HalfReconstruction, noise_to_signal
 from dynamight_core.reconstruction.images import FullImages
 from dynamight_core.reconstruction.inverse import ForwardFromInverse, load_inverse
 from dynamight_core.reconstruction.modes import find_modes
@@ -62,9 +62,9 @@ def half_maps(case, seed, ways, methods, options, control=None, noise_seed=0, co
         if not weighted:
             denominators = [half.denominator for half in halves]
         if shares is None:
-            first = [half.backprojected(LEAST_SHARE) for half in halves]
+            first = [half.backprojected(MIN_REGULARISATION) for half in halves]
             mask = sum(masks.values()).clamp(max=1) if control else soft_mask(sum(first) / 2, images.pixel_size)
-            shares = shares_from_fsc(half_map_fsc(*first, mask).corrected)
+            shares = noise_to_signal(half_map_fsc(*first, mask).corrected)
         seconds[f"sums {way}"] = time.process_time() - started
         for method in methods:
             for deformed in (True, False):
@@ -78,7 +78,7 @@ def half_maps(case, seed, ways, methods, options, control=None, noise_seed=0, co
                     sums = [half.sums.numerator if deformed else half.sums.rigid for half in halves]
                     pair = [solve(each, half.denominator, shares) for each, half in zip(sums, halves, strict=True)]
                 else:
-                    raised = torch.as_tensor(shares).clamp(min=LEAST_SHARE) if method == "cg+" else shares
+                    raised = torch.as_tensor(shares).clamp(min=MIN_REGULARISATION) if method == "cg+" else shares
                     pair = []
                     for number, half in enumerate(halves):
                         others = rows[1 - number][:: max(1, len(rows[1 - number]) // HELD_OUT)]

@@ -356,9 +356,9 @@ def moving_voxels(
     mask: torch.Tensor,
     origin: Sequence[int],
     pixel_size: float,
-    field: Field,
+    field: Field | None,
     scale: torch.Tensor | None,
-    latents: torch.Tensor,
+    latents: torch.Tensor | None,
     batch_size: int,
 ) -> list[Voxels]:
     """Return voxels under a field, in parts whose displacements for a batch of particles take a bounded memory.
@@ -366,7 +366,7 @@ def moving_voxels(
     `latents` are the (n, d) latents that the field will have. See `Voxels` for the other parameters.
     """
     spacing = 1
-    if isinstance(field, ModalField):
+    if isinstance(field, ModalField) and latents is not None:
         spacing = lattice_spacing(mask, origin, pixel_size, field, scale, latents)
     voxels = Voxels(mask, origin, pixel_size, field, scale, spacing)
     # A lattice has some nodes beyond its voxels.

@@ -73,7 +73,9 @@ def _limit(model: HalfModel, data: TrainingImages, rows: torch.Tensor, seed: int
     return float(torch.tensor(limits).quantile(_QUANTILE))
 
 
-def _change(model: HalfModel, views: list[tuple[torch.Tensor, ...]], moved: torch.Tensor) -> float:
+def _change(
+    model: HalfModel, views: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], moved: torch.Tensor
+) -> float:
     """Return the mean power, in units of the noise, by which (n, 3) moved positions change an image.
 
     Each view has (b, 3, 3) matrices, (b, box, box//2+1) transfer functions and the model's images without motion.

@@ -82,12 +82,12 @@ def judge(
         latents = infer_latents(model, data, rows, model.latent_starts(len(rows)), steps=6, pixels=pixels).latents
         plain = _data_terms(model, data, rows, None, ~pixels)
         gains.append(plain - _data_terms(model, data, rows, latents, ~pixels))
-        null = torch.zeros(len(rows))
+        gained = torch.zeros(len(rows))
         for shift in range(1, _PERMUTATIONS + 1):
             # Different cyclic shifts: no particle keeps its own latent, and none gets the same one twice.
             other = torch.roll(torch.arange(len(rows)), shift * max(1, len(rows) // (_PERMUTATIONS + 1)))
-            null += plain - _data_terms(model, data, rows, latents[other.to(latents.device)], ~pixels)
-        nulls.append(null / _PERMUTATIONS)
+            gained += plain - _data_terms(model, data, rows, latents[other.to(latents.device)], ~pixels)
+        nulls.append(gained / _PERMUTATIONS)
     groups = torch.cat([image_groups[validation & (halves == half)] for half in (1, 2)])
     own, others = _per_image(torch.cat(gains), groups), _per_image(torch.cat(nulls), groups)
     gain, gain_error = _mean_and_error(own)

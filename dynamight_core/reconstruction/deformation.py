@@ -1,4 +1,4 @@
-"""The deformations of a half as a reconstruction wants them: which fields, how much of them, from which frame."""
+"""The deformations of a half-set for a reconstruction: their field, weight and frame."""
 
 from pathlib import Path
 
@@ -14,20 +14,20 @@ from dynamight_core.reconstruction.frames import FrameField
 from dynamight_core.reconstruction.images import FullImages
 from dynamight_core.reconstruction.inverse import ForwardFromInverse, load_inverse
 from dynamight_core.reconstruction.modes import Modes, find_modes
-from dynamight_core.reconstruction.support import LEAST_PARTICLES, Support, mode_support
+from dynamight_core.reconstruction.support import MIN_PARTICLES, Support, mode_support
 from dynamight_core.run import Run
 
-# Particles that stand for a latent under the other half's decoder.
+# Particles that represent a latent under the decoder of the other half-set.
 _NEIGHBOURS = 8
 
 
 def inverse_path(run: Run, half: int) -> Path:
-    """Return where the inverse field of a half is kept."""
+    """Return the path of the inverse field of a half-set."""
     return Path(run.path) / f"half{half}" / "inverse.safetensors"
 
 
 def half_field(run: Run, half: int, through_inverse: bool, device: torch.device | str) -> ConsensusField:
-    """Return the forward field of a half on the consensus frame."""
+    """Return the forward field of a half-set in the consensus frame."""
     model = run.models[half - 1].to(device)
     if through_inverse:
         return ConsensusField(model, ForwardFromInverse(load_inverse(inverse_path(run, half), device)))
@@ -35,17 +35,16 @@ def half_field(run: Run, half: int, through_inverse: bool, device: torch.device 
 
 
 def supported(run: Run) -> bool:
-    """Return whether held-out particles support the motions of a run, or at least do not deny them."""
-    return run.summary["verdict"]["verdict"] != "not supported"
+    """Return whether the verdict of a run is other than "not supported"."""
+    return bool(run.summary["verdict"]["verdict"] != "not supported")
 
 
 def half_modes(run: Run, half: int, images: FullImages, options: ReconstructOptions) -> tuple[Modes, Support | None]:
-    """Return the modes of a half's deformations, shrunk to what its held-out particles support.
+    """Return the modes of a half-set's deformations, down-weighted to what its held-out particles support.
 
-    There are none where the verdict is that images do not support the motions. Large motions that were learned wrong
-    can explain single modes better than no motion does, and blur what the map shows of the rest.
-
-    The support is None if it was not asked for, or nothing moves, or too few particles were held out.
+    There are none if the verdict is "not supported": a large motion that was learned wrong can explain held-out images
+    slightly better than no motion, and blurs the map. The support is None if it is not requested, nothing moves, or too
+    few particles are held out.
     """
     model = run.models[half - 1].to(images.device)
     field = half_field(run, half, options.through_inverse, images.device)
@@ -54,20 +53,20 @@ def half_modes(run: Run, half: int, images: FullImages, options: ReconstructOpti
     if options.shrink and not supported(run):
         return modes.scaled(torch.zeros(len(modes))), None
     rows = torch.where((run.halves == half) & run.validation)[0]
-    if not options.shrink or not len(modes) or len(rows) < LEAST_PARTICLES:
+    if not options.shrink or not len(modes) or len(rows) < MIN_PARTICLES:
         return modes, None
     data = images.training_images(rows, model.box)
     support = mode_support(model, field, modes, data, torch.arange(len(rows)), options.seed)
     return modes.scaled(support.factors), support
 
 
-def half_conformation(run: Run, half: int, conformation: str, device) -> torch.Tensor | None:
-    """Return the latent of a half that stands for a conformation, None for the reference.
+def half_conformation(run: Run, half: int, conformation: str, device: torch.device | str) -> torch.Tensor | None:
+    """Return the latent of a conformation under a half-set's decoder, None for the reference.
 
     Raises
     ------
     InputError
-        if there is no such particle, or the latent has another dimension.
+        if there is no such particle, or the latent has the wrong dimension.
     """
     if conformation == "reference":
         return None
@@ -80,31 +79,31 @@ def half_conformation(run: Run, half: int, conformation: str, device) -> torch.T
     except ValueError:
         numbers = []
     if kind == "latent" and len(numbers) == latents.shape[1]:
-        # Latents of the halves cannot be compared, but every particle has one under both decoders.
+        # Latents of different half-sets cannot be compared, but every particle has one under both decoders.
         distance = (run.latents[0] - torch.tensor(numbers)).norm(dim=1)
         nearest = distance.argsort()[:_NEIGHBOURS].to(device)
         return torch.tensor(numbers, device=device) if half == 1 else latents[nearest].mean(0)
     raise InputError(
-        f"--conformation is '{conformation}'; give reference, particle:ROW with a row of particles.star from 1 to "
-        f"{len(latents)}, or latent: and {latents.shape[1]} numbers, separated by commas, of half 1's decoder"
+        f"--conformation is '{conformation}'; use reference, particle:ROW with a row of particles.star from 1 to "
+        f"{len(latents)}, or latent: and {latents.shape[1]} numbers, separated by commas, for half-set 1's decoder"
     )
 
 
 def in_conformation(
     run: Run, half: int, modes: Modes, conformation: str, pixel_size: float
 ) -> tuple[Modes, torch.Tensor]:
-    """Return modes as seen from a conformation, and the (m, 3) Gaussians there, A."""
+    """Return the modes in the frame of a conformation, and the (m, 3) Gaussians in that conformation, A."""
     points = run.models[half - 1].consensus_positions
     latent = half_conformation(run, half, conformation, points.device)
     if latent is None or not len(modes):
         return modes, points
-    place = _coordinates(run, half, modes, latent)
-    moved = points + modes.field.evaluator(points)(place[None])[0]
-    return find_modes(FrameField(modes.field, place), modes.coordinates, moved, pixel_size), moved
+    coordinates = _coordinates(run, half, modes, latent)
+    moved = points + modes.field.evaluator(points)(coordinates[None])[0]
+    return find_modes(FrameField(modes.field, coordinates), modes.coordinates, moved, pixel_size), moved
 
 
 def _coordinates(run: Run, half: int, modes: Modes, latent: torch.Tensor) -> torch.Tensor:
-    """Return the (K,) coordinates of a latent: those of the particles with the nearest latents of this half."""
+    """Return the (K,) coordinates of a latent, interpolated between particles with the nearest latents."""
     distance = (run.latents[half - 1].to(latent) - latent).norm(dim=1)
     values, nearest = distance.topk(min(_NEIGHBOURS, len(distance)), largest=False)
     if values[0] == 0:
@@ -115,7 +114,7 @@ def _coordinates(run: Run, half: int, modes: Modes, latent: torch.Tensor) -> tor
 
 @torch.no_grad()
 def model_points(run: Run, latents: list[torch.Tensor | None]) -> list[torch.Tensor]:
-    """Return the (m, 3) Gaussians of each half (A) at its latent, in the consensus frame where that is None."""
+    """Return the (m, 3) Gaussians (A) of each half-set at its latent; of the consensus frame if that is None."""
     points = []
     for model, latent in zip(run.models, latents, strict=True):
         positions = model.consensus_positions
@@ -127,8 +126,8 @@ def model_points(run: Run, latents: list[torch.Tensor | None]) -> list[torch.Ten
 
 @torch.no_grad()
 def model_map(run: Run, points: list[torch.Tensor]) -> torch.Tensor:
-    """Return the (box, box, box) map of both halves' Gaussians at (m, 3) `points` (A), averaged."""
-    particles, total = run.particles, 0.0
+    """Return the (box, box, box) mean map of both half-sets' Gaussians at (m, 3) `points` (A)."""
+    particles, total = run.particles, torch.zeros(())
     for model, positions in zip(run.models, points, strict=True):
         scale = particles.pixel_size / model.pixel_size
         positions = positions.to(model.gaussians.positions)

@@ -1,10 +1,10 @@
-"""A deformation seen from another conformation than the consensus: the map is then solved in that frame."""
+"""A deformation in the frame of another conformation than the consensus, in which the map is then solved."""
 
 import torch
 
 from dynamight_core.imaging.voxels import Evaluator, Field
 
-# The motion between neighbouring voxels is small against their distance: some steps are plenty.
+# Fixed-point iteration converges fast: motion changes little between neighbouring voxels.
 _STEPS = 12
 
 
@@ -14,7 +14,7 @@ class FrameField:
     Parameters
     ----------
     field
-        on the consensus frame.
+        in the consensus frame.
     latent
         (d,) of the conformation.
     """

@@ -1,4 +1,4 @@
-"""Fourier shell correlation of half-maps, local resolution, and the masks they are taken in."""
+"""FSC of half-maps, local resolution, and soft masks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ from dynamight_core.imaging.fourier import (
 from dynamight_core.imaging.masks import distance_from, raised_cosine
 from dynamight_core.model.initialise import find_molecule
 
-# RELION writes this where the resolution is infinite.
+# RELION writes this for an infinite resolution.
 INFINITE = 999.0
-# Draws of random phases at most, and the box from which on one will do.
-_MOST_DRAWS, _DRAWN_ONCE = 10, 256
-# Bands of the local resolution, and their standard deviation as a share of their distance.
-_MOST_BANDS, _BAND = 32, 0.6
+# Limit of the draws of random phases, and the box from which one is enough.
+_MAX_DRAWS, _DRAWN_ONCE = 10, 256
+# Limit of the bands of the local resolution, and their standard deviation as a fraction of their distance.
+_MAX_BANDS, _BAND = 32, 0.6
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ class HalfMapFsc:
     unmasked, masked
         without and with the mask.
     randomised
-        in the mask, of the half-maps with random phases beyond the shell where the unmasked curve falls below 0.8:
-        what the mask alone correlates. The mean over several draws in a small box.
+        in the mask, of the half-maps with random phases beyond the shell where the unmasked curve falls below 0.8: the
+        correlation due to the mask. In a small box, the mean of several draws.
     corrected
-        the masked curve without that part.
+        the masked curve corrected for it.
     draws
-        of random phases.
+        number of draws of random phases.
     first_corrected
-        the first shell of which anything was taken off.
+        first shell that is corrected.
     """
 
     unmasked: torch.Tensor
@@ -59,14 +59,14 @@ class HalfMapFsc:
     def standard_error(self, deviation: torch.Tensor) -> torch.Tensor:
         """Return the (box//2+1,) standard error of the corrected curve.
 
-        An FSC of m strays by (1 - m^2) d, d being the deviation of that of noise in the mask, and the mean r of n
-        draws of random phases by (1 - r^2) d / sqrt(n). Both go into the corrected curve c = (m - r) / (1 - r), of
-        which 1 - c = (1 - m) / (1 - r): its error is d (1 - c) sqrt((1 + m)^2 + (1 + r)^2 / n).
+        An FSC of m has the standard error (1 - m^2) d, where d is the standard deviation of the FSC of noise in the
+        mask. The mean r of n draws of random phases has the standard error (1 - r^2) d / sqrt(n). The corrected curve
+        c = (m - r) / (1 - r) therefore has the standard error d (1 - c) sqrt((1 + m)^2 + (1 + r)^2 / n).
 
         Parameters
         ----------
         deviation
-            d, from `fsc_deviation` of the mask of the curves.
+            d of every shell, from `fsc_deviation` of the mask.
         """
         deviation = deviation.to(self.masked)
         masked, randomised = self.masked.clamp(-1, 1), self.randomised.clamp(-1, 1)
@@ -76,7 +76,7 @@ class HalfMapFsc:
 
 
 def half_map_fsc(half1: torch.Tensor, half2: torch.Tensor, mask: torch.Tensor, seed: int = 0) -> HalfMapFsc:
-    """Return the FSC of two half-maps without and with a mask, corrected by random phases.
+    """Return the FSC of two half-maps without and with a mask, and corrected by phase randomisation.
 
     Parameters
     ----------
@@ -92,30 +92,30 @@ def half_map_fsc(half1: torch.Tensor, half2: torch.Tensor, mask: torch.Tensor, s
     first = _random_from(unmasked)
     generator = torch.Generator().manual_seed(seed)
     transforms = [volume_to_fourier(half.float()) for half in (half1, half2)]
-    # Few Fourier voxels of a small mask are independent: one draw says little. A large box has enough of them.
-    draws = max(1, min(_MOST_DRAWS, int((_DRAWN_ONCE / half1.shape[-1]) ** 3)))
+    # A small mask contains few independent Fourier voxels: one draw varies too much. A large box has enough of them.
+    draws = max(1, min(_MAX_DRAWS, int((_DRAWN_ONCE / half1.shape[-1]) ** 3)))
     randomised = torch.zeros_like(masked)
     for _ in range(draws):
-        scrambled = [_randomise_phases(transform, first, generator) for transform in transforms]
-        randomised += fourier_shell_correlation(*scrambled, mask) / draws
-    # Two shells more, since the mask blurs the border between kept and random phases.
+        random1, random2 = (_randomise_phases(transform, first, generator) for transform in transforms)
+        randomised += fourier_shell_correlation(random1, random2, mask) / draws
+    # Two shells later: the mask blurs the border between kept and random phases.
     beyond = torch.arange(len(masked), device=masked.device) >= first + 2
-    # Below zero as often as above it where there is nothing but noise.
+    # Not clamped: pure noise is below zero as often as above it.
     corrected = torch.where(beyond, (masked - randomised) / (1 - randomised).clamp(min=1e-6), masked)
     return HalfMapFsc(unmasked, masked, randomised, corrected, draws, first + 2)
 
 
 def _random_from(unmasked: torch.Tensor) -> int:
-    """Return the first shell where an unmasked curve is below 0.8; one beyond the last if it never is."""
+    """Return the first shell where an unmasked curve is below 0.8; one after the last if there is none."""
     below = (unmasked[1:] < 0.8).nonzero()
     return int(below[0]) + 1 if len(below) else len(unmasked)
 
 
 def fsc_in_part(unmasked: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """Return the FSC that an unmasked curve lets expect in the molecule alone, and the f it was found with.
+    """Return the FSC of the molecule alone, estimated from an unmasked curve, and the factor f used for it.
 
-    As RELION and cisTEM have it: f FSC / (1 + (f - 1) FSC), with f = 0.476 over the share of the box where the mask
-    is above 0.5; 0.476 is the share of protein in a usual mask. No mask touches the maps, so nothing is to correct.
+    As in RELION and cisTEM: f FSC / (1 + (f - 1) FSC), where f is 0.476 (the fraction of protein in a usual mask) over
+    the fraction of the box where the mask is above 0.5. The maps are not masked, so there is no mask to correct for.
 
     Parameters
     ----------
@@ -129,7 +129,7 @@ def fsc_in_part(unmasked: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tenso
 
 
 def _randomise_phases(transform: torch.Tensor, first: int, generator: torch.Generator) -> torch.Tensor:
-    """Return the volume of a transform with the phases of white noise from shell `first` on, amplitudes kept."""
+    """Return the volume of a transform with the phases of white noise from shell `first` on."""
     box = transform.shape[0]
     noise = volume_to_fourier(torch.randn((box,) * 3, generator=generator).to(transform.device))
     random = transform.abs() * noise / noise.abs().clamp(min=1e-12)
@@ -144,11 +144,10 @@ def local_resolution(
     window: float | None = None,
     threshold: float = 0.5,
 ) -> torch.Tensor:
-    """Return the (box, box, box) local resolution (A) of two half-maps: the FSC in a window around every voxel.
+    """Return the (box, box, box) local resolution (A) of two half-maps; 0 outside the mask.
 
-    Both maps are filtered to bands of frequencies, and the products of every band averaged under a Gaussian window: the
-    windowed FSC of all voxels at once. It is where that first falls below the threshold, interpolated between bands;
-    0 outside the mask.
+    It is where the FSC in a Gaussian window around each voxel first falls below the threshold, interpolated between
+    bands of frequencies. For all voxels at once, the products of band-pass filtered maps are averaged in the window.
 
     Parameters
     ----------
@@ -157,23 +156,22 @@ def local_resolution(
     pixel_size
         A.
     mask
-        (box, box, box); voxels below 0.5 are left out.
+        (box, box, box); voxels below 0.5 are outside.
     window
-        standard deviation of the window, A; 4 voxels but at least 10 A if None.
+        standard deviation of the window, A; 4 voxels, but at least 10 A, if None.
     threshold
-        of the local FSC. 0.143 asks for more Fourier pixels than a window holds; the default of 0.5 is what
-        windowed FSCs usually take.
+        of the local FSC. A window holds too few Fourier voxels for 0.143; 0.5 is usual.
     """
     box = len(half1)
     window = max(10.0, 4 * pixel_size) if window is None else window
-    # A narrower band would be spread farther than the window in real space.
-    width = max(1.0, box * pixel_size / (2 * torch.pi * _BAND * window), box / 2 / _MOST_BANDS)
+    # In real space, a narrower band would spread farther than the window.
+    width = max(1.0, box * pixel_size / (2 * torch.pi * _BAND * window), box / 2 / _MAX_BANDS)
     centres = torch.arange(width, box / 2, width)
     transforms = [volume_to_fourier(half.float()) for half in (half1, half2)]
     radius = frequencies_3d(box, half1.device).norm(dim=-1) * box
     smooth = torch.exp(-2 * (torch.pi * window * radius / (box * pixel_size)).square())
 
-    def average(volume):
+    def average(volume: torch.Tensor) -> torch.Tensor:
         return fourier_to_volume(volume_to_fourier(volume) * smooth, box)
 
     resolution = torch.zeros_like(half1)
@@ -185,8 +183,8 @@ def local_resolution(
         power = (average(a * a) * average(b * b)).clamp(min=0).sqrt()
         now = average(a * b) / power.clamp(min=1e-6 * float(power.max()))
         crossed = open_ & (now < threshold)
-        share = ((before - threshold) / (before - now).clamp(min=1e-6)).clamp(0, 1)
-        at = (centre - width * (1 - share)).clamp(min=0.5 * width)
+        fraction = ((before - threshold) / (before - now).clamp(min=1e-6)).clamp(0, 1)
+        at = (centre - width * (1 - fraction)).clamp(min=0.5 * width)
         resolution = torch.where(crossed, box * pixel_size / at, resolution)
         open_ &= ~crossed
         before = now
@@ -202,10 +200,9 @@ def soft_mask(
     extend: float = 6.0,
     edge: float = 9.0,
 ) -> torch.Tensor:
-    """Return a (box, box, box) mask around the molecule: 1 inside, a cosine edge, 0 in the solvent.
+    """Return a (box, box, box) soft mask: 1 inside the molecule, a raised-cosine edge, 0 in the solvent.
 
-    The molecule is found as the start of the Gaussians finds it (`find_molecule`), holes are filled, and it is
-    extended.
+    The molecule is found by `find_molecule`, as for the initial Gaussians; holes are filled, and it is extended.
 
     Parameters
     ----------
@@ -214,11 +211,11 @@ def soft_mask(
     pixel_size
         A.
     threshold
-        of the map low-pass filtered at 15 A, map units; automatic if None.
+        of the map low-pass filtered at 15 A, in map units; automatic if None.
     extend
-        A that the mask reaches beyond the threshold's surface.
+        A, from the surface at the threshold to the edge.
     edge
-        A over which it falls to zero beyond that.
+        A, width of the edge.
 
     Raises
     ------
@@ -228,7 +225,7 @@ def soft_mask(
     try:
         found = find_molecule(volume.float().cpu(), pixel_size, threshold)
     except ValueError as error:
-        raise InputError(f"no mask can be made of the map: {error}; choose a lower threshold or give --mask") from error
+        raise InputError(f"no mask can be made of the map: {error}; choose a lower threshold or set --mask") from error
     inside = scipy.ndimage.binary_fill_holes(found.mask)
     mask = raised_cosine((distance_from(inside, pixel_size) - extend) / max(edge, pixel_size))
     return torch.from_numpy(mask.astype(np.float32)).to(volume.device)
@@ -242,12 +239,12 @@ def write_fsc_star(
     extra: Mapping[str, torch.Tensor] | None = None,
     general: Mapping[str, str | float] | None = None,
 ) -> None:
-    """Write FSC curves as RELION's postprocess.star does: a block `general` with the resolution, a loop `fsc`.
+    """Write FSC curves in the format of RELION's postprocess.star: a block `general` and a loop `fsc`.
 
     Parameters
     ----------
     path
-        to write.
+        of the STAR file.
     curves
         of the two half-maps.
     pixel_size
@@ -255,9 +252,9 @@ def write_fsc_star(
     mask
         (box, box, box) of the curves.
     extra
-        more columns, name to (box//2+1,) curve, such as the FSC of model and map.
+        further columns, name to (box//2+1,) curve, such as the FSC of model and map.
     general
-        more entries of the block `general`.
+        further entries of the block `general`.
     """
     n_shells = len(curves.unmasked)
     box = 2 * (n_shells - 1)
@@ -284,7 +281,7 @@ def write_fsc_star(
         "rlnRandomiseFrom": box * pixel_size / _random_from(curves.unmasked),
     }
     text = starfile.to_string({"general": block, "fsc": pd.DataFrame(table)}, float_format="%.8f")
-    # starfile's first line holds the time of day; the same input gives the same bytes.
+    # The first line that starfile writes has the time; without it, the same input gives the same bytes.
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     with atomic_path(path) as temporary:
         temporary.write_text("\n".join(lines).strip() + "\n")

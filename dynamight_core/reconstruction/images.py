@@ -1,4 +1,4 @@
-"""The images of a run as a reconstruction reads them."""
+"""The images of a run for a reconstruction."""
 
 import torch
 
@@ -20,7 +20,7 @@ class FullImages:
     run
         finished.
     device
-        where to work.
+        of all results.
     """
 
     def __init__(self, run: Run, device: torch.device):
@@ -28,7 +28,7 @@ class FullImages:
         particles, config = run.particles, run.config
         self.particles = particles
         self.reader = ImageReader(particles)
-        # Images of an odd box lose their last frequency; the map is padded back.
+        # Images of an odd box lose their last frequency; the map is padded again.
         self.box = particles.box - particles.box % 2
         self.pixel_size = particles.pixel_size * particles.box / self.box
         self.preprocessing = Preprocessing(
@@ -49,22 +49,22 @@ class FullImages:
         return evaluate_ctf(self.particles.ctf[indices], self.box, self.pixel_size)
 
     def data(self, weights: torch.Tensor | None = None, errors: torch.Tensor | None = None) -> ParticleData:
-        """Return the particles as a reconstruction wants them.
+        """Return the data of a reconstruction.
 
         Parameters
         ----------
         weights
-            (box//2+1,) of `noise_weights`.
+            (box//2+1,) from `noise_weights`.
         errors
-            (n,) A rms of each particle's displacement. An error blurs what a particle shows; what it shows less than
-            the best one counts less.
+            (n,) A rms, uncertainty of each particle's displacement. It blurs the image; frequencies that are blurred
+            more than in the best particle count less.
         """
         transfer = self.transfer
         if errors is not None:
             variance = (errors.square() - errors.square().min()).float() / 3
             squared = (frequencies_2d(self.box) / self.pixel_size).square().sum(-1)
 
-            def transfer(indices):
+            def transfer(indices: torch.Tensor) -> torch.Tensor:
                 blur = torch.exp(-2 * torch.pi**2 * variance[indices, None, None] * squared)
                 return self.transfer(indices) * blur
 
@@ -73,8 +73,8 @@ class FullImages:
     def noise_weights(self, seed: int, n_images: int = 200) -> torch.Tensor:
         """Return (box//2+1,) one over the noise power around the particle, per shell, relative to white noise.
 
-        Images are brought to mean 0 there: shell 0 has next to no noise and would weigh ten times as much as others,
-        for what reading voxels between pixels spreads from it over all shells. It has the weight of shell 1.
+        Shell 0 has the weight of shell 1: normalised images have almost no noise there, so its own weight would be ten
+        times as large, and interpolation would spread it over all shells.
         """
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(len(self.particles), generator=generator)[:n_images].sort().values
@@ -89,7 +89,7 @@ class FullImages:
         return 1 / power.clamp(min=1e-3 * float(power.mean()))
 
     def training_images(self, rows: torch.Tensor, box: int) -> TrainingImages:
-        """Return some particles' images at the working `box`, by their place in `rows`."""
+        """Return the images of some particles at the working `box`, by their index in `rows`."""
         pixel_size = self.pixel_size * self.box / box
         return TrainingImages(
             _Resampled(self, rows, box), self.particles.ctf[rows], self.matrices[rows], box, pixel_size, self.device
@@ -100,5 +100,5 @@ class _Resampled:
     def __init__(self, full: FullImages, rows: torch.Tensor, box: int):
         self.full, self.rows, self.box = full, rows, box
 
-    def images(self, places):
-        return resample_image(self.full.images(self.rows[places]), self.box)
+    def images(self, indices: torch.Tensor) -> torch.Tensor:
+        return resample_image(self.full.images(self.rows[indices]), self.box)

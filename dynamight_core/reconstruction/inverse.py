@@ -1,9 +1,8 @@
-"""The paper's inverse deformation field, and the forward field that it takes the place of.
+"""The paper's inverse deformation field, and its approximation of the forward field.
 
 A coordinate network with 6 layers learns (mu_i, Gamma_i(c_j)) -> c_j for all particles i and Gaussians j. Weighted
-backprojection needs the forward field on voxels, where Gamma was never trained; the paper uses Gamma(x) ~ 2x -
-Gamma^-1(x), so that one network serves all. `ForwardFromInverse` is that approximation, read by the same operator as
-the exact field.
+backprojection needs the forward field at voxels, for which the paper uses Gamma(x) ~ 2x - Gamma^-1(x)
+(`ForwardFromInverse`).
 """
 
 import json
@@ -19,6 +18,7 @@ from torch import nn
 
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
+from dynamight_core.imaging.voxels import Field
 from dynamight_core.model.decoders.coordinate import CoordinateDecoder
 from dynamight_core.options import InvertOptions
 
@@ -26,7 +26,7 @@ _LAYERS = 6
 
 
 class InverseField(nn.Module):
-    """u(z, y) = Gamma_z^-1(y) - y, a coordinate network with 6 layers that starts at zero.
+    """u(z, y) = Gamma_z^-1(y) - y, a coordinate network with 6 layers, initialised to zero.
 
     Parameters
     ----------
@@ -44,14 +44,11 @@ class InverseField(nn.Module):
         self.network = CoordinateDecoder(n_latents, extent, box, n_layers=_LAYERS)
 
     def evaluator(self, points: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Return the map from (b, d) latents to (b, m, 3) displacements (A) from points to where they came from.
-
-        `points` are (m, 3), or (b, m, 3) with b points sets for the b latents, A.
-        """
+        """Return the function from (b, d) latents to (b, m, 3) displacements (A) of (m, 3) or (b, m, 3) points (A)."""
         return self.network.evaluator(points)
 
     def displacements(self, latents: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-        """Return (b, m, 3) displacements (A) of (m, 3) or (b, m, 3) points (A) under (b, d) latents."""
+        """Return (b, m, 3) displacements u (A) of (m, 3) or (b, m, 3) points (A) for (b, d) latents."""
         return self.evaluator(points)(latents)
 
 
@@ -61,30 +58,30 @@ class ForwardFromInverse:
     Parameters
     ----------
     inverse
-        of the same latents.
+        for the same latents.
     """
 
     def __init__(self, inverse: InverseField):
         self.inverse = inverse
 
     def evaluator(self, points: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Return the map from (b, d) latents to (b, m, 3) displacements (A) of fixed (m, 3) points (A)."""
+        """Return the function from (b, d) latents to (b, m, 3) displacements (A) of fixed (m, 3) points (A)."""
         evaluate = self.inverse.evaluator(points)
         return lambda latents: -evaluate(latents)
 
 
 @dataclass(frozen=True)
 class InverseReport:
-    """How well an inverse field inverts; rms over particles and points, A.
+    """The error of an inverse field, rms over particles and points, A.
 
     Parameters
     ----------
     on_gaussians
         of Gamma^-1(Gamma(c)) - c at the Gaussians.
     off_gaussians
-        of the same halfway between neighbouring Gaussians, which the field never saw.
+        the same half-way between neighbouring Gaussians, where the field was not trained.
     motion
-        of Gamma(c) - c: what an inverse that does nothing would err by.
+        of Gamma(c) - c: the error of an inverse that does nothing.
     losses
         of every epoch, A^2.
     """
@@ -96,7 +93,7 @@ class InverseReport:
 
 
 def fit_inverse(
-    decoder,
+    decoder: Field,
     latents: torch.Tensor,
     positions: torch.Tensor,
     extent: float,
@@ -104,20 +101,19 @@ def fit_inverse(
     options: InvertOptions | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[InverseField, InverseReport]:
-    """Train an inverse field on where the decoder takes the Gaussians.
+    """Train an inverse field on deformed Gaussians.
 
-    The loss is |Gamma^-1(mu_i, Gamma_i(c_j)) - c_j|^2 plus, off the samples, the mean of |u(y + h) - u(y)|^2 /
-    |h|^2 times the squared spacing of the Gaussians. The paper asks for smoothness off the samples without a formula;
-    this is our reading: places y are Gamma_i(c_j) moved by normal steps of three spacings, so that they surround the
-    molecule as the voxels of the mask do, and h is a normal step of one spacing. It asks neighbours to come from
-    one direction, and leaves a common translation or slow rotation nearly free.
+    The loss is |Gamma^-1(mu_i, Gamma_i(c_j)) - c_j|^2 plus, off the samples, the mean of |u(y + h) - u(y)|^2 / |h|^2
+    times the squared spacing of the Gaussians. The paper gives no formula for this smoothness term; this one is ours.
+    Points y are Gamma_i(c_j) moved by normal steps of three spacings, so that they surround the molecule, and h is a
+    normal step of one spacing. A common translation or slow rotation costs almost nothing.
 
     Parameters
     ----------
     decoder
-        with ``evaluator(points) -> callable(latents)``; frozen.
+        frozen.
     latents
-        (n, d) of the particles that the inverse is for, on the decoder's device.
+        (n, d) of the particles, on the decoder's device.
     positions
         (m, 3) Gaussians, A.
     extent
@@ -127,7 +123,7 @@ def fit_inverse(
     options
         of the fit.
     progress
-        called with the epochs done and in all.
+        called with the number of epochs done and of all epochs.
 
     Returns
     -------
@@ -150,7 +146,7 @@ def fit_inverse(
         field = InverseField(latents.shape[1], extent, box).to(device)
     with torch.no_grad():
         evaluate = decoder.evaluator(positions)
-    spacing = _spacing(positions)
+    spacing = float(_nearest(positions)[0].mean())
     optimizer = torch.optim.Adam(field.parameters(), lr=options.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
         optimizer, max(1, options.epochs), eta_min=options.learning_rate / 10
@@ -185,23 +181,23 @@ def fit_inverse(
 @torch.no_grad()
 def report_inverse(
     field: InverseField,
-    decoder,
+    decoder: Field,
     latents: torch.Tensor,
     positions: torch.Tensor,
     losses: tuple[float, ...] = (),
     seed: int = 0,
     n_particles: int = 256,
 ) -> InverseReport:
-    """Measure the round trip Gamma^-1(Gamma(x)) - x at the Gaussians and halfway between neighbours.
+    """Measure the round trip Gamma^-1(Gamma(x)) - x at the Gaussians and half-way between neighbours.
 
     Parameters
     ----------
     field, decoder, latents, positions
         as in `fit_inverse`.
     losses
-        to put into the report.
+        for the report.
     seed, n_particles
-        of the random particles that it is measured on.
+        of the random choice of particles.
     """
     generator = torch.Generator().manual_seed(seed + 1)
     chosen = torch.randperm(len(latents), generator=generator)[:n_particles].to(positions.device)
@@ -220,7 +216,7 @@ def report_inverse(
 
 
 def save_inverse(path: str | Path, field: InverseField) -> None:
-    """Write an inverse field as safetensors, its shape in the header."""
+    """Write an inverse field as safetensors, with its shape in the header."""
     shape = {"n_latents": field.n_latents, "extent": field.extent, "box": field.box}
     tensors = {name: value.detach().cpu().contiguous() for name, value in field.state_dict().items()}
     with atomic_path(path) as temporary:
@@ -228,23 +224,21 @@ def save_inverse(path: str | Path, field: InverseField) -> None:
 
 
 def load_inverse(path: str | Path, device: torch.device | str = "cpu") -> InverseField:
-    """Read an inverse field that `save_inverse` wrote.
+    """Read an inverse field written by `save_inverse`.
 
     Raises
     ------
     InputError
-        if the file is missing or holds something else.
+        if the file is missing or not an inverse field.
     """
     if not Path(path).exists():
-        raise InputError(f"inverse field {path} does not exist; make it with `dynamight invert`")
+        raise InputError(f"inverse field {path} does not exist; run `dynamight invert`")
     try:
         with safe_open(str(path), framework="pt") as stored:
             field = InverseField(**json.loads(stored.metadata()["inverse_field"]))
             field.load_state_dict({name: stored.get_tensor(name) for name in stored.keys()})
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"{path} is not an inverse field of this program ({error}); make it with `dynamight invert`"
-        ) from error
+        raise InputError(f"{path} is not an inverse field ({error}); run `dynamight invert`") from error
     return field.requires_grad_(False).to(device)
 
 
@@ -253,12 +247,7 @@ def _normal(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def _nearest(positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the (m,) distance (A) and index of each point's nearest other point."""
-    tree = cKDTree(positions.cpu().numpy())
-    distance, index = tree.query(positions.cpu().numpy(), k=2)
+    """Return the (m,) distance (A) and index of the nearest neighbour of each point."""
+    points = positions.cpu().numpy()
+    distance, index = cKDTree(points).query(points, k=2)
     return torch.from_numpy(distance[:, 1]).to(positions), torch.from_numpy(index[:, 1]).to(positions.device)
-
-
-def _spacing(positions: torch.Tensor) -> float:
-    """Return the mean distance (A) of a point to its nearest other point."""
-    return float(_nearest(positions)[0].mean())

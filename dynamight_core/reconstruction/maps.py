@@ -1,13 +1,13 @@
-"""The maps of a reconstruction: the final map of two halves, and the folder they are written to."""
+"""The final and sharpened maps of two half-maps, and the folder to which they are written."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from dynamight_core.files import write_map
-from dynamight_core.imaging.correlation import fsc_deviation
+from dynamight_core.imaging.correlation import fsc_deviation, resolution_at
 from dynamight_core.imaging.fourier import (
     expand_shells,
     fourier_to_volume,
@@ -20,11 +20,10 @@ from dynamight_core.reconstruction.fsc import (
     HalfMapFsc,
     half_map_fsc,
     local_resolution,
-    resolution_at,
     soft_mask,
     write_fsc_star,
 )
-from dynamight_core.reconstruction.residual import cautious_fsc, count_residual_motion
+from dynamight_core.reconstruction.residual import conservative_fsc, include_residual_motion
 
 # Lowest resolution of the Guinier plot, A.
 _GUINIER = 10.0
@@ -33,37 +32,36 @@ _GUINIER = 10.0
 def final_map(half1: torch.Tensor, half2: torch.Tensor, fsc: torch.Tensor) -> torch.Tensor:
     """Return the average of two half-maps, weighted by sqrt(2 FSC / (1 + FSC)) in every shell.
 
-    The weight is the expected correlation of the average with the truth (C_ref); from the first shell with an FSC
-    of zero or less on, and in the corners of the transform, it is zero.
+    The weight is the expected correlation of the average with the truth (C_ref). It is zero from the first shell with
+    an FSC of zero or less on, and in the corners of the transform.
 
     Parameters
     ----------
     half1, half2
         (box, box, box).
     fsc
-        (box//2+1,) of the two.
+        (box//2+1,) of the half-maps.
     """
     box = half1.shape[-1]
     curve = fsc.to(half1.device).nan_to_num(nan=0.0).clamp(0, 1)
     curve = curve * (curve > 0).int().cumprod(0)
     weight = (2 * curve / (1 + curve)).sqrt()
-    # The average carries the map's mean whatever the masked curve says of shell 0.
+    # Keep the mean of the map, whatever the masked FSC of shell 0.
     weight[0] = 1
     plane = expand_shells(weight, box, 3) * (shells(box, 3, half1.device) <= box // 2)
     return fourier_to_volume(volume_to_fourier((half1 + half2) / 2) * plane, box)
 
 
 def guinier_b_factor(volume: torch.Tensor, pixel_size: float, resolution: float) -> float:
-    """Return the B-factor (A^2) that levels the fall of a map's amplitudes from 10 A to its resolution.
+    """Return the B-factor (A^2) of a map from its Guinier plot between 10 A and its resolution.
 
-    The slope of the logarithm of the mean amplitude over the squared frequency (Guinier plot, Rosenthal and Henderson
-    2003), times 4. Negative where amplitudes fall; 0 where fewer than four shells lie in the range, for a map of lower
-    resolution has no such line.
+    It is 4 times the slope of the logarithm of the mean amplitude over the squared frequency (Rosenthal and Henderson
+    2003): negative if amplitudes fall with frequency, 0 if there are fewer than four shells in the range.
 
     Parameters
     ----------
     volume
-        (box, box, box), weighted by its signal-to-noise.
+        (box, box, box), weighted by its FSC.
     pixel_size, resolution
         A.
     """
@@ -89,23 +87,20 @@ def sharpen(volume: torch.Tensor, pixel_size: float, b_factor: float) -> torch.T
 
 @dataclass(frozen=True)
 class ReconstructionFiles:
-    """What `write_reconstruction` wrote, and the resolutions (A) at FSC 0.143 that it found.
+    """The files of `write_reconstruction`, and the resolutions (A) at FSC 0.143.
 
     Parameters
     ----------
     half_maps, final, sharpened, fsc, mask
         paths.
     resolution
-        in the mask, corrected by random phases.
-    resolution_unmasked
-        without a mask.
+        in the mask, corrected by phase randomisation.
     b_factor
         of the sharpened map, A^2.
     curves
-        of the two halves.
-    resolution_at_least
-        as `resolution`, with the motion counted that was not undone, if that is known, and a standard error of the FSC
-        taken off.
+        of the half-maps.
+    conservative_resolution
+        as `resolution`, including residual motion (if known) and one standard error of the FSC.
     """
 
     half_maps: tuple[Path, Path]
@@ -114,10 +109,9 @@ class ReconstructionFiles:
     fsc: Path
     mask: Path
     resolution: float
-    resolution_unmasked: float
     b_factor: float
     curves: HalfMapFsc
-    resolution_at_least: float
+    conservative_resolution: float
 
 
 def write_reconstruction(
@@ -130,37 +124,33 @@ def write_reconstruction(
     seed: int = 0,
     b_factor: float | None = None,
     with_local_resolution: bool = False,
-    origin=(0.0, 0.0, 0.0),
+    origin: Sequence[float] = (0.0, 0.0, 0.0),
     coherence: torch.Tensor | None = None,
 ) -> ReconstructionFiles:
-    """Write half-maps, final map, sharpened map, mask and FSC, each whole or not at all.
-
-    The names are half1_unfil.mrc, half2_unfil.mrc, map.mrc, map_sharpened.mrc, mask.mrc, fsc.star and, if asked for,
-    local_resolution.mrc.
+    """Write half1_unfil.mrc, half2_unfil.mrc, map.mrc, map_sharpened.mrc, mask.mrc and fsc.star.
 
     Parameters
     ----------
     folder
-        to write to; made if missing.
+        of the files; created if missing.
     half1, half2
         (box, box, box), unfiltered and unmasked.
     pixel_size
         A.
     mask
-        (box, box, box) with a soft edge, for the FSC; made from the average of the halves if None.
+        (box, box, box) with a soft edge, for the FSC; made from the average of the half-maps if None.
     extra
-        more columns of fsc.star, name to (box//2+1,) curve.
+        further columns of fsc.star, name to (box//2+1,) curve.
     seed
         of the random phases.
     b_factor
         of the sharpened map, A^2; estimated if None.
     with_local_resolution
-        whether to write it.
+        whether to write local_resolution.mrc.
     origin
         (x, y, z) of the maps' headers, A.
     coherence
-        (box//2+1,) correlation of the structure in the mask with itself blurred by the motion that was not undone
-        (`motion_coherence`), if known.
+        (box//2+1,) `motion_coherence` of the structure in the mask; None if the residual motion is not known.
     """
     folder = Path(folder)
     half1, half2 = half1.float().cpu(), half2.float().cpu()
@@ -171,11 +161,11 @@ def write_reconstruction(
     final = final_map(half1, half2, curves.corrected)
     if b_factor is None:
         b_factor = guinier_b_factor(final * mask, pixel_size, resolution)
-    cautious = cautious_fsc(curves.corrected, curves.standard_error(fsc_deviation(mask)), coherence)
-    extra = dict(extra or {}) | {"dynFourierShellCorrelationAtLeast": cautious}
+    conservative = conservative_fsc(curves.corrected, curves.standard_error(fsc_deviation(mask)), coherence)
+    extra = dict(extra or {}) | {"dynFourierShellCorrelationAtLeast": conservative}
     if coherence is not None:
-        seen = count_residual_motion(curves.corrected, coherence)
-        extra |= {"dynResidualMotionCoherence": coherence, "dynFourierShellCorrelationWithMotion": seen}
+        with_motion = include_residual_motion(curves.corrected, coherence)
+        extra |= {"dynResidualMotionCoherence": coherence, "dynFourierShellCorrelationWithMotion": with_motion}
     files = ReconstructionFiles(
         half_maps=(folder / "half1_unfil.mrc", folder / "half2_unfil.mrc"),
         final=folder / "map.mrc",
@@ -183,10 +173,9 @@ def write_reconstruction(
         fsc=folder / "fsc.star",
         mask=folder / "mask.mrc",
         resolution=resolution,
-        resolution_unmasked=resolution_at(curves.unmasked, box, pixel_size),
         b_factor=b_factor,
         curves=curves,
-        resolution_at_least=resolution_at(cautious, box, pixel_size),
+        conservative_resolution=resolution_at(conservative, box, pixel_size),
     )
     volumes = {
         files.half_maps[0]: half1,
@@ -199,18 +188,18 @@ def write_reconstruction(
     if with_local_resolution:
         volumes[local] = local_resolution(half1, half2, pixel_size, mask)
     else:
-        # That of an earlier map would be taken for this one's.
+        # Remove the one of an earlier map.
         local.unlink(missing_ok=True)
     notes = {
         files.half_maps[0]: "half-map 1, unfiltered and unmasked",
         files.half_maps[1]: "half-map 2, unfiltered and unmasked",
-        files.final: f"both halves, weighted by their FSC, {resolution:.2f} A; not sharpened",
-        files.sharpened: f"SHARPENED: both halves, weighted by their FSC, B-factor {b_factor:.1f} A^2",
+        files.final: f"both half-maps, weighted by their FSC, {resolution:.2f} A; not sharpened",
+        files.sharpened: f"SHARPENED: both half-maps, weighted by their FSC, B-factor {b_factor:.1f} A^2",
     }
     for path, volume in volumes.items():
         write_map(path, volume.numpy(), pixel_size, origin, notes.get(path))
-    general = {
-        "dynResolutionAtLeast": min(files.resolution_at_least, INFINITE),
+    general: dict[str, str | float] = {
+        "dynResolutionAtLeast": min(files.conservative_resolution, INFINITE),
         "rlnBfactorUsedForSharpening": b_factor,
         "rlnUnfilteredMapHalf1": files.half_maps[0].name,
         "rlnUnfilteredMapHalf2": files.half_maps[1].name,

@@ -1,8 +1,8 @@
-"""A half's deformations as a few modes: evaluated on voxels once, not once per particle.
+"""The deformations of a half-set as a few modes, evaluated at voxels once and not once per particle.
 
-Displacements of all particles on some points are analysed by PCA about the consensus (not about their mean, so that
-no mode means no motion). What the decoder does on any other point is then a combination of K fields with the
-coordinates of the particle, exact up to a stated remainder; and each mode can be weighted by what the data say of it.
+PCA is applied to the displacements of all particles at some points about the consensus (not about their mean, so that
+without modes there is no motion). At any other point, the deformation is then a combination of K fields with the
+coordinates of the particle, up to a known remainder; and each mode can have its own weight.
 """
 
 from dataclasses import dataclass, replace
@@ -11,11 +11,11 @@ import torch
 
 from dynamight_core.imaging.voxels import Field, ModalField
 
-# Points and particles that the modes are found on; fields are fitted to the same particles.
+# Points and particles of the PCA; fields are fitted to the same particles.
 _POINTS, _PARTICLES = 600, 400
 _BATCH = 32
-# Modes end where what they leave is below this share of a pixel, or at this number.
-_REMAINDER, _MOST = 0.02, 24
+# The modes leave less than this fraction of a pixel, or are this many.
+_MAX_REMAINDER, _MAX_MODES = 0.02, 24
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class Modes:
     Parameters
     ----------
     field
-        phi, of mean square 1 over the points that the modes were found on.
+        phi, of mean square 1 over the points of the PCA.
     coordinates
         (n, K) c, A rms.
     remainder
-        A rms over particles and points: what K modes leave out.
+        A rms over particles and points that K modes do not explain.
     """
 
     field: ModalField
@@ -50,18 +50,18 @@ class Modes:
 
 @torch.no_grad()
 def find_modes(field: Field, latents: torch.Tensor, points: torch.Tensor, pixel_size: float) -> Modes:
-    """Analyse the deformations of n particles.
+    """Find the modes of n particles' deformations.
 
     Parameters
     ----------
     field
-        on the consensus frame.
+        in the consensus frame.
     latents
         (n, d), on the field's device.
     points
         (m, 3) of the molecule, A.
     pixel_size
-        A, what the remainder is measured by.
+        A; it sets the remainder.
     """
     n = len(latents)
     points = points[torch.linspace(0, len(points) - 1, min(len(points), _POINTS)).long()]
@@ -70,8 +70,8 @@ def find_modes(field: Field, latents: torch.Tensor, points: torch.Tensor, pixel_
     shifts = torch.cat([evaluate(part).flatten(1) for part in sample.split(_BATCH)])
     squares, vectors = torch.linalg.eigh(shifts @ shifts.T / (len(points) * len(sample)))
     squares, vectors = squares.flip(0).clamp(min=0), vectors.flip(1)
-    left = squares.flip(0).cumsum(0).flip(0)  # what the first k modes leave, k = 0, 1, ...
-    n_modes = min(int((left > (_REMAINDER * pixel_size) ** 2).sum()), _MOST)
+    left = squares.flip(0).cumsum(0).flip(0)  # remainder of the first k modes, k = 0, 1, ...
+    n_modes = min(int((left > (_MAX_REMAINDER * pixel_size) ** 2).sum()), _MAX_MODES)
     basis = vectors[:, :n_modes].T @ shifts
     basis = basis / basis.norm(dim=1, keepdim=True).clamp(min=1e-12) * len(points) ** 0.5
     coordinates = torch.cat([evaluate(part).flatten(1) @ basis.T for part in latents.split(_BATCH)]) / len(points)

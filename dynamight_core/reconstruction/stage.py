@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 from dynamight_core.devices import choose_device
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path, header_origin, read_map
-from dynamight_core.imaging.correlation import fsc_deviation
+from dynamight_core.imaging.correlation import fourier_shell_correlation, fsc_deviation, resolution_at
 from dynamight_core.imaging.fourier import resample_volume
 from dynamight_core.judging.bias import record_model_bias
 from dynamight_core.options import InvertOptions, ReconstructOptions
@@ -35,37 +34,30 @@ from dynamight_core.reconstruction.deformation import (
     model_points,
     supported,
 )
-from dynamight_core.reconstruction.fsc import fourier_shell_correlation, half_map_fsc, resolution_at, soft_mask
-from dynamight_core.reconstruction.half_map import LEAST_SHARE, HalfReconstruction, shares_from_fsc
+from dynamight_core.reconstruction.fsc import half_map_fsc, soft_mask
+from dynamight_core.reconstruction.half_map import MIN_REGULARISATION, HalfReconstruction, noise_to_signal
 from dynamight_core.reconstruction.images import FullImages
 from dynamight_core.reconstruction.inverse import InverseReport, fit_inverse, save_inverse
 from dynamight_core.reconstruction.maps import ReconstructionFiles, write_reconstruction
-from dynamight_core.reconstruction.residual import (
-    cautious_fsc,
-    motion_coherence,
-    points_in_mask,
-    residual_motion,
-)
+from dynamight_core.reconstruction.modes import Modes
+from dynamight_core.reconstruction.residual import conservative_fsc, motion_coherence, points_in_mask, residual_motion
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run, record_stage
 
-# Particles of the other half that say when least squares ends.
+# Particles of the other half-set that decide when least squares stops.
 HELD_OUT = 100
-
-Say = Callable[[str], None]
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What `reconstruct_run` wrote.
+    """The result of `reconstruct_run`.
 
     Parameters
     ----------
     deformed
-        maps with motion corrected.
+        files of the maps with motion corrected.
     rigid
-        maps of the same particles without deformation, or None.
+        files of the maps of the same particles without deformation, or None.
     """
 
     deformed: ReconstructionFiles
@@ -73,7 +65,7 @@ class Reconstruction:
 
 
 def invert_run(run: Run, options: InvertOptions, reporter: Reporter = PRINT) -> tuple[InverseReport, InverseReport]:
-    """Train the inverse field of both halves on their own particles (paper, Methods); write RUN/half?/inverse.*.
+    """Train the inverse field of each half-set on its own particles (paper, Methods); write RUN/half?/inverse.*.
 
     Parameters
     ----------
@@ -82,7 +74,7 @@ def invert_run(run: Run, options: InvertOptions, reporter: Reporter = PRINT) -> 
     options
         of the fit.
     reporter
-        takes lines for the user, and progress.
+        receives messages and progress.
     """
     device = choose_device(options.device)
     reports = []
@@ -97,19 +89,18 @@ def invert_run(run: Run, options: InvertOptions, reporter: Reporter = PRINT) -> 
         with atomic_path(inverse_path(run, half).with_suffix(".json")) as path:
             path.write_text(json.dumps(asdict(report)))
         reporter.say(
-            f"Half {half}: the inverse field errs by {report.on_gaussians:.2f} A rms on the Gaussians and "
-            f"{report.off_gaussians:.2f} A between them, where motion is {report.motion:.2f} A rms."
+            f"Half-set {half}: the inverse field has an error of {report.on_gaussians:.2f} A rms at the Gaussians and "
+            f"{report.off_gaussians:.2f} A between them; the motion is {report.motion:.2f} A rms."
         )
         reports.append(report)
     record_stage(run, "invert", options)
-    return tuple(reports)
+    return reports[0], reports[1]
 
 
 def reconstruct_run(run: Run, options: ReconstructOptions, reporter: Reporter = PRINT) -> Reconstruction:
     """Reconstruct both half-maps, each from its own particles with its own decoder, and write RUN/reconstruction.
 
-    The maps are in the frame of the consensus map, or of the conformation asked for, in the particles' box and
-    pixel size.
+    The maps have the particles' box and pixel size, and the frame of the consensus map or of `options.conformation`.
 
     Parameters
     ----------
@@ -118,7 +109,7 @@ def reconstruct_run(run: Run, options: ReconstructOptions, reporter: Reporter = 
     options
         of the reconstruction.
     reporter
-        takes lines for the user, and progress.
+        receives messages and progress.
 
     Raises
     ------
@@ -131,13 +122,13 @@ def reconstruct_run(run: Run, options: ReconstructOptions, reporter: Reporter = 
     motionless, in_frame = options.shrink and not supported(run), options.conformation == "reference"
     if motionless and not in_frame:
         raise InputError(
-            f"--conformation is '{options.conformation}', but the images do not support the motions of {run.path} and "
-            "none is used; give reference, or --no-shrink for the motions as they were learned"
+            f"--conformation is '{options.conformation}', but motion is not supported in {run.path} and not applied; "
+            "use reference, or --no-shrink to apply the motion as learned"
         )
     gaussians = model_points(run, [half_conformation(run, half, options.conformation, "cpu") for half in (1, 2)])
     mask = None if options.mask is None else read_mask("--mask", options.mask, run, gaussians, reporter)
     regions = read_regions(options.regions, run, gaussians)
-    # The run's particles may be binned otherwise than when it was trained.
+    # The particles may be binned differently than in the training.
     consensus = resample_volume(torch.from_numpy(read_map(run.config.inputs.map)[0]), particles.box)
     images = FullImages(run, device)
     check_memory(images.box, images.device, options)
@@ -147,28 +138,28 @@ def reconstruct_run(run: Run, options: ReconstructOptions, reporter: Reporter = 
 
     if motionless:
         reporter.say(
-            "The images do not support the motions of this run: the maps are made without them. With --no-shrink they "
-            "are made with what was learned."
+            "Motion is not supported in this run: the maps are reconstructed without it. Use --no-shrink to apply the "
+            "motion as learned."
         )
     sums = _HalfSums.of(run, options, images, reporter)
     method = options.method
     if method == "auto":
         method = choose_method(sums.views_are_missing, images.box, images.device, options, reporter)
-    shares = options.regularisation
-    first = sums.backprojected(LEAST_SHARE if shares is None else shares)
+    regularisation: torch.Tensor | float | None = options.regularisation
+    first = sums.backprojected(MIN_REGULARISATION if regularisation is None else regularisation)
     if mask is None:
         mask = soft_mask((first[0] + first[1]) / 2, particles.pixel_size)
-    if shares is None:
+    if regularisation is None:
         fsc = half_map_fsc(*first, mask, options.seed).corrected
-        shares = shares_from_fsc(fsc)[: images.box // 2 + 1]
+        regularisation = noise_to_signal(fsc)[: images.box // 2 + 1]
 
     judged = _Judgement(run, options, mask, regions, model_map(run, gaussians), consensus, sums.modes)
-    # Rigid maps of an earlier reconstruction would be compared in another mask.
+    # Rigid maps of an earlier reconstruction may have another mask.
     shutil.rmtree(folder / "rigid", ignore_errors=True)
     columns, written = {}, {}
-    # The deformed maps last: whoever finds them finds the rigid ones beside them.
+    # The deformed maps last: when they exist, the rigid ones are complete.
     for deformed in (False, True) if rigid else (True,):
-        pair = sums.maps(method, shares, deformed)
+        pair = sums.maps(method, regularisation, deformed)
         columns[deformed] = judged.columns(pair, deformed)
         to = folder if deformed else folder / "rigid"
         written[deformed] = judged.write(to, pair, columns[deformed], deformed)
@@ -182,29 +173,37 @@ def reconstruct_run(run: Run, options: ReconstructOptions, reporter: Reporter = 
 
 
 class _HalfSums:
-    """What the particles of both halves add up to, and the maps that follow from it.
+    """The sums over the particles of both half-sets, and the maps solved from them.
 
     Parameters
     ----------
     run, options
         of the reconstruction.
     halves
-        the sums of each half.
+        the sums of each half-set.
     modes
-        of each half, its motion as far as it is used.
+        of each half-set, the motion that is applied.
     views_are_missing
-        whether a cone of directions is missing in a half.
+        whether a cone of directions is missing in a half-set.
     reporter
-        takes lines for the user, and progress.
+        receives messages and progress.
     """
 
-    def __init__(self, run, options, halves, modes, views_are_missing, reporter: Reporter):
+    def __init__(
+        self,
+        run: Run,
+        options: ReconstructOptions,
+        halves: list[HalfReconstruction],
+        modes: list[Modes],
+        views_are_missing: bool,
+        reporter: Reporter,
+    ):
         self.run, self.options, self.halves, self.modes = run, options, halves, modes
         self.views_are_missing, self._reporter = views_are_missing, reporter
 
     @classmethod
     def of(cls, run: Run, options: ReconstructOptions, images: FullImages, reporter: Reporter) -> "_HalfSums":
-        """Read each half's particles once and add them up where its motion puts them."""
+        """Read the particles of each half-set once and sum them through its motion."""
         halves, used, missing, weights = [], [], [], images.noise_weights(options.seed)
         for half in (1, 2):
             modes, support = half_modes(run, half, images, options)
@@ -213,31 +212,32 @@ class _HalfSums:
             used.append(modes)
             modes, points = in_conformation(run, half, modes, options.conformation, images.pixel_size)
             region = deforming_region(points, images.box, images.pixel_size, options.region_radius)
-            progress = reporter.step(f"reconstructing, half {half}")
-            blur = None if not options.error_weights else torch.tensor(run.table["dynMotionError"].to_numpy())
+            errors = torch.tensor(run.table["dynMotionError"].to_numpy()) if options.error_weights else None
             summed = HalfReconstruction.of(
-                images.data(weights, blur),
+                images.data(weights, errors),
                 torch.where(run.halves == half)[0],
                 modes,
                 region,
                 options.batch_size,
-                progress,
+                reporter.step(f"reconstructing, half {half}"),
                 available_memory() // 4,
             )
             halves.append(summed)
             missing.append(check_views(summed.denominator, half, images.pixel_size, reporter))
         return cls(run, options, halves, used, any(missing), reporter)
 
-    def maps(self, method: str, shares, deformed: bool) -> list[torch.Tensor]:
-        """Return both half-maps in the particles' box, with motion undone or rigid."""
+    def maps(
+        self, method: str, regularisation: torch.Tensor | float, deformed: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return both half-maps in the particles' box, with motion corrected or rigid."""
         if method == "wbp":
-            return self.backprojected(shares, deformed)
+            return self.backprojected(regularisation, deformed)
         maps = []
         for number, half in enumerate(self.halves, 1):
             name = "least squares" if deformed else "rigid least squares"
             others = torch.where(self.run.halves != number)[0]
             volume, solution = half.least_squares(
-                shares,
+                regularisation,
                 others[:: max(1, len(others) // HELD_OUT)],
                 deformed,
                 self.options.steps,
@@ -245,44 +245,56 @@ class _HalfSums:
                 self._reporter.step(f"{name}, half {number}"),
             )
             self._reporter.say(
-                f"Half {number}, {name}: {solution.steps} steps until held-out images were explained no better."
+                f"Half-set {number}, {name}: {solution.steps} steps improved the fit to held-out images."
             )
-            maps.append(self._grown(volume))
-        return maps
+            maps.append(self._resampled(volume))
+        return maps[0], maps[1]
 
-    def backprojected(self, shares, deformed: bool = True) -> list[torch.Tensor]:
+    def backprojected(
+        self, regularisation: torch.Tensor | float, deformed: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return both half-maps by weighted backprojection, in the particles' box."""
-        return [self._grown(half.backprojected(shares, deformed)) for half in self.halves]
+        first, second = (self._resampled(half.backprojected(regularisation, deformed)) for half in self.halves)
+        return first, second
 
-    def _grown(self, volume: torch.Tensor) -> torch.Tensor:
+    def _resampled(self, volume: torch.Tensor) -> torch.Tensor:
         return resample_volume(volume.cpu(), self.run.particles.box)
 
 
 class _Judgement:
-    """The curves by which maps are judged, in one mask and in regions, and how maps are written with them.
+    """Computes FSC curves in the mask and in regions, and writes maps with them.
 
     Parameters
     ----------
     run, options
         of the reconstruction.
     mask, regions
-        in the particles' box; the latter by name.
+        in the particles' box; regions by name.
     model, consensus
         map of the Gaussian model in the frame of the maps, and the consensus map, in the particles' box.
     modes
-        of each half, its motion as far as it is used.
+        of each half-set, the motion that is applied.
     """
 
-    def __init__(self, run, options, mask, regions: dict[str, torch.Tensor], model, consensus, modes):
+    def __init__(
+        self,
+        run: Run,
+        options: ReconstructOptions,
+        mask: torch.Tensor,
+        regions: dict[str, torch.Tensor],
+        model: torch.Tensor,
+        consensus: torch.Tensor,
+        modes: list[Modes],
+    ):
         self._run, self._options, self._mask, self.regions = run, options, mask, regions
         self._model, self._modes = model, modes
         self._deviations = {name: fsc_deviation(volume) for name, volume in regions.items()}
         self.with_consensus = fourier_shell_correlation(model, consensus, mask)
-        # Only in the frame of the consensus is it known where the halves' motions leave a point.
+        # Residual motion is known in the consensus frame only.
         self.in_frame = options.conformation == "reference"
 
-    def columns(self, pair: list[torch.Tensor], deformed: bool) -> dict[str, torch.Tensor]:
-        """Return curves of a pair of half-maps beside those of RELION, by their column of fsc.star."""
+    def columns(self, pair: tuple[torch.Tensor, torch.Tensor], deformed: bool) -> dict[str, torch.Tensor]:
+        """Return further columns of fsc.star for two half-maps."""
         average = (pair[0] + pair[1]) / 2
         named = {
             "dynModelConsensus": self.with_consensus,
@@ -290,17 +302,17 @@ class _Judgement:
         }
         for name, volume in self.regions.items():
             found = half_map_fsc(*pair, volume, self._options.seed)
-            error, left = found.standard_error(self._deviations[name]), self._coherence(volume, deformed)
+            error, coherence = found.standard_error(self._deviations[name]), self._coherence(volume, deformed)
             named[f"dynRegion_{name}"] = found.corrected
-            named[f"dynRegionAtLeast_{name}"] = cautious_fsc(found.corrected, error, left)
+            named[f"dynRegionAtLeast_{name}"] = conservative_fsc(found.corrected, error, coherence)
             named[f"dynRegionModel_{name}"] = fourier_shell_correlation(self._model, average, volume)
         return named
 
-    def write(self, to: Path, pair: list[torch.Tensor], columns: dict, deformed: bool) -> ReconstructionFiles:
-        """Write a pair of half-maps and what follows from them to a folder."""
+    def write(
+        self, to: Path, pair: tuple[torch.Tensor, torch.Tensor], columns: dict[str, torch.Tensor], deformed: bool
+    ) -> ReconstructionFiles:
+        """Write two half-maps and what follows from them to a folder, with the header origin of the consensus map."""
         run, options = self._run, self._options
-        # Maps lie where the consensus does, for programs that go by headers.
-        origin = header_origin(run.config.inputs.map)
         return write_reconstruction(
             to,
             *pair,
@@ -310,59 +322,55 @@ class _Judgement:
             options.seed,
             options.b_factor,
             options.local_resolution,
-            origin,
+            header_origin(run.config.inputs.map).tolist(),
             self._coherence(self._mask, deformed),
         )
 
     def _coherence(self, volume: torch.Tensor, deformed: bool) -> torch.Tensor | None:
-        """Return what the motion that was not undone leaves of a mask's Fourier coefficients, or None if unknown."""
+        """Return the `motion_coherence` in a mask, or None if it is unknown."""
         run, options = self._run, self._options
         points, weights = points_in_mask(run, volume, run.particles.pixel_size, options.seed)
         if not self.in_frame or not len(points):
             return None
-        left = [
+        residuals = [
             residual_motion(run, half, self._modes[half - 1] if deformed else None, points, options.seed)
             for half in (1, 2)
         ]
-        return motion_coherence(torch.cat(left), weights, run.particles.box, run.particles.pixel_size)
+        return motion_coherence(torch.cat(residuals), weights, run.particles.box, run.particles.pixel_size)
 
 
 def _outcome(
-    run: Run, judged: _Judgement, written: dict[bool, ReconstructionFiles], columns: dict[bool, dict]
+    run: Run,
+    judged: _Judgement,
+    written: dict[bool, ReconstructionFiles],
+    columns: dict[bool, dict[str, torch.Tensor]],
 ) -> list[str]:
-    """Return what was reached, in lines for the user; `written` and `columns` are by whether motion is undone."""
-    before = f", {_claim(written[False])} without deformation (same method and mask)" if False in written else ""
-    lines = [f"Resolution at FSC 0.143: {_claim(written[True])} with motion corrected{before}."]
-    undone = (
-        "with the motion counted that was not undone, which blurs both half-maps alike and does not show in them, and "
-        if judged.in_frame
-        else ""
-    )
-    lines.append(f"In brackets, what one may rely on: {undone}with a standard error of the FSC in the mask taken off.")
+    """Return the result in lines for the user; the keys of `written` and `columns` are whether motion is corrected."""
+    files, without = written[True], ""
+    if False in written:
+        without = f", {_resolutions(written[False])} without deformation (same method and mask)"
+    residual = "residual motion and " if judged.in_frame else ""
+    lines = [
+        f"Resolution at FSC 0.143: {_resolutions(files)} with motion corrected{without}.",
+        f"In parentheses: a conservative estimate that includes {residual}one standard error of the FSC.",
+    ]
+    box, pixel_size = run.particles.box, run.particles.pixel_size
     for name in judged.regions:
         text = {
-            deformed: f"{_ends(found[f'dynRegion_{name}'], run.particles):.1f} A "
-            f"({_ends(found[f'dynRegionAtLeast_{name}'], run.particles):.1f} A)"
+            deformed: f"{resolution_at(found[f'dynRegion_{name}'], box, pixel_size):.1f} A "
+            f"({resolution_at(found[f'dynRegionAtLeast_{name}'], box, pixel_size):.1f} A)"
             for deformed, found in columns.items()
         }
         lines.append(f"In {name}: {text[True]}" + (f", {text[False]} without deformation." if False in text else "."))
-    files, after = written[True], columns[True]["dynModelMap"]
-    lines.append(
-        f"Gaussian model and consensus agree to FSC {float(judged.with_consensus[1:].mean()):.3f} (mean over "
-        f"shells), model and final map to {float(after[1:].mean()):.3f}."
-    )
-    lines.append(
+    return [
+        *lines,
+        f"Mean FSC of the Gaussian model with the consensus {float(judged.with_consensus[1:].mean()):.3f}, with the "
+        f"final map {float(columns[True]['dynModelMap'][1:].mean()):.3f}.",
         f"The maps are in {files.final.parent}: map.mrc, map_sharpened.mrc (B-factor {files.b_factor:.0f} A^2), "
-        "half1_unfil.mrc, half2_unfil.mrc, mask.mrc and fsc.star."
-    )
-    return lines
+        "half1_unfil.mrc, half2_unfil.mrc, mask.mrc and fsc.star.",
+    ]
 
 
-def _ends(curve: torch.Tensor, particles) -> float:
-    """Return the resolution (A) of an FSC curve of maps in the particles' box."""
-    return resolution_at(curve, particles.box, particles.pixel_size)
-
-
-def _claim(files: ReconstructionFiles) -> str:
-    """Return the resolution of maps in words, in brackets what it is at least."""
-    return f"{files.resolution:.1f} A ({files.resolution_at_least:.1f} A)"
+def _resolutions(files: ReconstructionFiles) -> str:
+    """Return the resolution of maps, with the conservative one in parentheses."""
+    return f"{files.resolution:.1f} A ({files.conservative_resolution:.1f} A)"

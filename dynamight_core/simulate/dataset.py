@@ -1,4 +1,4 @@
-"""Simulated data sets: particle images with known motion, the consensus map, and the truth."""
+"""Simulated data sets: particle images with known motion, consensus maps, and the truth."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ from dynamight_core.simulate.truth import Truth
 
 BATCH = 100
 MEASURED = DATA / "empiar10180.npz"
-# Voltage (kV), Cs (mm), amplitude contrast, beam tilt (mrad): different enough to matter at 6 A.
+# Voltage (kV), Cs (mm), amplitude contrast, beam tilt (mrad); the differences matter at 6 A.
 OPTICS = [
     (300.0, 2.7, 0.10, (0.0, 0.0)),
     (200.0, 2.7, 0.07, (2.0, -1.0)),
@@ -64,17 +64,17 @@ def simulate(
 ) -> SimulatedFiles:
     """Simulate particle images and write them with their metadata, consensus maps and truth.
 
-    Images are white on black with noise of unit variance and zero mean around the particle.
+    Particles are white; noise has a mean of 0 and a variance of 1.
 
     Parameters
     ----------
     options
-        what to simulate.
+        of the simulation.
     out
-        folder to write particles.star, particles.mrcs, consensus.mrc, consensus_half1.mrc, consensus_half2.mrc and
-        truth.npz to; made if missing.
+        folder of particles.star, particles.mrcs, consensus.mrc, consensus_half1.mrc, consensus_half2.mrc and truth.npz;
+        created if missing.
     progress
-        called with the particles done and the particles in all.
+        called with the number of particles done and of all particles.
 
     Raises
     ------
@@ -117,8 +117,8 @@ def simulate(
 
 
 def make_molecule(options: SimulateOptions) -> Molecule:
-    """Return the molecule that the options name; hinges are drawn with their seed."""
-    # Atoms as sharp as the sampling can show keep signal up to Nyquist.
+    """Return the molecule of the options; hinges are packed at random with their seed."""
+    # As sharp as the sampling allows: signal up to Nyquist.
     sigma = 0.75 * options.pixel_size
     if options.molecule == "hinge":
         return hinge_molecule(options.seed, atom_sigma=sigma)
@@ -128,14 +128,14 @@ def make_molecule(options: SimulateOptions) -> Molecule:
         return igg_molecule(atom_sigma=sigma)
     if options.selection is None or options.axis is None:
         raise InputError(
-            f"--molecule is {options.molecule}; give --selection (the atoms that move) and --axis (two atoms), or "
+            f"--molecule is {options.molecule}; set --selection (the atoms that move) and --axis (two atoms), or "
             "choose hinge, two-hinges or igg"
         )
     return atomic_molecule(options.molecule, options.selection, options.axis, atom_sigma=sigma)
 
 
 def draw_truth(options: SimulateOptions, generator: torch.Generator) -> tuple[Truth, torch.Tensor]:
-    """Draw what is true of every particle; returns it (scale 1) and the (p,) optics groups, from 0."""
+    """Draw the truth of every particle (with scale 1) and its (p,) optics group, from 0."""
     n = options.particles
     molecule = make_molecule(options)
     default = 40.0 if options.molecule == "igg" else 20.0
@@ -145,7 +145,7 @@ def draw_truth(options: SimulateOptions, generator: torch.Generator) -> tuple[Tr
     if diameter > options.box * options.pixel_size:
         raise InputError(
             f"the molecule needs a box of {diameter:.0f} A, but --box {options.box} at --pixel-size "
-            f"{options.pixel_size:g} is {options.box * options.pixel_size:.0f} A; enlarge one of them"
+            f"{options.pixel_size:g} is {options.box * options.pixel_size:.0f} A; increase one of them"
         )
 
     with np.load(MEASURED) as data:
@@ -153,7 +153,7 @@ def draw_truth(options: SimulateOptions, generator: torch.Generator) -> tuple[Tr
     rows = torch.randint(len(measured["rot"]), (n,), generator=generator)
     euler = random_rotations(n, generator)
     if options.cone < 90:
-        # Uniform in the cosine, from the pole that each view is on.
+        # Uniform in the cosine, from the nearer pole.
         cosine = euler[:, 1].cos()
         depth = (1 - cosine.abs()) * (1 - np.cos(np.deg2rad(options.cone)))
         euler[:, 1] = torch.arccos(cosine.sign() * (1 - depth))
@@ -223,7 +223,7 @@ def unit_noise_power(power: torch.Tensor, box: int) -> torch.Tensor:
     curve = torch.tensor(np.interp(shells, np.linspace(0, 1, len(power)), power.numpy()), dtype=torch.float32)
     plane = expand_shells(curve, box)
     everywhere = torch.ones(box, box // 2 + 1)
-    # Corners beyond Nyquist carry noise too: the mean runs over the whole plane.
+    # The mean includes the corners beyond Nyquist, which have noise too.
     counts = shell_sums(everywhere, box)
     corners = box**2 - counts.sum()
     mean = (shell_sums(plane, box).sum() + corners * curve[-1]) / box**2
@@ -231,7 +231,7 @@ def unit_noise_power(power: torch.Tensor, box: int) -> torch.Tensor:
 
 
 def signal_scale(truth: Truth) -> float:
-    """Return the grey value per unit weight that gives the data set its SNR, the noise variance being 1."""
+    """Return the grey value per unit weight for the SNR of the data set at a noise variance of 1."""
     coordinates = pixel_axis(truth.box) * truth.pixel_size
     disc = torch.hypot(coordinates[:, None], coordinates[None]) <= truth.particle_diameter / 2
     variances = []
@@ -242,7 +242,7 @@ def signal_scale(truth: Truth) -> float:
 
 
 def noisy_images(truth: Truth, indices: slice, generator: torch.Generator) -> torch.Tensor:
-    """Return (b, box, box) images: the clean ones plus noise of the truth's spectrum."""
+    """Return (b, box, box) images: clean images plus noise with the spectrum of the truth."""
     clean = truth.clean_transforms(indices)
     noise = image_to_fourier(torch.randn(len(clean), truth.box, truth.box, generator=generator))
     noise = noise * expand_shells(truth.noise_power, truth.box).sqrt()
@@ -250,12 +250,12 @@ def noisy_images(truth: Truth, indices: slice, generator: torch.Generator) -> to
 
 
 def _new_stack(path: Path, options: SimulateOptions) -> mrcfile.mrcmemmap.MrcMemmap:
-    """Open a new image stack, memory-mapped: large data sets need not fit in memory."""
+    """Open a new memory-mapped image stack."""
     shape = (options.particles, options.box, options.box)
     stack = mrcfile.new_mmap(path, shape=shape, mrc_mode=12 if options.float16 else 2)
     stack.set_image_stack()
     stack.voxel_size = options.pixel_size
-    # mrcfile's label holds the time of day; the same seed must give the same bytes.
+    # Without mrcfile's label, which has the time, the same seed gives the same bytes.
     stack.header.label[0] = "simulated particle images"
     return stack
 
@@ -264,7 +264,7 @@ def write_star(path: Path, truth: Truth, groups: torch.Tensor, stack: str) -> No
     """Write RELION's particles.star with an optics table; images are `index@stack`, relative to the STAR file."""
     ctf = truth.ctf
     first = [int((groups == group).nonzero()[0]) for group in groups.unique()]
-    # Groups that no particle drew are left out, and numbers have no gaps.
+    # Groups without particles are omitted, and numbers have no gaps.
     numbers = torch.unique(groups, return_inverse=True)[1] + 1
     optics = pd.DataFrame(
         {
@@ -305,7 +305,7 @@ def write_star(path: Path, truth: Truth, groups: torch.Tensor, stack: str) -> No
         }
     )
     text = starfile.to_string({"optics": optics, "particles": particles}, float_format="%.6f")
-    # starfile's first line holds the time of day; the same seed must give the same bytes.
+    # The first line that starfile writes has the time; without it, the same seed gives the same bytes.
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     with atomic_path(path) as temporary:
         temporary.write_text("\n".join(lines).strip() + "\n")

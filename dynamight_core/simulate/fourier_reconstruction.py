@@ -1,7 +1,7 @@
-"""Homogeneous reconstruction by central-slice insertion, the consensus map that a refinement would give.
+"""Homogeneous reconstruction by central-slice insertion: the consensus map of a refinement.
 
-Slices are inserted by torch-fourier-slice, which shares nothing with `dynamight_core.imaging.projector`: the
-result is an independent check of the real-space back-projector.
+Slices are inserted by torch-fourier-slice, which is independent of `dynamight_core.imaging.projector`; the result
+therefore checks the backprojection in real space.
 """
 
 from collections.abc import Callable
@@ -24,9 +24,9 @@ Images = torch.Tensor | Callable[[slice], torch.Tensor]
 
 
 class FourierReconstruction:
-    """Accumulates particle images in Fourier space and gives the volume on request.
+    """Sums of particle images in Fourier space, and their volume.
 
-    Images are padded, so that trilinear insertion errs little; the volume is divided by the transform of the
+    Images are padded to reduce the error of trilinear insertion, and the volume is divided by the transform of the
     interpolation kernel.
 
     Parameters
@@ -36,7 +36,7 @@ class FourierReconstruction:
     pixel_size
         A.
     padding
-        integer factor of the grid that slices are inserted into.
+        integer factor of the grid into which slices are inserted.
     """
 
     def __init__(self, box: int, pixel_size: float, padding: int = 2):
@@ -59,13 +59,13 @@ class FourierReconstruction:
         shifts
             (b, 2) rlnOriginX/YAngst in A: the particle's centre lies at box//2 - shift / pixel size.
         """
-        # Insertion takes 150 bytes for every value: few images at a time stay in the processor's cache.
+        # Insertion takes 150 bytes per value: a few images at a time fit in the processor's cache.
         chunk = max(1, 2**18 // (self.box * self.padding) ** 2)
         for start in range(0, len(images), chunk):
             part = slice(start, start + chunk)
             self._insert(images[part], ctf[part], angles[part], shifts[part])
 
-    def _insert(self, images, ctf, angles, shifts):
+    def _insert(self, images: torch.Tensor, ctf: CtfParameters, angles: torch.Tensor, shifts: torch.Tensor) -> None:
         grid = self.box * self.padding
         before = grid // 2 - self.box // 2
         after = grid - self.box - before
@@ -73,8 +73,7 @@ class FourierReconstruction:
         slices = slices * translation_phases(shifts / self.pixel_size, grid)
         transfer = evaluate_ctf(ctf, grid, self.pixel_size)
         channels = torch.stack([slices * transfer.conj(), (transfer.abs() ** 2).to(slices.dtype)], 1)
-        # A takes the volume to the image; a slice's coordinates return to the volume by the transpose, after the
-        # magnification matrix has taken them to the undistorted slice.
+        # The magnification takes coordinates to the undistorted slice, and the transpose of A from there to the volume.
         slice_to_volume = rotation_matrices(angles).transpose(1, 2)
         slice_to_volume[:, :, :2] = slice_to_volume[:, :, :2] @ ctf.magnification
         inserted, _ = insert_central_slices_rfft_3d_multichannel(
@@ -88,7 +87,7 @@ class FourierReconstruction:
         self.denominator += inserted[1].real
 
     def __add__(self, other: "FourierReconstruction") -> "FourierReconstruction":
-        """Return the reconstruction of both sets of images together."""
+        """Return the reconstruction of both sets of images."""
         out = FourierReconstruction(self.box, self.pixel_size, self.padding)
         out.numerator = self.numerator + other.numerator
         out.denominator = self.denominator + other.denominator
@@ -100,12 +99,12 @@ class FourierReconstruction:
         Parameters
         ----------
         floor
-            smallest denominator, as a fraction of its mean over the shell: directions that few particles see
-            are damped instead of amplified.
+            smallest denominator, as a fraction of its shell mean: directions with few particles are damped instead of
+            amplified.
         """
         grid = self.box * self.padding
         means = expand_shells(shell_means(self.denominator, grid, 3), grid, 3)
-        # Corners beyond Nyquist hold nothing.
+        # Corners beyond Nyquist are empty.
         denominator = torch.maximum(self.denominator, floor * means).clamp(min=1e-6)
         volume = fourier_to_volume(self.numerator / denominator, grid)
         start = grid // 2 - self.box // 2
@@ -131,7 +130,7 @@ def reconstruct_fourier(
     Parameters
     ----------
     images
-        (n, box, box), or a function that returns the images of a slice of particles.
+        (n, box, box), or a function that returns those of a slice of particles.
     ctf
         of n particles.
     angles

@@ -1,4 +1,4 @@
-"""Molecules with rigid domains that turn about known axes."""
+"""Molecules with rigid domains that rotate about known axes."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,10 +11,10 @@ from scipy.spatial.distance import cdist
 
 from dynamight_core.errors import InputError
 from dynamight_core.imaging.poses import axis_rotations
-from dynamight_core.structures import selected_atoms
+from dynamight_core.structures import read_structure, selected_atoms
 
 DATA = Path(__file__).parent / "data"
-# N, CA, C, CB and the side chain's centre: radius (A), angle ahead of CA (degrees), rise above CA (A).
+# N, CA, C, CB and centre of the side chain: radius (A), angle from CA (degrees), rise from CA (A).
 HELIX_RESIDUE = [
     (1.6, -28.0, -0.9),
     (2.3, 0.0, 0.0),
@@ -26,12 +26,12 @@ HELIX_RESIDUE = [
 
 @dataclass
 class Molecule:
-    """Atoms in rigid domains; domain 0 rests, domain d >= 1 turns about axis d - 1.
+    """Atoms in rigid domains; domain 0 is at rest, domain d >= 1 rotates about axis d - 1.
 
     Parameters
     ----------
     positions
-        (n, 3) A at angle 0, the origin at the centre of the box.
+        (n, 3) A at angle 0; the origin is the centre of the box.
     weights
         (n,) scattering weight of each atom.
     moving
@@ -39,7 +39,7 @@ class Molecule:
     axis_points
         (domains, 3) A, a point on each axis.
     axis_directions
-        (domains, 3) unit vectors; angles are right-handed about them.
+        (domains, 3) unit vectors; rotations are right-handed.
     atom_sigma
         A, width of the Gaussian that blurs every atom.
     """
@@ -60,7 +60,7 @@ class Molecule:
         return len(self.axis_points)
 
     def domain(self, label: int) -> "Molecule":
-        """Return the atoms of one domain alone."""
+        """Return the atoms of one domain."""
         chosen = self.moving == label
         return replace(self, positions=self.positions[chosen], weights=self.weights[chosen], moving=self.moving[chosen])
 
@@ -80,7 +80,7 @@ class Molecule:
         return self.move(self.positions, self.moving, angles)
 
     def move(self, points: torch.Tensor, labels: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-        """Turn (m, 3) points with the domains that (m,) labels name; `angles` as in `positions_at`."""
+        """Return the (b, m, 3) rotated points of the domains in (m,) labels; `angles` as in `positions_at`."""
         angles = torch.as_tensor(angles, dtype=torch.float32)
         angles = angles[:, None] if angles.ndim == 1 else angles
         moved = points.expand(len(angles), -1, -1).clone()
@@ -92,7 +92,7 @@ class Molecule:
         return moved
 
     def radius(self, motion_range: float) -> float:
-        """Return the distance (A) of the farthest atom from the origin, angles within +-`motion_range` radians."""
+        """Return the largest distance (A) of an atom from the origin, with angles within +-`motion_range` radians."""
         grid = torch.linspace(-motion_range, motion_range, 25)[:, None].expand(-1, self.n_domains)
         return float(self.positions_at(grid).norm(dim=-1).max())
 
@@ -100,16 +100,16 @@ class Molecule:
 def hinge_molecule(seed: int, n_atoms: int = 3000, atom_sigma: float = 2.0) -> Molecule:
     """Return a molecule of two ellipsoidal domains, the small one (20 % of the atoms) on a hinge.
 
-    The molecule is about 125 A long: the domains lie along x, the hinge runs along y through their junction. Both
-    are packed with rods like alpha helices (five pseudo-atoms a residue), and the rest of the pseudo-atoms fill
-    the gaps at random, so that the density has the contrast of a protein down to about 5 A and is no smooth blob.
+    The molecule is about 125 A long. The domains lie along x, and the hinge is along y through their junction. Both are
+    packed with rods like alpha helices (five pseudo-atoms per residue), and the other pseudo-atoms fill the gaps at
+    random, so that the density has the contrast of a protein to about 5 A.
 
     Parameters
     ----------
     seed
         of the packing.
     n_atoms
-        in all; ellipsoids keep the density of 3,000 atoms.
+        of the molecule; ellipsoids keep the density of 3,000 atoms.
     atom_sigma
         A.
     """
@@ -124,17 +124,17 @@ def hinge_molecule(seed: int, n_atoms: int = 3000, atom_sigma: float = 2.0) -> M
 
 
 def two_hinge_molecule(seed: int, n_atoms: int = 3000, atom_sigma: float = 2.0) -> Molecule:
-    """Return a molecule of a large domain and two small ones (6 % of the atoms each), each on a hinge of its own.
+    """Return a molecule of a large domain and two small ones (6 % of the atoms each) on hinges.
 
-    The small ones sit at both ends of the long axis, x, and turn about y and z through where they join: motions that
-    few particles hardly show. Packed as `hinge_molecule`.
+    The small ones are at both ends of the long axis, x, and rotate about y and z through their junctions: motions that
+    are hard to detect with few particles. They are packed as in `hinge_molecule`.
 
     Parameters
     ----------
     seed
         of the packing.
     n_atoms
-        in all; ellipsoids keep the density of 3,000 atoms.
+        of the molecule; ellipsoids keep the density of 3,000 atoms.
     atom_sigma
         A.
     """
@@ -150,8 +150,10 @@ def two_hinge_molecule(seed: int, n_atoms: int = 3000, atom_sigma: float = 2.0) 
     return _hinged(parts, [[junction, 0, 0], [-junction, 0, 0]], [[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], atom_sigma)
 
 
-def _hinged(parts: list[np.ndarray], junctions, directions, atom_sigma: float) -> Molecule:
-    """Return a molecule of (n, 3) parts, the first at rest and each other on a hinge, in the middle of the box."""
+def _hinged(
+    parts: list[np.ndarray], junctions: list[list[float]], directions: list[list[float]], atom_sigma: float
+) -> Molecule:
+    """Return a centred molecule of (n, 3) parts, the first at rest and each other on a hinge."""
     positions = np.concatenate(parts)
     centre = (positions.min(0) + positions.max(0)) / 2
     return Molecule(
@@ -185,7 +187,7 @@ def _packed_ellipsoid(semi_axes: np.ndarray, n: int, rng: np.random.Generator) -
         candidates = rng.uniform(-1, 1, (4 * n, 3)) * semi_axes
         candidates = candidates[((candidates / semi_axes) ** 2).sum(1) < 1]
         candidates = candidates[cKDTree(points).query(candidates)[0] > spacing]
-        # each candidate is kept unless an earlier one is nearer than the spacing
+        # Keep each candidate unless an earlier one is nearer than the spacing.
         later = {j for i, j in cKDTree(candidates).query_pairs(spacing)}
         kept = np.delete(candidates, sorted(later), 0)[: n - len(points)]
         points = np.concatenate([points, kept])
@@ -194,14 +196,14 @@ def _packed_ellipsoid(semi_axes: np.ndarray, n: int, rng: np.random.Generator) -
 
 
 def _helix(axis: np.ndarray, direction: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return five points a residue, backbone and side chain, around (residues, 3) points of a helix axis."""
+    """Return five points per residue, backbone and side chain, around (residues, 3) points of a helix axis."""
     u = np.cross(direction, _random_directions(1, rng)[0])
     u /= np.linalg.norm(u)
     v = np.cross(direction, u)
-    turn = np.deg2rad(100) * np.arange(len(axis)) + rng.uniform(0, 2 * np.pi)
+    phase = np.deg2rad(100) * np.arange(len(axis)) + rng.uniform(0, 2 * np.pi)
     points = []
     for radius, lead, rise in HELIX_RESIDUE:
-        angle = turn + np.deg2rad(lead)
+        angle = phase + np.deg2rad(lead)
         radial = np.cos(angle)[:, None] * u + np.sin(angle)[:, None] * v
         points.append(axis + rise * direction + radius * radial)
     return np.concatenate(points)
@@ -213,35 +215,35 @@ def _random_directions(n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def atomic_molecule(path: str | Path, selection: str, axis: tuple[str, str], atom_sigma: float = 2.0) -> Molecule:
-    """Return an atomic structure of which one part turns about the line through two of its atoms.
+    """Return an atomic structure, one part of which rotates about the line through two of its atoms.
 
-    The first model is taken, without hydrogens and waters; alternative locations beyond the first are dropped.
-    Weights are atomic numbers. Residues are counted as the file counts them (auth_seq_id and insertion codes).
+    It is the first model of the file without hydrogens, waters, and alternative locations after the first. Weights are
+    atomic numbers. Residue numbers are those of the file (auth_seq_id and insertion codes).
 
     Parameters
     ----------
     path
         of a PDB or mmCIF file, gzipped or not.
     selection
-        the atoms that turn: parts separated by blanks, each a chain ("L"), a range of residues in it ("H/1-213",
-        insertion codes within the range included), or a selection in gemmi's syntax ("/1/A/10-80",
-        "//B//CA[C]:*"), which begins with a slash.
+        the atoms that rotate: parts separated by spaces, each a chain ("L"), a range of its residues ("H/1-213",
+        including insertion codes), or a selection in gemmi's syntax ("/1/A/10-80", "//B//CA[C]:*"), which begins with a
+        slash.
     axis
         two atoms, each "chain/residue/atom" such as "H/213/CA"; an insertion code follows the number ("H/52A/CA").
-        Turning is right-handed about the direction from the first to the second.
+        Rotations are right-handed about the direction from the first to the second.
     atom_sigma
         A.
 
     Raises
     ------
     InputError
-        if the file cannot be read, or selection or axis do not fit it.
+        if the file cannot be read, or if selection or axis do not match it.
     """
-    structure = _read_structure(path)
+    structure = _read_molecule(path)
     model = structure[0]
     first, second = (_axis_atom(model, spec, path) for spec in axis)
     if np.allclose(first, second):
-        raise InputError(f"axis {axis[0]}, {axis[1]}: both atoms lie at one place; name two atoms of {path}")
+        raise InputError(f"axis {axis[0]}, {axis[1]}: both atoms have the same position; choose two atoms of {path}")
     moving = selected_atoms(structure, selection, path)
     atoms = [
         (atom.pos.tolist(), atom.element.atomic_number, (chain.name, str(residue.seqid), atom.name) in moving)
@@ -252,7 +254,9 @@ def atomic_molecule(path: str | Path, selection: str, axis: tuple[str, str], ato
     positions = np.array([atom[0] for atom in atoms])
     labels = torch.tensor([int(atom[2]) for atom in atoms])
     if labels.all():
-        raise InputError(f"selection {selection!r} moves all of {path}; name the part that turns against the rest")
+        raise InputError(
+            f"selection {selection!r} moves all of {path}; select the part that rotates relative to the rest"
+        )
     centre = (positions.min(0) + positions.max(0)) / 2
     direction = (second - first) / np.linalg.norm(second - first)
     return Molecule(
@@ -266,7 +270,7 @@ def atomic_molecule(path: str | Path, selection: str, axis: tuple[str, str], ato
 
 
 def igg_molecule(atom_sigma: float = 3.0) -> Molecule:
-    """Return the intact antibody 1HZH, of which one Fab turns as in CryoBench's IgG-1D.
+    """Return the intact antibody 1HZH, one Fab of which rotates as in CryoBench's IgG-1D.
 
     The Fab is chain H from residue 1 to 213 and chain L; the axis runs from CA of H213 to CA of H244. Residues are
     numbered as in the file, with its gaps and insertion codes (H52A, H82A ...).
@@ -274,33 +278,28 @@ def igg_molecule(atom_sigma: float = 3.0) -> Molecule:
     return atomic_molecule(DATA / "1hzh.pdb.gz", "H/1-213 L", ("H/213/CA", "H/244/CA"), atom_sigma)
 
 
-def _read_structure(path: str | Path) -> gemmi.Structure:
+def _read_molecule(path: str | Path) -> gemmi.Structure:
     """Read the first model of a structure without hydrogens, waters and alternative locations."""
     if not Path(path).exists():
-        raise InputError(f"molecule {path} does not exist; choose hinge, igg or the path of a PDB or mmCIF file")
-    try:
-        structure = gemmi.read_structure(str(path))
-    except (RuntimeError, ValueError, OSError) as error:
-        raise InputError(f"molecule {path} cannot be read ({error}); give a PDB or mmCIF file") from error
-    if not len(structure):
-        raise InputError(f"molecule {path} holds no atoms; give a PDB or mmCIF file")
+        raise InputError(f"molecule {path} does not exist; choose hinge, two-hinges, igg or a PDB or mmCIF file")
+    structure = read_structure(path)
     del structure[1:]
     structure.remove_alternative_conformations()
     structure.remove_hydrogens()
     structure.remove_waters()
     structure.remove_empty_chains()
-    # Chains in pieces (polymer, then ligands) become one chain, so that a name means one chain.
+    # Parts of a chain (polymer, ligands) become one chain, so that names are unique.
     structure.merge_chain_parts()
     if not len(structure) or not structure[0].count_atom_sites():
-        raise InputError(f"molecule {path} holds no atoms but water; give a PDB or mmCIF file")
+        raise InputError(f"molecule {path} contains no atoms except water; use another PDB or mmCIF file")
     return structure
 
 
 def _axis_atom(model: gemmi.Model, spec: str, path: str | Path) -> np.ndarray:
-    """Return the (3,) position of the atom that "chain/residue/atom" names."""
+    """Return the (3,) position of the atom "chain/residue/atom"."""
     parts = spec.split("/")
     if len(parts) != 3 or not all(parts):
-        raise InputError(f"axis atom {spec!r} is not understood; write chain/residue/atom, such as H/213/CA")
+        raise InputError(f"axis atom {spec!r} is not valid; use chain/residue/atom, such as H/213/CA")
     chain, number, name = parts
     matches = [
         atom
@@ -310,5 +309,5 @@ def _axis_atom(model: gemmi.Model, spec: str, path: str | Path) -> np.ndarray:
         if atom.name == name
     ]
     if not matches:
-        raise InputError(f"axis atom {spec!r} is not in {path}; write chain/residue/atom as the file numbers them")
+        raise InputError(f"axis atom {spec!r} is not in {path}; use chain/residue/atom with the numbers of the file")
     return np.array(matches[0].pos.tolist())

@@ -1,4 +1,4 @@
-"""What is true about a simulated data set: read from and written to truth.npz."""
+"""The truth of a simulated data set, in truth.npz."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -22,16 +22,18 @@ from dynamight_core.imaging.poses import rotation_matrices
 from dynamight_core.imaging.projector import Projector
 from dynamight_core.simulate.molecules import Molecule
 
+Indices = slice | torch.Tensor
+
 README = """\
 Truth of a simulated data set. Lengths in A, angles in degrees, points (x, y, z) with the origin at voxel box//2.
 n atoms, p particles in the order of particles.star, d moving domains.
 positions          (n, 3) atoms at angle 0
 weights            (n,) scattering weight of each atom
-moving             (n,) domain of each atom: 0 rests, k >= 1 turns about axis k - 1
+moving             (n,) domain of each atom: 0 is at rest, k >= 1 rotates about axis k - 1
 axis_points        (d, 3) a point on each axis
-axis_directions    (d, 3) unit vectors; turning is right-handed about them
+axis_directions    (d, 3) unit vectors; rotations are right-handed
 atom_sigma         standard deviation of the Gaussian that blurs every atom
-angles             (p, d) how far each domain has turned in each particle
+angles             (p, d) rotation of each domain in each particle
 euler              (p, 3) rot, tilt, psi of RELION
 origins            (p, 2) rlnOriginXAngst, rlnOriginYAngst
 half               (p,) rlnRandomSubset
@@ -44,6 +46,7 @@ ctf_*              (p, ...) CTF parameters (defocus in A, voltage in kV, Cs in m
 Atom j of particle i lies at c + R(angle) (positions[j] - c), with c = axis_points[moving[j] - 1] and R the
 rotation about axis_directions[moving[j] - 1]; atoms with moving = 0 stay at positions[j].
 """
+_MOLECULE = ("positions", "weights", "moving", "axis_points", "axis_directions")
 
 
 @dataclass
@@ -71,7 +74,7 @@ class Truth:
     noise_power
         (box//2+1,) power of the noise per shell; its mean over all frequencies is 1.
     snr
-        as asked.
+        of the data set.
     scale
         grey value per unit weight.
     """
@@ -92,17 +95,17 @@ class Truth:
     def __len__(self) -> int:
         return len(self.angles)
 
-    def positions(self, indices) -> torch.Tensor:
-        """Return the true positions (b, n, 3) A of all atoms in the particles `indices` (slice, mask or indices)."""
+    def positions(self, indices: Indices) -> torch.Tensor:
+        """Return the true (b, n, 3) positions (A) of all atoms in the particles `indices` (slice, mask or indices)."""
         return self.molecule.positions_at(self.angles[indices])
 
     def domains(self, points: torch.Tensor) -> torch.Tensor:
-        """Return the (m,) domain of (m, 3) points (A, at angle 0): that of the nearest atom."""
+        """Return the (m,) domains of the nearest atoms of (m, 3) points (A, at angle 0)."""
         nearest = cKDTree(self.molecule.positions.numpy()).query(torch.as_tensor(points).numpy())[1]
         return self.molecule.moving[nearest]
 
-    def displacements(self, points: torch.Tensor, indices) -> torch.Tensor:
-        """Return how points of the molecule at angle 0 move in given particles.
+    def displacements(self, points: torch.Tensor, indices: Indices) -> torch.Tensor:
+        """Return the true displacements of points of the molecule at angle 0.
 
         Parameters
         ----------
@@ -118,7 +121,7 @@ class Truth:
         """
         return self.molecule.move(points, self.domains(points), self.angles[indices]) - points
 
-    def project(self, indices, angles: torch.Tensor | None = None, domain: int | None = None) -> torch.Tensor:
+    def project(self, indices: Indices, angles: torch.Tensor | None = None, domain: int | None = None) -> torch.Tensor:
         """Return the transforms of particles before the CTF, unshifted.
 
         Parameters
@@ -128,7 +131,7 @@ class Truth:
         angles
             (b,) or (b, domains) radians instead of the true ones.
         domain
-            only the atoms of this domain, 0 for the resting one.
+            of the atoms to project, 0 for the one at rest; all if None.
 
         Returns
         -------
@@ -137,7 +140,7 @@ class Truth:
         """
         molecule, magnification = self.molecule, self.ctf.magnification[indices]
         matrices = rotation_matrices(self.euler[indices])[:, :2]
-        # The image holds frequency M k at k: its points are those of the undistorted image times M transposed.
+        # Frequency M k is at k in the image: points of the undistorted image are multiplied by the transpose of M.
         matrices = magnification.transpose(1, 2) @ matrices
         if domain is not None:
             molecule = molecule.domain(domain)
@@ -147,7 +150,7 @@ class Truth:
         blur = torch.exp(-2 * torch.pi**2 * molecule.atom_sigma**2 * frequency.square().sum(-1))
         return self.scale * blur * projector.project(positions, molecule.weights, matrices)
 
-    def clean_transforms(self, indices, angles: torch.Tensor | None = None) -> torch.Tensor:
+    def clean_transforms(self, indices: Indices, angles: torch.Tensor | None = None) -> torch.Tensor:
         """Return the transforms of noise-free particle images: `project`, shifted and times the CTF."""
         transforms = self.project(indices, angles)
         shifts = translation_phases(-self.origins[indices] / self.pixel_size, self.box)
@@ -156,14 +159,14 @@ class Truth:
     def true_map(
         self, angle: float | torch.Tensor = 0.0, box: int | None = None, pixel_size: float | None = None
     ) -> torch.Tensor:
-        """Return the map that a perfect reconstruction of one conformation would give, on its grey scale.
+        """Return the map of a perfect reconstruction of one conformation, on its grey scale.
 
         Parameters
         ----------
         angle
             radians: one number for all domains, or (b,) or (b, domains).
         box, pixel_size
-            of the map; those of the images if left out.
+            of the map; if None, of the images.
 
         Returns
         -------
@@ -175,12 +178,12 @@ class Truth:
         single = angles.ndim == 0
         angles = angles.expand(1, self.molecule.n_domains) if single else angles
         volumes = torch.stack([self._density(p, box, pixel_size) for p in self.molecule.positions_at(angles)])
-        # Sums over voxels along z are the images; a map of another pixel size keeps the grey values of this one.
+        # Sums along z are the images; grey values do not depend on the pixel size.
         volumes = volumes * (self.scale * (self.pixel_size / pixel_size) ** 3)
         return volumes[0] if single else volumes
 
     def _density(self, positions: torch.Tensor, box: int, pixel_size: float) -> torch.Tensor:
-        """Return the blurred atoms as a (box, box, box) density whose voxels sum to the weights' sum."""
+        """Return the blurred atoms as a (box, box, box) density whose sum is that of the weights."""
         frequency = frequencies_3d(box) / pixel_size
         fine = 2 * box
         points = to_voxels(positions, fine, pixel_size / 2)
@@ -188,11 +191,11 @@ class Truth:
         fraction = points - corner
         grid = torch.zeros(fine**3)
         for offset in torch.cartesian_prod(*[torch.arange(2)] * 3):
-            share = torch.where(offset.bool(), fraction, 1 - fraction).prod(-1)
+            part = torch.where(offset.bool(), fraction, 1 - fraction).prod(-1)
             index = corner.long() + offset
             inside = ((index >= 0) & (index < fine)).all(-1)
             flat = (index[:, 2] * fine + index[:, 1]) * fine + index[:, 0]
-            grid.index_add_(0, flat[inside], (share * self.molecule.weights)[inside])
+            grid.index_add_(0, flat[inside], (part * self.molecule.weights)[inside])
         transform = torch.fft.rfftn(torch.fft.ifftshift(grid.reshape(fine, fine, fine)))
         half = box // 2
         keep = torch.cat([torch.arange(box - half), torch.arange(fine - half, fine)])
@@ -214,13 +217,13 @@ class Truth:
         Parameters
         ----------
         label
-            domain, 0 for the resting one.
+            domain, 0 for the one at rest.
         box, pixel_size
-            of the mask; those of the images if left out.
+            of the mask; if None, of the images.
         soft_edge
             A, width of the raised-cosine edge outside `radius`.
         radius
-            A around each atom within which the mask is 1.
+            A around each atom, inside which the mask is 1.
 
         Returns
         -------
@@ -235,14 +238,9 @@ class Truth:
         return torch.tensor(mask.reshape(box, box, box), dtype=torch.float32)
 
     def save(self, path: str | Path) -> None:
-        """Write truth.npz; its entry `readme` documents the keys."""
+        """Write truth.npz; its key `readme` describes the others."""
         molecule = self.molecule
-        arrays = {
-            "positions": molecule.positions,
-            "weights": molecule.weights,
-            "moving": molecule.moving,
-            "axis_points": molecule.axis_points,
-            "axis_directions": molecule.axis_directions,
+        arrays = {name: getattr(molecule, name) for name in _MOLECULE} | {
             "angles": torch.rad2deg(self.angles),
             "euler": torch.rad2deg(self.euler),
             "origins": self.origins,
@@ -273,23 +271,18 @@ def load_truth(path: str | Path) -> Truth:
     Raises
     ------
     InputError
-        if the file is missing or is not one that `dynamight simulate` wrote.
+        if the file is missing or was not written by `dynamight simulate`.
     """
     try:
         with np.load(path, allow_pickle=False) as data:
             values = {name: torch.from_numpy(data[name]) for name in data.files if data[name].dtype.kind in "fi"}
     except FileNotFoundError as error:
-        raise InputError(f"truth {path} does not exist; give the truth.npz of a simulated data set") from error
+        raise InputError(f"truth {path} does not exist; use the truth.npz of a simulated data set") from error
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"truth {path} cannot be read ({error}); give the truth.npz of a simulated data set"
-        ) from error
+        raise InputError(f"truth {path} cannot be read ({error}); use the truth.npz of a simulated data set") from error
     try:
         ctf = CtfParameters(**{f.name: values[f"ctf_{f.name}"] for f in fields(CtfParameters)})
-        molecule = Molecule(
-            *(values[name] for name in ("positions", "weights", "moving", "axis_points", "axis_directions")),
-            atom_sigma=float(values["atom_sigma"]),
-        )
+        molecule = Molecule(**{name: values[name] for name in _MOLECULE}, atom_sigma=float(values["atom_sigma"]))
         return Truth(
             molecule=molecule,
             angles=torch.deg2rad(values["angles"]),
@@ -305,4 +298,4 @@ def load_truth(path: str | Path) -> Truth:
             scale=float(values["scale"]),
         )
     except KeyError as error:
-        raise InputError(f"truth {path} lacks {error}; give the truth.npz of a simulated data set") from error
+        raise InputError(f"truth {path} lacks {error}; use the truth.npz of a simulated data set") from error

@@ -1,4 +1,4 @@
-"""The atomic model of a run: read, placed in the consensus map, checked, and turned into a half's Gaussians."""
+"""The atomic model of a run: read, placed in the consensus map, checked, and converted to Gaussians."""
 
 import hashlib
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from dynamight_core.options import InputOptions, TrainOptions
 from dynamight_core.particles.metadata import Particles
 from dynamight_core.structures import ORIGIN_NAMES, zero_of_coordinates
 
-# A model of the molecule has at least this many Gaussians; one in this map at most this fraction outside the box.
+# Number of Gaussians of a molecule, and fraction of them outside the box.
 _MIN_GAUSSIANS, _MAX_OUTSIDE = 50, 0.1
 
 
@@ -27,11 +27,11 @@ class AtomicModel:
     Parameters
     ----------
     coarse
-        its Gaussians, origin at the centre of the box.
+        its Gaussians; the origin is the centre of the box.
     alignment
         of the model and the map before any fit.
     record
-        what the run's config.yaml keeps: file, checksum, origin, and the transform that --fit found.
+        for the run's config.yaml: file, checksum, origin, and the transform of --fit.
     """
 
     coarse: CoarseModel
@@ -39,43 +39,43 @@ class AtomicModel:
     record: dict
 
     def sentences(self) -> list[str]:
-        """Return what a user should know of it."""
+        """Return what the user should know about it."""
         coarse = self.coarse
         fitted = self.record["fit"]
         moved = (
             []
             if fitted is None
             else [
-                f"--fit turned the atomic model by {fitted['angle']:.1f} degrees and moved its Gaussians by "
-                f"{fitted['moved']:.1f} A rms: its correlation with the map went from "
+                f"--fit rotated the atomic model by {fitted['angle']:.1f} degrees and moved its Gaussians by "
+                f"{fitted['moved']:.1f} A rms; its correlation with the map changed from "
                 f"{self.alignment.correlation:.2f} to {self.alignment.fitted:.2f}"
             ]
         )
         return [
-            f"{self.record['file']}: {len(coarse.atom_numbers)} atoms became {len(coarse)} Gaussians; its coordinates "
-            f"count from the {ORIGIN_NAMES[self.record['origin']]} (--origin)",
+            f"{self.record['file']}: {len(coarse.atom_numbers)} atoms became {len(coarse)} Gaussians; coordinate "
+            f"origin: {ORIGIN_NAMES[self.record['origin']]} (--origin)",
             *coarse.notes,
             self.alignment.describe(),
             *moved,
         ]
 
     def write_fitted(self, path: Path) -> None:
-        """Write the model where --fit put it, in the coordinates of the file; nothing where nothing was fitted."""
+        """Write the model as moved by --fit, in the coordinates of the file; do nothing without a fit."""
         fit = self.record["fit"]
         if fit is not None:
             write_moved(self.record["file"], np.array(fit["rotation"]), np.array(fit["shift"]), path)
 
     def gaussians(self, volume: torch.Tensor, pixel_size: float, generator: torch.Generator) -> GaussianModel:
-        """Return Gaussians at the model's places, with its amplitudes and edges; scale and width fitted to a map.
+        """Return Gaussians with the model's positions, amplitudes and edges, and scale and width fitted to a map.
 
         Parameters
         ----------
         volume
-            (box, box, box), filtered as wanted and zero in the solvent.
+            (box, box, box), filtered, and zero in the solvent.
         pixel_size
             A.
         generator
-            of what is drawn at random.
+            of the composition weights.
         """
         coarse = self.coarse
         positions = torch.from_numpy(coarse.positions.astype(np.float32))
@@ -88,16 +88,16 @@ class AtomicModel:
 def read_atomic_model(
     inputs: InputOptions, options: TrainOptions, particles: Particles, volume: torch.Tensor, region: MolecularRegion
 ) -> AtomicModel | None:
-    """Return the atomic model that the inputs name, checked against the consensus map and fitted if asked for; or None.
+    """Return the atomic model of `--atomic-model`, checked against the consensus map and fitted by `--fit`; or None.
 
     Parameters
     ----------
     inputs, options
         of the training.
     particles
-        whose box the map has.
+        with the box of the map.
     volume, region
-        consensus map and where the molecule is in it.
+        consensus map and the molecule in it.
 
     Raises
     ------
@@ -110,11 +110,11 @@ def read_atomic_model(
     if options.width_classes > 1:
         raise InputError(
             f"--width-classes is {options.width_classes}, but the Gaussians of --atomic-model have the amplitudes of "
-            "their atoms and one width; leave it at 1"
+            "their atoms and one width; set it to 1"
         )
     coarse = coarse_grain(path)
     if len(coarse) < _MIN_GAUSSIANS:
-        raise InputError(f"model {path} gives {len(coarse)} Gaussians; give the model of the whole molecule")
+        raise InputError(f"model {path} has only {len(coarse)} Gaussians; use a model of the whole molecule")
     origin, offset = zero_of_coordinates(
         coarse.positions, inputs.origin, inputs.map, particles.box, particles.pixel_size
     )
@@ -122,8 +122,8 @@ def read_atomic_model(
     extent = particles.box * particles.pixel_size
     if (np.abs(coarse.positions) > extent / 2).any(1).mean() > _MAX_OUTSIDE:
         raise InputError(
-            f"the atomic model {path} lies outside the box of {extent:.0f} A, its centre "
-            f"{np.linalg.norm(coarse.positions.mean(0)):.0f} A from the box's; fit it to {inputs.map}, or give --origin"
+            f"the atomic model {path} lies outside the box of {extent:.0f} A, with its centre "
+            f"{np.linalg.norm(coarse.positions.mean(0)):.0f} A from the box's; fit it to {inputs.map}, or set --origin"
         )
     alignment = align(coarse.positions, coarse.amplitudes, volume, region.mask, particles.pixel_size, options.seed)
     fit = None

@@ -1,4 +1,4 @@
-"""Build what trains: the images in memory, each half's model, and its trainer."""
+"""Build the images in memory, and the model and trainer of each half-set."""
 
 from functools import partial
 from pathlib import Path
@@ -17,12 +17,12 @@ from dynamight_core.training.fit import fit_gaussians, match_grey_scale
 from dynamight_core.training.half import HalfTrainer
 from dynamight_core.training.read import Prepared
 
-# Standard deviations of a chance correlation within which images and map may not belong together.
+# Correlation of images and map that could be chance, standard deviations.
 _CHANCE = 5
 
 
 def load_images(prepared: Prepared, device: torch.device, folder: Path, reporter: Reporter) -> TrainingImages:
-    """Read all images once, prepare them at the working box and keep them."""
+    """Read all images once, and keep them prepared at the working box."""
     reader = ImageReader(prepared.particles)
     preprocessing = prepared.preprocessing(mask=False).with_set_noise(reader, prepared.options.seed)
     progress = reporter.step("reading images")
@@ -32,10 +32,10 @@ def load_images(prepared: Prepared, device: torch.device, folder: Path, reporter
 
 
 def build_model(prepared: Prepared, gaussians: GaussianModel, half: int, device: torch.device) -> HalfModel:
-    """Return the untrained model of a half about its Gaussians."""
+    """Return the untrained model of a half-set with these Gaussians."""
     options = prepared.options
     diameter = prepared.inputs.particle_diameter or 0.9 * prepared.particles.box * prepared.particles.pixel_size
-    # The networks draw their weights from the global generator.
+    # Networks initialise their weights with the global generator.
     torch.manual_seed(options.seed * 10 + half)
     return HalfModel(
         gaussians,
@@ -52,7 +52,7 @@ def build_model(prepared: Prepared, gaussians: GaussianModel, half: int, device:
 def build_trainers(
     prepared: Prepared, data: TrainingImages, previous: PreviousRun | None, reporter: Reporter
 ) -> tuple[HalfTrainer, HalfTrainer]:
-    """Return the trainers of both halves, from the map or from the models of a previous run."""
+    """Return the trainers of both half-sets, initialised from the map or from a previous run."""
     options, trainers = prepared.options, []
     if previous is None:
         gaussians = side_by_side(partial(fit_gaussians, prepared), (1, 2), torch.device("cpu"))
@@ -64,9 +64,9 @@ def build_trainers(
         mine = prepared.halves == half
         rows = torch.where(mine & ~prepared.validation)[0]
         encoder_only = torch.where(mine & prepared.validation)[0] if options.validation_trains_encoders else None
-        # Models that were trained have the images' grey scale.
+        # Trained models have the grey scale of the images.
         if previous is None and match_grey_scale(model, data, rows) <= _CHANCE:
-            reporter.warn("the images do not correlate with the map: check that both belong together")
+            reporter.warn("the images do not correlate with the map; check that they belong together")
         trainers.append(HalfTrainer(model, data, rows, options, half, encoder_only))
         if previous is not None:
             previous.start(trainers[-1])

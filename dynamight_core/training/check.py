@@ -1,4 +1,4 @@
-"""What ``dynamight check`` says: whether a run could start, and what it would take."""
+"""The stage ``dynamight check``: whether a run can start, and its time and memory."""
 
 import numpy as np
 import torch
@@ -23,27 +23,22 @@ _CORES = 2
 _PROGRAM_BYTES = 6e8
 
 
-def check_inputs(
-    inputs: InputOptions,
-    options: TrainOptions,
-    images: bool = True,
-    reporter: Reporter = PRINT,
-) -> None:
-    """Read everything that a run would, and say what was understood.
+def check_inputs(inputs: InputOptions, options: TrainOptions, images: bool = True, reporter: Reporter = PRINT) -> None:
+    """Read all input of a run, and report how it is interpreted.
 
     Parameters
     ----------
     inputs, options
-        as for training; without a map only the particles are looked at.
+        of the training; without a map, only the particles are checked.
     images
-        whether every image is read and prepared, or only the headers of the stacks.
+        whether to read and prepare every image, or only the headers of the stacks.
     reporter
-        takes lines for the user, and progress.
+        receives messages and progress.
 
     Raises
     ------
     InputError
-        with the reason why a run could not start.
+        with the reason why a run cannot start.
     """
     device = choose_device(options.device)
     if inputs.map:
@@ -60,31 +55,27 @@ def check_inputs(
         if images:
             _read_all(reader, prepared, device, reporter)
     reporter.say(
-        f"Half-sets of {int((halves == 1).sum())} and {int((halves == 2).sum())} particles, of which "
-        f"{int(validation.sum())} are kept for validation."
+        f"Half-sets of {int((halves == 1).sum())} and {int((halves == 2).sum())} particles; "
+        f"{int(validation.sum())} of them are held out for validation."
     )
     if prepared is None:
-        reporter.say("No --map was given: only the particles were checked.")
+        reporter.say("Only the particles were checked; set --map to check the rest.")
         return
-    for line in prepared.notes:
-        reporter.note(line)
-    for line in prepared.warnings:
-        reporter.warn(line)
     reporter.say(
-        f"Map: threshold {prepared.region.threshold:.4g}, {int(prepared.region.mask.sum())} voxels "
-        f"({prepared.region.mask.mean():.1%} of the box) hold the molecule; images are cropped to "
-        f"{prepared.working_box} pixels of {prepared.working_pixel_size:.3g} A."
+        f"Map: threshold {prepared.region.threshold:.4g}; molecule of {int(prepared.region.mask.sum())} voxels "
+        f"({prepared.region.mask.mean():.1%} of the box)."
     )
-    _say_estimates(prepared, device, reporter)
-    reporter.say("A run could start.")
+    prepared.report(reporter)
+    _report_estimates(prepared, device, reporter)
+    reporter.say("The input is ready for training.")
 
 
 def estimate_memory(n: int, working_box: int, options: TrainOptions, halves_at_once: int = 1) -> float:
-    """Return about how many bytes a training takes.
+    """Return an estimate of the memory of a training, bytes.
 
     Images and transfer functions in half precision, 2 n w^2 + 2 n w (w/2 + 1); for a batch of b particles and
     N Gaussians the decoder's `bytes_per_gaussian` times b N, which its gradients need; images and transforms of
-    the batch, oversampled, 100 b w^2; both twice where the halves train side by side; latents and covariances of all
+    the batch, oversampled, 100 b w^2; both twice if the half-sets train in parallel; latents and covariances of all
     particles; and 0.6 GB for the program.
     """
     w, d, b = working_box, options.n_latents, min(options.batch_size, n)
@@ -94,7 +85,7 @@ def estimate_memory(n: int, working_box: int, options: TrainOptions, halves_at_o
 
 
 def estimate_seconds(n: int, working_box: int, options: TrainOptions, threads: int, fixed: bool = False) -> float:
-    """Return about how many seconds a training takes on so many CPU threads.
+    """Return an estimate of the time of a training on a number of CPU threads, seconds.
 
     Particles times epochs times (a N + c w^2), N Gaussians and w working pixels a side, with a (the decoder's
     `seconds_per_gaussian`) and c as measured on two cores; a round of latent inference counts as six epochs; threads
@@ -109,8 +100,8 @@ def estimate_seconds(n: int, working_box: int, options: TrainOptions, threads: i
     return n * effort * per_particle / speed
 
 
-def _read_all(reader: ImageReader, prepared: Prepared | None, device, reporter: Reporter) -> None:
-    """Read every image once, and prepare it where the map says how; refuses those with values not finite."""
+def _read_all(reader: ImageReader, prepared: Prepared | None, device: torch.device, reporter: Reporter) -> None:
+    """Read every image once, and prepare it if there is a map; refuse images with values that are not finite."""
     n = len(reader.particles)
     preprocessing = None
     if prepared is not None:
@@ -123,25 +114,25 @@ def _read_all(reader: ImageReader, prepared: Prepared | None, device, reporter: 
         reporter.progress("reading images", int(rows[-1]) + 1, n)
 
 
-def _say_estimates(prepared: Prepared, device: torch.device, reporter: Reporter) -> None:
+def _report_estimates(prepared: Prepared, device: torch.device, reporter: Reporter) -> None:
     options, n, box = prepared.options, len(prepared.particles), prepared.working_box
     threads = options.threads or torch.get_num_threads()
     needed = estimate_memory(n, box, options, 2 if device.type == "cpu" and threads > 1 else 1)
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
-        reporter.say(f"Memory: about {needed / 1e9:.1f} GB where {free / 1e9:.1f} GB of the GPU are free.")
-        reporter.say("Time: not estimated for GPUs; the first epochs of a run show it.")
+        reporter.say(f"Memory: about {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB of the GPU free.")
+        reporter.say("Time: not estimated on a GPU; see the first epochs of a run.")
         return
     free = available_memory()
     reporter.say(
-        f"Memory: about {needed / 1e9:.1f} GB where {free / 1e9:.1f} GB are free"
-        + ("." if needed < free else "; images will be kept in a file, and a smaller --batch-size saves more.")
+        f"Memory: about {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free"
+        + ("." if needed < free else ". Images will be kept in a file; a smaller --batch-size saves more memory.")
     )
     fixed = prepared.atomic is not None
     seconds = estimate_seconds(n, box, options, threads, fixed)
     reporter.say(
         f"Time: about {_duration(seconds)} on {threads} CPU threads, for {len(schedule(options, fixed=fixed))} epochs "
-        "of both halves; it may be half or twice that on another processor."
+        "of both half-sets; half or twice that on another processor."
     )
 
 

@@ -1,4 +1,4 @@
-"""Resumable state of a half: safetensors for tensors, JSON for the rest, no pickle."""
+"""Resumable state of a half-set: safetensors for tensors, JSON for the rest, no pickle."""
 
 import json
 from dataclasses import fields
@@ -14,18 +14,18 @@ from dynamight_core.training.half import HalfTrainer
 
 
 def save_checkpoint(folder: Path, trainer: HalfTrainer, epoch: int, progress: dict) -> None:
-    """Write the state of a half after `epoch` epochs.
+    """Write the state of a half-set after `epoch` epochs.
 
     Parameters
     ----------
     folder
-        ``RUN/half?/checkpoints``; only the newest two checkpoints stay.
+        ``RUN/half?/checkpoints``; only the newest two checkpoints are kept.
     trainer
-        of the half.
+        of the half-set.
     epoch
         number of finished epochs.
     progress
-        what else a resumed run needs; JSON values.
+        further state of the run; JSON values.
     """
     tensors = {f"model.{name}": value for name, value in trainer.model.state_dict().items()}
     tensors |= {
@@ -48,7 +48,7 @@ def save_checkpoint(folder: Path, trainer: HalfTrainer, epoch: int, progress: di
         "progress": progress,
     }
     with atomic_path(folder / f"epoch{epoch:05d}.safetensors") as path:
-        # Several names may share memory, which safetensors refuses: each gets its own.
+        # safetensors refuses tensors that share memory.
         safetensors.torch.save_file(
             {name: value.detach().clone().contiguous() for name, value in tensors.items()},
             path,
@@ -59,12 +59,12 @@ def save_checkpoint(folder: Path, trainer: HalfTrainer, epoch: int, progress: di
 
 
 def checkpoint_epochs(folder: Path) -> list[int]:
-    """Return the epochs that have a checkpoint, ascending."""
+    """Return the epochs with a checkpoint, ascending."""
     return sorted(int(path.stem.removeprefix("epoch")) for path in folder.glob("epoch*.safetensors"))
 
 
 def load_checkpoint(folder: Path, epoch: int, trainer: HalfTrainer) -> dict:
-    """Put a trainer into the state of a checkpoint and return its `progress`.
+    """Restore a trainer from a checkpoint and return its `progress`.
 
     Raises
     ------
@@ -81,7 +81,7 @@ def load_checkpoint(folder: Path, epoch: int, trainer: HalfTrainer) -> dict:
             {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
         )
     except (OSError, safetensors.SafetensorError, KeyError, RuntimeError) as error:
-        raise InputError(f"{path} cannot be resumed from ({error}); train anew with --overwrite") from error
+        raise InputError(f"{path} cannot be resumed ({error}); train again with --overwrite") from error
     trainer.latents, trainer.covariances = tensors["latents"], tensors["covariances"]
     trainer.rotations.data, trainer.shifts.data = tensors["pose_changes"].split((3, 2), dim=1)
     trainer.graph = NeighbourGraph(tensors["graph.edges"], tensors["graph.distances"], state["mean_spacing"])

@@ -1,6 +1,7 @@
-"""What training reads: prepared images with their transfer functions and poses, by row."""
+"""The data of a training: prepared images, transfer functions and poses by row."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -44,7 +45,7 @@ class TrainingImages:
     Parameters
     ----------
     images
-        object with ``.images(rows)`` giving (b, box, box) float32 on `device`, such as `ImageCache`.
+        `ImageCache`, or an object whose ``images(rows)`` are (b, box, box) float32 on `device`.
     ctf
         of all particles.
     matrices
@@ -55,14 +56,22 @@ class TrainingImages:
         of the batches.
     """
 
-    def __init__(self, images, ctf: CtfParameters, matrices: torch.Tensor, box: int, pixel_size: float, device="cpu"):
+    def __init__(
+        self,
+        images: Any,
+        ctf: CtfParameters,
+        matrices: torch.Tensor,
+        box: int,
+        pixel_size: float,
+        device: torch.device | str = "cpu",
+    ):
         self.box, self.pixel_size, self.device = box, pixel_size, torch.device(device)
         self._images = images
         self._matrices = matrices.to(self.device)
         self._ctf = ctf
-        self._transfer = None
+        self._transfer: torch.Tensor | None = None
         needed = 2 * len(ctf) * box * (box // 2 + 1)
-        # A CTF costs as much as the rest of a projection: keep it where it fits. Half precision is 5e-4 of it.
+        # A CTF takes as long as the rest of a projection: keep it if it fits. Half precision has an error of 5e-4.
         if not ctf.has_odd_aberrations and needed < available_memory() / 4:
             self._transfer = torch.empty(len(ctf), box, box // 2 + 1, dtype=torch.float16)
             for rows in torch.arange(len(ctf)).split(1024):
@@ -77,11 +86,11 @@ class TrainingImages:
         return Batch(rows, images, image_to_fourier(images), self.transfer(rows), self._matrices[rows])
 
     def close(self) -> None:
-        """Let go of the images and of any file that holds them."""
+        """Free the images and any file that holds them."""
         self._images.close()
 
     def images(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return (b, box, box) images alone."""
+        """Return the (b, box, box) images of (b,) `rows`."""
         check_stopped()
         return self._images.images(rows)
 

@@ -1,4 +1,4 @@
-"""Fit the start of each half to its map and to the grey scale of the images."""
+"""Fit the initial model of each half-set to its map and to the grey scale of the images."""
 
 import numpy as np
 import torch
@@ -13,9 +13,9 @@ from dynamight_core.training.read import Prepared
 
 
 def fit_gaussians(prepared: Prepared, half: int) -> GaussianModel:
-    """Return the Gaussians of a half, fitted to its start map.
+    """Return the Gaussians of a half-set, fitted to its initial map.
 
-    The fit runs on a grid of a third of the initial resolution, where the filtered map has all its detail.
+    A grid of a quarter of the initial resolution has all detail of the filtered map.
     """
     particles, options = prepared.particles, prepared.options
     generator = torch.Generator().manual_seed(options.seed * 10 + half)
@@ -33,12 +33,12 @@ def fit_gaussians(prepared: Prepared, half: int) -> GaussianModel:
 
 @torch.no_grad()
 def match_grey_scale(model: HalfModel, data: TrainingImages, rows: torch.Tensor) -> float:
-    """Scale the Gaussians' amplitude to the images and return the correlation of model and images.
+    """Scale the Gaussians to the images; return the correlation of model and images, in units of a chance correlation.
 
     Raises
     ------
     InputError
-        if the images are the model's negative.
+        if the images correlate negatively with the model.
     """
     weights = model.frequency_weights()
     cross = model_power = image_power = 0.0
@@ -49,13 +49,13 @@ def match_grey_scale(model: HalfModel, data: TrainingImages, rows: torch.Tensor)
         model_power += float((weights * image.abs().square()).sum())
         image_power += float((weights * batch.transforms.abs().square()).sum())
     correlation = cross / np.sqrt(model_power * image_power)
-    # The standard deviation of a chance correlation is one over the root of the number of pixels.
+    # Standard deviation of a chance correlation.
     chance = 1 / np.sqrt(min(len(rows), 512) * float((weights > 0).sum()))
     if correlation < -5 * chance:
         raise InputError(
-            "the particles correlate negatively with the map; give --invert-contrast if they are dark, leave it out if "
-            "they are white, or check the map"
+            "the particles correlate negatively with the map; set --invert-contrast if they are dark, omit it if they "
+            "are white, or check the map"
         )
     if correlation > 5 * chance:
-        model.gaussians.log_amplitudes += np.log(cross / model_power)
-    return correlation / chance
+        model.gaussians.log_amplitudes.add_(np.log(cross / model_power))
+    return float(correlation / chance)

@@ -1,4 +1,4 @@
-"""From files to a data set that is ready to train on."""
+"""From files to a data set that is ready for training."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +14,7 @@ from dynamight_core.options import InputOptions, TrainOptions
 from dynamight_core.particles.halves import assign_halves, choose_validation
 from dynamight_core.particles.metadata import Particles, check_enough, read_particles
 from dynamight_core.particles.preprocess import Preprocessing
+from dynamight_core.reporter import Reporter
 from dynamight_core.training.atomic import AtomicModel, read_atomic_model
 from dynamight_core.training.validate import (
     check_bodies,
@@ -27,18 +28,20 @@ from dynamight_core.training.validate import (
     complete_options,
 )
 
-# Working pixels per mean distance between Gaussians: finer frequencies they cannot explain.
+# Working pixels per mean distance between Gaussians, which cannot explain finer frequencies.
 _PIXELS_PER_SPACING = 0.6
+# Relative difference of lengths due to rounding in headers.
+SAME_SIZE = 0.005
 
 
 @dataclass
 class Prepared:
-    """A particle set ready to train on.
+    """A particle set that is ready for training.
 
     Parameters
     ----------
     inputs, options
-        of the training, with what the inputs decide: the decoder of bodies, the Gaussians of an atomic model.
+        of the training, completed by the inputs: decoder of bodies, number of Gaussians of an atomic model.
     particles
         metadata.
     halves
@@ -46,9 +49,9 @@ class Prepared:
     validation
         (n,) bool, particles that train no decoder.
     volumes
-        start map of each half, [z, y, x]; the same twice if there are no half-maps.
+        initial map of each half-set, [z, y, x]; the same twice without half-maps.
     region
-        where the molecule is, on the grid of the maps.
+        of the molecule, on the grid of the maps.
     motion_mask
         volume or None.
     atomic
@@ -77,7 +80,7 @@ class Prepared:
 
     @property
     def working_pixel_size(self) -> float:
-        """Pixel size of the cropped images, A."""
+        """Pixel size of the Fourier-cropped images, A."""
         return self.particles.pixel_size * self.particles.box / self.working_box
 
     def preprocessing(self, mask: bool = True) -> Preprocessing:
@@ -90,6 +93,16 @@ class Prepared:
             normalise=self.inputs.normalise,
         )
 
+    def report(self, reporter: Reporter) -> None:
+        """Report notes, warnings and the working box."""
+        for line in self.notes:
+            reporter.note(line)
+        for line in self.warnings:
+            reporter.warn(line)
+        reporter.say(
+            f"Images are Fourier-cropped to {self.working_box} pixels of {self.working_pixel_size:.3g} A for training."
+        )
+
 
 def open_particles(inputs: InputOptions, seed: int) -> tuple[Particles, torch.Tensor, bool]:
     """Read the particles and their half-sets.
@@ -97,19 +110,19 @@ def open_particles(inputs: InputOptions, seed: int) -> tuple[Particles, torch.Te
     Returns
     -------
     tuple
-        particles, (n,) halves, and whether the half-sets were drawn here.
+        particles, (n,) halves, and whether the half-sets were assigned at random.
     """
     if inputs.project is not None and not Path(inputs.project).is_dir():
         raise InputError(
-            f"--project is {inputs.project}, which is no folder; give the one that image paths are relative to"
+            f"--project is {inputs.project}, not a folder; use the folder that image paths are relative to"
         )
     particles = read_particles(inputs.star, inputs.project)
     check_enough(particles)
     if inputs.premultiplied is not None:
         particles.premultiplied = inputs.premultiplied
-    halves, drawn = assign_halves(particles, seed)
+    halves, random = assign_halves(particles, seed)
     check_half_sets(particles, halves)
-    return particles, halves, drawn
+    return particles, halves, random
 
 
 def hold_out(particles: Particles, halves: torch.Tensor, options: TrainOptions) -> torch.Tensor:
@@ -118,7 +131,7 @@ def hold_out(particles: Particles, halves: torch.Tensor, options: TrainOptions) 
     Raises
     ------
     InputError
-        if a half has too few of them for a verdict.
+        if a half-set has too few of them for a verdict.
     """
     validation = choose_validation(halves, particles.image_groups, options.validation_fraction, options.seed)
     check_held_out(particles, halves, validation, options)
@@ -131,23 +144,25 @@ def read_inputs(inputs: InputOptions, options: TrainOptions) -> Prepared:
     Raises
     ------
     InputError
-        with one sentence on what cannot be used.
+        if they cannot be used.
     """
     options = complete_options(inputs, options)
-    particles, halves, drawn = open_particles(inputs, options.seed)
-    notes, warnings = [], []
-    if drawn:
-        notes.append("the STAR file has no rlnRandomSubset: half-sets were drawn at random (dynHalf in particles.star)")
+    particles, halves, random = open_particles(inputs, options.seed)
+    notes = []
+    if random:
+        notes.append(
+            "the STAR file has no rlnRandomSubset; half-sets are assigned at random (dynHalf in particles.star)"
+        )
     validation = hold_out(particles, halves, options)
     consensus = read_volume("map", inputs.map, particles)
     if inputs.half_maps:
-        volumes = tuple(read_volume("half-map", path, particles) for path in inputs.half_maps)
+        volumes = [read_volume("half-map", path, particles) for path in inputs.half_maps]
         check_half_maps(inputs.half_maps, volumes)
     else:
-        volumes = (consensus, consensus)
+        volumes = [consensus, consensus]
         notes.append(
-            f"both halves start from one map, filtered at {options.initial_resolution:g} A; give --half-maps to "
-            "keep them apart from the start"
+            f"both half-sets are initialised from one map, low-pass filtered at {options.initial_resolution:g} A; set "
+            "--half-maps to keep them independent"
         )
     check_initial_resolution(particles, options)
     mask = None
@@ -155,38 +170,37 @@ def read_inputs(inputs: InputOptions, options: TrainOptions) -> Prepared:
         mask = read_volume("mask", inputs.mask, particles)
         check_mask_range("mask", inputs.mask, mask)
     region = _find_molecule(inputs, options, particles, consensus)
-    warnings += region.warnings
     atomic = read_atomic_model(inputs, options, particles, consensus, region)
     if atomic is not None:
-        # As many Gaussians as the model gives.
         options = replace(options, n_gaussians=len(atomic.coarse))
         notes += atomic.sentences()
     bodies = read_bodies(inputs.bodies, particles, region) if inputs.bodies else None
-    warnings += check_premultiplied(particles, inputs.premultiplied, options.seed)
+    warnings = [*region.warnings, *check_premultiplied(particles, inputs.premultiplied, options.seed)]
     box = _working_box(inputs, options, particles, region)
+    pair = volumes[0], volumes[1]
     return Prepared(
-        inputs, options, particles, halves, validation, volumes, region, mask, atomic, bodies, box, notes, warnings
+        inputs, options, particles, halves, validation, pair, region, mask, atomic, bodies, box, notes, warnings
     )
 
 
-def read_volume(name: str, path: str, particles: Particles) -> torch.Tensor:
-    """Return a [z, y, x] map on the grid of the particles; `name` is what messages call it."""
-    volume, pixel_size = read_map(path, name)
+def read_volume(name: str, path: str, particles: Particles, constant: bool = False) -> torch.Tensor:
+    """Return a [z, y, x] map on the grid of the particles; `name` and `constant` are those of `read_map`."""
+    volume, pixel_size = read_map(path, name, constant)
     if volume.shape[0] != particles.box:
         raise InputError(
-            f"{name} {path} has a box of {volume.shape[0]} voxels but the particles have {particles.box} pixels; "
+            f"{name} {path} has a box of {volume.shape[0]} voxels, but the particles have {particles.box} pixels; "
             "resample it to the particles' box"
         )
-    if abs(pixel_size / particles.pixel_size - 1) > 0.005:
+    if abs(pixel_size / particles.pixel_size - 1) > SAME_SIZE:
         raise InputError(
-            f"{name} {path} has a pixel size of {pixel_size:.4g} A but the particles have "
+            f"{name} {path} has a pixel size of {pixel_size:.4g} A, but the particles have "
             f"{particles.pixel_size:.4g} A; resample it or correct its header"
         )
     return torch.from_numpy(volume)
 
 
 def read_bodies(paths: list[str], particles: Particles, region: MolecularRegion) -> RigidBodies:
-    """Return the bodies of masks on the grid of the maps, which must share the molecule between them."""
+    """Return the rigid bodies of masks on the grid of the maps."""
     masks = []
     for path in paths:
         mask = read_volume("body mask", path, particles)
@@ -203,7 +217,7 @@ def _find_molecule(
     try:
         return find_molecule(consensus, particles.pixel_size, options.threshold)
     except ValueError as error:
-        raise InputError(f"map {inputs.map}: {error}; lower --threshold or give another map") from error
+        raise InputError(f"map {inputs.map}: {error}; lower --threshold or use another map") from error
 
 
 def _working_box(inputs: InputOptions, options: TrainOptions, particles: Particles, region: MolecularRegion) -> int:
@@ -211,11 +225,11 @@ def _working_box(inputs: InputOptions, options: TrainOptions, particles: Particl
     if inputs.working_box is not None:
         if inputs.working_box > particles.box:
             raise InputError(
-                f"--working-box is {inputs.working_box} but the images have {particles.box} pixels; give at most that"
+                f"--working-box is {inputs.working_box}, but the images have {particles.box} pixels; use at most that"
             )
         return inputs.working_box
     volume = float(region.mask.sum()) * particles.pixel_size**3
     spacing = (volume / options.n_gaussians) ** (1 / 3)
     wanted = particles.box * particles.pixel_size / (_PIXELS_PER_SPACING * spacing)
-    # Multiples of 16 transform quickly and pool evenly.
+    # Multiples of 16 are fast to transform and easy to pool.
     return int(min(even, max(32, 16 * np.ceil(wanted / 16))))

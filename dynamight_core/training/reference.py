@@ -1,4 +1,6 @@
-"""Reference updates: the reference stays a conformation that particles have, the same in both halves."""
+"""Reference updates: the reference stays a conformation of particles, the same in both half-sets."""
+
+from collections.abc import Iterator
 
 import torch
 
@@ -6,30 +8,29 @@ from dynamight_core.imaging.geometry import to_grid
 from dynamight_core.imaging.masks import distance_from_voxels
 from dynamight_core.training.half import HalfTrainer
 
-# The two halves' conformations are compared through a mask of this radius around Gaussians, A (paper, Methods).
-MASK_RADIUS = 6.0
+# Radius around Gaussians of the mask through which the half-sets' conformations are compared, A (paper, Methods).
+_MASK_RADIUS = 6.0
 # Voxels of that mask, A.
 _VOXEL = 2.0
-# Predictions that are averaged.
+# Number of averaged predictions.
 _AVERAGED = 100
 
 
 @torch.no_grad()
 def update_references(trainers: tuple[HalfTrainer, HalfTrainer]) -> tuple[float, float]:
-    """Move the references of both halves; return by how much, A rms.
+    """Move the references of both half-sets; return the displacements, A rms (paper, Methods).
 
-    The first half's becomes the mean of the predicted models with the smallest displacement. The second half
-    is brought to that conformation by the mean of those of its predictions that have most Gaussians inside the
-    mask within 6 A of the first half's Gaussians; nothing finer than that mask crosses between halves
-    (paper, Methods).
+    The first reference becomes the mean of the predicted models with the smallest displacement. The second becomes the
+    mean of its predictions with most Gaussians in a mask, the voxels within 6 A of the first half-set's Gaussians.
+    Nothing finer than the mask crosses between half-sets.
     """
     first, second = trainers
     moved_first = _move(first, _smallest(first))
     return moved_first, _move(second, _most_inside(second, _mask_around(first)))
 
 
-def _displacements(trainer: HalfTrainer, latents: torch.Tensor):
-    """Yield (b, n, 3) displacements of (n, d) latents in order."""
+def _displacements(trainer: HalfTrainer, latents: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield the (b, n, 3) displacements of (n, d) latents in batches."""
     evaluate = trainer.model.evaluator(trainer.model.gaussians.positions)
     for part in latents.split(64):
         yield evaluate(part)
@@ -43,22 +44,22 @@ def _smallest(trainer: HalfTrainer) -> torch.Tensor:
 
 
 def _mask_around(trainer: HalfTrainer) -> torch.Tensor:
-    """Return the (m, m, m) bool mask of the voxels, about `_VOXEL` wide, within 6 A of the reference's Gaussians."""
+    """Return the (m, m, m) bool mask of voxels within 6 A of the reference's Gaussians."""
     model = trainer.model
     extent = model.box * model.pixel_size
     size = round(extent / _VOXEL)
     voxels = _voxels(model.gaussians.positions, extent, size).flip(-1).cpu().numpy()
     distance = distance_from_voxels(voxels, size, extent / size)
-    return torch.from_numpy(distance < MASK_RADIUS).to(trainer.data.device)
+    return torch.from_numpy(distance < _MASK_RADIUS).to(trainer.data.device)
 
 
 def _voxels(points: torch.Tensor, extent: float, size: int) -> torch.Tensor:
-    """Return the (..., 3) voxels x, y, z of points (A); those outside the box count to its faces."""
+    """Return the (..., 3) voxels x, y, z of points (A), clamped to the box."""
     return to_grid(points, size, extent).round().long().clamp(0, size - 1)
 
 
 def _most_inside(trainer: HalfTrainer, mask: torch.Tensor) -> torch.Tensor:
-    """Return the latents of the predictions with most Gaussians inside the mask."""
+    """Return the latents of the predictions with most Gaussians in the mask."""
     model = trainer.model
     latents = trainer.current_latents(trainer.rows)
     counts = []
@@ -70,8 +71,9 @@ def _most_inside(trainer: HalfTrainer, mask: torch.Tensor) -> torch.Tensor:
 
 
 def _move(trainer: HalfTrainer, latents: torch.Tensor) -> float:
-    """Move the reference by the mean displacement of (b, d) latents; return by how much, A rms."""
-    shift = sum(part.sum(0) for part in _displacements(trainer, latents)) / len(latents)
+    """Move the reference by the mean displacement of (b, d) latents; return the displacement, A rms."""
+    total = sum((part.sum(0) for part in _displacements(trainer, latents)), torch.zeros(()))
+    shift = total / len(latents)
     trainer.model.gaussians.positions.add_(shift)
     trainer.model.decoder.absorb(latents)
     trainer.rebuild_graph()

@@ -1,9 +1,8 @@
-"""Refilling the Gaussians from the map that their own deformations sharpen.
+"""Gaussian refits: placing the Gaussians in a map that their own deformations sharpen.
 
-Gaussians that start in a blurred consensus map stay spread over the blur: gradient descent moves them by
-fractions of an Angstrom while the deformations, learned against a blurred reference, come out too small. The
-map reconstructed from a half's own training particles with its own deformations is sharper than the consensus;
-filling the Gaussians into it anew takes in one step what gradient descent takes hundreds of epochs for.
+Gaussians start in a map that is blurred by the motion. Gradient descent moves them by fractions of an Angstrom, while
+deformations learned against a blurred reference are too small. The map of a half-set's own training particles with its
+own deformations is sharper. A refit to it replaces hundreds of epochs of gradient descent.
 """
 
 import numpy as np
@@ -23,28 +22,28 @@ from dynamight_core.imaging.voxels import Voxels, bordered
 from dynamight_core.model.initialise import fill_region, find_molecule, fit_to_map
 from dynamight_core.training.half import HalfTrainer
 
-# How far from the Gaussians' density the map is reconstructed, A.
+# Margin of the map around the Gaussians' density, A.
 _MARGIN = 12.0
-# Denominators are raised by this fraction of their shell's mean.
+# Fraction of the shell mean that is added to the denominator.
 _FLOOR = 0.1
-# Views that give the undeformed point spread function; more change it little.
+# Particles for the undeformed point spread function; more change it little.
 _KERNEL_PARTICLES = 300
 _BATCH = 16
 
 
 @torch.no_grad()
 def deformed_map(trainer: HalfTrainer, mask: np.ndarray) -> torch.Tensor:
-    """Return the (box, box, box) map of a half's training particles with their deformations undone.
+    """Return the (box, box, box) map of a half-set's training particles with their motion corrected.
 
-    Weighted backprojection inside a region: the CTF-filtered images are read where the forward field puts each
-    voxel, and divided by the undeformed point spread function of the same operator.
+    This is weighted backprojection in a region: CTF-filtered images are read at the deformed position of each voxel,
+    and their sum is divided by the undeformed point spread function of the same operator.
 
     Parameters
     ----------
     trainer
-        whose latents have been inferred.
+        with inferred latents.
     mask
-        (box, box, box) bool, voxels to reconstruct; zero outside.
+        (box, box, box) bool, voxels to reconstruct; the map is zero outside.
     """
     model, box, device = trainer.model, trainer.model.box, trainer.data.device
     projector = Projector(box, model.pixel_size, 2)
@@ -61,7 +60,7 @@ def deformed_map(trainer: HalfTrainer, mask: np.ndarray) -> torch.Tensor:
 
 
 def _point_spread(trainer: HalfTrainer, projector: Projector) -> torch.Tensor:
-    """Return the (box, box, box//2+1) transform of the undeformed point spread function, kept on the trainer."""
+    """Return the (box, box, box//2+1) transform of the undeformed point spread function, cached in the trainer."""
     if trainer.point_spread is None:
         box, device = projector.box, trainer.data.device
         voxels = Voxels(torch.ones((box,) * 3, dtype=torch.bool, device=device), (box // 2,) * 3, projector.pixel_size)
@@ -77,9 +76,9 @@ def _point_spread(trainer: HalfTrainer, projector: Projector) -> torch.Tensor:
 
 
 def refit_gaussians(trainer: HalfTrainer, resolution: float, seed: int) -> None:
-    """Fill and fit the Gaussians anew in the half's own deformed map, low-passed at `resolution` (A).
+    """Refit the Gaussians to the half-set's own map, low-pass filtered at `resolution` (A).
 
-    Number, classes, network and latents stay; amplitudes start equal again.
+    Number, classes, network and latents are kept; amplitudes are initialised to be equal.
     """
     model = trainer.model
     pixel_size = model.pixel_size
@@ -92,7 +91,7 @@ def refit_gaussians(trainer: HalfTrainer, resolution: float, seed: int) -> None:
     mask = find_molecule(volume, pixel_size).mask
     soft = ndimage.gaussian_filter(ndimage.binary_dilation(mask).astype(np.float32), 1.0)
     generator = torch.Generator().manual_seed(seed)
-    # In proportion to the density: even filling blurs again what the map shows sharp.
+    # In proportion to the density: uniform filling would blur the sharper map again.
     positions = fill_region(mask, len(model.gaussians), pixel_size, generator, volume)
     n_classes = len(model.gaussians.widths)
     fitted = fit_to_map(positions, volume * torch.from_numpy(soft), pixel_size, n_classes, 60, generator)

@@ -1,4 +1,4 @@
-"""Which kind of epoch comes when."""
+"""The order of epochs."""
 
 from dataclasses import dataclass
 
@@ -16,16 +16,16 @@ class Epoch:
     sparse
         weight of the sparse-motion prior, 1/A.
     infer
-        whether latents are inferred before it, and from what: "no", "linear" (motions to first order), "encoder" or
-        "again".
+        whether latents are inferred before it, and how they are initialised: "no", "linear" (by the linear motion
+        estimate), "encoder" or "again" (by the previous inference).
     update_reference
         whether the reference is moved before it.
     refit
-        whether the Gaussians are filled anew into the half's own deformed map before it.
+        whether the Gaussians are refitted before it.
     finer
-        whether the filter of the images becomes finer before it.
+        whether the low-pass filter of the images becomes finer before it.
     prepare
-        whether noise and, where it is dynamic, lambda are estimated anew and the graph rebuilt before it.
+        whether noise and dynamic lambda are estimated again and the graph is rebuilt before it.
     """
 
     kind: str
@@ -40,21 +40,20 @@ class Epoch:
 def schedule(options: TrainOptions, continued: bool = False, fixed: bool = False) -> list[Epoch]:
     """Return the epochs of a training.
 
-    Warm-up; then refinement epochs from linear motions, or from encoder epochs (the paper's way). After every
-    `reference_interval` of those come `reference_epochs` in which only the Gaussians move, and every third of the
-    interval the reference is moved (paper, Methods: 30, 5 and 10). The sparse-motion prior is ramped in over the
-    second third of the epochs: from the first step on, it would freeze everything. Images are filtered more in the
-    first two thirds than in the last: large motions are found by large details, and sharpened by small ones. Epochs
-    in which only the Gaussians move see all frequencies; such are also the last ones.
+    After the warm-up come refinement epochs, initialised by the linear motion estimate or by encoder epochs (paper).
+    After every `reference_interval` epochs, only the Gaussians move for `reference_epochs`, and at every third of the
+    interval the reference is moved (paper, Methods: 30, 5 and 10). The sparse-motion prior increases to its full value
+    over the second third of the epochs, because from the first step it would suppress all motion. In the last third,
+    the low-pass filter of the images is finer. Reference epochs use all frequencies; they are also the last epochs.
 
     Parameters
     ----------
     options
         of the training.
     continued
-        whether it starts from trained models: then nothing warms up, and latents are known.
+        whether it starts from trained models: there is no warm-up, and latents are known.
     fixed
-        whether the Gaussians are those of an atomic model: then the reference stays, and is not filled anew.
+        whether an atomic model defines the Gaussians: there are no reference updates and refits.
     """
     epochs = [] if continued else [Epoch("warm-up", prepare=False) for _ in range(options.warm_up_epochs)]
     alone = [Epoch("reference", prepare=step == 0) for step in range(options.reference_epochs)]
@@ -70,7 +69,7 @@ def schedule(options: TrainOptions, continued: bool = False, fixed: bool = False
             infer = "again" if refined or continued else "encoder" if first else "linear"
         kind = "refinement" if refined >= 0 else "encoder"
         update = not fixed and number > 0 and number % max(1, options.reference_interval // 3) == 0
-        # Evenly over the refinement epochs; the last is followed by as many as two turns, to settle.
+        # Evenly over the refinement epochs, with twice the interval after the last refit.
         rounds = options.epochs - first
         refit = (
             refined > 0
@@ -80,6 +79,6 @@ def schedule(options: TrainOptions, continued: bool = False, fixed: bool = False
         finer = not (continued or first) and options.motion_resolution is None and refined == round(2 * rounds / 3)
         epochs.append(Epoch(kind, ramp * options.sparse_motion, infer, update, refit, finer))
     if not fixed and (not first or options.motion_resolution):
-        # What the filter hid while motion was learned is fitted with the motion as it is.
+        # Fit the detail that the filter removed, with the final motion.
         epochs += alone
     return epochs

@@ -1,4 +1,4 @@
-"""A training run from its first file to its last."""
+"""The stage ``dynamight train``: from the input to trained models and latents."""
 
 import hashlib
 import json
@@ -36,11 +36,11 @@ from dynamight_core.training.refit import refit_gaussians
 from dynamight_core.training.schedule import Epoch, schedule
 from dynamight_core.version import __version__
 
-# A run loses at most about this much when it is killed, seconds.
+# Interval of checkpoints, seconds.
 _CHECKPOINT_SECONDS = 60.0
-# The filter of the images becomes so much finer, once.
+# Factor by which the low-pass filter of the images becomes finer, once.
 _FINER = 0.7
-# Options that may differ when a run is resumed: they change no number but in the last digits.
+# Options that may differ when a run is resumed: they change only the last digits.
 _FREE_TO_CHANGE = {"device", "threads", "storage"}
 
 
@@ -52,21 +52,21 @@ def train(
     overwrite: bool = False,
     reporter: Reporter = PRINT,
 ) -> "Trained":
-    """Train both halves and write everything of section "files of a run" that training makes but particles.star.
+    """Train both half-sets and write models, latents and metrics.
 
     Parameters
     ----------
     inputs, options
-        what on, and how.
+        of the training.
     run
-        folder; new, or of a stopped run with `resume`, or emptied with `overwrite`.
+        folder: new, of an interrupted run with `resume`, or replaced with `overwrite`.
     reporter
-        takes lines for the user, and progress.
+        receives messages and progress.
 
     Raises
     ------
     InputError
-        if the input cannot be used, or the folder holds a run and neither `resume` nor `overwrite` is given.
+        if the input cannot be used, or the folder contains a run and neither `resume` nor `overwrite` is set.
     """
     run = Path(run)
     device = choose_device(options.device)
@@ -75,11 +75,11 @@ def train(
     previous = PreviousRun.open(prepared, run)
     contents = _input_contents(prepared)
     resumed = _check_folder(run, prepared, contents, resume, overwrite)
-    _report(prepared, reporter)
+    prepared.report(reporter)
     data = load_images(prepared, device, run, reporter)
     try:
         trainers = build_trainers(prepared, data, previous, reporter)
-        # Only now: images that cannot be used leave no run behind, and what was there as it was.
+        # Only now: unusable images must not create a run or remove the existing one.
         if not resumed:
             _begin_run(run, prepared, contents)
         epochs = schedule(prepared.options, continued=previous is not None, fixed=prepared.atomic is not None)
@@ -94,7 +94,7 @@ def train(
 
 
 class Trained:
-    """A finished training with the latents of all particles under both halves' decoders.
+    """A finished training with the latents of all particles under both half-sets' decoders.
 
     Parameters
     ----------
@@ -109,16 +109,16 @@ class Trained:
     ) -> None:
         self.run, self.prepared, self.data, self.options = run, prepared, data, prepared.options
         self.trainers = trainers
-        self.models = tuple(trainer.model.eval() for trainer in trainers)
+        self.models = trainers[0].model.eval(), trainers[1].model.eval()
         n, d = len(data), self.options.n_latents
         self.latents = torch.zeros(2, n, d)
         self.covariances = torch.zeros(2, n, d, d)
 
     def infer_all(self, reporter: Reporter = QUIET) -> None:
-        """Infer every particle's latent under each half's decoder, which stays as it is.
+        """Infer the latents of all particles with the frozen decoder of each half-set.
 
-        Training particles keep going from their last inference under their own half, everything else from the
-        encoder's guess; or from a place where other particles are, if that explains the image better.
+        The best of several starts is used: the last inference (for training particles) or the prediction of the encoder
+        (for all others), the mean, and latents of other particles.
         """
         data = self.data
         side_by_side(lambda index: self._infer_half(index, reporter), (0, 1), data.device)
@@ -127,14 +127,13 @@ class Trained:
         trainer, model = self.trainers[index], self.models[index]
         own = trainer.rows
         if not self.options.latent_refinement:
-            # The paper's way ends with encoder epochs: their latents give the prior.
+            # After encoder epochs (paper), the latents of the encoder give the prior.
             trainer.infer(steps=0, restart=True)
         model.set_latent_centres(trainer.latents)
         others = torch.ones(len(self.data), dtype=torch.bool)
         others[own] = False
         rest = torch.where(others)[0]
-        name = f"inferring latents, half {index + 1}"
-        progress = reporter.step(name)
+        progress = reporter.step(f"inferring latents, half {index + 1}")
         posed = trainer.posed_data()
         for rows, starts, steps in (
             (own, [trainer.latents, *model.latent_starts(len(own))], 3),
@@ -166,30 +165,22 @@ class Trained:
 
 
 def _input_contents(prepared: Prepared) -> dict:
-    """Return what config.yaml keeps of the inputs' contents: checksum of the STAR, record of the atomic model."""
-    contents = {"star_sha256": hashlib.sha256(Path(prepared.inputs.star).read_bytes()).hexdigest()}
+    """Return the checksum of the STAR file and the record of the atomic model for config.yaml."""
+    contents: dict = {"star_sha256": hashlib.sha256(Path(prepared.inputs.star).read_bytes()).hexdigest()}
     if prepared.atomic is not None:
         contents["atomic_model"] = prepared.atomic.record
     return contents
 
 
-def _report(prepared: Prepared, reporter: Reporter) -> None:
-    for line in prepared.notes:
-        reporter.note(line)
-    for line in prepared.warnings:
-        reporter.warn(line)
-    reporter.say(
-        f"Images are cropped to {prepared.working_box} pixels of {prepared.working_pixel_size:.3g} A for training."
-    )
-
-
-def _train_epochs(trainers, run: Path, epochs: list[Epoch], reporter: Reporter) -> None:
-    """Run the schedule on both halves, writing metrics and checkpoints, from the last checkpoint on."""
+def _train_epochs(
+    trainers: tuple[HalfTrainer, HalfTrainer], run: Path, epochs: list[Epoch], reporter: Reporter
+) -> None:
+    """Run the schedule on both half-sets from the last checkpoint on, and write metrics and checkpoints."""
     options, data = trainers[0].options, trainers[0].data
     folders = [run / f"half{half}" / "checkpoints" for half in (1, 2)]
     metrics: list[dict] = []
     rises = [0, 0]
-    # Filter and loss of each half's last epoch.
+    # Low-pass filter and loss of each half-set's last epoch.
     last = [(0.0, float("inf"))] * 2
     common = set(checkpoint_epochs(folders[0])) & set(checkpoint_epochs(folders[1]))
     done = max(common, default=0)
@@ -213,10 +204,10 @@ def _train_epochs(trainers, run: Path, epochs: list[Epoch], reporter: Reporter) 
         pace = _pace(trainers, time.monotonic() - started)
         if epoch.infer == "linear":
             for trainer in trainers:
-                reporter.say(_start_in_words(trainer))
+                reporter.say(_describe_start(trainer))
         for index, entry in enumerate(entries):
             entry |= pace
-            # The loss of other frequencies is another one.
+            # Losses of different frequencies cannot be compared.
             resolution, loss = last[index]
             if epoch.kind != "warm-up" and entry["resolution"] == resolution and entry["data"] > loss:
                 rises[index] += 1
@@ -239,7 +230,7 @@ def _train_epochs(trainers, run: Path, epochs: list[Epoch], reporter: Reporter) 
 
 
 def _run_epoch(epoch: Epoch, number: int, trainer: HalfTrainer) -> dict:
-    """Run one epoch on one half and return its line of metrics, but for its `_pace`."""
+    """Run one epoch on one half-set and return its line of metrics without its `_pace`."""
     if epoch.infer == "linear":
         trainer.estimate_noise(False)
         initialise(trainer, linear_motions(trainer, trainer.options.n_latents))
@@ -264,7 +255,7 @@ def _run_epoch(epoch: Epoch, number: int, trainer: HalfTrainer) -> dict:
         "kind": epoch.kind,
         **means.line(),
         "lambda": trainer.stiffness,
-        # Where only the Gaussians move, all frequencies are seen.
+        # Epochs that train only Gaussians use all frequencies.
         "resolution": 0.0 if epoch.kind in ("warm-up", "reference") else float(trainer.model.resolution),
         "sparse_weight": epoch.sparse,
         "gaussian_width": float(trainer.model.gaussians.widths.detach().mean()),
@@ -272,22 +263,20 @@ def _run_epoch(epoch: Epoch, number: int, trainer: HalfTrainer) -> dict:
     }
 
 
-def _start_in_words(trainer: HalfTrainer) -> str:
-    """Return what the images of a half said where training starts from motions to first order."""
-    model = trainer.model
+def _describe_start(trainer: HalfTrainer) -> str:
+    """Return the result of the linear motion estimate of a half-set in words."""
     if not trainer.latents.any():
-        return f"Half {trainer.half}: images show no motion to first order."
-    resolution = float(model.resolution)
-    seen = f"most at {resolution:.3g} A, where they are filtered" if resolution else "most unfiltered"
-    if trainer.options.motion_resolution is not None:
-        seen = f"filtered at {resolution:.3g} A, as told" if resolution else "unfiltered, as told"
-    share = float(model.regularisation_share)
-    weaker = "" if share > 0.99 else f" They show so little that regularisation has {100 * share:.0f} % of its weight."
-    return f"Half {trainer.half}: images show motion to first order, {seen}.{weaker}"
+        return f"Half-set {trainer.half}: no motion detected by the linear estimate."
+    resolution, weight = float(trainer.model.resolution), float(trainer.model.regularisation_share)
+    filtered = f"with a {resolution:.3g} A low-pass filter" if resolution else "without a low-pass filter"
+    if trainer.options.motion_resolution is None:
+        filtered = f"the signal is strongest {filtered}, which training uses"
+    weak = "" if weight > 0.99 else f" Weak signal: regularisation reduced to {100 * weight:.0f} %."
+    return f"Half-set {trainer.half}: motion detected; {filtered}.{weak}"
 
 
-def _pace(trainers, seconds: float) -> dict:
-    """Return what both halves' lines of metrics say about an epoch of both that took so many seconds."""
+def _pace(trainers: tuple[HalfTrainer, HalfTrainer], seconds: float) -> dict:
+    """Return the metrics of speed and memory of an epoch of both half-sets that took some seconds."""
     return {
         "seconds": seconds,
         "particles_per_second": sum(len(trainer.rows) for trainer in trainers) / seconds,
@@ -296,7 +285,7 @@ def _pace(trainers, seconds: float) -> dict:
 
 
 def _check_folder(run: Path, prepared: Prepared, contents: dict, resume: bool, overwrite: bool) -> bool:
-    """Refuse a folder that no run can be written to; return whether it holds one to resume."""
+    """Refuse a folder that cannot be used for the run; return whether it contains one to resume."""
     inputs, options = prepared.inputs, prepared.options
     exists = holds_run(run)
     if exists and resume and not overwrite:
@@ -306,18 +295,18 @@ def _check_folder(run: Path, prepared: Prepared, contents: dict, resume: bool, o
         if changed:
             raise InputError(
                 f"{run} was trained with other values of {', '.join(map(option_name, changed))}; resume with the "
-                "same, or train into a new folder"
+                "same values, or use a new folder"
             )
         if old.provenance.get("star_sha256") != contents["star_sha256"]:
-            raise InputError(f"{inputs.star} has changed since {run} was started; train into a new folder")
+            raise InputError(f"{inputs.star} has changed since {run} was started; use a new folder")
         if old.provenance.get("atomic_model") != contents.get("atomic_model"):
-            raise InputError(f"{inputs.atomic_model} has changed since {run} was started; train into a new folder")
+            raise InputError(f"{inputs.atomic_model} has changed since {run} was started; use a new folder")
         return True
     if exists and not overwrite:
-        raise InputError(f"{run} holds a run already; give --resume to go on with it or --overwrite to replace it")
+        raise InputError(f"{run} already contains a run; use --resume to continue it, or --overwrite to replace it")
     if run.is_file():
-        raise InputError(f"{run} is a file; give a folder for the run")
-    # Reading images may take long: a folder that cannot be written is found before.
+        raise InputError(f"{run} is a file; use a folder for the run")
+    # Check that the folder is writable before the images are read.
     with atomic_path(run / ".writable") as path:
         path.touch()
     (run / ".writable").unlink()
@@ -325,7 +314,7 @@ def _check_folder(run: Path, prepared: Prepared, contents: dict, resume: bool, o
 
 
 def _begin_run(run: Path, prepared: Prepared, contents: dict) -> None:
-    """Write config.yaml and the fitted atomic model; remove the run that is there, if there is one."""
+    """Write config.yaml and the fitted atomic model; remove an existing run."""
     if holds_run(run):
         remove_run(run)
     config = RunConfig(prepared.inputs, prepared.options)

@@ -1,4 +1,4 @@
-"""What a training refuses, each in a sentence, before hours are spent."""
+"""Checks of the input of a training, before hours are spent."""
 
 from dataclasses import replace
 
@@ -15,14 +15,12 @@ from dynamight_core.particles.metadata import Particles
 from dynamight_core.particles.premultiplication import MULTIPLIED, NOT_MULTIPLIED, power_at_ctf_zeros
 from dynamight_core.registry import DECODER_OF_INPUT, DECODERS, LOSS_TERMS
 
-# The start map has at least so many voxels a side at a quarter of the initial resolution.
+# Box of the initial map with voxels of a quarter of the initial resolution.
 _MIN_START_BOX = 16
-# Images of a half-set, and of those the held-out ones: with fewer, nothing can be learned, or judged.
+# Images in a half-set, and held-out images in a half-set.
 _MIN_IN_HALF, _MIN_HELD_OUT = 50, 5
-# A body has at least this fraction of the molecule.
-_MIN_BODY = 0.01
-# ... and this fraction of what lies in its own mask is its own.
-_MIN_OWN = 0.6
+# Fraction of the molecule in a body, and fraction of the contents of a body's mask that belong to it.
+_MIN_BODY, _MIN_OWN = 0.01, 0.6
 
 
 def complete_options(inputs: InputOptions, options: TrainOptions) -> TrainOptions:
@@ -45,52 +43,52 @@ def complete_options(inputs: InputOptions, options: TrainOptions) -> TrainOption
 
 
 def check_half_sets(particles: Particles, halves: torch.Tensor) -> None:
-    """Refuse (n,) `halves` with too few images in one."""
+    """Refuse (n,) `halves` with too few images in one half-set."""
     for half, n in enumerate(count_images(particles, halves > 0, halves), 1):
         if n < _MIN_IN_HALF:
             raise InputError(
-                f"{particles.star_path} has {n} images with rlnRandomSubset {half}, too few to learn motion from; give "
+                f"{particles.star_path} has {n} images with rlnRandomSubset {half}, too few to learn motion from; use "
                 f"at least {_MIN_IN_HALF} in each half-set, or remove the column for a random split"
             )
 
 
 def check_held_out(particles: Particles, halves: torch.Tensor, validation: torch.Tensor, options: TrainOptions) -> None:
-    """Refuse an (n,) mask of validation particles that gives no verdict in a half."""
+    """Refuse an (n,) mask of validation particles that are too few for a verdict."""
     fewest = min(count_images(particles, validation, halves))
     if fewest < _MIN_HELD_OUT:
         raise InputError(
             f"--validation-fraction {options.validation_fraction:g} holds out {fewest} images of a half-set, too few "
-            f"for a verdict; give a fraction that holds out at least {_MIN_HELD_OUT}"
+            f"for a verdict; increase it to hold out at least {_MIN_HELD_OUT}"
         )
 
 
 def count_images(particles: Particles, chosen: torch.Tensor, halves: torch.Tensor) -> list[int]:
-    """Return how many images the chosen rows of each half show."""
+    """Return the number of images in the chosen rows of each half-set."""
     return [len(particles.image_groups[chosen & (halves == half)].unique()) for half in (1, 2)]
 
 
-def check_half_maps(paths: list[str], volumes: tuple[torch.Tensor, ...]) -> None:
+def check_half_maps(paths: list[str], volumes: list[torch.Tensor]) -> None:
     """Refuse half-maps that are not two different maps."""
     if len(volumes) != 2:
-        raise InputError(f"--half-maps has {len(volumes)} files; give the two half-maps of the consensus")
-    if torch.equal(*volumes):
-        raise InputError(f"--half-maps {' and '.join(paths)} are one map; give both half-maps of the consensus")
+        raise InputError(f"--half-maps has {len(volumes)} files; use the two half-maps of the consensus")
+    if torch.equal(volumes[0], volumes[1]):
+        raise InputError(f"--half-maps {' and '.join(paths)} are the same map; use both half-maps of the consensus")
 
 
 def check_initial_resolution(particles: Particles, options: TrainOptions) -> None:
-    """Refuse a filter that leaves nothing of the start map."""
+    """Refuse a filter that removes the initial map."""
     coarsest = particles.box * particles.pixel_size * 4 / _MIN_START_BOX
     if options.initial_resolution > coarsest:
         raise InputError(
-            f"--initial-resolution is {options.initial_resolution:g} A, which leaves nothing of a box of "
-            f"{particles.box * particles.pixel_size:g} A; give at most {coarsest:g}"
+            f"--initial-resolution is {options.initial_resolution:g} A, too coarse for a box of "
+            f"{particles.box * particles.pixel_size:g} A; use at most {coarsest:g}"
         )
 
 
 def check_mask_range(name: str, path: str, mask: torch.Tensor) -> None:
-    """Refuse a mask with values beyond 0 and 1."""
+    """Refuse a mask with values outside 0 to 1."""
     if mask.min() < -0.01 or mask.max() > 1.01:
-        raise InputError(f"{name} {path} has values from {mask.min():.2g} to {mask.max():.2g}; give 0 to 1")
+        raise InputError(f"{name} {path} has values from {mask.min():.2g} to {mask.max():.2g}; use 0 to 1")
 
 
 def check_body_mask(path: str, mask: torch.Tensor, region: MolecularRegion) -> None:
@@ -98,18 +96,18 @@ def check_body_mask(path: str, mask: torch.Tensor, region: MolecularRegion) -> N
     check_mask_range("body mask", path, mask)
     inside = mask.numpy() > 0.5
     if not inside.any():
-        raise InputError(f"body mask {path} is empty (its largest value is {mask.max():.2g}); give 1 inside the body")
+        raise InputError(f"body mask {path} is empty (its largest value is {mask.max():.2g}); set it to 1 inside")
     if (inside & region.mask).sum() < _MIN_BODY * region.mask.sum():
         raise InputError(
-            f"body mask {path} misses the molecule (it holds less than {100 * _MIN_BODY:g} % of it); give a mask "
-            "in the frame of the consensus map"
+            f"body mask {path} misses the molecule (it holds less than {100 * _MIN_BODY:g} % of it); use a mask in the "
+            "frame of the consensus map"
         )
 
 
 def check_bodies(
     paths: list[str], masks: list[np.ndarray], bodies: RigidBodies, particles: Particles, region: MolecularRegion
 ) -> None:
-    """Refuse masks of bodies of which one lies mostly inside another."""
+    """Refuse masks of bodies if one lies mostly inside another."""
     extent = particles.box * particles.pixel_size
     for body, path in enumerate(paths):
         inside = (masks[body] > 0.5) & region.mask
@@ -118,13 +116,13 @@ def check_bodies(
         if fractions[body] < _MIN_OWN:
             fractions[body] = 0
             raise InputError(
-                f"body masks {path} and {paths[int(fractions.argmax())]} overlap in most of the former; give masks of "
+                f"body masks {path} and {paths[int(fractions.argmax())]} overlap in most of the former; use masks of "
                 "different parts"
             )
 
 
 def check_premultiplied(particles: Particles, given: bool | None, seed: int) -> list[str]:
-    """Compare what images look like with what is said of them; a warning if the user said it, else a refusal."""
+    """Compare the images with their declared premultiplication; warn if the user declared it, or else refuse."""
     with ImageReader(particles) as reader:
         left = power_at_ctf_zeros(reader, seed)
     if left is None or (particles.premultiplied and left < NOT_MULTIPLIED):
@@ -132,14 +130,14 @@ def check_premultiplied(particles: Particles, given: bool | None, seed: int) -> 
     if not particles.premultiplied and left > MULTIPLIED:
         return []
     looks, option = (
-        ("do not look as if they had been multiplied by their CTF", "--no-premultiplied")
+        ("do not appear to be premultiplied by the CTF", "--no-premultiplied")
         if particles.premultiplied
-        else ("look as if they had been multiplied by their CTF", "--premultiplied")
+        else ("appear to be premultiplied by the CTF", "--premultiplied")
     )
-    found = f"the images {looks} (where it is zero, {100 * max(left, 0):.0f} % of their power is left)"
+    found = f"the images {looks} ({100 * max(left, 0):.0f} % of their power is left at its zeros)"
     if given is not None:
         return [f"{found}, against {'--premultiplied' if given else '--no-premultiplied'}"]
     raise InputError(
-        f"{found}, but {particles.star_path} says otherwise (rlnCtfDataAreCtfPremultiplied); give {option}, or "
+        f"{found}, but {particles.star_path} says otherwise (rlnCtfDataAreCtfPremultiplied); set {option}, or "
         f"{'--premultiplied' if particles.premultiplied else '--no-premultiplied'} if it is right"
     )

@@ -219,7 +219,7 @@ def test_files_without_a_molecule_are_refused(tmp_path):
     water = [atom_line(1, "O", "HOH", "A", 1, (0, 0, 0), "O", record="HETATM")]
     with pytest.raises(InputError, match="hydrogens and water"):
         coarse_grain(write_pdb(tmp_path, water))
-    with pytest.raises(InputError, match="holds no atoms"):
+    with pytest.raises(InputError, match="contains no atoms"):
         coarse_grain(write_pdb(tmp_path, []))
 
 

@@ -104,7 +104,7 @@ def test_what_is_not_fitted_is_refused_with_how_far_it_is_off(fab, tmp_path):
     prepared = read_inputs(inputs(files, shifted, origin="centre", fit=True), options)
     assert prepared.options.n_gaussians == len(prepared.atomic.coarse)
     assert options == TrainOptions(), "the caller's options stay"
-    assert any("--fit turned the atomic model" in line for line in prepared.notes)
+    assert any("--fit rotated the atomic model" in line for line in prepared.notes)
     prepared.atomic.write_fitted(tmp_path / "fitted.cif")
     fitted = coarse_grain(tmp_path / "fitted.cif").positions
     assert np.allclose(fitted, prepared.atomic.coarse.positions, atol=2e-3)
@@ -206,7 +206,7 @@ def test_maps_of_such_a_run_carry_the_warning(trained):
     assert any("one atomic model" in line and line.startswith("Warning") for line in said)
     spoken = []
     reconstruct_run(Run(folder), ReconstructOptions(rigid=False, local_resolution=False), Reporter(spoken.append))
-    assert any("wrong-model, which would, was not run" in line for line in spoken)
+    assert any("wrong-model, which tests this, was not run" in line for line in spoken)
     assert any("wrong-model" in line for line in json.loads((folder / "analysis/summary.json").read_text())["warnings"])
     result = wrong_model_result(Run(folder))
     result.parent.mkdir(parents=True)

@@ -422,11 +422,11 @@ def _density(folder, good):
         (lambda folder, good: good[:1], "--bodies is .*; give 2 or more files"),
         (lambda folder, good: [good[0], good[0]], "overlap in most of the former"),
         (lambda folder, good: [good[0], folder / "none.mrc"], "none.mrc does not exist"),
-        (_other_box, "box of 36 voxels but the particles have 32 pixels"),
-        (_other_pixel, "pixel size of 5 A but the particles have 6 A"),
+        (_other_box, "box of 36 voxels, but the particles have 32 pixels"),
+        (_other_pixel, "pixel size of 5 A, but the particles have 6 A"),
         (_empty, "bad.mrc is empty"),
         (_outside, "bad.mrc misses the molecule"),
-        (_density, "bad.mrc has values from 0 to 3; give 0 to 1"),
+        (_density, "bad.mrc has values from 0 to 3; use 0 to 1"),
     ],
 )
 def test_masks_that_are_no_bodies_are_refused(hinge_set, masks, tmp_path, make, words):
@@ -456,7 +456,7 @@ def test_masks_follow_one_option_or_several(hinge_set, masks):
     words = ["check", hinge_set.particles, "--map", hinge_set.consensus, "--no-images", "--bodies", *masks]
     code, text = dynamight(*words)
     assert code == 0, text
-    assert "A run could start." in text
+    assert "The input is ready for training." in text
     assert dynamight(*words[:-2], masks[0], "--bodies", masks[1]) == (code, text)
     code, text = dynamight(*words[:-1])
     assert code == 2

@@ -119,7 +119,7 @@ def test_reconstruct_by_least_squares_in_a_particles_frame_with_regions(trained,
     regions = ["--regions", tmp_path / "part.mrc", "--regions", masks / "one half.mrc"]
     # So short a training finds nothing that images support.
     code, text = dynamight(*arguments, "--conformation", "particle:3", *regions)
-    assert code == 2 and "do not support the motions" in text
+    assert code == 2 and "motion is not supported" in text
     code, text = dynamight(*arguments, "--conformation", "particle:3", "--no-shrink", *regions)
     assert code == 0, text
     assert "In part: " in text and "least squares" in text
@@ -131,12 +131,15 @@ def test_reconstruct_by_least_squares_in_a_particles_frame_with_regions(trained,
     # A map in another frame has no rigid map to be compared with.
     assert not (run / "reconstruction" / "rigid").exists()
     for wrong, sentence in (
-        (("--mask", masks / "faint.mrc"), "leaves no voxel"),
-        (("--mask", masks / "empty.mrc"), "leaves no voxel"),
+        (("--mask", masks / "faint.mrc"), "is empty"),
+        (("--mask", masks / "empty.mrc"), "is empty"),
         (("--mask", masks / "beside.mrc"), "holds 0.0 % of the molecule's density"),
-        (("--mask", masks / "fine.mrc"), "give a mask on the grid of the maps"),
+        (("--mask", masks / "fine.mrc"), "resample it"),
         (("--regions", masks / "beside.mrc"), "holds 0.0 % of the molecule's density"),
-        (("--regions", masks / "part.mrc", "--regions", tmp_path / "part.mrc"), "two of --regions are called part"),
+        (
+            ("--regions", masks / "part.mrc", "--regions", tmp_path / "part.mrc"),
+            "two files of --regions are called part",
+        ),
         (("--conformation", "particle:0"), "--conformation is 'particle:0'"),
         (("--method", "sirt"), "choose one of auto, wbp, cg"),
     ):
@@ -164,7 +167,7 @@ def test_reconstruct_refuses_particles_of_another_size_than_the_deformations(tra
     config.write(run)
     code, text = dynamight("reconstruct", run, "--overwrite")
     assert code == 2
-    assert f"were learned in a box of {BOX * PIXEL:.1f} A" in text and f"have one of {1.2 * BOX * PIXEL:.1f} A" in text
+    assert f"trained in a box of {BOX * PIXEL:.1f} A" in text and f"have a box of {1.2 * BOX * PIXEL:.1f} A" in text
 
 
 def test_particles_binned_after_training_are_reconstructed_with_the_deformations_in_angstrom(trained, data, tmp_path):
@@ -512,7 +515,7 @@ def test_the_demonstration_runs_every_stage_and_says_what_was_true(tmp_path):
     words = ["demo", tmp_path, "--particles", N, "--box", BOX, "--pixel-size", PIXEL, "--n-gaussians", 200]
     code, text = dynamight(*words, "--epochs", "4", "--threads", "1")
     assert code == 0, text
-    for part in ("Hinge angle: correlation with", "Verdict: ", "Resolution (half-maps", "Against the true map"):
+    for part in ("Hinge angle: correlation with", "Verdict: ", "Resolution (half-maps", "With the true map"):
         assert part in text
     for path in re.findall(rf"^  ({re.escape(str(tmp_path))}\S+)", text, re.MULTILINE):
         assert Path(path).exists()
@@ -599,7 +602,7 @@ def test_a_run_that_was_stopped_before_it_was_judged_is_refused_at_once(trained,
     (run / "analysis" / "summary.json").unlink()
     code, text = dynamight("reconstruct", run, "--overwrite")
     assert code == 2
-    assert "summary.json is missing; make it by going on with dynamight train --resume" in text
+    assert "summary.json is missing; make it with dynamight train --resume" in text
     assert "Half 1" not in text
 
 
@@ -637,7 +640,7 @@ def test_training_does_not_start_from_models_of_another_shape_or_other_particles
     assert "other particles" in text
     code, text = dynamight(*train_words(data, trained, "--overwrite", "--start-from", trained))
     assert code == 2
-    assert "the run itself" in text
+    assert "the new run itself" in text
 
 
 def test_a_run_that_was_moved_together_with_its_inputs_is_found_again(data, trained, tmp_path):
@@ -852,7 +855,7 @@ BAD = {
     "map of another pixel size": (map_of_another_pixel_size, r"map\.mrc has a pixel size of 6\.6 A"),
     "map not cubic": (map_that_is_not_cubic, r"map\.mrc is 28 x 32 x 32, not a cube"),
     "no map": (map_that_is_missing, r"map\.mrc does not exist"),
-    "NaN in the map": (map_with_nan, r"map\.mrc holds NaN"),
+    "NaN in the map": (map_with_nan, r"map\.mrc has NaN"),
     "empty STAR": (empty_star, r"particles\.star .*empty|no particles"),
     "blank STAR": (blank_star, r"particles\.star"),
     "fewer than 200 particles": (few_particles, r"holds 199 particles.*at least 200"),
@@ -861,7 +864,7 @@ BAD = {
     "unwritable output": (output_under_a_file, r"not a directory; choose"),
     "output is a file": (output_is_a_file, r"is a file"),
     "half-maps of another box": (half_maps_of_another_box, r"half-map .*half\.mrc has a box of 28 voxels"),
-    "one half-map twice": (one_half_map_twice, r"--half-maps .* are one map"),
+    "one half-map twice": (one_half_map_twice, r"--half-maps .* are the same map"),
     "mask of another box": (mask_of_another_box, r"mask .*mask\.mrc has a box of 28 voxels"),
     "mask beyond one": (mask_beyond_one, r"mask .*mask\.mrc has values from 0 to 3"),
     "constant mask": (constant_mask, r"mask .*mask\.mrc is constant"),
@@ -873,7 +876,7 @@ BAD = {
     "initial resolution": (options("--initial-resolution", "100"), r"--initial-resolution is 100 A.*at most 48"),
     "not a number": (options("--stiffness", "nan"), r"--stiffness is nan"),
     "dark particles": (options("--invert-contrast"), r"negatively"),
-    "project": (options("--project", "nowhere"), r"--project is .*nowhere, which is no folder"),
+    "project": (options("--project", "nowhere"), r"--project is .*nowhere, not a folder"),
     "device": (unknown_device, r"--device is '77'"),
 }
 
@@ -899,7 +902,7 @@ def test_check_says_what_was_understood(data):
     assert code == 0, text
     for part in (f"{N} particles", f"box {BOX} pixels of {PIXEL:g} A", "half-sets", "Memory: about", "Time: about"):
         assert part in text
-    assert "A run could start." in text
+    assert "The input is ready for training." in text
     assert dynamight("check", data.particles)[0] == 0
 
 

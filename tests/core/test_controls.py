@@ -148,12 +148,12 @@ def test_motions_that_images_do_not_support_move_nothing_in_a_reconstruction_unl
     for word, still in (("--shrink", True), ("--no-shrink", False)):
         code, text = dynamight("reconstruct", copied, "--overwrite", word)
         assert code == 0, text
-        assert ("do not support the motions of this run: the maps are made without them" in text) == still
+        assert ("Motion is not supported in this run" in text) == still
         moved, rigid = (read_map(copied / "reconstruction" / name)[0] for name in ("map.mrc", "rigid/map.mrc"))
         assert np.allclose(moved, rigid, atol=1e-4 * np.abs(rigid).max()) == still
     code, text = dynamight("reconstruct", copied, "--overwrite", "--conformation", "particle:5")
     assert code == 2
-    assert "do not support the motions" in text
+    assert "motion is not supported" in text
     assert "--no-shrink" in text
     found, text = control(copied, "noise-particles")
     assert found["verdict"] == "no motion", "what nothing moves makes no map of noise, and proves nothing"

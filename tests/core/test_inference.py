@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dynamight_core.imaging.fourier import fourier_to_image, image_to_fourier
-from dynamight_core.judging.errors import _pushed_through
+from dynamight_core.judging.errors import _propagated
 from dynamight_core.judging.verdict import judge
 from dynamight_core.training.inference import infer_latents, random_pixels
 from tests.support.known_motion import known_motion
@@ -86,7 +86,7 @@ def test_inference_does_not_see_pixels_outside_its_share():
     assert torch.allclose(posterior.covariances[0], model.latent_covariance, atol=1e-4)
 
 
-def test_posterior_width_is_pushed_through_a_linear_decoder_exactly():
+def test_posterior_width_is_propagated_a_linear_decoder_exactly():
     generator = torch.Generator().manual_seed(0)
     field = torch.randn(3, 5 * 3, generator=generator)
     root = torch.randn(4, 3, 3, generator=generator)
@@ -97,4 +97,4 @@ def test_posterior_width_is_pushed_through_a_linear_decoder_exactly():
         return (z @ field).reshape(len(z), 5, 3)
 
     expected = torch.einsum("ip,bij,jp->bp", field, covariances, field).reshape(4, 5, 3).sum(-1)
-    assert torch.allclose(_pushed_through(evaluate, latents, covariances, evaluate(latents)), expected, rtol=1e-3)
+    assert torch.allclose(_propagated(evaluate, latents, covariances, evaluate(latents)), expected, rtol=1e-3)

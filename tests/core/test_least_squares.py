@@ -15,7 +15,7 @@ from dynamight_core.reconstruction import checks
 from dynamight_core.reconstruction.checks import check_halves, check_views
 from dynamight_core.reconstruction.frames import FrameField
 from dynamight_core.reconstruction.fsc import fourier_shell_correlation
-from dynamight_core.reconstruction.half_map import HalfReconstruction, shares_from_fsc
+from dynamight_core.reconstruction.half_map import HalfReconstruction, noise_to_signal
 from dynamight_core.reconstruction.least_squares import DeformedProjection
 from dynamight_core.reconstruction.modes import find_modes
 from dynamight_core.reporter import Reporter
@@ -139,7 +139,7 @@ def test_least_squares_explains_held_out_images_better_and_agrees_with_backproje
     used, held_out = hinge.everything[:270], hinge.everything[270:]
     region = sphere(BOX, radius=13).float()
     half = HalfReconstruction.of(hinge.particles(), used, modes, region)
-    volume, solution = half.least_squares(0.3, held_out, most_steps=4)
+    volume, solution = half.least_squares(0.3, held_out, max_steps=4)
     assert 1 <= solution.steps <= 4
     assert solution.residuals[solution.steps] < solution.residuals[0]
     plain = half.backprojected(0.3)
@@ -161,7 +161,7 @@ def test_a_missing_cone_is_noticed_and_filled_better_by_least_squares(hinge):
     assert re.search(r"Note: \d+ % of the directions", said[0])
     # Noise over signal as half-maps have it: little in the first shells, as much as signal in the last.
     shares = 0.02 + (torch.arange(BOX // 2 + 1) / (BOX // 2)).square()
-    solved = half.least_squares(shares, near[:20], most_steps=6)[0]
+    solved = half.least_squares(shares, near[:20], max_steps=6)[0]
     for label in (0, 1):
         assert hinge.mean_fsc(solved, label) > hinge.mean_fsc(half.backprojected(shares), label) + 0.01
 
@@ -189,6 +189,6 @@ def test_half_sets_of_very_different_size_are_noticed():
 
 
 def test_signal_to_noise_of_a_shell_sets_its_regularisation():
-    shares = shares_from_fsc(torch.tensor([1.0, 0.9, 0.5, 0.2, -0.1, 0.3]))
+    shares = noise_to_signal(torch.tensor([1.0, 0.9, 0.5, 0.2, -0.1, 0.3]))
     assert torch.allclose(shares[1:3], torch.tensor([1 / 9, 1.0]), rtol=1e-4)
     assert (shares[3:] == shares[5]).all() and shares[5] > 2

@@ -103,7 +103,7 @@ def test_random_phases_in_a_small_mask_are_drawn_more_than_once(monkeypatch):
         return float((first - second).square().mean().sqrt())
 
     several = change()
-    monkeypatch.setattr(fsc, "_MOST_DRAWS", 1)
+    monkeypatch.setattr(fsc, "_MAX_DRAWS", 1)
     assert several < 0.6 * change()
 
 
@@ -211,7 +211,7 @@ def test_pure_noise_reconstructed_through_any_deformation_claims_no_resolution(h
     halves = [torch.where(t.half == number)[0] for number in (1, 2)]
     pair = [HalfReconstruction.of(data, rows, modes, region) for rows in halves]
     mask = torch.maximum(t.domain_mask(0), t.domain_mask(1))
-    solved = [half.least_squares(1.0, other, most_steps=2)[0] for half, other in zip(pair, halves[::-1], strict=True)]
+    solved = [half.least_squares(1.0, other, max_steps=2)[0] for half, other in zip(pair, halves[::-1], strict=True)]
     for maps in ([half.backprojected(1.0) for half in pair], solved):
         curve = half_map_fsc(*maps, mask).corrected[1:]
         # Fourier voxels of a shell, as many fewer as the mask is smaller than the box; half of them are mirror images.

@@ -48,7 +48,7 @@ def test_a_run_refuses_what_contradicts_the_metadata_and_obeys_the_user_with_a_w
     wrong = hinge_set.particles.with_name("said_to_be_premultiplied.star")
     starfile.write(tables, wrong)
     options = TrainOptions(n_gaussians=100)
-    with pytest.raises(InputError, match=r"do not look as if .* give --no-premultiplied"):
+    with pytest.raises(InputError, match=r"do not appear to be .* set --no-premultiplied"):
         read_inputs(InputOptions(star=str(wrong), map=str(hinge_set.consensus)), options)
     said = read_inputs(InputOptions(star=str(wrong), map=str(hinge_set.consensus), premultiplied=False), options)
     assert not any("multiplied" in warning for warning in said.warnings)

@@ -8,7 +8,7 @@ from dynamight_core.imaging.correlation import fourier_shell_correlation, fsc_de
 from dynamight_core.imaging.fourier import fourier_to_volume, frequencies_3d, volume_to_fourier
 from dynamight_core.imaging.projector import spread_bilinear
 from dynamight_core.reconstruction.fsc import half_map_fsc
-from dynamight_core.reconstruction.residual import cautious_fsc, count_residual_motion, motion_coherence
+from dynamight_core.reconstruction.residual import conservative_fsc, include_residual_motion, motion_coherence
 
 BOX, PIXEL_SIZE = 32, 3.0
 
@@ -68,7 +68,7 @@ def test_it_is_the_correlation_of_a_blurred_map_with_the_map():
 def test_counted_motion_lowers_the_correlation_with_the_truth_by_the_coherence():
     fsc = torch.tensor([1.0, 0.9, 0.5, 0.143, 0.0, -0.1])
     rho = torch.tensor([1.0, 0.9, 0.8, 0.7, 0.5, 0.5])
-    seen = count_residual_motion(fsc, rho)
+    seen = include_residual_motion(fsc, rho)
     with_truth = (2 * fsc.clamp(min=0) / (1 + fsc.clamp(min=0))).sqrt()
     assert torch.allclose((2 * seen.clamp(min=0) / (1 + seen.clamp(min=0))).sqrt(), rho * with_truth, atol=1e-6)
     assert torch.equal(seen[4:], fsc[4:])
@@ -96,7 +96,7 @@ def test_the_deviation_of_an_fsc_in_a_mask_is_that_of_white_noise(box, radius, d
 @pytest.mark.parametrize("draws", [1, 10])
 def test_the_error_of_a_corrected_fsc_is_what_it_strays_by(draws, monkeypatch):
     # Half-maps of a structure that fades into noise; with one draw of random phases, as in large boxes, or ten.
-    monkeypatch.setattr(fsc_module, "_MOST_DRAWS", draws)
+    monkeypatch.setattr(fsc_module, "_MAX_DRAWS", draws)
     box, generator = 48, torch.Generator().manual_seed(0)
     mask = ball(box, 6.0)
     falling = torch.exp(-((frequencies_3d(box).norm(dim=-1) * box / 7) ** 2))
@@ -116,6 +116,6 @@ def test_the_error_of_a_corrected_fsc_is_what_it_strays_by(draws, monkeypatch):
 def test_a_cautious_fsc_takes_off_more_where_less_is_known():
     fsc, large, small = torch.linspace(1, -0.1, 12), torch.full((12,), 0.02), torch.full((12,), 0.1)
     rho = torch.linspace(1, 0.6, 12)
-    assert torch.equal(cautious_fsc(fsc, large, None), fsc - large)
-    assert (cautious_fsc(fsc, small, rho) < cautious_fsc(fsc, large, rho)).all()
-    assert (cautious_fsc(fsc, large, rho) <= cautious_fsc(fsc, large, None)).all()
+    assert torch.equal(conservative_fsc(fsc, large, None), fsc - large)
+    assert (conservative_fsc(fsc, small, rho) < conservative_fsc(fsc, large, rho)).all()
+    assert (conservative_fsc(fsc, large, rho) <= conservative_fsc(fsc, large, None)).all()

@@ -398,7 +398,7 @@ def test_own_structure_is_read_from_pdb_and_mmcif(tmp_path):
         ({"cone": 60.0, "views": "measured"}, "--cone narrows uniform views"),
         ({"defocus_min": 30000.0}, "--defocus-min is above --defocus-max"),
         ({"molecule": "missing.pdb", "selection": "L", "axis": FAB_AXIS}, "missing.pdb does not exist"),
-        ({"molecule": "missing.pdb"}, "give --selection"),
+        ({"molecule": "missing.pdb"}, "set --selection"),
     ],
 )
 def test_bad_options_are_refused_with_a_sentence(change, words, tmp_path):
@@ -410,12 +410,12 @@ def test_bad_options_are_refused_with_a_sentence(change, words, tmp_path):
 @pytest.mark.parametrize(
     ("selection", "axis", "words"),
     [
-        ("X", FAB_AXIS, "selection 'X' names no atom"),
-        ("H/(((", FAB_AXIS, "is not understood"),
+        ("X", FAB_AXIS, "selection 'X' selects no atom"),
+        ("H/(((", FAB_AXIS, "is not valid"),
         ("", FAB_AXIS, "selection is empty"),
         ("L", ("H/213/CA", "H/9999/CA"), "axis atom 'H/9999/CA' is not in"),
-        ("L", ("H/213/CA", "H213"), "axis atom 'H213' is not understood"),
-        ("L", ("H/213/CA", "H/213/CA"), "both atoms lie at one place"),
+        ("L", ("H/213/CA", "H213"), "axis atom 'H213' is not valid"),
+        ("L", ("H/213/CA", "H/213/CA"), "both atoms have the same position"),
         ("H K L M A B", FAB_AXIS, "moves all of"),
     ],
 )
@@ -434,7 +434,7 @@ def test_bad_files_are_refused_with_a_sentence(tmp_path, data):
     with pytest.raises(InputError, match="cannot be read"):
         load_truth(tmp_path / "noise.npz")
     shutil.copy(data[0].truth, tmp_path / "x.pdb")
-    with pytest.raises(InputError, match="molecule"):
+    with pytest.raises(InputError, match=r"model .*x\.pdb"):
         atomic_molecule(tmp_path / "x.pdb", "L", FAB_AXIS)
 
 

@@ -30,7 +30,7 @@ from dynamight_core.imaging.backprojection import denominator_floor, filter_volu
 from dynamight_core.imaging.fourier import expand_shells
 from dynamight_core.options import ControlOptions
 from dynamight_core.reconstruction.fsc import fourier_shell_correlation
-from dynamight_core.reconstruction.half_map import LEAST_SHARE, HalfReconstruction
+from dynamight_core.reconstruction.half_map import MIN_REGULARISATION, HalfReconstruction
 from dynamight_core.reporter import Reporter
 
 _SIGMAS = 3.0
@@ -131,9 +131,9 @@ def _added(parts: list[HalfReconstruction]) -> HalfReconstruction:
 
 def _wanted(summed: HalfReconstruction, density: torch.Tensor) -> torch.Tensor:
     """Return what to multiply backprojections by for the product of their map with a density: filters are symmetric."""
-    box, shares = len(density), torch.full((density.shape[0] // 2 + 1,), LEAST_SHARE, device=density.device)
+    box, shares = len(density), torch.full((density.shape[0] // 2 + 1,), MIN_REGULARISATION, device=density.device)
     floor = expand_shells(denominator_floor(summed.denominator, shares), box, 3)
-    return filter_volume(density, (1 + LEAST_SHARE) / (summed.denominator + floor))
+    return filter_volume(density, (1 + MIN_REGULARISATION) / (summed.denominator + floor))
 
 
 def _judged(gains, nulls, curves, places, images) -> Control:

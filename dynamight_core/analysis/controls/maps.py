@@ -18,7 +18,7 @@ from dynamight_core.particles.cache import ImageCache
 from dynamight_core.particles.images import ImageReader
 from dynamight_core.particles.preprocess import Preprocessing
 from dynamight_core.reconstruction.deformation import deforming_region, half_modes, supported
-from dynamight_core.reconstruction.half_map import LEAST_SHARE, HalfReconstruction
+from dynamight_core.reconstruction.half_map import MIN_REGULARISATION, HalfReconstruction
 from dynamight_core.reconstruction.images import FullImages
 from dynamight_core.reconstruction.least_squares import DeformedProjection
 from dynamight_core.reconstruction.modes import Modes
@@ -187,7 +187,7 @@ def reconstruct(
 
 def maps_of(summed: HalfReconstruction) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the unfiltered maps with and without deformation."""
-    return summed.backprojected(LEAST_SHARE), summed.backprojected(LEAST_SHARE, deformed=False)
+    return summed.backprojected(MIN_REGULARISATION), summed.backprojected(MIN_REGULARISATION, deformed=False)
 
 
 def wiener(volume: torch.Tensor, fsc: torch.Tensor) -> torch.Tensor:
