@@ -3,6 +3,7 @@
 import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -27,8 +28,8 @@ class RunConfig:
 
     inputs: InputOptions = field(default_factory=InputOptions)
     train: TrainOptions = field(default_factory=TrainOptions)
-    provenance: dict = field(default_factory=dict)
-    stages: dict = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    stages: dict[str, Any] = field(default_factory=dict)
 
     def write(self, run: Path) -> None:
         """Write ``run/config.yaml``."""
@@ -42,11 +43,11 @@ class RunConfig:
         Raises
         ------
         InputError
-            if the folder holds no run, or a file of other options.
+            if the folder contains no run, or a file of other options.
         """
         path = Path(run) / "config.yaml"
         if not path.exists():
-            raise InputError(f"{run} holds no run (no config.yaml); give the folder that dynamight train wrote")
+            raise InputError(f"{run} contains no run (no config.yaml); use a folder written by dynamight train")
         try:
             values = yaml.safe_load(path.read_text())
             _relocate(values["inputs"], values["provenance"].get("run"), Path(run))
@@ -60,17 +61,17 @@ class RunConfig:
             raise InputError(f"{path} cannot be understood ({error}); train again into a new folder") from error
 
 
-def _relocate(inputs: dict, before: str | None, run: Path) -> None:
-    """Follow a run that was moved together with its inputs: replace paths that are gone by those beside it.
+def _relocate(inputs: dict[str, Any], before: str | None, run: Path) -> None:
+    """Follow a run that was moved with its inputs: replace missing paths by those beside it.
 
     Parameters
     ----------
     inputs
         values of `InputOptions`, changed in place.
     before
-        folder of the run when it was trained.
+        folder of the run at the training.
     run
-        where it is now, or a folder of links to its files.
+        its folder now, or a folder of links to its files.
     """
     if before is None:
         return
@@ -82,13 +83,13 @@ def _relocate(inputs: dict, before: str | None, run: Path) -> None:
         moved = [os.path.normpath(folder / os.path.relpath(path, before)) for folder in folders]
         return next(filter(os.path.exists, moved), path)
 
-    # Runs that were trained before there was an option do without it.
+    # Older runs lack newer options.
     for name in inputs.keys() & {"star", "map", "mask", "atomic_model", "project"}:
         inputs[name] = found(inputs[name])
     for name in ("half_maps", "bodies"):
         inputs[name] = inputs.get(name) and [found(path) for path in inputs[name]]
 
 
-def changed_options(old, new) -> list[str]:
+def changed_options(old: Any, new: Any) -> list[str]:
     """Return the names of the fields in which two option dataclasses differ."""
     return [f.name for f in fields(old) if getattr(old, f.name) != getattr(new, f.name)]

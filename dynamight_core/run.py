@@ -132,7 +132,7 @@ class Run:
         particles = read_particles(inputs.star, inputs.project)
         if len(particles) != len(self.halves):
             raise InputError(
-                f"{inputs.star} has {len(particles)} particles but {self.path} was trained on {len(self.halves)}; "
+                f"{inputs.star} has {len(particles)} particles, but {self.path} was trained on {len(self.halves)}; "
                 "restore the original file"
             )
         if inputs.premultiplied is not None:

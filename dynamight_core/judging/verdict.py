@@ -95,8 +95,8 @@ def judge(
     # Pair by pair: both have the same image and the same noise.
     above_null, spread = _mean_and_error(own - others)
     numbers = (
-        f"on held-out Fourier pixels of {len(own)} held-out particles, a particle's own deformation adds {gain:.2f} +- "
-        f"{gain_error:.2f} nats of log-likelihood, another particle's {null:.2f} +- {null_error:.2f}"
+        f"on held-out Fourier pixels of {len(own)} held-out particles, the gain in log-likelihood is {gain:.2f} +- "
+        f"{gain_error:.2f} nats with a particle's own deformation, and {null:.2f} +- {null_error:.2f} with another's"
     )
     if gain > _SIGMAS * gain_error and above_null > _SIGMAS * spread:
         name, text = "supported", f"Motion is supported: {numbers}."

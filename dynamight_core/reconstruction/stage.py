@@ -141,7 +141,7 @@ def reconstruct_run(run: Run, options: ReconstructOptions, reporter: Reporter = 
             "Motion is not supported in this run: the maps are reconstructed without it. Use --no-shrink to apply the "
             "motion as learned."
         )
-    sums = _HalfSums.of(run, options, images, reporter)
+    sums = _HalfSums(run, options, images, reporter)
     method = options.method
     if method == "auto":
         method = choose_method(sums.views_are_missing, images.box, images.device, options, reporter)
@@ -173,43 +173,22 @@ def reconstruct_run(run: Run, options: ReconstructOptions, reporter: Reporter = 
 
 
 class _HalfSums:
-    """The sums over the particles of both half-sets, and the maps solved from them.
+    """The sums over the particles of both half-sets, each through its motion, and the maps solved from them.
 
-    Parameters
-    ----------
-    run, options
-        of the reconstruction.
-    halves
-        the sums of each half-set.
-    modes
-        of each half-set, the motion that is applied.
-    views_are_missing
-        whether a cone of directions is missing in a half-set.
-    reporter
-        receives messages and progress.
+    `modes` are the motion of each half-set that is applied, `views_are_missing` whether one lacks a cone of directions.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        options: ReconstructOptions,
-        halves: list[HalfReconstruction],
-        modes: list[Modes],
-        views_are_missing: bool,
-        reporter: Reporter,
-    ):
-        self.run, self.options, self.halves, self.modes = run, options, halves, modes
-        self.views_are_missing, self._reporter = views_are_missing, reporter
-
-    @classmethod
-    def of(cls, run: Run, options: ReconstructOptions, images: FullImages, reporter: Reporter) -> "_HalfSums":
-        """Read the particles of each half-set once and sum them through its motion."""
-        halves, used, missing, weights = [], [], [], images.noise_weights(options.seed)
+    def __init__(self, run: Run, options: ReconstructOptions, images: FullImages, reporter: Reporter):
+        self.run, self.options, self._reporter = run, options, reporter
+        self.halves: list[HalfReconstruction] = []
+        self.modes: list[Modes] = []
+        self.views_are_missing = False
+        weights = images.noise_weights(options.seed)
         for half in (1, 2):
             modes, support = half_modes(run, half, images, options)
             if support is not None:
                 reporter.say(support.sentence(half))
-            used.append(modes)
+            self.modes.append(modes)
             modes, points = in_conformation(run, half, modes, options.conformation, images.pixel_size)
             region = deforming_region(points, images.box, images.pixel_size, options.region_radius)
             errors = torch.tensor(run.table["dynMotionError"].to_numpy()) if options.error_weights else None
@@ -222,9 +201,8 @@ class _HalfSums:
                 reporter.step(f"reconstructing, half {half}"),
                 available_memory() // 4,
             )
-            halves.append(summed)
-            missing.append(check_views(summed.denominator, half, images.pixel_size, reporter))
-        return cls(run, options, halves, used, any(missing), reporter)
+            self.halves.append(summed)
+            self.views_are_missing |= check_views(summed.denominator, half, images.pixel_size, reporter)
 
     def maps(
         self, method: str, regularisation: torch.Tensor | float, deformed: bool

@@ -1,1 +1,1 @@
-"""Ground-truth data sets: molecules that move, the images they give, and what is true about each particle."""
+"""Simulated data sets: moving molecules, their images, and the truth of each particle."""

@@ -4,8 +4,6 @@ Slices are inserted by torch-fourier-slice, which is independent of `dynamight_c
 therefore checks the backprojection in real space.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch_fourier_slice import insert_central_slices_rfft_3d_multichannel
@@ -19,8 +17,6 @@ from dynamight_core.imaging.fourier import (
     translation_phases,
 )
 from dynamight_core.imaging.poses import rotation_matrices
-
-Images = torch.Tensor | Callable[[slice], torch.Tensor]
 
 
 class FourierReconstruction:
@@ -112,46 +108,3 @@ class FourierReconstruction:
         volume = volume[inside, inside, inside]
         kernel = torch.sinc((torch.arange(self.box) - self.box // 2) / grid).square()
         return volume / (kernel[:, None, None] * kernel[:, None] * kernel)
-
-
-def reconstruct_fourier(
-    images: Images,
-    ctf: CtfParameters,
-    angles: torch.Tensor,
-    shifts: torch.Tensor,
-    box: int,
-    pixel_size: float,
-    padding: int = 2,
-    floor: float = 0.1,
-    batch_size: int = 64,
-) -> torch.Tensor:
-    """Reconstruct a volume from particle images by Fourier inversion.
-
-    Parameters
-    ----------
-    images
-        (n, box, box), or a function that returns those of a slice of particles.
-    ctf
-        of n particles.
-    angles
-        (n, 3) rot, tilt, psi in radians.
-    shifts
-        (n, 2) rlnOriginX/YAngst in A.
-    box, pixel_size
-        of the images, pixels and A.
-    padding, floor
-        as in `FourierReconstruction`.
-    batch_size
-        particles at a time.
-
-    Returns
-    -------
-    torch.Tensor
-        (box, box, box) volume [z, y, x] whose projections (sums over voxels) are the images before the CTF.
-    """
-    reconstruction = FourierReconstruction(box, pixel_size, padding)
-    for start in range(0, len(angles), batch_size):
-        part = slice(start, start + batch_size)
-        batch = images(part) if callable(images) else images[part]
-        reconstruction.insert(batch, ctf[part], angles[part], shifts[part])
-    return reconstruction.volume(floor)

@@ -26,7 +26,7 @@ def hinge_angle(
     displaced
         (b, m, 3) A, points of the moving domain in b particles.
     reference
-        (m, 3) A, where they are at angle 0.
+        (m, 3) A, the same points at angle 0.
     axis_point, axis_direction
         (3,) each, A and unit vector.
 
@@ -45,9 +45,9 @@ def hinge_angle(
 
 def knn_r2(latents: torch.Tensor, angles: torch.Tensor, k: int = 10) -> float:
     """Return the R2 of angles (p,) predicted by the mean over the k nearest other latents (p, d)."""
-    latents, angles = latents.float().numpy(), angles.flatten().double()
+    angles = angles.flatten().double()
     # Without query points, a point is not its own neighbour.
-    neighbours = NearestNeighbors(n_neighbors=k).fit(latents).kneighbors(return_distance=False)
+    neighbours = NearestNeighbors(n_neighbors=k).fit(latents.float().numpy()).kneighbors(return_distance=False)
     predicted = angles[torch.from_numpy(neighbours)].mean(1)
     return float(1 - (angles - predicted).square().sum() / (angles - angles.mean()).square().sum())
 
@@ -59,7 +59,7 @@ class HingeField:
         self.truth = truth
 
     def evaluator(self, points: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Return the map from (b, domains) angles to (b, m, 3) displacements (A) of fixed (m, 3) points (A)."""
+        """Return the function from (b, domains) angles to (b, m, 3) displacements (A) of fixed (m, 3) points (A)."""
         labels = self.truth.domains(points)
         return lambda angles: self.truth.molecule.move(points, labels, angles) - points
 
@@ -75,12 +75,12 @@ def oracle_angles(
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
     """Estimate the hinge angle of each image from the true structure, poses, CTF, noise and uniform prior.
 
-    No method that must learn these from the images can do better.
+    This is the limit for methods that learn them from the images.
 
     Parameters
     ----------
     images
-        (p, box, box) of the whole data set, or anything that indexes like it.
+        (p, box, box) of the whole data set, an array or a memory map.
     truth
         with one moving domain.
     motion_range
@@ -96,7 +96,7 @@ def oracle_angles(
         (p,) posterior means in radians, (p,) posterior standard deviations, and the correlation of the means with
         the true angles.
     """
-    # Midpoints: every grid angle stands for an interval of equal prior.
+    # Midpoints of intervals with equal prior.
     angles = motion_range * ((torch.arange(grid) + 0.5) * 2 / grid - 1)
     box = truth.box
     weight = plane_multiplicity(box) / (box**2 * expand_shells(truth.noise_power, box))
@@ -116,5 +116,5 @@ def oracle_angles(
         mean = posterior @ angles
         means.append(mean)
         deviations.append((posterior @ angles.square() - mean.square()).clamp(min=0).sqrt())
-    means = torch.cat(means)
-    return means, torch.cat(deviations), correlation(means, truth.angles)
+    found = torch.cat(means)
+    return found, torch.cat(deviations), correlation(found, truth.angles)

@@ -113,54 +113,47 @@ def hinge_molecule(seed: int, n_atoms: int = 3000, atom_sigma: float = 2.0) -> M
     atom_sigma
         A.
     """
-    rng = np.random.default_rng(seed)
-    scale = (n_atoms / 3000) ** (1 / 3)
-    n_small = round(0.2 * n_atoms)
-    large_axes, small_axes = np.array([34.0, 26.0, 25.0]) * scale, np.array([29.5, 13.8, 13.8]) * scale
-    junction = large_axes[0] - scale
-    large = _packed_ellipsoid(large_axes, n_atoms - n_small, rng)
-    small = _packed_ellipsoid(small_axes, n_small, rng) + [junction - scale + small_axes[0], 0, 0]
-    return _hinged([large, small], [[junction, 0, 0]], [[0.0, 1.0, 0.0]], atom_sigma)
+    axes = [[34.0, 26.0, 25.0], [29.5, 13.8, 13.8]]
+    return _hinged(seed, n_atoms, atom_sigma, axes, 0.2, [[0.0, 1.0, 0.0]])
 
 
 def two_hinge_molecule(seed: int, n_atoms: int = 3000, atom_sigma: float = 2.0) -> Molecule:
     """Return a molecule of a large domain and two small ones (6 % of the atoms each) on hinges.
 
     The small ones are at both ends of the long axis, x, and rotate about y and z through their junctions: motions that
-    are hard to detect with few particles. They are packed as in `hinge_molecule`.
-
-    Parameters
-    ----------
-    seed
-        of the packing.
-    n_atoms
-        of the molecule; ellipsoids keep the density of 3,000 atoms.
-    atom_sigma
-        A.
+    are hard to detect with few particles. Packing and parameters are those of `hinge_molecule`.
     """
-    rng = np.random.default_rng(seed)
-    scale = (n_atoms / 3000) ** (1 / 3)
-    n_small = round(0.06 * n_atoms)
-    large_axes, small_axes = np.array([35.0, 27.0, 26.0]) * scale, np.array([19.7, 9.2, 9.2]) * scale
-    junction = large_axes[0] - scale
-    parts = [_packed_ellipsoid(large_axes, n_atoms - 2 * n_small, rng)]
-    for side in (1, -1):
-        offset = [side * (junction - scale + small_axes[0]), 0, 0]
-        parts.append(_packed_ellipsoid(small_axes, n_small, rng) + offset)
-    return _hinged(parts, [[junction, 0, 0], [-junction, 0, 0]], [[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], atom_sigma)
+    axes = [[35.0, 27.0, 26.0], [19.7, 9.2, 9.2]]
+    return _hinged(seed, n_atoms, atom_sigma, axes, 0.06, [[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
 
 
 def _hinged(
-    parts: list[np.ndarray], junctions: list[list[float]], directions: list[list[float]], atom_sigma: float
+    seed: int,
+    n_atoms: int,
+    atom_sigma: float,
+    semi_axes: list[list[float]],
+    fraction: float,
+    directions: list[list[float]],
 ) -> Molecule:
-    """Return a centred molecule of (n, 3) parts, the first at rest and each other on a hinge."""
+    """Return a centred molecule of a large domain and small ones on hinges at the ends of its long axis.
+
+    Semi-axes are those of the large and the small domains for 3,000 atoms, A; each small domain has this fraction of
+    the atoms and a hinge along one of the (domains, 3) directions.
+    """
+    rng = np.random.default_rng(seed)
+    scale, n_small = (n_atoms / 3000) ** (1 / 3), round(fraction * n_atoms)
+    large, small = np.array(semi_axes) * scale
+    junction = large[0] - scale
+    sides = np.array([[1, 0, 0], [-1, 0, 0]][: len(directions)])
+    parts = [_packed_ellipsoid(large, n_atoms - len(sides) * n_small, rng)]
+    parts += [_packed_ellipsoid(small, n_small, rng) + side * (junction - scale + small[0]) for side in sides]
     positions = np.concatenate(parts)
     centre = (positions.min(0) + positions.max(0)) / 2
     return Molecule(
         positions=torch.tensor(positions - centre, dtype=torch.float32),
         weights=torch.ones(len(positions)),
         moving=torch.cat([torch.full((len(part),), label) for label, part in enumerate(parts)]),
-        axis_points=torch.tensor(np.array(junctions) - centre, dtype=torch.float32),
+        axis_points=torch.tensor(sides * junction - centre, dtype=torch.float32),
         axis_directions=torch.tensor(directions),
         atom_sigma=atom_sigma,
     )

@@ -46,6 +46,7 @@ ctf_*              (p, ...) CTF parameters (defocus in A, voltage in kV, Cs in m
 Atom j of particle i lies at c + R(angle) (positions[j] - c), with c = axis_points[moving[j] - 1] and R the
 rotation about axis_directions[moving[j] - 1]; atoms with moving = 0 stay at positions[j].
 """
+_NUMBERS = ("pixel_size", "particle_diameter", "snr", "scale")
 _MOLECULE = ("positions", "weights", "moving", "axis_points", "axis_directions")
 
 
@@ -248,19 +249,13 @@ class Truth:
             "noise_power": self.noise_power,
         }
         arrays |= {f"ctf_{f.name}": getattr(self.ctf, f.name) for f in fields(CtfParameters)}
-        numbers = {
-            "atom_sigma": molecule.atom_sigma,
-            "box": self.box,
-            "pixel_size": self.pixel_size,
-            "particle_diameter": self.particle_diameter,
-            "snr": self.snr,
-            "scale": self.scale,
-        }
+        numbers = {name: getattr(self, name) for name in ("box", *_NUMBERS)}
         with atomic_path(path) as temporary:
             np.savez_compressed(
                 temporary,
                 readme=np.array(README.splitlines()),
                 **{name: array.numpy() for name, array in arrays.items()},
+                atom_sigma=molecule.atom_sigma,
                 **numbers,
             )
 
@@ -291,11 +286,8 @@ def load_truth(path: str | Path) -> Truth:
             ctf=ctf,
             half=values["half"],
             box=int(values["box"]),
-            pixel_size=float(values["pixel_size"]),
-            particle_diameter=float(values["particle_diameter"]),
             noise_power=values["noise_power"],
-            snr=float(values["snr"]),
-            scale=float(values["scale"]),
+            **{name: float(values[name]) for name in _NUMBERS},
         )
     except KeyError as error:
         raise InputError(f"truth {path} lacks {error}; use the truth.npz of a simulated data set") from error

@@ -10,7 +10,7 @@ _TITLED = ("data", "kl", "regularity", "repulsion")
 
 
 def training_curves(metrics: list[dict[str, Any]]) -> pd.DataFrame:
-    """Return what there is to draw of a training: a row for each curve, half and epoch.
+    """Return the curves of a training: a row for each curve, half-set and epoch.
 
     Parameters
     ----------
@@ -21,10 +21,10 @@ def training_curves(metrics: list[dict[str, Any]]) -> pd.DataFrame:
     -------
     DataFrame
         columns curve (its title), half, epoch, kind (of the epoch) and value; curve by curve, and in each in the order
-        of the metrics. The value is missing where epochs of a kind do not have it, and curves without any are left out.
+        of the metrics. Values are missing for epochs of other kinds; curves without values are omitted.
     """
     table = pd.DataFrame(metrics)
-    # The loss of filtered images is another one than that of all frequencies.
+    # Losses of different frequencies cannot be compared.
     first = table.groupby(["half", "resolution"])["data"].transform("first")
     moves = table["kind"].isin(["encoder", "refinement"])
     curves = {

@@ -1,7 +1,7 @@
 """The data of a training: prepared images, transfer functions and poses by row."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -37,6 +37,13 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+
+class Batches(Protocol):
+    """Images of a particle set, in their given or refined poses."""
+
+    def batch(self, rows: torch.Tensor) -> Batch:
+        """Return the batch of (b,) `rows`."""
 
 
 class TrainingImages:

@@ -105,7 +105,7 @@ def _fit_motion(
         noise = _noise(len(rows), trainer, generator)
         deformed = DeformedBatch(trainer, trainer.data.batch(rows), frequency_weights, noise, sample)
         values = {name: term.value(deformed) for name, (term, _) in terms.items()}
-        loss = sum(means.weights[name] * value for name, value in values.items())
+        loss = sum((means.weights[name] * value for name, value in values.items()), torch.zeros(()))
         trainer.step(loss, "encoder", "decoder", "gaussians", "poses")
         for name, value in values.items():
             means.losses[name] += value.item() * fraction

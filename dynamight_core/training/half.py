@@ -8,7 +8,7 @@ from dynamight_core.imaging.fourier import shell_means, translation_phases
 from dynamight_core.model.graph import LongEdges, NeighbourGraph
 from dynamight_core.model.half import HalfModel
 from dynamight_core.options import TrainOptions
-from dynamight_core.training.data import Batch, TrainingImages
+from dynamight_core.training.data import Batch, Batches, TrainingImages
 from dynamight_core.training.inference import infer_latents
 
 # Restraints are computed on this many particles of a batch: their gradient needs no more.
@@ -183,7 +183,7 @@ class HalfTrainer:
         """Set the noise spectrum Sigma to the shell-averaged error power of a subset of the training particles."""
         generator = torch.Generator().manual_seed(self.options.seed)
         chosen = self.rows[torch.randperm(len(self.rows), generator=generator)[:_NOISE_PARTICLES]]
-        power = 0
+        power = torch.zeros(())
         for rows in chosen.split(128):
             batch = self.data.batch(rows)
             positions = None
@@ -203,7 +203,7 @@ class HalfTrainer:
             displaced = positions + self.model.displacements(self.current_latents(subset))
             self.long_edges = LongEdges.build(positions, displaced, self.generator())
 
-    def posed_data(self) -> "TrainingImages | _PosedImages":
+    def posed_data(self) -> Batches:
         """Return the images with the refined poses."""
         return _PosedImages(self) if self.options.refine_poses else self.data
 

@@ -6,7 +6,7 @@ import torch
 
 from dynamight_core.model.decoders.base import Evaluator
 from dynamight_core.model.half import HalfModel
-from dynamight_core.training.data import Batch, TrainingImages
+from dynamight_core.training.data import Batch, Batches
 
 # Finite-difference step, in standard deviations of the latents' prior.
 _STEP = 0.15
@@ -38,7 +38,7 @@ class LatentPosterior:
 @torch.no_grad()
 def infer_latents(
     model: HalfModel,
-    data: TrainingImages,
+    data: Batches,
     rows: torch.Tensor,
     starts: list[torch.Tensor],
     steps: int = 5,
@@ -146,14 +146,13 @@ class _Fit:
 
     def best(self, starts: list[torch.Tensor]):
         """Return each particle's best start, its image and its energy."""
-        latents, image, energy = None, None, None
-        for start in starts:
-            candidate = start.to(self._mean, copy=True)
+        latents = starts[0].to(self._mean, copy=True)
+        image = self.image(latents, self.all)
+        energy = self.energy(latents, image, self.all)
+        for start in starts[1:]:
+            candidate = start.to(self._mean)
             candidate_image = self.image(candidate, self.all)
             candidate_energy = self.energy(candidate, candidate_image, self.all)
-            if latents is None:
-                latents, image, energy = candidate, candidate_image, candidate_energy
-                continue
             better = candidate_energy < energy
             latents[better], image[better] = candidate[better], candidate_image[better]
             energy[better] = candidate_energy[better]

@@ -193,12 +193,14 @@ def _smooth_basis(positions: torch.Tensor, seed: int) -> torch.Tensor:
     return torch.einsum("nr,ac->ranc", weight, axes).reshape(-1, len(positions), 3)
 
 
-def _scores(trainer: HalfTrainer, rows: torch.Tensor, basis: torch.Tensor, weights: list[torch.Tensor]):
+def _scores(
+    trainer: HalfTrainer, rows: torch.Tensor, basis: torch.Tensor, weights: list[torch.Tensor]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Return for each of the weights two (n, p) tensors: scores of (n,) images, and those of noise in their place."""
     model, data = trainer.model, trainer.posed_data()
     generator = trainer.generator()
     amplitude = expand_shells(model.noise_power.sqrt(), model.box) / model.box
-    found = [([], []) for _ in weights]
+    found: list[tuple[list[torch.Tensor], list[torch.Tensor]]] = [([], []) for _ in weights]
     for part in rows.split(128):
         batch = data.batch(part)
         positions = model.gaussians.positions.detach().repeat(len(part), 1, 1).requires_grad_()

@@ -131,6 +131,13 @@ def _encoder_error(deformed: DeformedBatch) -> torch.Tensor:
     return (deformed.encoded[0] - trainer.latents[trainer.slot[deformed.batch.rows]]).square().mean()
 
 
+def _rigidity(deformed: DeformedBatch) -> torch.Tensor:
+    """Return R_l, A^2; it has a weight only where there are long edges."""
+    long_edges = deformed.trainer.long_edges
+    assert long_edges is not None
+    return rigidity(long_edges, deformed.restrained)
+
+
 def _magnitude(deformed: DeformedBatch) -> torch.Tensor:
     """Return the mean magnitude of displacement, A, rounded off near zero."""
     return (deformed.displacement.square().sum(-1) + _MAGNITUDE_EDGE**2).sqrt().mean()
@@ -161,7 +168,7 @@ TERMS = {
         lambda trainer, epoch: 1.0 if trainer.model.decoder.has_prior else None,
     ),
     "rigidity": LossTerm(
-        lambda deformed: rigidity(deformed.trainer.long_edges, deformed.restrained),
+        _rigidity,
         lambda trainer, epoch: None if trainer.long_edges is None else trainer.rigidity,
     ),
     "sparse_motion": LossTerm(_magnitude, lambda trainer, epoch: epoch.sparse or None),

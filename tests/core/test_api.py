@@ -209,7 +209,7 @@ def test_a_training_is_the_run_that_the_command_line_makes(hinge_set, tmp_path):
     assert run.coordinates.shape[0] == 600 and run.latents.shape == (600, 2)
     assert run.verdict in ("supported", "not supported", "undecided")
     assert any("held-out particles" in line for line in lines)
-    with pytest.raises(dm.InputError, match="give resume to go on with it or overwrite to replace it"):
+    with pytest.raises(dm.InputError, match="use resume to continue it, or overwrite to replace it"):
         dm.train(hinge_set.particles, tmp_path / "run", map=hinge_set.consensus, **options)
 
 
@@ -222,7 +222,7 @@ def test_the_repr_says_what_is_there_and_what_comes_next(untouched, reconstructe
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(dm.InputError, match="holds no run"):
+    with pytest.raises(dm.InputError, match="contains no run"):
         dm.open_run(tmp_path)
 
 

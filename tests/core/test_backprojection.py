@@ -25,8 +25,8 @@ from dynamight_core.imaging.voxels import ModalField, Voxels, bordered, lattice_
 from dynamight_core.model.decoders.basis import BasisDecoder
 from dynamight_core.reconstruction.fsc import fourier_shell_correlation
 from dynamight_core.reconstruction.images import FullImages
-from dynamight_core.simulate.fourier_reconstruction import reconstruct_fourier
 from dynamight_core.simulate.measures import HingeField
+from tests.support.fourier_maps import reconstruct_fourier
 from tests.support.hinge_images import BOX, PIXEL, HingeImages, wbp
 
 

@@ -371,7 +371,7 @@ def test_a_run_with_bodies_that_was_stopped_resumes_to_the_same_numbers(hinge_se
         other = inputs(hinge_set, masks[::-1])
         train(other, options, tmp_path / "stopped", resume=True, **quiet)
     other.start_from = str(tmp_path / "whole")
-    with pytest.raises(InputError, match="other masks as --bodies"):
+    with pytest.raises(InputError, match="other masks of --bodies"):
         train(other, options, tmp_path / "continued", **quiet)
 
 

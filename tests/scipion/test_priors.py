@@ -46,7 +46,7 @@ def test_an_atomic_model_goes_to_the_engine_with_its_warning_and_its_control(wor
     model = protocol.outputModel
     assert model.getNumberOfGaussians() == 600
     assert model.getAtomicModel() == imported.outputPdb.getFileName()
-    assert any("control wrong-model, which tests this, was not run" in line for line in protocol.summary())
+    assert any("wrong-model" in line and "was not run" in line for line in protocol.summary())
 
     control = workflow.run(
         DynamightProtControl,
