@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from sklearn.metrics import rand_score
 
-from dynamight_core.analysis.distribution import without_errors
+from dynamight_core.analysis.distribution import corrected_distribution
 from dynamight_core.analysis.domains import find_domains
 from dynamight_core.judging.errors import coordinate_variances, motion_errors
 from dynamight_core.run import Run
@@ -73,7 +73,7 @@ def angle_distribution(run: Run, truth: Truth) -> dict:
     peaks = np.random.default_rng(0).random(len(angles)) < np.exp(-0.5 * (away / 0.1) ** 2)
     out = {}
     for name, kept in (("", np.ones(len(angles), dtype=bool)), ("two_peaks_", peaks)):
-        found = without_errors(coordinates[kept], variances[kept])
+        found = corrected_distribution(coordinates[kept], variances[kept])
         true = np.sort((angles[kept] - angles[kept].mean()) / slope)
         ranks = (np.arange(len(true)) + 0.5) / len(true)
         mean = np.average(found.values, weights=found.density)

@@ -42,11 +42,11 @@ from scipy.stats import binomtest
 from benchmarks.common.priors import CASES as PRIOR_CASES
 from benchmarks.common.priors import prior_run
 from benchmarks.common.runs import data_set, kept_run, trained_run
-from dynamight_core.analysis.controls.maps import ControlImages, HalfDeformations, maps_of, reconstruct
-from dynamight_core.analysis.controls.noise import share_of_model
+from dynamight_core.analysis.controls.maps import ControlImages, HalfDeformations, maps_of
+from dynamight_core.analysis.controls.noise import model_fraction
 from dynamight_core.analysis.controls.result import controls_folder
 from dynamight_core.analysis.controls.stage import control_run
-from dynamight_core.analysis.controls.wrong_model import densities, moving_domain, shares_of_wrong
+from dynamight_core.analysis.controls.wrong_model import densities, moving_domain, wrong_fractions
 from dynamight_core.imaging.fourier import fourier_to_image
 from dynamight_core.options import ControlOptions, TrainOptions
 from dynamight_core.particles.preprocess import Preprocessing, prepare_images
@@ -150,9 +150,8 @@ def true_share(run, truth, seed):
             return images.training.images(rows) - prepare_images(clean, shifts, ones, truth.pixel_size, plain)
 
         places = torch.where(images.halves == half)[0]
-        summed = reconstruct(images.data(half, images=noise), places, deformations.modes, deformations.region)
-        pair.append(maps_of(summed)[0])
-    return share_of_model(pair, [truth.true_map()] * 2, truth.domain_mask(1), seed)
+        pair.append(maps_of(deformations.reconstruct(images.data(half, images=noise), places))[0])
+    return model_fraction(pair, [truth.true_map()] * 2, truth.domain_mask(1), seed)
 
 
 @torch.no_grad()
@@ -163,10 +162,10 @@ def share_without(run, selection, seed):
     for half in (1, 2):
         deformations = HalfDeformations.of(images, half, ControlOptions("wrong-model", seed=seed))
         places = images.chosen(half, len(images), seed)
-        pair.append(maps_of(reconstruct(images.data(half), places, deformations.modes, deformations.region))[0])
+        pair.append(maps_of(deformations.reconstruct(images.data(half), places))[0])
     right, wrong = (controls_folder(run) / "wrong-model" / f"{name}.cif" for name in ("right", "wrong"))
     found = densities(right, wrong, selection or moving_domain(run, right), images)
-    return float(shares_of_wrong([(pair[0] + pair[1]) / 2], found)[0][0])
+    return float(wrong_fractions([(pair[0] + pair[1]) / 2], found)[0][0])
 
 
 def wrong_controls(seeds, given, counted):

@@ -34,7 +34,8 @@ import torch
 
 from benchmarks.common.motion import compare
 from benchmarks.common.runs import CASES, case_set, trained_run
-from dynamight_core.analysis.domains import find_domains, write_domains
+from dynamight_core.analysis.domain_files import write_domains
+from dynamight_core.analysis.domains import find_domains
 from dynamight_core.files import write_map
 from dynamight_core.imaging.backprojection import ParticleData, accumulate, fourier_denominator, solve
 from dynamight_core.imaging.ctf import evaluate_ctf

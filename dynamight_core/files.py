@@ -46,10 +46,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def write_table(path: str | Path, table: pd.DataFrame) -> None:
-    """Write a table as CSV, with six digits."""
+def write_table(path: str | Path, table: pd.DataFrame, number: str = "%.6g") -> None:
+    """Write a table as CSV, with numbers in the format `number`."""
     with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g")
+        table.to_csv(temporary, index=False, float_format=number)
 
 
 def write_map(

@@ -1,46 +1,44 @@
-"""What both halves' decoders say of the same particles, which trained neither."""
-
-from pathlib import Path
+"""Agreement of the half-sets' decoders on validation particles, which trained neither."""
 
 import numpy as np
 import pandas as pd
 import torch
 
-from dynamight_core.files import atomic_path
+from dynamight_core.files import write_table
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
 
-# Validation particles that are looked at; of more, so many evenly.
-_MOST = 4000
+# Validation particles used at most, evenly spaced.
+_MAX_PARTICLES = 4000
 
 
 @torch.no_grad()
 def halves_agreement(run: Run) -> pd.DataFrame:
-    """Return, for each principal motion, how the halves agree on validation particles.
+    """Return how the half-sets agree on validation particles, for each principal motion.
 
-    Each of them has a latent under either decoder; both displacements are projected on the motion.
+    Each particle has a latent under either decoder; both displacements are projected on the motion.
 
     Returns
     -------
     pandas.DataFrame
-        a row for each motion: `motion`, `share` of the variance, `particles`, `correlation` of the coordinates under
-        the two decoders (empty where one does not vary), `deviation_A` (their standard deviation) and `difference_A`
-        (the rms of their difference), A rms.
+        one row for each motion: `motion`, `share` (explained variance), `particles`, `correlation` of the coordinates
+        under the two decoders (empty where one does not vary), `deviation_A` (their standard deviation) and
+        `difference_A` (rms of their difference), A rms.
     """
     motions = run.motions
     rows = torch.where(run.validation)[0]
-    rows = rows[torch.linspace(0, len(rows) - 1, min(len(rows), _MOST)).long().unique()] if len(rows) else rows
-    found = []
+    rows = rows[torch.linspace(0, len(rows) - 1, min(len(rows), _MAX_PARTICLES)).long().unique()] if len(rows) else rows
+    projected = []
     for half, model in enumerate(run.models):
         evaluate = model.consensus_evaluator(motions.points)
         parts = [torch.zeros(0, len(motions.components))]
         for part in rows.split(256):
             shift = evaluate(run.latents[half][part].to(model.latent_mean)).cpu() - motions.mean
             parts.append(torch.einsum("bmi,kmi->bk", shift, motions.components) / len(motions.points))
-        found.append(torch.cat(parts).double().numpy())
+        projected.append(torch.cat(parts).double().numpy())
     table = []
     for k in range(len(motions.components)):
-        first, second = found[0][:, k], found[1][:, k]
+        first, second = projected[0][:, k], projected[1][:, k]
         varies = len(rows) > 2 and first.std() > 1e-6 and second.std() > 1e-6
         table.append(
             {
@@ -55,16 +53,13 @@ def halves_agreement(run: Run) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def write_agreement(run: Run, reporter: Reporter = PRINT) -> Path:
-    """Write `halves_agreement` to RUN/analysis/agreement.csv and say what it is for the first motion."""
+def write_agreement(run: Run, reporter: Reporter = PRINT) -> None:
+    """Write `halves_agreement` to RUN/analysis/agreement.csv, and report the first motion."""
     table = halves_agreement(run)
-    path = run.path / "analysis" / "agreement.csv"
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.5g")
+    write_table(run.path / "analysis" / "agreement.csv", table, "%.5g")
     first = table.iloc[0]
     if np.isfinite(first["correlation"]):
         reporter.say(
-            f"On {int(first['particles'])} validation particles the halves' coordinates along the first motion "
-            f"correlate by {first['correlation']:.2f}."
+            f"Coordinates along motion 1 correlate by {first['correlation']:.2f} between the half-sets "
+            f"({int(first['particles'])} validation particles)."
         )
-    return path

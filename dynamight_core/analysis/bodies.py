@@ -1,14 +1,15 @@
-"""How each rigid body of a run turns and shifts in every particle, as a table and in RELION's multi-body form."""
+"""Rotation and shift of each rigid body in every particle, as a table and in RELION's multi-body form."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from scipy.spatial.transform import Rotation
 
-from dynamight_core.files import atomic_path, read_map
+from dynamight_core.files import read_map, write_table
 from dynamight_core.imaging.poses import euler_angles, rotation_matrices
 from dynamight_core.model.half import HalfModel
 from dynamight_core.particles.star import write_star
@@ -16,25 +17,26 @@ from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
 
 _BATCH = 1024
+_Motions = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass
 class BodyMotions:
-    """Motions of the B - 1 bodies that move, from the consensus to each of n particles.
+    """Motions of the B - 1 moving bodies, from the consensus to each of n particles.
 
     Parameters
     ----------
     numbers
-        (B - 1,) of the bodies, from 1 in the order of the masks.
+        (B - 1,) numbers of the bodies, from 1 in the order of their masks.
     rotations
         (n, B - 1, 3, 3) in the frame of the consensus map.
     shifts
-        (n, B - 1, 3) where each body's rotation leaves the origin, A: a point x goes to R x + shift.
+        (n, B - 1, 3) A: a point x moves to R x + shift.
     rotation_errors, shift_errors
-        (n, B - 1, 3) standard deviations of the rotation vector (radians) and of the shift of the body's centre (A),
-        by component: the width of the latent's posterior and the halves' disagreement.
+        (n, B - 1, 3) standard deviations of each component of the rotation vector (radians) and of the shift of the
+        body's centre (A), from the width of the latent's posterior and the disagreement of the half-sets.
     centres
-        (B - 1, 3) A.
+        (B - 1, 3) centres of the bodies, A.
     """
 
     numbers: np.ndarray
@@ -50,26 +52,27 @@ class BodyMotions:
         return Rotation.from_matrix(self.rotations.reshape(-1, 3, 3)).as_rotvec().reshape(self.rotations.shape[:-1])
 
     def shift_of(self, points: np.ndarray) -> np.ndarray:
-        """Return (n, B - 1, 3) by how much a (B - 1, 3) point (A) of each body moves, A."""
+        """Return the (n, B - 1, 3) displacement (A) of one point of each body, given (B - 1, 3) points (A)."""
         return np.einsum("nbij,bj->nbi", self.rotations, points) + self.shifts - points
 
 
 @torch.no_grad()
 def body_motions(run: Run) -> BodyMotions:
-    """Return the motions of a run's bodies in all its particles, each under its own half."""
-    n, decoder = len(run.halves), run.models[0].decoder
+    """Return the motions of a run's bodies in all particles, each from its own half-set's decoder."""
+    n = len(run.halves)
+    decoder: Any = run.models[0].decoder
     moving, centres = decoder.moving, decoder.centres[decoder.moving].double()
     rotations = torch.zeros(n, len(moving), 3, 3, dtype=torch.float64)
     shifts = torch.zeros(n, len(moving), 3, dtype=torch.float64)
     variances = torch.zeros(2, n, len(moving), 3, dtype=torch.float64)
     for rows in torch.arange(n).split(_BATCH):
         found = [_motions(model, run.latents[half][rows]) for half, model in enumerate(run.models)]
-        # Each half errs alike: the variance of one is half that of the difference.
+        # Both half-sets have the same error, so each has half the variance of their difference.
         between = [part.square() / 2 for part in _differences(found[0], found[1], centres)]
         for half, model in enumerate(run.models):
             mine = run.halves[rows] == half + 1
             own = rows[mine]
-            here = tuple(part[mine] for part in found[half])
+            here = found[half][0][mine], found[half][1][mine]
             rotations[own], shifts[own] = here
             spread = torch.linalg.cholesky(run.covariances[half][own])
             variances[:, own] = torch.stack([part[mine] for part in between])
@@ -80,24 +83,25 @@ def body_motions(run: Run) -> BodyMotions:
     return BodyMotions(moving.numpy() + 1, rotations.numpy(), shifts.numpy(), errors[0], errors[1], centres.numpy())
 
 
-def _motions(model: HalfModel, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _motions(model: HalfModel, latents: torch.Tensor) -> _Motions:
     """Return rotations and shifts as in `BodyMotions`, in double precision."""
-    rotations, shifts = model.decoder.motions(latents.to(model.latent_mean))
+    decoder: Any = model.decoder
+    rotations, shifts = decoder.motions(latents.to(model.latent_mean))
     return rotations.cpu().double(), shifts.cpu().double()
 
 
-def _differences(first, second, centres) -> list[torch.Tensor]:
+def _differences(first: _Motions, second: _Motions, centres: torch.Tensor) -> list[torch.Tensor]:
     """Return the rotation vectors (radians) and shifts of the centres (A) between two sets of motions."""
-    turned = (second[0] @ first[0].transpose(-1, -2)).reshape(-1, 3, 3).numpy()
-    vectors = torch.from_numpy(Rotation.from_matrix(turned).as_rotvec()).reshape(first[1].shape)
-    places = [(rotations @ centres[..., None])[..., 0] + shifts for rotations, shifts in (first, second)]
-    return [vectors, places[1] - places[0]]
+    between = (second[0] @ first[0].transpose(-1, -2)).reshape(-1, 3, 3).numpy()
+    vectors = torch.from_numpy(Rotation.from_matrix(between).as_rotvec()).reshape(first[1].shape)
+    moved = [(rotations @ centres[..., None])[..., 0] + shifts for rotations, shifts in (first, second)]
+    return [vectors, moved[1] - moved[0]]
 
 
 def particle_table(motions: BodyMotions) -> pd.DataFrame:
-    """Return a row for each particle: angles and rotation vectors (degrees) and shifts (A) of each body, with errors.
+    """Return one row per particle: angle and rotation vector (degrees) and shift (A) of each body, with errors.
 
-    The angle is positive about the body's main axis, that of `summary_table`.
+    The angle is positive about the body's main axis (see `summary_table`).
     """
     vectors, shifts = motions.vectors, motions.shift_of(motions.centres)
     angles = _signed_angles(motions)
@@ -107,7 +111,7 @@ def particle_table(motions: BodyMotions) -> pd.DataFrame:
         size = np.maximum(np.linalg.norm(vector, axis=1, keepdims=True), 1e-12)
         name = f"body{number}"
         columns[f"{name}_angle_deg"] = angles[:, index]
-        # Along the rotation vector; a turn of zero has no direction, and any error is one of its angle.
+        # Error along the rotation vector. A rotation of zero has no axis: all of the error counts.
         along = np.where(size > 1e-9, (vector / size) ** 2, 1.0)
         columns[f"{name}_angle_error_deg"] = np.degrees(np.sqrt((along * error**2).sum(1)))
         for i, axis in enumerate("xyz"):
@@ -122,7 +126,7 @@ def particle_table(motions: BodyMotions) -> pd.DataFrame:
 
 
 def _main_axes(motions: BodyMotions) -> np.ndarray:
-    """Return (B - 1, 3) unit vectors about which bodies turn most, the largest component positive."""
+    """Return the (B - 1, 3) main axes of rotation, unit vectors with the largest component positive."""
     axes = np.stack([np.linalg.svd(v, full_matrices=False)[2][0] for v in np.swapaxes(motions.vectors, 0, 1)])
     return axes * np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(1)])[:, None]
 
@@ -135,11 +139,11 @@ def _signed_angles(motions: BodyMotions) -> np.ndarray:
 
 
 def summary_table(run: Run, motions: BodyMotions) -> pd.DataFrame:
-    """Return a row for each body: its mask, size, and how it turns and shifts; the largest does neither."""
-    decoder = run.models[0].decoder
+    """Return one row per body: mask, size, rotation and shift (empty for the largest, which does not move)."""
+    decoder: Any = run.models[0].decoder
     angles, axes, shifts = _signed_angles(motions), _main_axes(motions), motions.shift_of(motions.centres)
     rows = []
-    for body, path in enumerate(run.config.inputs.bodies):
+    for body, path in enumerate(run.config.inputs.bodies or []):
         row = {"body": body + 1, "mask": Path(path).name, "share": float(decoder.shares[body])}
         row |= {f"centre_{name}_A": float(decoder.centres[body, i]) for i, name in enumerate("xyz")}
         for index in np.flatnonzero(motions.numbers == body + 1):
@@ -161,9 +165,9 @@ def summary_table(run: Run, motions: BodyMotions) -> pd.DataFrame:
 def write_bodies(run: Run, reporter: Reporter = PRINT) -> list[Path]:
     """Write the motions of a run's bodies to RUN/analysis; nothing for a run without bodies.
 
-    ``bodies.csv`` is `particle_table`, in the order of particles.star, ``bodies_summary.csv`` is `summary_table`;
-    ``relion_bodies.star`` and ``relion_data.star`` are what RELION's multi-body refinement describes bodies and
-    particles by (for particles of RELION 3.1 or later).
+    ``bodies.csv`` is `particle_table`, in the order of particles.star. ``bodies_summary.csv`` is `summary_table`.
+    ``relion_bodies.star`` and ``relion_data.star`` describe bodies and particles for RELION's multi-body refinement
+    (RELION 3.1 or later).
 
     Parameters
     ----------
@@ -179,13 +183,12 @@ def write_bodies(run: Run, reporter: Reporter = PRINT) -> list[Path]:
     written = []
     for name, table in (("bodies", particle_table(motions)), ("bodies_summary", summary)):
         written.append(folder / f"{name}.csv")
-        with atomic_path(written[-1]) as path:
-            table.to_csv(path, index=False, float_format="%.6g")
+        write_table(written[-1], table)
     for row in summary.dropna(subset="angle_std_deg").itertuples():
         reporter.say(
-            f"Body {row.body} ({row.mask}) turns by {row.angle_std_deg:.1f} degrees (standard deviation) and shifts by "
-            f"{row.shift_std_A:.1f} A at its centre, known to {row.rotation_error_rms_deg:.1f} degrees and "
-            f"{row.shift_error_rms_A:.1f} A."
+            f"Body {row.body} ({row.mask}): rotation {row.angle_std_deg:.1f} degrees (standard deviation over "
+            f"particles; uncertainty {row.rotation_error_rms_deg:.1f}), shift of its centre {row.shift_std_A:.1f} A "
+            f"(uncertainty {row.shift_error_rms_A:.1f})."
         )
     if run.particles.optics is not None:
         written += _write_relion(run, motions, summary)
@@ -195,12 +198,13 @@ def write_bodies(run: Run, reporter: Reporter = PRINT) -> list[Path]:
 def _write_relion(run: Run, motions: BodyMotions, summary: pd.DataFrame) -> list[Path]:
     """Write RELION's body and data STAR files.
 
-    RELION turns body b about the centre of mass of its mask, rounded to voxels, by A = A_consensus O' E(0, 90, 0)'
-    E(angles) O, with O the matrix that turns the line from the centre of the body it is relative to into z, and puts
-    the centre c at A_consensus c - offset of the image.
+    RELION rotates body b about the centre of mass of its mask, rounded to voxels, by A = A_consensus O' E(0, 90, 0)'
+    E(angles) O. O rotates the line between the centre of the body and that of the body it is relative to into z. The
+    centre c appears in the image at A_consensus c - offset.
     """
-    particles, masks = run.particles, run.config.inputs.bodies
-    largest = int(run.models[0].decoder.largest)
+    particles, masks = run.particles, run.config.inputs.bodies or []
+    decoder: Any = run.models[0].decoder
+    largest = int(decoder.largest)
     centres = np.stack([_rounded_centre(path) for path in masks])
     order = np.argsort(-summary["share"].to_numpy())
     relative = np.where(np.arange(len(masks)) == largest, order[order != largest][0], largest)
@@ -214,19 +218,19 @@ def _write_relion(run: Run, motions: BodyMotions, summary: pd.DataFrame) -> list
     )
     consensus = rotation_matrices(particles.angles).double().numpy()
     upright = rotation_matrices(torch.tensor([0.0, torch.pi / 2, 0.0], dtype=torch.float64)).numpy()
-    places = np.zeros((len(run.halves), 3))
+    zero = np.zeros((len(run.halves), 2))
     tables = {}
     for body in range(len(masks)):
-        turned, offset = np.tile(upright, (len(places), 1, 1)), places[:, :2]
+        matrices, offset = np.tile(upright, (len(zero), 1, 1)), zero
         for index in np.flatnonzero(motions.numbers == body + 1):
-            turn = _into_z(centres[body] - centres[relative[body]])
-            turned = upright @ turn @ motions.rotations[:, index] @ turn.T
+            to_z = _into_z(centres[body] - centres[relative[body]])
+            matrices = upright @ to_z @ motions.rotations[:, index] @ to_z.T
             points = np.tile(centres[body], (len(motions.numbers), 1))
             offset = -np.einsum("nij,nj->ni", consensus, motions.shift_of(points)[:, index])[:, :2]
-        angles = np.degrees(euler_angles(torch.from_numpy(turned)).numpy())
+        angles = np.degrees(euler_angles(torch.from_numpy(matrices)).numpy())
         table = {"rlnOriginXAngst": offset[:, 0], "rlnOriginYAngst": offset[:, 1]}
         table |= {f"rlnAngle{name}": angles[:, i] for i, name in enumerate(("Rot", "Tilt", "Psi"))}
-        table["rlnNormCorrection"] = particles.table.get("rlnNormCorrection", np.ones(len(places)))
+        table["rlnNormCorrection"] = particles.table.get("rlnNormCorrection", np.ones(len(zero)))
         tables[f"images_body_{body + 1}"] = pd.DataFrame(table)
     rows = particles.table.copy()
     if run.pose_changes is not None:
@@ -247,7 +251,7 @@ def _rounded_centre(path: str) -> np.ndarray:
 
 
 def _into_z(axis: np.ndarray) -> np.ndarray:
-    """Return the (3, 3) rotation with rows x, y, z whose z is along an axis and whose y has no part along x."""
+    """Return the (3, 3) rotation, rows x, y, z, with z along an axis and y perpendicular to the x axis."""
     z = axis / np.linalg.norm(axis)
     across = np.hypot(z[1], z[2])
     if across < 1e-6:

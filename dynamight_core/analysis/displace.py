@@ -1,4 +1,4 @@
-"""Any points or atoms of the consensus map under the deformation of every particle, or at states."""
+"""Points or atoms of the consensus frame, displaced by the deformation of every particle or to states."""
 
 import io
 import zipfile
@@ -21,7 +21,7 @@ from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
 from dynamight_core.structures import ATOMIC, ORIGIN_NAMES, read_structure, zero_of_coordinates
 
-# Points that a decoder is evaluated at together, and displacements (particles times points) held at a time.
+# Points evaluated by a decoder together, and displacements (particles times points) held in memory.
 _POINTS = 2**15
 _PAIRS = 2**20
 
@@ -35,11 +35,11 @@ class PointSet:
     positions
         (m, 3) A in the consensus frame, origin at the centre of the box.
     offset
-        (3,) A; what was subtracted from the file's coordinates.
+        (3,) A, subtracted from the coordinates in the file.
     origin
-        where they are zero, see `read_points`.
+        of the coordinates in the file, see `read_points`.
     structure
-        the atomic model that they come from, its atoms in order, or None.
+        atomic model that the points are atoms of, in order, or None.
     """
 
     positions: torch.Tensor
@@ -59,11 +59,11 @@ def read_points(path: str | Path, run: Run, origin: str = "auto") -> PointSet:
     path
         of the file.
     run
-        whose consensus map the points are in.
+        whose consensus frame the points are in.
     origin
-        where the file's coordinates are zero: "centre" of the box, at index box // 2, as everywhere in this program;
-        "corner", at the first voxel; "map", where the consensus map's header has it. "auto" is centre for ``.npy``;
-        for atomic models, which of the three puts the atoms into most density.
+        of the coordinates in the file: "centre" of the box (index box // 2, as everywhere in this program), "corner"
+        (first voxel) or "map" (origin in the header of the consensus map). "auto" is "centre" for ``.npy``; for atomic
+        models, it is the origin that places the atoms in most density.
 
     Raises
     ------
@@ -80,9 +80,9 @@ def read_points(path: str | Path, run: Run, origin: str = "auto") -> PointSet:
         structure = read_structure(path)
         positions = np.array([atom.pos.tolist() for atom in _atoms(structure[0])])
     else:
-        raise InputError(f"points {path} are of an unknown kind; give a .npy, .pdb or .cif file")
+        raise InputError(f"points {path} have an unknown file type; give a .npy, .pdb or .cif file")
     if not np.isfinite(positions).all():
-        raise InputError(f"points {path} hold NaN or infinite values; give finite coordinates in A")
+        raise InputError(f"points {path} contain NaN or infinite values; give finite coordinates in A")
     box, pixel_size = run.particles.box, run.particles.pixel_size
     if origin == "auto" and structure is None:
         origin = "centre"
@@ -90,16 +90,16 @@ def read_points(path: str | Path, run: Run, origin: str = "auto") -> PointSet:
     positions = positions - offset
     if (np.abs(positions) > box * pixel_size / 2).any(1).mean() > 0.1:
         raise InputError(
-            f"points {path} lie outside the box of {box * pixel_size:.0f} A; check that they are in A and in "
-            "the frame of the consensus map, or give --origin"
+            f"points {path} are outside the box of {box * pixel_size:.0f} A; check that they are in A and in "
+            "the frame of the consensus map, or set --origin"
         )
     return PointSet(torch.from_numpy(positions.astype(np.float32)), offset, origin, structure)
 
 
 class Displacer:
-    """Displacements of fixed points under the particles' deformations, each by its own half's decoder.
+    """Displaces fixed points by the deformations of particles, each from its own half-set's decoder.
 
-    Points are given and come back in the consensus frame; see `HalfModel.consensus_evaluator`.
+    Input and output are in the consensus frame; see `HalfModel.consensus_evaluator`.
 
     Parameters
     ----------
@@ -133,9 +133,9 @@ class Displacer:
 
     @torch.no_grad()
     def at_state(self, coordinates) -> torch.Tensor:
-        """Return the (m, 3) positions (A) at coordinates along the motions (A rms), both halves averaged.
+        """Return the (m, 3) positions (A) at coordinates along the motions (A rms), averaged over both half-sets.
 
-        Coordinates omitted at the end are zero; with more than the run has motions, `InputError` is raised.
+        Coordinates omitted at the end are zero; more than the run has motions raise `InputError`.
         """
         coordinates = state_coordinates(self.run, coordinates)
         total = torch.zeros(len(self.positions), 3)
@@ -146,11 +146,11 @@ class Displacer:
 
     @cached_property
     def _motions(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """The principal motions at the points under both halves' decoders, see `motion_fields`."""
-        known = torch.as_tensor(self.run.motions.coordinates)
+        """Principal motions at the points, from both half-sets' decoders; see `motion_fields`."""
+        coordinates = torch.as_tensor(self.run.motions.coordinates)
         own = [torch.as_tensor(self.halves == half) for half in (1, 2)]
         return [
-            motion_fields(model, latents[mine], known[mine], self.positions)
+            motion_fields(model, latents[mine], coordinates[mine], self.positions)
             for model, latents, mine in zip(self.run.models, self.run.latents, own, strict=True)
         ]
 
@@ -168,13 +168,13 @@ def displace(
     options: DisplaceOptions | None = None,
     reporter: Reporter = PRINT,
 ) -> list[Path]:
-    """Write points under particles' deformations or at states, and atomic models moved likewise.
+    """Displace points or an atomic model by the deformation of each particle, or to states.
 
-    The ``.npz`` holds `positions` (n, m, 3) float32, A, in the convention of the points' file, and `points` (m, 3)
-    float32, where they are in the file. For particles, also `half` (n,) int64, whose decoder moved them, and
-    `rows` (n,) int64, rows of particles.star from 0; for states, `coordinates` (n, K) float64, A rms. It is written
-    particle by particle and need not fit in memory. Atomic models are written beside it, as
-    ``<out>_particle<row>.cif``, ``<out>_state.cif`` and, for states of a table, ``<out>_<name>.cif``.
+    The ``.npz`` holds `positions` (n, m, 3) float32 and `points` (m, 3) float32 (as given), in A and with the origin of
+    the points' file. For particles it also holds `half` (n,) int64, the half-set whose decoder moved them, and `rows`
+    (n,) int64, rows of particles.star from 0; for states, `coordinates` (n, K) float64, A rms. It is written in pieces
+    and need not fit in memory. Atomic models are written beside it, as ``<out>_particle<row>.cif``,
+    ``<out>_state.cif`` and, for states of a table, ``<out>_<name>.cif``.
 
     Parameters
     ----------
@@ -183,21 +183,21 @@ def displace(
     points
         ``.npy``, ``.pdb`` or ``.cif`` file, see `read_points`.
     out
-        of the ``.npz``.
+        path of the ``.npz``.
     options
-        which particles, which states.
+        which particles or states.
     reporter
         takes lines for the user, and progress.
 
     Returns
     -------
     list
-        paths of all files written.
+        all files written.
 
     Raises
     ------
     InputError
-        if points, rows or state cannot be used.
+        if points, rows or states cannot be used.
     """
     options = options or DisplaceOptions()
     out = Path(out)
@@ -205,41 +205,44 @@ def displace(
         raise InputError(f"--out is {out}; give a name that ends in .npz")
     point_set = read_points(points, run, options.origin)
     if point_set.structure is not None:
-        reporter.say(f"The coordinates of {points} count from the {ORIGIN_NAMES[point_set.origin]} (--origin).")
+        reporter.say(f"Coordinate origin of {points}: {ORIGIN_NAMES[point_set.origin]} (--origin).")
     if options.states is not None:
-        return _displace_to_states(run, point_set, out, options, reporter)
+        if options.particles is not None or options.state is not None or options.models:
+            raise InputError("--states cannot be combined with --particles, --models or --state; omit them")
+        return _displace_to_states(run, point_set, out, *read_states(options.states, run), reporter)
     n = len(run.halves)
     rows = None if options.particles is None else parse_numbers(options.particles, "--particles", int)
-    state = None if options.state is None else parse_numbers(options.state, "--state")
+    state = None if options.state is None else state_coordinates(run, parse_numbers(options.state, "--state"))
     for row in rows or []:
         check_row(row, n)
     if (state is not None or options.models) and point_set.structure is None:
-        raise InputError(f"moved models need an atomic model; --points is {points}: give a .pdb or .cif file")
+        raise InputError(
+            f"--state and --models need an atomic model, but --points is {points}; give a .pdb or .cif file"
+        )
     if options.models and not rows:
-        raise InputError("--models writes one file per particle; give the --particles to write")
-    if state is not None:
-        state = state_coordinates(run, state)
+        raise InputError("--models needs --particles; name the particles to write models for")
     chosen = np.arange(n) if rows is None else np.array(rows) - 1
     displacer = Displacer(run, point_set.positions)
-    about = {"half": displacer.halves[chosen].astype(np.int64), "rows": chosen.astype(np.int64)}
-    _write_npz(out, point_set, displacer.chunks(chosen), len(chosen), about, reporter)
-    reporter.say(f"Positions of {len(point_set)} points in {len(chosen)} particles are in {out}.")
+    labels = {"half": displacer.halves[chosen].astype(np.int64), "rows": chosen.astype(np.int64)}
+    _write_npz(out, point_set, displacer.chunks(chosen), len(chosen), labels, reporter)
+    reporter.say(f"Positions of {len(point_set)} points in {len(chosen)} particles: {out}.")
     written = [out]
-    targets = {}
-    if options.models:
+    targets: dict[str, torch.Tensor] = {}
+    if options.models and rows:
         targets |= {f"particle{row}": displacer.of_particles(np.array([row - 1]))[0] for row in rows}
     if state is not None:
         targets["state"] = displacer.at_state(state)
     for name, moved in targets.items():
         path = out.with_name(f"{out.stem}_{name}.cif")
         write_model(path, point_set, moved)
-        reporter.say(f"The moved model is {path}.")
+        reporter.say(f"Displaced model: {path}.")
         written.append(path)
     return written
 
 
 def write_model(path: Path, point_set: PointSet, moved: torch.Tensor) -> None:
-    """Write the atomic model with its atoms at (m, 3) `moved` (A, origin at the box's centre) as mmCIF."""
+    """Write the atomic model as mmCIF, with its atoms at (m, 3) `moved` (A, origin at the centre of the box)."""
+    assert point_set.structure is not None
     structure = point_set.structure.clone()
     while len(structure) > 1:
         del structure[1]
@@ -250,23 +253,20 @@ def write_model(path: Path, point_set: PointSet, moved: torch.Tensor) -> None:
         structure.make_mmcif_document().write_file(str(temporary))
 
 
-def _displace_to_states(run: Run, point_set: PointSet, out: Path, options: DisplaceOptions, reporter: Reporter):
-    """Write points and, if they are one, the atomic model at the states of a table; returns the paths."""
-    if options.particles is not None or options.state is not None or options.models:
-        raise InputError("--states takes the place of --particles, --models and --state; give it alone")
-    states = read_states(options.states, run)
+def _displace_to_states(
+    run: Run, point_set: PointSet, out: Path, labels: list[str], coordinates: np.ndarray, reporter: Reporter
+) -> list[Path]:
+    """Write points, and the atomic model if they are its atoms, at s states; return the paths."""
     displacer = Displacer(run, point_set.positions)
-    moved = [displacer.at_state(coordinates) for coordinates in states.coordinates]
-    _write_npz(
-        out, point_set, (part[None] for part in moved), len(moved), {"coordinates": states.coordinates}, reporter
-    )
-    reporter.say(f"Positions of {len(point_set)} points at {len(moved)} states are in {out}.")
+    moved = [displacer.at_state(row) for row in coordinates]
+    _write_npz(out, point_set, (part[None] for part in moved), len(moved), {"coordinates": coordinates}, reporter)
+    reporter.say(f"Positions of {len(point_set)} points at {len(moved)} states: {out}.")
     written = [out]
     if point_set.structure is not None:
-        for label, positions in zip(states.labels, moved, strict=True):
+        for label, positions in zip(labels, moved, strict=True):
             written.append(out.with_name(f"{out.stem}_{label}.cif"))
             write_model(written[-1], point_set, positions)
-        reporter.say(f"The moved models are {out.with_name(f'{out.stem}_*.cif')}.")
+        reporter.say(f"Displaced models: {out.with_name(f'{out.stem}_*.cif')}.")
     return written
 
 
@@ -275,18 +275,18 @@ def _write_npz(
     point_set: PointSet,
     chunks: Iterator[torch.Tensor],
     n: int,
-    about: dict[str, np.ndarray],
+    labels: dict[str, np.ndarray],
     reporter: Reporter,
 ) -> None:
-    """Write n sets of positions (A, origin at the box's centre), the points as given, and arrays `about` them."""
+    """Write n sets of positions (A, origin at the centre of the box), the points as given, and arrays of `labels`."""
     offset = torch.from_numpy(point_set.offset.astype(np.float32))
     with atomic_path(out) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-        for name, values in (about | {"points": (point_set.positions + offset).numpy()}).items():
+        for name, values in (labels | {"points": (point_set.positions + offset).numpy()}).items():
             buffer = io.BytesIO()
             np.lib.format.write_array(buffer, values)
             archive.writestr(f"{name}.npy", buffer.getvalue())
         header = {"descr": "<f4", "fortran_order": False, "shape": (n, len(point_set), 3)}
-        # numpy.savez would want the whole array, which for many particles and atoms is larger than memory.
+        # numpy.savez needs the whole array, which may not fit in memory.
         with archive.open("positions.npy", "w", force_zip64=True) as file:
             np.lib.format.write_array_header_1_0(file, header)
             done = 0
@@ -301,8 +301,7 @@ def _read_array(path: Path) -> np.ndarray:
         positions = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise InputError(f"points {path} cannot be read as .npy ({error}); give a NumPy array") from error
-    numbers = positions.dtype.kind in "fiu"
-    if not numbers or positions.ndim != 2 or positions.shape[1] != 3 or not len(positions):
+    if positions.dtype.kind not in "fiu" or positions.ndim != 2 or positions.shape[1] != 3 or not len(positions):
         raise InputError(f"points {path} have shape {positions.shape}; give numbers of shape (points, 3)")
     return positions.astype(float)
 

@@ -1,4 +1,4 @@
-"""What other programs show of a run: where the molecule moves, as a map and as atoms, and particles in a plane."""
+"""Results for other programs: motion as a map, as atoms and as arrows, and an embedding of the particles."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from dynamight_core.errors import InputError
-from dynamight_core.files import atomic_path, header_origin, write_map
+from dynamight_core.files import atomic_path, header_origin, write_map, write_table
 from dynamight_core.imaging.geometry import grid_points, inside_box, nearest_voxels, to_points, to_voxels
 from dynamight_core.imaging.masks import distance_from_voxels
 from dynamight_core.model.motions import motion_fields
@@ -18,19 +18,17 @@ from dynamight_core.options import EMBEDDINGS
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
 
-# Spacing of the points that the motion is evaluated at, A; it is interpolated between them.
+# The motion is evaluated on a grid of this spacing (A) and interpolated.
 _SPACING = 4.0
-# The map of motion reaches so far from the Gaussians, A: a surface that it colours lies a little outside them.
+# Distance from the Gaussians (A) up to which the motion is mapped: the surface to colour is slightly outside them.
 _REACH = 12.0
 
 
-def write_exports(run: Run, embedding: str = "auto", reporter: Reporter = PRINT) -> list[Path]:
+def write_exports(run: Run, embedding: str = "auto", reporter: Reporter = PRINT) -> None:
     """Write RUN/analysis/motion.mrc and its error, gaussians_half1.cif, gaussians_half2.cif and embedding.csv.
 
-    ``motion_error.mrc`` is the error of a displacement, ``motion_beyond_error.mrc`` the motion that exceeds it: the
-    root of the difference of their squares.
-
-    Maps and models are placed as the consensus map's header places it.
+    ``motion_error.mrc`` is the error of the motion, ``motion_beyond_error.mrc`` the motion that exceeds its error (root
+    of the difference of the squares). Maps and models have the origin of the consensus map's header.
 
     Parameters
     ----------
@@ -41,21 +39,15 @@ def write_exports(run: Run, embedding: str = "auto", reporter: Reporter = PRINT)
     reporter
         takes lines for the user.
 
-    Returns
-    -------
-    list
-        the files.
-
     Raises
     ------
     InputError
-        if the embedding is not one of these, or umap-learn is missing.
+        if there is no such embedding, or umap-learn is missing.
     """
     folder = run.path / "analysis"
     box, pixel_size = run.particles.box, run.particles.pixel_size
     corner = header_origin(run.config.inputs.map)
     maps = [folder / f"motion{name}.mrc" for name in ("", "_error", "_beyond_error")]
-    table = folder / "embedding.csv"
     gaussians = [folder / f"gaussians_half{half}.cif" for half in (1, 2)]
     motion, error = motion_maps(run, box, pixel_size)
     beyond = np.sqrt(np.clip(motion**2 - error**2, 0, None))
@@ -64,20 +56,16 @@ def write_exports(run: Run, embedding: str = "auto", reporter: Reporter = PRINT)
     for half, path in enumerate(gaussians, 1):
         write_gaussians(run, half, path, corner + box // 2 * pixel_size)
     columns, names = embed(run.motions.coordinates.numpy(), embedding, run.config.train.seed, reporter)
-    with atomic_path(table) as path:
-        pd.DataFrame(columns, columns=names).to_csv(path, index=False, float_format="%.6g")
-    reporter.say(
-        f"Motion per voxel, its error and what exceeds it are in {maps[0]}, {maps[1].name} and {maps[2].name}, the "
-        f"Gaussians with their motion in {gaussians[0]} and {gaussians[1].name}."
-    )
-    return [*maps, *gaussians, table]
+    write_table(folder / "embedding.csv", pd.DataFrame(columns, columns=names))
+    reporter.say(f"Maps of the motion, its error and the motion beyond error: {', '.join(map(str, maps))}.")
+    reporter.say(f"Gaussians with their motion: {gaussians[0]} and {gaussians[1]}.")
 
 
 def write_arrows(run: Run, motion: int = 1, n: int = 150, reporter: Reporter = PRINT) -> list[Path]:
-    """Write one motion as arrows, with a sphere of the error's radius at each tip: ChimeraX BILD, and as a table.
+    """Write one motion as arrows, for ChimeraX and as a table. The radius of the sphere at each tip is the error.
 
-    Arrows go from the mean conformation to one standard deviation of the motion's coordinate; they are spread evenly
-    over the molecule and placed as the consensus map's header places it.
+    Arrows run from the mean conformation to one standard deviation along the motion. They are spread evenly over the
+    molecule and have the origin of the consensus map's header.
 
     Parameters
     ----------
@@ -86,7 +74,7 @@ def write_arrows(run: Run, motion: int = 1, n: int = 150, reporter: Reporter = P
     motion
         from 1.
     n
-        arrows at most.
+        largest number of arrows.
     reporter
         takes lines for the user.
 
@@ -102,14 +90,14 @@ def write_arrows(run: Run, motion: int = 1, n: int = 150, reporter: Reporter = P
     end[motion - 1] = coordinates[:, motion - 1].std()
     stem = run.path / "analysis" / f"motion{motion}_arrows"
     files = write_shift_arrows(run, start, end, stem, n, f"motion {motion}, one standard deviation")
-    reporter.say(f"Arrows of motion {motion}, with their errors, are in {stem}.bild (ChimeraX) and .csv.")
+    reporter.say(f"Arrows of motion {motion}, with their errors: {stem}.bild (for ChimeraX) and {stem}.csv.")
     return files
 
 
 def write_shift_arrows(
     run: Run, start: np.ndarray, end: np.ndarray, stem: Path, n: int = 150, title: str = "first state to last"
 ) -> list[Path]:
-    """Write arrows from one conformation to another, with a sphere of the error's radius at each tip.
+    """Write arrows from one conformation to another. The radius of the sphere at each tip is the error.
 
     Parameters
     ----------
@@ -120,20 +108,20 @@ def write_shift_arrows(
     stem
         path of the files, without suffix.
     n
-        arrows at most, spread evenly over the molecule.
+        largest number of arrows; they are spread evenly over the molecule.
     title
-        of the comment in the BILD file.
+        comment in the BILD file.
 
     Returns
     -------
     list
-        the .bild and .csv, placed as the consensus map's header places it.
+        the .bild and .csv, with the origin of the consensus map's header.
     """
     motions = run.motions
-    places = [motions.displacement(torch.as_tensor(at, dtype=torch.float32)[None])[0] for at in (start, end)]
+    shifts = [motions.displacement(torch.as_tensor(at, dtype=torch.float32)[None])[0] for at in (start, end)]
     centre = header_origin(run.config.inputs.map) + run.box // 2 * run.pixel_size
-    shift = (places[1] - places[0]).numpy()
-    start = (motions.points + places[0]).numpy() + centre
+    shift = (shifts[1] - shifts[0]).numpy()
+    start = (motions.points + shifts[0]).numpy() + centre
     error = np.asarray(run.summary["point_error"])
     chosen = spread_out(start, n)
     size = np.linalg.norm(shift, axis=1)
@@ -145,7 +133,7 @@ def write_shift_arrows(
             "error_A": error[chosen],
         }
     )
-    lines = [f".comment {title}; spheres have the error as their radius"]
+    lines = [f".comment {title}; the radius of a sphere is the error"]
     for row in chosen[size[chosen] > 0.05 * size.max()]:
         tip = start[row] + shift[row]
         ends = " ".join(f"{value:.2f}" for value in (*start[row], *tip))
@@ -155,13 +143,12 @@ def write_shift_arrows(
     files = [stem.with_suffix(".bild"), stem.with_suffix(".csv")]
     with atomic_path(files[0]) as path:
         path.write_text("\n".join(lines) + "\n")
-    with atomic_path(files[1]) as path:
-        table.to_csv(path, index=False, float_format="%.5g")
+    write_table(files[1], table, "%.5g")
     return files
 
 
 def spread_out(points: np.ndarray, n: int) -> np.ndarray:
-    """Return n indices of points, each the one farthest from those before it."""
+    """Return n indices of points, each farthest from the points before it."""
     chosen = [int(np.argmax(np.linalg.norm(points - points.mean(0), axis=1)))]
     distance = np.linalg.norm(points - points[chosen[0]], axis=1)
     for _ in range(min(n, len(points)) - 1):
@@ -174,10 +161,10 @@ def spread_out(points: np.ndarray, n: int) -> np.ndarray:
 def motion_at(run: Run, positions: torch.Tensor) -> np.ndarray:
     """Return the (p,) motion, A rms over particles about the mean conformation, at (p, 3) consensus positions (A).
 
-    The halves' fields are averaged: noise of one half alone makes no motion.
+    The fields of both half-sets are averaged, so that noise of one half-set alone is not motion.
     """
     variance = run.motions.coordinates.var(0, unbiased=False)
-    fields = 0.0
+    fields = torch.zeros(())
     for half, model in enumerate(run.models, 1):
         own = run.halves == half
         coordinates = run.motions.coordinates[own]
@@ -194,24 +181,25 @@ def motion_maps(run: Run, box: int, pixel_size: float) -> tuple[np.ndarray, np.n
     near = np.isfinite(cKDTree(gaussians).query(grid, distance_upper_bound=_REACH + 2 * spacing)[0])
     values = np.zeros((2, len(grid)), dtype=np.float32)
     values[0, near] = motion_at(run, torch.from_numpy(grid[near].astype(np.float32)))
-    # The error is known at the common points: that of the nearest ones, by the inverse of their distance.
+    # The error is known at the common points: average over the nearest, weighted by their inverse distance.
     distance, nearest = cKDTree(run.motions.points.numpy()).query(grid[near], k=min(8, len(run.motions.points)))
     weight = 1 / (distance + 1.0)
     squared = np.asarray(run.summary["point_error"])[nearest] ** 2
     values[1, near] = np.sqrt((weight * squared).sum(1) / weight.sum(1))
-    # Voxels of the box in steps of the coarse grid, whose centre is the box's.
-    where = to_voxels(to_points(np.arange(float(box)), box, pixel_size), coarse, spacing)
-    place = np.meshgrid(where, where, where, indexing="ij")
+    # Voxels of the box in units of the coarse grid, which has the same centre.
+    axis = to_voxels(to_points(np.arange(float(box)), box, pixel_size), coarse, spacing)
+    where = np.meshgrid(axis, axis, axis, indexing="ij")
     inside = _near_points(gaussians, box, pixel_size)
-    fine = [ndimage.map_coordinates(part.reshape([coarse + 1] * 3), place, order=1, mode="nearest") for part in values]
-    return tuple(np.where(inside, part, 0).astype(np.float32) for part in fine)
+    fine = [ndimage.map_coordinates(part.reshape([coarse + 1] * 3), where, order=1, mode="nearest") for part in values]
+    motion, error = (np.where(inside, part, 0).astype(np.float32) for part in fine)
+    return motion, error
 
 
 def write_gaussians(run: Run, half: int, path: str | Path, centre) -> None:
-    """Write a half's Gaussians in the consensus conformation as mmCIF.
+    """Write the Gaussians of a half-set in the consensus conformation as mmCIF.
 
-    Each is an unknown atom (UNX) with its motion (A rms) in the B-factor column and its amplitude, as a share of the
-    largest, as occupancy.
+    Each is an unknown atom (UNX), with its motion (A rms) as B-factor and its amplitude, relative to the largest, as
+    occupancy.
 
     Parameters
     ----------
@@ -222,7 +210,7 @@ def write_gaussians(run: Run, half: int, path: str | Path, centre) -> None:
     path
         of the file.
     centre
-        (x, y, z) of the box's centre in the file's coordinates, A.
+        (x, y, z) coordinates of the centre of the box in the file, A.
     """
     model = run.models[half - 1]
     positions = model.consensus_positions.cpu()
@@ -249,7 +237,7 @@ def write_gaussians(run: Run, half: int, path: str | Path, centre) -> None:
 
 
 def embed(coordinates: np.ndarray, method: str, seed: int, reporter: Reporter) -> tuple[np.ndarray, list[str]]:
-    """Return (n, 2) places of particles in a plane, for drawing, and the names of its axes.
+    """Return (n, 2) coordinates of particles in a plane, for plots, and the names of its axes.
 
     Parameters
     ----------
@@ -258,7 +246,7 @@ def embed(coordinates: np.ndarray, method: str, seed: int, reporter: Reporter) -
     method
         one of `options.EMBEDDINGS`.
     seed
-        of UMAP.
+        random seed of UMAP.
     reporter
         takes lines for the user.
     """
@@ -270,9 +258,9 @@ def embed(coordinates: np.ndarray, method: str, seed: int, reporter: Reporter) -
         except ImportError as error:
             if method == "umap":
                 raise InputError(
-                    "--embedding umap needs the package umap-learn; install dynamight-core[umap] or give pca"
+                    "--embedding umap needs the package umap-learn; install dynamight-core[umap], or use pca"
                 ) from error
-            reporter.say("Note: without the package umap-learn, particles are drawn along the first two motions.")
+            reporter.note("the package umap-learn is not installed; the embedding is motions 1 and 2")
         else:
             neighbours = max(2, min(15, len(coordinates) - 1))
             reducer = UMAP(n_components=2, n_neighbors=neighbours, random_state=seed, n_jobs=1)
@@ -283,6 +271,6 @@ def embed(coordinates: np.ndarray, method: str, seed: int, reporter: Reporter) -
 
 
 def _near_points(points: np.ndarray, box: int, pixel_size: float) -> np.ndarray:
-    """Return (box, box, box) whether a voxel lies within reach of the points (x, y, z; A from the centre)."""
+    """Return a (box, box, box) mask of the voxels within `_REACH` of points (x, y, z; A from the centre)."""
     voxels = nearest_voxels(points, box, pixel_size)
     return distance_from_voxels(voxels[inside_box(voxels, box)], box, pixel_size) <= _REACH

@@ -1,12 +1,11 @@
-"""How particles are spread over two coordinates: their density, its logarithm, and how well either is known."""
+"""Distribution of particles over two coordinates: density and free energy, with standard errors."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-# Bins an axis, and the shares of the particles at either end that may lie outside.
-BINS = 96
+# Fraction of the particles that may lie outside, at either end of an axis.
 _OUTSIDE = 0.0005
 
 
@@ -17,13 +16,13 @@ class Landscape:
     Parameters
     ----------
     x_edges, y_edges
-        (bins + 1,) of the axes.
+        (bins + 1,) edges of the bins.
     counts
-        (bins, bins) particles in each bin, [x, y].
+        (bins, bins) numbers of particles, [x, y].
     density
         (bins, bins) particles per unit area, smoothed.
     relative_error
-        (bins, bins) standard error of the density over the density, from counting; infinite where there are none.
+        (bins, bins) relative standard error of the density, from counting statistics; infinite where it is zero.
     bandwidth
         (2,) standard deviations of the smoothing, in the axes' units.
     """
@@ -37,20 +36,20 @@ class Landscape:
 
     @property
     def free_energy(self) -> np.ndarray:
-        """(bins, bins) minus the logarithm of the density over its maximum: kT, if particles are in equilibrium.
+        """(bins, bins) minus the logarithm of the relative density, in kT if the particles are in equilibrium.
 
-        Errors of the coordinates widen the density, and so flatten this.
+        Errors of the coordinates widen the density and flatten the free energy.
         """
         with np.errstate(divide="ignore"):
             return -np.log(self.density / max(self.density.max(), 1e-300))
 
     @property
     def free_energy_error(self) -> np.ndarray:
-        """(bins, bins) standard error of `free_energy` from counting, to first order: that of ln(density)."""
+        """(bins, bins) standard error of `free_energy`: to first order, the relative error of the density."""
         return self.relative_error
 
 
-def plane_landscape(x: np.ndarray, y: np.ndarray, bins: int = BINS) -> Landscape:
+def plane_landscape(x: np.ndarray, y: np.ndarray, bins: int = 96) -> Landscape:
     """Return the density of n particles over two coordinates, smoothed.
 
     Parameters
@@ -58,18 +57,18 @@ def plane_landscape(x: np.ndarray, y: np.ndarray, bins: int = BINS) -> Landscape
     x, y
         (n,) coordinates.
     bins
-        per axis.
+        number of bins per axis.
     """
     ranges = [_range(values) for values in (x, y)]
     counts, x_edges, y_edges = np.histogram2d(x, y, bins, ranges)
     steps = np.array([x_edges[1] - x_edges[0], y_edges[1] - y_edges[0]])
-    # Scott's rule is for one normal peak; half of it keeps two peaks, or a curved valley, apart. Not less than about
-    # the width of a bin, which is smoothed over anyway.
+    # Scott's rule assumes one normal peak. Half of it keeps two peaks, or a curved valley, apart. Bins smooth already,
+    # so the width is at least about one bin.
     widths = 0.5 * np.array([values.std() for values in (x, y)]) * len(x) ** (-1 / 6)
     sigma = np.maximum(widths / steps, 0.6)
     smooth = gaussian_filter(counts, sigma, mode="constant", truncate=4)
-    # The variance of a sum of Poisson counts with weights w is the sum of counts with weights w squared; the square of
-    # a Gaussian is a narrower one.
+    # The variance of a sum of Poisson counts with weights w is the sum of the counts with weights w squared. The square
+    # of a Gaussian is a narrower Gaussian.
     squared = gaussian_filter(counts, sigma / np.sqrt(2), mode="constant", truncate=4)
     variance = squared * _peak(sigma) ** 2 / _peak(sigma / np.sqrt(2))
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -1,4 +1,4 @@
-"""The reconstructed map pushed along the field: states of the molecule at the full resolution of the map."""
+"""The reconstructed map deformed along the field: states of the molecule at the full resolution of the map."""
 
 from pathlib import Path
 
@@ -14,21 +14,21 @@ from dynamight_core.imaging.masks import raised_cosine
 from dynamight_core.model.motions import motion_fields
 from dynamight_core.run import Run
 
-# Spacing of the grid that the field is known on, A, and its reach from the Gaussians: in full, then fading, A.
-_SPACING, _REACH, _FADE = 4.0, 8.0, 8.0
-# Turns that find where a voxel came from.
-_TURNS = 8
+# Grid of the field, A: spacing, distance from the Gaussians that deforms in full, and width of the edge beyond.
+_SPACING, _REACH, _EDGE = 4.0, 8.0, 8.0
+# Fixed-point iterations that find where each voxel came from.
+_ITERATIONS = 8
 
 
 class PushedMap:
-    """A map, and where its voxels go in each state.
+    """A map, and the displacement of its voxels in each state.
 
     Parameters
     ----------
     run
         finished and summarised.
     half
-        "1", "2", or "both": whose field.
+        "1", "2" or "both": half-set whose field is used.
     path
         of the map; RUN/reconstruction/map.mrc if None.
 
@@ -41,30 +41,29 @@ class PushedMap:
     def __init__(self, run: Run, half: str = "both", path: Path | None = None):
         path = run.path / "reconstruction" / "map.mrc" if path is None else Path(path)
         if not path.exists():
-            raise InputError(f"{path} is missing, which --full moves; make it with dynamight reconstruct {run.path}")
-        self.run = run
+            raise InputError(f"{path} is missing, which --full deforms; make it with dynamight reconstruct {run.path}")
         self._map, self.pixel_size = read_map(path)
         self._origin = header_origin(path)
-        self._numbers = (1, 2) if str(half) == "both" else (int(half),)
+        numbers = (1, 2) if str(half) == "both" else (int(half),)
         extent = len(self._map) * self.pixel_size
         self._n_grid = max(2, round(extent / _SPACING)) + 1
         self._step = extent / (self._n_grid - 1)
         axis = (np.arange(self._n_grid) - (self._n_grid - 1) / 2) * self._step
         grid = grid_points(axis)
         gaussians = np.concatenate([model.consensus_positions.cpu().numpy() for model in run.models])
-        distance = cKDTree(gaussians).query(grid, distance_upper_bound=_REACH + _FADE)[0]
+        distance = cKDTree(gaussians).query(grid, distance_upper_bound=_REACH + _EDGE)[0]
         self._near = np.isfinite(distance)
-        fade = raised_cosine((distance[self._near] - _REACH) / _FADE)
+        weight = raised_cosine((distance[self._near] - _REACH) / _EDGE)
         points = torch.from_numpy(grid[self._near].astype(np.float32))
         parts = []
-        for number in self._numbers:
+        for number in numbers:
             own = run.halves == number
             fields = motion_fields(
                 run.models[number - 1], run.latents[number - 1][own], run.motions.coordinates[own], points
             )
             parts.append(np.concatenate([fields[0][None], fields[1]]))
-        # Mean and K motions at the grid points near the molecule, A and A per A rms.
-        self._fields = np.mean(parts, 0) * fade[:, None]
+        # Mean displacement (A) and K motions (A per A rms) at the grid points near the molecule.
+        self._fields = np.mean(parts, 0) * weight[:, None]
 
     def volume(self, coordinates) -> np.ndarray:
         """Return the (box, box, box) map of the state at (K,) coordinates (A rms)."""
@@ -75,15 +74,15 @@ class PushedMap:
         field = grid.reshape([self._n_grid] * 3 + [3])[..., ::-1] / self.pixel_size
         box = len(self._map)
         voxels = np.stack(np.meshgrid(*[np.arange(box, dtype=float)] * 3, indexing="ij"))
-        # Where a voxel came from: x with x + shift(x) = here, by fixed-point iteration.
+        # A voxel came from x, where x + shift(x) is its position.
         source = voxels.copy()
-        for _ in range(_TURNS):
-            place = to_points(source, box, self.pixel_size) / self._step + (self._n_grid - 1) / 2
+        for _ in range(_ITERATIONS):
+            at = to_points(source, box, self.pixel_size) / self._step + (self._n_grid - 1) / 2
             source = voxels - np.stack(
-                [ndimage.map_coordinates(field[..., axis], place, order=1, mode="nearest") for axis in range(3)]
+                [ndimage.map_coordinates(field[..., axis], at, order=1, mode="nearest") for axis in range(3)]
             )
         return ndimage.map_coordinates(self._map, source, order=3, mode="nearest").astype(np.float32)
 
     def write(self, path: Path, volume: np.ndarray) -> None:
-        """Write a (box, box, box) map, placed as the reconstruction is by its header."""
+        """Write a (box, box, box) map with the origin of the reconstruction's header."""
         write_map(path, volume, self.pixel_size, self._origin)

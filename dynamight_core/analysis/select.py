@@ -1,4 +1,4 @@
-"""Subsets of a run's particles by motion, error, conformation, region, cluster or half, as STAR files."""
+"""Subsets of a run's particles by motion, error, conformation, region, cluster or half-set, as STAR files."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ from matplotlib.path import Path as Polygon
 
 from dynamight_core.analysis.arguments import check_motion, parse_numbers
 from dynamight_core.analysis.clusters import cluster_coordinates
+from dynamight_core.analysis.states import state_coordinates
 from dynamight_core.errors import InputError
 from dynamight_core.options import SelectOptions
 from dynamight_core.particles.star import write_star
@@ -17,7 +18,7 @@ Range = tuple[float, float]
 
 
 def parse_range(text: str, option: str) -> Range:
-    """Return the range that ``LOW:HIGH`` names; either may be left out.
+    """Return the range given as ``LOW:HIGH``; either may be omitted.
 
     Raises
     ------
@@ -27,36 +28,36 @@ def parse_range(text: str, option: str) -> Range:
     try:
         low, high = (float(part) if part.strip() else None for part in text.split(":"))
     except ValueError as error:
-        raise InputError(f"{option} is '{text}'; give LOW:HIGH, either of which may be left out") from error
+        raise InputError(f"{option} is '{text}'; give LOW:HIGH; either may be omitted") from error
     values = (-np.inf if low is None else low, np.inf if high is None else high)
     if not values[0] <= values[1]:
-        raise InputError(f"{option} is '{text}', which holds nothing; give LOW:HIGH with LOW below HIGH")
+        raise InputError(f"{option} is '{text}', an empty range; give LOW:HIGH with LOW below HIGH")
     return values
 
 
 def parse_polygon(text: str) -> tuple[tuple[int, int], np.ndarray]:
-    """Return the two motions (from 1) and the (m, 2) corners, A rms, that ``K,L:X,Y:X,Y:X,Y`` names.
+    """Return the two motions (from 1) and the (m, 2) corners (A rms) given as ``K,L:X,Y:X,Y:X,Y``.
 
     Raises
     ------
     InputError
-        if it names no polygon.
+        if the text is not a polygon.
     """
-    plane, *corners = text.split(":")
+    plane, *points = text.split(":")
     motions = parse_numbers(plane, "--polygon", int)
-    corners = [parse_numbers(corner, "--polygon") for corner in corners]
+    corners = [parse_numbers(point, "--polygon") for point in points]
     if len(motions) != 2 or len(corners) < 3 or any(len(corner) != 2 for corner in corners):
         raise InputError(f"--polygon is '{text}'; give K,L:X,Y:X,Y:X,Y with two motions and at least three corners")
-    return tuple(motions), np.array(corners)
+    return (motions[0], motions[1]), np.array(corners)
 
 
 def inside_polygon(coordinates: np.ndarray, text: str) -> np.ndarray:
-    """Return which of (n, K) coordinates lie inside a polygon, see `parse_polygon`: (n,) mask.
+    """Return an (n,) mask of the (n, K) coordinates inside a polygon, see `parse_polygon`.
 
     Raises
     ------
     InputError
-        if it names no polygon, or motions that the run has not.
+        if the text is not a polygon, or a motion is not in the run.
     """
     motions, corners = parse_polygon(text)
     for motion in motions:
@@ -65,17 +66,17 @@ def inside_polygon(coordinates: np.ndarray, text: str) -> np.ndarray:
 
 
 def select_particles(run: Run, options: SelectOptions) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return which particles the options keep, and their clusters.
+    """Return the particles that meet all conditions of the options, and their clusters.
 
     Returns
     -------
     tuple
-        (n,) mask, and (n,) numbers of the clusters from 1 if there are any, else None.
+        (n,) mask, and (n,) clusters from 1, or None without --clusters.
 
     Raises
     ------
     InputError
-        if nothing is asked for, or a motion, cluster or half is not in the run.
+        if there is no condition, or a motion, cluster or half-set is not in the run.
     """
     o, table = options, run.table
     coordinates = np.asarray(run.motions.coordinates, dtype=float)
@@ -94,33 +95,31 @@ def select_particles(run: Run, options: SelectOptions) -> tuple[np.ndarray, np.n
         check_motion(int(number), coordinates.shape[1])
         conditions.append(_within(coordinates[:, int(number) - 1], parse_range(limits, "--along")))
     if o.near is not None:
-        place, _, distance = o.near.rpartition(":")
+        numbers, _, radius = o.near.rpartition(":")
         try:
-            distance = float(distance)
+            distance = float(radius)
         except ValueError:
             raise InputError(f"--near is '{o.near}'; give COORDINATES:DISTANCE, such as 1.5,-2:3") from None
-        place = parse_numbers(place, "--near")
-        check_motion(len(place), coordinates.shape[1])
-        place += [0.0] * (coordinates.shape[1] - len(place))
-        conditions.append(np.linalg.norm(coordinates - np.array(place), axis=1) <= distance)
+        centre = state_coordinates(run, parse_numbers(numbers, "--near"))
+        conditions.append(np.linalg.norm(coordinates - centre, axis=1) <= distance)
     if o.polygon is not None:
         conditions.append(inside_polygon(coordinates, o.polygon))
     clusters = None
     if o.mixture and o.clusters is None:
-        raise InputError("--mixture is of the --clusters; say how many, 0 for as many as are best")
+        raise InputError("--mixture needs --clusters; set the number of clusters (0: chosen automatically)")
     if o.cluster and o.clusters is None:
-        raise InputError("--cluster keeps one of the --clusters (how many to make); give both")
+        raise InputError("--cluster needs --clusters; set the number of clusters")
     if o.clusters is not None:
         clusters = cluster_coordinates(coordinates, o.clusters, o.seed, o.mixture)[0] + 1
-        for number in o.cluster:
-            if not 1 <= number <= clusters.max():
-                raise InputError(f"--cluster is {number}; give a number from 1 to {clusters.max()}")
+        for cluster in o.cluster:
+            if not 1 <= cluster <= clusters.max():
+                raise InputError(f"--cluster is {cluster}; give a number from 1 to {clusters.max()}")
         conditions.append(np.isin(clusters, o.cluster) if o.cluster else np.ones(len(clusters), dtype=bool))
     if o.half is not None:
         conditions.append(np.asarray(run.halves) == o.half)
     if not conditions:
         raise InputError(
-            "nothing is selected by; give --motion, --error, --disagreement, --along, --near, --polygon, --clusters or "
+            "there is no condition; give --motion, --error, --disagreement, --along, --near, --polygon, --clusters or "
             "--half"
         )
     kept = np.logical_and.reduce(conditions)
@@ -134,18 +133,18 @@ def write_selection(
     out: str | Path | None = None,
     reporter: Reporter = PRINT,
 ) -> Path:
-    """Write the selected rows with all input columns, the dyn columns, clusters and the optics table.
+    """Write the selected particles with all input columns, the dyn columns, clusters and the optics table.
 
     Parameters
     ----------
     run
         finished and summarised.
     options
-        what to keep.
+        conditions.
     name
         of the file in ``RUN/analysis/selections``.
     out
-        path of the STAR file instead.
+        path of the STAR file, instead of `name`.
     reporter
         takes lines for the user.
 
@@ -157,17 +156,17 @@ def write_selection(
     Raises
     ------
     InputError
-        if no particle is left.
+        if the selection is empty.
     """
     kept, clusters = select_particles(run, options)
     if not kept.any():
-        raise InputError(f"the selection holds none of the {len(kept)} particles; widen its ranges")
+        raise InputError(f"the selection is empty (0 of {len(kept)} particles); widen its ranges")
     path = Path(run.path) / "analysis" / "selections" / f"{name}.star" if out is None else Path(out)
     write_rows(run, path, np.flatnonzero(kept), clusters)
     halves = np.asarray(run.halves)[kept]
     reporter.say(
-        f"{int(kept.sum())} of {len(kept)} particles ({int((halves == 1).sum())} of half 1, "
-        f"{int((halves == 2).sum())} of half 2) are in {path}."
+        f"{int(kept.sum())} of {len(kept)} particles ({int((halves == 1).sum())} of half-set 1, "
+        f"{int((halves == 2).sum())} of half-set 2): {path}."
     )
     return path
 
@@ -177,7 +176,7 @@ def write_rows(run: Run, path: Path, rows: np.ndarray, clusters: np.ndarray | No
 
     `clusters` (n,), if any, go to the column dynCluster.
     """
-    # Input columns as the text that they were, results as numbers.
+    # Input columns keep their text, results are numbers.
     table = run.particles.table.copy()
     for column in run.table.columns.difference(table.columns, sort=False):
         table[column] = run.table[column].to_numpy()

@@ -1,4 +1,4 @@
-"""The stage ``dynamight analyse``: everything that follows from a finished run, and its report."""
+"""The stage ``dynamight analyse``: tables, maps and the report of a finished run."""
 
 from pathlib import Path
 
@@ -6,7 +6,8 @@ from dynamight_core.analysis.agreement import write_agreement
 from dynamight_core.analysis.bodies import write_bodies
 from dynamight_core.analysis.clusters import write_clusters
 from dynamight_core.analysis.distribution import write_distributions
-from dynamight_core.analysis.domains import find_domains, write_domains
+from dynamight_core.analysis.domain_files import write_domains
+from dynamight_core.analysis.domains import find_domains
 from dynamight_core.analysis.exports import write_arrows, write_exports
 from dynamight_core.analysis.report import write_report
 from dynamight_core.options import AnalyseOptions
@@ -15,7 +16,7 @@ from dynamight_core.run import Run, record_stage
 
 
 def analyse_run(run: Run, options: AnalyseOptions | None = None, reporter: Reporter = PRINT) -> Path:
-    """Write motion maps, arrows, domains, distributions, clusters and agreement of the halves, then the report.
+    """Write motion maps, arrows, domains, distributions, clusters and agreement of the half-sets, then the report.
 
     Parameters
     ----------
@@ -29,7 +30,7 @@ def analyse_run(run: Run, options: AnalyseOptions | None = None, reporter: Repor
     Returns
     -------
     Path
-        the report.
+        of the report.
 
     Raises
     ------

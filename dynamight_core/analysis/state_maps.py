@@ -1,4 +1,4 @@
-"""Maps of states, what is written beside them, and states served one by one."""
+"""Maps of states, the files beside them, and states rendered on request."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -13,28 +13,20 @@ from dynamight_core.analysis.movie import projections_of, write_movie
 from dynamight_core.analysis.pushed import PushedMap
 from dynamight_core.analysis.states import States, state_coordinates
 from dynamight_core.errors import InputError
-from dynamight_core.files import atomic_path, header_origin, write_map
+from dynamight_core.files import atomic_path, header_origin, write_map, write_table
 from dynamight_core.model.motions import motion_fields
 from dynamight_core.options import HALVES
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
 
-# What is written beside the maps of states.
-_BESIDE = (
-    "movie.gif",
-    "movie.mp4",
-    "difference.mrc",
-    "arrows.bild",
-    "arrows.csv",
-    "states.cxc",
-    "states.csv",
-)
-# Fraction of a map's voxels below the surface that ChimeraX shows.
+# Files beside the maps of states.
+_OTHER_FILES = ("movie.gif", "movie.mp4", "difference.mrc", "arrows.bild", "arrows.csv", "states.cxc", "states.csv")
+# Fraction of voxels below the contour level that ChimeraX shows.
 _LEVEL = 0.98
 
 
 class StateModels:
-    """Renders the Gaussian models of a run at states; what all states share is computed once.
+    """Renders the Gaussian models of a run at states; their motions are computed once.
 
     Parameters
     ----------
@@ -43,7 +35,7 @@ class StateModels:
     half
         "1", "2", or "both" for the average.
     box
-        of the maps, pixels, over the same extent as the particles' images; theirs if None.
+        of the maps, pixels, with the same extent (A) as the particles; their box if None.
     """
 
     def __init__(self, run: Run, half: str = "both", box: int | None = None):
@@ -56,26 +48,26 @@ class StateModels:
         self._motions: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def positions(self, half: int, coordinates) -> torch.Tensor:
-        """Return the (..., n, 3) positions (A) of a half's Gaussians at (..., K) coordinates (A rms)."""
+        """Return the (..., n, 3) positions (A) of the Gaussians of a half-set at (..., K) coordinates (A rms)."""
         model = self.run.models[half - 1]
         mean, fields = self._fields(half)
         factors = torch.as_tensor(np.asarray(coordinates), dtype=mean.dtype, device=mean.device)
         return model.consensus_positions + mean + torch.tensordot(factors, fields, 1)
 
     def volume(self, coordinates) -> np.ndarray:
-        """Return the (box, box, box) map of the state at (K,) coordinates, the chosen halves averaged.
+        """Return the (box, box, box) map of the state at (K,) coordinates, averaged over the chosen half-sets.
 
-        At (b, K) coordinates, the mean of the maps of b states.
+        At (b, K) coordinates, return the mean map of b states.
         """
         return np.mean([self._render(half, self.positions(half, coordinates)) for half in self.numbers], 0)
 
     def write(self, path: Path, volume: np.ndarray) -> None:
-        """Write a (box, box, box) map, placed as the consensus map is by its header."""
+        """Write a (box, box, box) map with the origin of the consensus map's header."""
         write_map(path, volume, self.pixel_size, header_origin(self.run.config.inputs.map))
 
     @torch.no_grad()
     def volume_at_latent(self, half: int, latent: torch.Tensor) -> np.ndarray:
-        """Return the (box, box, box) map of one half's model at a (d,) latent of its own decoder."""
+        """Return the (box, box, box) map of a half-set's model at a (d,) latent of its own decoder."""
         model = self.run.models[half - 1]
         shift = model.displacements(latent[None].to(model.gaussians.positions))[0]
         return self._render(half, model.gaussians.positions + shift)
@@ -84,11 +76,11 @@ class StateModels:
     def _render(self, half: int, positions: torch.Tensor) -> np.ndarray:
         model = self.run.models[half - 1]
         volume = model.gaussians.render(self.box, self.pixel_size, positions)
-        # Images are sums over voxels: over coarser ones, as in training, the same image needs more density.
+        # Images are sums over voxels: with the coarser voxels of training, the same image needs more density.
         return volume.cpu().numpy() * (self.run.pixel_size / model.pixel_size)
 
     def _fields(self, half: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return mean (n, 3) and motions (K, n, 3) at a half's Gaussians, A and A per A rms."""
+        """Return mean displacement (n, 3; A) and motions (K, n, 3; A per A rms) at the Gaussians of a half-set."""
         if half not in self._motions:
             run, model = self.run, self.run.models[half - 1]
             own = torch.as_tensor(run.halves) == half
@@ -96,21 +88,6 @@ class StateModels:
             mean, fields = motion_fields(model, run.latents[half - 1][own], coordinates, model.consensus_positions)
             self._motions[half] = torch.as_tensor(mean), torch.as_tensor(fields)
         return self._motions[half]
-
-
-def state_volume(run: Run, coordinates, half: str = "both") -> np.ndarray:
-    """Return the (box, box, box) map of a state, in the particles' box and pixel size.
-
-    Parameters
-    ----------
-    run
-        finished and summarised.
-    coordinates
-        (K,) A rms along each principal motion.
-    half
-        "1", "2", or "both" for the average of both halves' Gaussian models.
-    """
-    return StateModels(run, half).volume(state_coordinates(run, coordinates))
 
 
 def write_states(
@@ -124,7 +101,7 @@ def write_states(
     difference: bool = False,
     full: bool = False,
 ) -> Path:
-    """Write a map of every state, their coordinates and, along a path, a movie and arrows.
+    """Write a map of every state, a table of coordinates and, along a path, a movie and arrows.
 
     Parameters
     ----------
@@ -135,46 +112,46 @@ def write_states(
     out
         folder; ``RUN/analysis/states/<name>`` if None.
     half
-        "1", "2" or "both"; states at latents are of their own half.
+        "1", "2" or "both"; states at latents use their own half-set.
     movie
-        whether states along a path become ``movie.gif`` and ``movie.mp4``.
+        write ``movie.gif`` and ``movie.mp4`` for states along a path.
     maps
-        False writes the coordinates alone.
+        False writes the coordinates only.
     reporter
         takes lines for the user, and progress.
     difference
-        whether to write also the last map minus the first.
+        also write the last map minus the first.
     full
-        whether maps are the reconstruction pushed along the field, not the Gaussian model.
+        deform the reconstruction along the field, instead of rendering the Gaussian model.
 
     Returns
     -------
     Path
-        the folder, with one ``.mrc`` per state, ``states.csv``, ``states.cxc`` for ChimeraX, and perhaps the movie,
-        ``arrows.bild`` and ``.csv`` from the first state to the last, and ``difference.mrc``.
+        the folder, with one ``.mrc`` per state, ``states.csv``, ``states.cxc`` for ChimeraX, and optionally the movie,
+        ``arrows.bild`` and ``arrows.csv`` from the first state to the last, and ``difference.mrc``.
 
     Raises
     ------
     InputError
-        if a difference of maps is asked for where there are none, or one alone, or full resolution of latents.
+        if `difference` is set without at least two maps, or `full` for latents.
     """
     if full and states.latents is not None:
-        raise InputError("--full moves the map by principal motions; give --at coordinates in place of --latent")
+        raise InputError("--full deforms the map along principal motions; use --at instead of --latent")
     if difference and (len(states) < 2 or not maps):
-        raise InputError("--difference is the last map minus the first; ask for at least two states, with maps")
+        raise InputError("--difference is the last map minus the first; write at least two states, with maps")
     out = Path(run.path) / "analysis" / "states" / states.name if out is None else Path(out)
     models = PushedMap(run, half) if full else StateModels(run, half)
     _remove_earlier(out)
     if not maps:
         _write_table(out, states, maps)
-        reporter.say(f"states.csv, with {len(states)} states, is in {out}.")
+        reporter.say(f"Coordinates of {len(states)} states: {out / 'states.csv'}.")
         return out
     projections, ends = [], []
     for i, label in enumerate(states.labels):
-        if states.latents is not None:
-            volume = models.volume_at_latent(states.half, states.latents[i])
-        else:
+        if states.latents is None or isinstance(models, PushedMap):
             volume = models.volume(states.coordinates[i])
+        else:
+            volume = models.volume_at_latent(states.half, states.latents[i])
         models.write(out / f"{label}.mrc", volume)
         if i in (0, len(states) - 1):
             ends.append(volume)
@@ -182,29 +159,30 @@ def write_states(
         reporter.progress("rendering states", i + 1, len(states))
     _write_table(out, states, maps)
     _write_script(out, states, float(np.quantile(ends[0], _LEVEL)))
-    reporter.say(f"{len(states)} maps and states.csv are in {out}; states.cxc shows them in ChimeraX.")
-    if states.coordinates is not None and states.ordered and len(states) > 1:
+    reporter.say(f"Maps of {len(states)} states and states.csv: {out}. Open states.cxc in ChimeraX.")
+    path = states.ordered and len(states) > 1
+    if path and states.latents is None:
         write_shift_arrows(run, states.coordinates[0], states.coordinates[-1], out / "arrows")
-    if movie and states.ordered and len(states) > 1:
+    if path and movie:
         movies = write_movie(out / "movie", np.stack(projections), states.labels, run.pixel_size, reporter)
-        reporter.say(f"The movie is {' and '.join(map(str, movies))}.")
+        reporter.say(f"Movie: {' and '.join(map(str, movies))}.")
     if difference:
         models.write(out / "difference.mrc", ends[1] - ends[0])
-        reporter.say(f"The last map minus the first is {out / 'difference.mrc'}.")
+        reporter.say(f"Last map minus first: {out / 'difference.mrc'}.")
     return out
 
 
 def serve_states(run: Run, requests: Iterable[str], answer: Callable[[str], None], half: str = "both") -> None:
-    """Write maps of states as they are asked for, until there are no more requests.
+    """Write maps of states on request, until there are no more requests.
 
     Parameters
     ----------
     run
         finished and summarised.
     requests
-        lines of JSON: `at`, coordinates (A rms), motions left out at the end at zero; `out`, path of the map.
+        lines of JSON: `at`, coordinates (A rms; motions omitted at the end are zero); `out`, path of the map.
     answer
-        takes a line of JSON for every request: `out`, or `error`, a sentence.
+        takes one line of JSON per request: `out`, or `error` with a sentence.
     half
         "1", "2" or "both".
     """
@@ -218,20 +196,20 @@ def serve_states(run: Run, requests: Iterable[str], answer: Callable[[str], None
         except (InputError, OSError) as error:
             reply = {"error": str(error)}
         except (KeyError, TypeError, ValueError):
-            reply = {"error": f"the request '{line.strip()}' cannot be understood; give JSON with 'at' and 'out'"}
+            reply = {"error": f"the request '{line.strip()}' is invalid; give JSON with 'at' and 'out'"}
         answer(json.dumps(reply))
 
 
 def _remove_earlier(out: Path) -> None:
-    """Remove the files of states that were written to the same folder before."""
+    """Remove the files of earlier states from the folder."""
     table = out / "states.csv"
     if table.exists():
-        for name in [*pd.read_csv(table).get("file", []), *_BESIDE]:
+        for name in [*pd.read_csv(table).get("file", []), *_OTHER_FILES]:
             (out / name).unlink(missing_ok=True)
 
 
 def _write_script(out: Path, states: States, level: float) -> None:
-    """Write states.cxc, which opens the maps in ChimeraX: along a path as a series that plays, else side by side."""
+    """Write states.cxc, which opens the maps in ChimeraX: as a series that plays along a path, else together."""
     files = " ".join(f"{label}.mrc" for label in states.labels)
     series = states.ordered and len(states) > 1
     lines = ["# States of a molecule; open this file in ChimeraX.", "close session"]
@@ -244,18 +222,16 @@ def _write_script(out: Path, states: States, level: float) -> None:
 
 
 def _write_table(out: Path, states: States, maps: bool) -> None:
-    """Write states.csv; with `maps`, it names their files."""
+    """Write states.csv, with the names of the map files if there are `maps`."""
     table = pd.DataFrame({"state": states.labels})
     if maps:
         table["file"] = [f"{label}.mrc" for label in states.labels]
-    if states.coordinates is not None:
-        for k in range(states.coordinates.shape[1]):
-            table[f"motion{k + 1}_A"] = states.coordinates[:, k]
-    else:
+    for k in range(states.coordinates.shape[1]):
+        table[f"motion{k + 1}_A"] = states.coordinates[:, k]
+    if states.latents is not None:
         table["half"] = states.half
         for k in range(states.latents.shape[1]):
             table[f"latent{k + 1}"] = states.latents[:, k].numpy()
     if states.particles is not None:
         table["particles"] = states.particles
-    with atomic_path(out / "states.csv") as path:
-        table.to_csv(path, index=False, float_format="%.4f")
+    write_table(out / "states.csv", table, "%.4f")

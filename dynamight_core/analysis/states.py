@@ -1,4 +1,4 @@
-"""States of the molecule: chosen along a motion, between particles, at clusters, coordinates or latents."""
+"""States of the molecule: along a motion or path, between particles, or at clusters, coordinates or latents."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,24 +21,24 @@ class States:
     Parameters
     ----------
     name
-        of the folder that they are written to.
+        of their folder.
     labels
-        s names of files, without suffix.
+        s file names, without suffix.
     coordinates
-        (s, K) A rms, one per principal motion; None where `latents` say it.
+        (s, K) A rms along the principal motions; (s, 0) for states given by `latents`.
     latents, half
-        (s, d) latents of one half's decoder, and which.
+        (s, d) latents, and the half-set of their decoder.
     particles
-        (s,) how many particles each state stands for, or None.
+        (s,) number of particles that each state represents, or None.
     ordered
-        whether the states follow a path, which a movie can show.
+        whether the states follow a path that a movie can show.
     """
 
     name: str
     labels: list[str]
-    coordinates: np.ndarray | None
+    coordinates: np.ndarray
     latents: torch.Tensor | None = None
-    half: int | None = None
+    half: int = 0
     particles: np.ndarray | None = None
     ordered: bool = True
 
@@ -47,21 +47,21 @@ class States:
 
 
 def choose_states(run: Run, options: StatesOptions) -> States:
-    """Return the states that the options ask for.
+    """Return the states described by the options.
 
     Raises
     ------
     InputError
-        if they cannot be had, or two kinds are asked for.
+        if there are no such states, or the options describe two kinds.
     """
     o = options
-    asked = [name for name in ("between", "clusters", "ridge", "through", "at", "latent") if getattr(o, name)]
+    kinds = [name for name in ("between", "clusters", "ridge", "through", "at", "latent") if getattr(o, name)]
     if o.clusters == 0:
-        asked.append("clusters")
-    if len(asked) > 1:
-        raise InputError(f"--{asked[0]} and --{asked[1]} are two kinds of states; give one of them")
+        kinds.append("clusters")
+    if len(kinds) > 1:
+        raise InputError(f"--{kinds[0]} and --{kinds[1]} cannot be combined; give one of them")
     if o.clusters is None and (o.tour or o.mixture):
-        raise InputError(f"--{'tour' if o.tour else 'mixture'} is of the --clusters; say how many")
+        raise InputError(f"--{'tour' if o.tour else 'mixture'} needs --clusters; set the number of clusters")
     if o.between:
         return states_between(run, *o.between, o.n_states)
     if o.clusters is not None:
@@ -74,9 +74,11 @@ def choose_states(run: Run, options: StatesOptions) -> States:
         return states_at_coordinates(run, [parse_numbers(text, "--at") for text in o.at])
     if o.latent:
         if o.half == "both":
-            raise InputError("--latent needs --half 1 or 2; latents of the two halves are not comparable")
+            raise InputError(
+                "--latent needs --half 1 or 2: latents of different half-sets cannot be compared; set --half"
+            )
         return states_at_latents(run, int(o.half), [parse_numbers(text, "--latent") for text in o.latent])
-    return states_along_motion(run, o.motion, o.n_states, tuple(o.percentiles), o.deviations)
+    return states_along_motion(run, o.motion, o.n_states, o.percentiles, o.deviations)
 
 
 def states_along_motion(
@@ -86,7 +88,7 @@ def states_along_motion(
     percentiles: tuple[float, float] = (2.5, 97.5),
     deviations: float | None = None,
 ) -> States:
-    """Return n states evenly along one motion, the others at their mean.
+    """Return n evenly spaced states along one motion, with the other coordinates at their mean.
 
     Parameters
     ----------
@@ -97,14 +99,14 @@ def states_along_motion(
     n
         number of states.
     percentiles
-        of the particles' coordinates where the first and last state lie.
+        of the particles' coordinates at the first and last state.
     deviations
-        instead of percentiles, standard deviations of the coordinates to either side of their mean.
+        instead of percentiles: standard deviations of the coordinates to either side of their mean.
 
     Raises
     ------
     InputError
-        if there is no such motion, or the extent is empty.
+        if there is no such motion, or the range is empty.
     """
     coordinates = _all_coordinates(run)
     check_motion(motion, coordinates.shape[1])
@@ -118,7 +120,7 @@ def states_along_motion(
     else:
         if not 0 <= percentiles[0] < percentiles[1] <= 100:
             raise InputError(
-                f"--percentiles is {percentiles[0]:g} {percentiles[1]:g}; give two rising numbers, 0 to 100"
+                f"--percentiles is {percentiles[0]:g} {percentiles[1]:g}; give two increasing numbers from 0 to 100"
             )
         low, high = np.percentile(values, percentiles)
     path = np.tile(coordinates.mean(0), (n, 1))
@@ -128,7 +130,7 @@ def states_along_motion(
 
 
 def states_between(run: Run, first: int, last: int, n: int = 10) -> States:
-    """Return n states on the straight line from one particle's conformation to another's; rows from 1.
+    """Return n states on the straight line between the conformations of two particles (rows from 1).
 
     Raises
     ------
@@ -142,14 +144,14 @@ def states_between(run: Run, first: int, last: int, n: int = 10) -> States:
 
 
 def states_through(run: Run, points: list, n: int = 10, name: str = "path") -> States:
-    """Return n states, evenly spaced, on the straight lines from point to point.
+    """Return n evenly spaced states on the straight lines from point to point.
 
     Parameters
     ----------
     run
         finished and summarised.
     points
-        coordinates (A rms) of two points or more; motions left out at the end are at zero.
+        coordinates (A rms) of two or more points; motions omitted at the end are zero.
     n
         number of states.
     name
@@ -158,17 +160,17 @@ def states_through(run: Run, points: list, n: int = 10, name: str = "path") -> S
     Raises
     ------
     InputError
-        if these are no path.
+        if the points are not a path.
     """
     if len(points) < 2:
-        raise InputError(f"--through names {len(points)} point; give at least 2 points of a path")
+        raise InputError(f"--through has {len(points)} point; give at least 2 points of a path")
     if n < 2:
         raise InputError(f"--n-states is {n}; give at least 2 states on a path")
     corners = np.stack([state_coordinates(run, point) for point in points])
     lengths = np.linalg.norm(np.diff(corners, axis=0), axis=1)
     if not lengths.any():
-        raise InputError("the points of the path are all the same; give points that differ")
-    # Points that repeat the one before have no line of their own.
+        raise InputError("all points of the path are the same; give different points")
+    # Skip points that repeat the previous one.
     kept = np.concatenate([[True], lengths > 0])
     along = np.concatenate([[0.0], np.cumsum(lengths[lengths > 0])])
     where = np.linspace(0, along[-1], n)
@@ -177,7 +179,7 @@ def states_through(run: Run, points: list, n: int = 10, name: str = "path") -> S
 
 
 def states_of_clusters(run: Run, n: int, seed: int = 0, mixture: bool = False, tour: int | None = None) -> States:
-    """Return the centres of n clusters of the particles' coordinates, the first motion ascending.
+    """Return the centres of n clusters of the particles' coordinates, in the order of motion 1.
 
     Parameters
     ----------
@@ -186,7 +188,7 @@ def states_of_clusters(run: Run, n: int, seed: int = 0, mixture: bool = False, t
     n, seed, mixture
         see `clusters.cluster_coordinates`.
     tour
-        instead, so many states on a path through the centres, each the nearest to the one before.
+        instead: number of states on a path that goes from each centre to the nearest one left.
     """
     labels, centres = cluster_coordinates(_all_coordinates(run), n, seed, mixture)
     n = len(centres)
@@ -198,44 +200,46 @@ def states_of_clusters(run: Run, n: int, seed: int = 0, mixture: bool = False, t
 
 
 def states_at_latents(run: Run, half: int, latents: list) -> States:
-    """Return the states at (s, d) latents of one half's decoder.
+    """Return the states at (s, d) latents of one half-set's decoder.
 
     Raises
     ------
     InputError
-        if the half is not 1 or 2, or latents have another dimension.
+        if the half-set is not 1 or 2, or latents have another dimension.
     """
     if half not in (1, 2):
-        raise InputError(f"--half is {half}; latents belong to one half: give 1 or 2")
+        raise InputError(f"--half is {half}, but latents belong to one half-set; give 1 or 2")
     wanted = run.models[half - 1].n_latents
     for latent in latents:
         if len(latent) != wanted:
-            raise InputError(f"a latent has {len(latent)} numbers, this run's have {wanted}; give {wanted}")
-    latents = torch.tensor(np.asarray(latents, dtype=np.float32))
+            raise InputError(
+                f"--latent has {len(latent)} numbers, but the run has {wanted} latent dimensions; give {wanted}"
+            )
+    values = torch.tensor(np.asarray(latents, dtype=np.float32))
     labels = [f"half{half}_latent{i + 1:02d}" for i in range(len(latents))]
-    return States(f"latents_half{half}", labels, None, latents, half, ordered=len(latents) > 2)
+    return States(f"latents_half{half}", labels, np.zeros((len(latents), 0)), values, half, ordered=len(latents) > 2)
 
 
 def states_at_coordinates(run: Run, coordinates: list) -> States:
-    """Return the states at s given coordinates (A rms); motions left out at the end are at zero."""
+    """Return the states at s given coordinates (A rms); motions omitted at the end are zero."""
     rows = np.stack([state_coordinates(run, row) for row in coordinates])
     return States("coordinates", [f"state{i + 1:02d}" for i in range(len(rows))], rows, ordered=len(rows) > 2)
 
 
-def read_states(path: str | Path, run: Run) -> States:
-    """Read the states of a table that `write_states` wrote, or of one made by hand with its columns.
+def read_states(path: str | Path, run: Run) -> tuple[list[str], np.ndarray]:
+    """Return names and (s, K) coordinates of the states in a table that `write_states` wrote, or with its columns.
 
     Parameters
     ----------
     path
-        of a CSV file: `state` (names; optional) and `motion1_A`, `motion2_A`, ... (A rms).
+        of a CSV file with `state` (names; optional) and `motion1_A`, `motion2_A`, ... (A rms).
     run
         finished and summarised.
 
     Raises
     ------
     InputError
-        if the file cannot be read, or has no coordinates.
+        if the file cannot be read, or lacks coordinates.
     """
     path = Path(path)
     if not path.exists():
@@ -246,17 +250,17 @@ def read_states(path: str | Path, run: Run) -> States:
         raise InputError(f"states {path} cannot be read ({error}); give a CSV file") from error
     wanted = [f"motion{k + 1}_A" for k in range(_all_coordinates(run).shape[1])]
     if "motion1_A" not in table or not len(table):
-        raise InputError(f"states {path} hold no coordinates; give a table with the columns {', '.join(wanted)}")
+        raise InputError(f"states {path} have no coordinates; give a table with the columns {', '.join(wanted)}")
     try:
         coordinates = table.reindex(columns=wanted, fill_value=0.0).to_numpy(dtype=float)
     except ValueError as error:
         raise InputError(f"states {path}: {error}; give numbers in the columns {', '.join(wanted)}") from error
     if not np.isfinite(coordinates).all():
-        raise InputError(f"states {path} hold empty or infinite coordinates; give finite numbers in A rms")
+        raise InputError(f"states {path} have empty or infinite coordinates; give finite numbers in A rms")
     labels = table["state"].astype(str) if "state" in table else [f"state{i + 1:02d}" for i in range(len(table))]
     if len(set(labels)) < len(labels) or any("/" in label for label in labels):
-        raise InputError(f"states {path}: names in the column state become names of files; make them unique, without /")
-    return States(path.stem, list(labels), coordinates)
+        raise InputError(f"states {path}: names in the column state become file names; make them unique, without /")
+    return list(labels), coordinates
 
 
 def _all_coordinates(run: Run) -> np.ndarray:
@@ -264,9 +268,11 @@ def _all_coordinates(run: Run) -> np.ndarray:
 
 
 def state_coordinates(run: Run, values) -> np.ndarray:
-    """Return (K,) coordinates of fewer or as many values, zero where none is given."""
+    """Return (K,) coordinates (A rms) along all motions; those omitted at the end are zero."""
     n_motions = _all_coordinates(run).shape[1]
     values = np.asarray(values, dtype=float).ravel()
     if len(values) > n_motions:
-        raise InputError(f"a state has {len(values)} coordinates, the run {n_motions}; give fewer")
+        raise InputError(
+            f"a state has {len(values)} coordinates, but the run has {n_motions} motions; give at most {n_motions}"
+        )
     return np.concatenate([values, np.zeros(n_motions - len(values))])

@@ -11,8 +11,9 @@ from scipy.spatial.transform import Rotation
 from sklearn.metrics import rand_score
 
 from dynamight_core.analysis.agreement import halves_agreement
-from dynamight_core.analysis.distribution import without_errors
-from dynamight_core.analysis.domains import _enough, find_domains, kabsch, write_domains
+from dynamight_core.analysis.distribution import corrected_distribution
+from dynamight_core.analysis.domain_files import write_domains
+from dynamight_core.analysis.domains import _best_count, find_domains, kabsch
 from dynamight_core.analysis.exports import write_arrows
 from dynamight_core.errors import InputError
 from dynamight_core.files import read_map
@@ -68,7 +69,7 @@ def test_domains_and_their_angles_are_those_of_the_truth(molecule, n):
     ],
 )
 def test_as_many_domains_are_kept_as_halve_what_is_left(left, count):
-    assert _enough(left) == count
+    assert _best_count(left) == count
 
 
 def test_a_body_that_moves_as_a_whole_is_one_domain():
@@ -128,7 +129,7 @@ def test_the_distribution_behind_uncertain_coordinates_is_recovered(peaks):
     noise = 1.5 * rng.uniform(0.7, 1.3, n)
     prior = true.var()
     means = (true + noise * rng.normal(size=n)) * prior / (prior + noise**2)
-    found = without_errors(means, prior * noise**2 / (prior + noise**2))
+    found = corrected_distribution(means, prior * noise**2 / (prior + noise**2))
     ranks = (np.arange(n) + 0.5) / n
     assert np.abs(found.cumulative(np.sort(true)) - ranks).max() < 0.05
     assert found.spread == pytest.approx(true.std(), rel=0.05)

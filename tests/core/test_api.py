@@ -13,7 +13,8 @@ import torch
 
 import dynamight_core as dm
 from dynamight_core.analysis.displace import Displacer
-from dynamight_core.analysis.state_maps import state_volume
+from dynamight_core.analysis.state_maps import StateModels
+from dynamight_core.analysis.states import state_coordinates
 
 
 @pytest.fixture(scope="module")
@@ -101,11 +102,15 @@ def test_points_may_be_a_file(run, tmp_path):
             run.displacements(wrong)
 
 
+def expected_volume(run, coordinates, half="both"):
+    return StateModels(run, half).volume(state_coordinates(run, coordinates)).astype(np.float32)
+
+
 def test_a_volume_is_the_state_at_its_coordinates(run, trained, hinge_set, tmp_path):
     volume = run.volume([2.0, -1.0])
-    assert np.array_equal(np.asarray(volume), state_volume(trained[1], [2.0, -1.0]).astype(np.float32))
+    assert np.array_equal(np.asarray(volume), expected_volume(trained[1], [2.0, -1.0]))
     assert volume.pixel_size == 6.0 and repr(volume) == "Volume(32 x 32 x 32 voxels of 6 A)"
-    assert np.array_equal(run.volume(2.0, half=1).values, state_volume(trained[1], [2.0], "1").astype(np.float32))
+    assert np.array_equal(run.volume(2.0, half=1).values, expected_volume(trained[1], [2.0], "1"))
     volume.write(tmp_path / "state.mrc")
     again = dm.Volume.read(tmp_path / "state.mrc")
     assert np.array_equal(again.values, volume.values) and again.origin == volume.origin
@@ -114,9 +119,9 @@ def test_a_volume_is_the_state_at_its_coordinates(run, trained, hinge_set, tmp_p
 
 
 def test_more_coordinates_than_motions_are_refused(run):
-    with pytest.raises(dm.InputError, match="a state has 9 coordinates, the run"):
+    with pytest.raises(dm.InputError, match="a state has 9 coordinates, but the run"):
         run.volume(np.zeros(9))
-    with pytest.raises(dm.InputError, match="a state has 9 coordinates, the run"):
+    with pytest.raises(dm.InputError, match="a state has 9 coordinates, but the run"):
         Displacer(run.stored, torch.zeros(1, 3)).at_state(np.zeros(9))
 
 

@@ -18,7 +18,8 @@ from dynamight_core.analysis.bodies import (
     summary_table,
     write_bodies,
 )
-from dynamight_core.analysis.domains import find_domains, write_domains
+from dynamight_core.analysis.domain_files import write_domains
+from dynamight_core.analysis.domains import find_domains
 from dynamight_core.analysis.report import write_report
 from dynamight_core.config import RunConfig
 from dynamight_core.errors import InputError
@@ -294,7 +295,7 @@ def test_tables_and_the_report_name_the_bodies(bodies_run, masks):
     assert summary["angle_std_deg"][1] > 5
     lines = []
     written = write_bodies(bodies_run, Reporter(lines.append))
-    assert "Body 2 (body1.mrc) turns by" in lines[0]
+    assert "Body 2 (body1.mrc): rotation" in lines[0]
     names = [path.name for path in written]
     assert names == ["bodies.csv", "bodies_summary.csv", "relion_bodies.star", "relion_data.star"]
     assert len(pd.read_csv(written[0])) == len(bodies_run.halves)

@@ -311,13 +311,13 @@ def test_states_of_other_kinds(trained, words, name, files):
     [
         (["--motion", "9"], "motion 9 is not in this run"),
         (["--between", "0", "5"], "particle 0 is not in this run"),
-        (["--latent", "1,2,3", "--half", "1"], "a latent has 3 numbers"),
-        (["--latent", "1,2"], "--half 1 or 2"),
+        (["--latent", "1,2,3", "--half", "1"], "--latent has 3 numbers"),
+        (["--latent", "1,2"], "set --half"),
         (["--at", "a,b"], "numbers separated by commas"),
-        (["--clusters", "2", "--at", "1"], "two kinds of states"),
-        (["--percentiles", "90", "10"], "two rising numbers"),
+        (["--clusters", "2", "--at", "1"], "cannot be combined"),
+        (["--percentiles", "90", "10"], "two increasing numbers"),
         (["--through", "1"], "at least 2 points of a path"),
-        (["--between", "3", "3"], "all the same"),
+        (["--between", "3", "3"], "are the same"),
     ],
 )
 def test_states_that_cannot_be_had_are_refused(trained, words, reason):
@@ -339,7 +339,7 @@ def test_states_are_served_as_they_are_asked_for(trained, tmp_path, monkeypatch)
     answers = [json.loads(line) for line in text.splitlines()]
     assert answers[0] == {"out": requests[0]["out"]}
     assert "9 coordinates" in answers[1]["error"]
-    assert "cannot be understood" in answers[2]["error"]
+    assert "is invalid" in answers[2]["error"]
     assert dynamight("states", trained, "--at", "0", "--out", tmp_path)[0] == 0
     np.testing.assert_array_equal(read_map(tmp_path / "a.mrc")[0], read_map(tmp_path / "state01.mrc")[0])
 
@@ -360,7 +360,7 @@ def test_points_and_models_are_moved_to_the_states_of_a_table(trained, tmp_path)
     (tmp_path / "bad.csv").write_text("half,latent1\n1,0.5\n")
     code, text = dynamight(*words, "--states", tmp_path / "bad.csv")
     assert code == 2
-    assert "bad.csv hold no coordinates" in text
+    assert "bad.csv have no coordinates" in text
 
 
 def test_displace_moves_points_by_each_particle_s_own_half(trained, tmp_path):
@@ -405,12 +405,12 @@ def test_atomic_models_are_placed_by_the_density_and_written_moved(trained, tmp_
     assert moved[0].count_atom_sites() == structure[0].count_atom_sites()
     assert (tmp_path / "f_state.cif").exists()
     # The same atoms given about the centre of the box move the same way; where they count from shows in the density.
-    assert "count from the first voxel" in text
+    assert "first voxel (--origin)" in text
     write_model(tmp_path / "centred.pdb", offset=0.0)
     words = ["displace", trained, "--points", tmp_path / "centred.pdb", "--out", tmp_path / "g.npz"]
     code, text = dynamight(*words, "--particles", "2,5")
     assert code == 0
-    assert "count from the centre of the box" in text
+    assert "centre of the box (--origin)" in text
     np.testing.assert_allclose(
         np.load(tmp_path / "g.npz")["positions"] + BOX // 2 * PIXEL, found["positions"], atol=2e-3
     )
@@ -456,7 +456,7 @@ def test_a_selection_and_its_complement_hold_every_particle_once_with_its_optics
     words = ["select", trained, "--along", "1::0", "--half", "1"]
     code, text = dynamight(*words, "--name", "low")
     assert code == 0, text
-    assert re.search(r"\d+ of 220 particles \(\d+ of half 1, 0 of half 2\)", text)
+    assert re.search(r"\d+ of 220 particles \(\d+ of half-set 1, 0 of half-set 2\)", text)
     low = starfile.read(trained / "analysis" / "selections" / "low.star")
     assert (low["particles"]["dynMotion1"] <= 0).all()
     assert (low["particles"]["dynHalf"] == 1).all()
@@ -494,7 +494,7 @@ def test_clusters_divide_the_particles(trained, tmp_path):
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ([], "nothing is selected by"),
+        ([], "there is no condition"),
         (["--near", "1,2"], "COORDINATES:DISTANCE"),
         (["--motion", "5:1"], "LOW below HIGH"),
         (["--error", "high"], "LOW:HIGH"),
@@ -502,7 +502,7 @@ def test_clusters_divide_the_particles(trained, tmp_path):
         (["--along", "9:0:1"], "motion 9 is not in this run"),
         (["--cluster", "1"], "--clusters"),
         (["--clusters", "2", "--cluster", "3"], "from 1 to 2"),
-        (["--motion", "1000:"], "holds none"),
+        (["--motion", "1000:"], "the selection is empty"),
     ],
 )
 def test_selections_that_cannot_be_made_are_refused(trained, words, reason):

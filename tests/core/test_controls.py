@@ -14,7 +14,7 @@ import torch
 from dynamight_core.analysis.controls.maps import ControlImages
 from dynamight_core.analysis.controls.noise import NoiseImages, SignalBesideNoise
 from dynamight_core.analysis.controls.shuffled import judge_shuffled, mean_over_draws
-from dynamight_core.analysis.controls.wrong_model import Structures, moving_domain, shares_of_wrong
+from dynamight_core.analysis.controls.wrong_model import Structures, moving_domain, wrong_fractions
 from dynamight_core.files import read_map
 from dynamight_core.imaging.fourier import image_to_fourier, shell_means
 from dynamight_core.judging.summary import summarise
@@ -193,7 +193,7 @@ def test_validation_particles_that_are_few_or_trained_something_are_refused(copi
     safetensors.torch.save_file(tensors, copied / "latents.safetensors")
     code, text = dynamight("control", copied, "--kind", "held-out")
     assert code == 2
-    assert "kept 30 particles" in text
+    assert "has 30 held-out particles" in text
 
 
 def blob(seed, centre, box=32):
@@ -209,7 +209,7 @@ def test_the_share_of_the_wrong_structure_is_that_which_was_put_in():
     structures = Structures(right, wrong, rest, mask)
     noise = 0.05 * right.std() * torch.randn(right.shape, generator=torch.Generator().manual_seed(4))
     volumes = [3 * (right + rest) + noise, 2 * (0.6 * right + 0.4 * wrong + rest) + noise, wrong + 0.5 * rest + noise]
-    shares, without = shares_of_wrong(volumes, structures)
+    shares, without = wrong_fractions(volumes, structures)
     assert shares == pytest.approx([0.0, 0.4, 1.0], abs=0.03)
     assert without.shape[1] == 3
     assert without == pytest.approx(np.tile(shares, (len(without), 1)), abs=0.05)

@@ -15,7 +15,8 @@ from dynamight_core.analysis.clusters import (
     shortest_order,
     write_clusters,
 )
-from dynamight_core.analysis.domains import find_domains, write_domains
+from dynamight_core.analysis.domain_files import write_domains
+from dynamight_core.analysis.domains import find_domains
 from dynamight_core.analysis.exports import motion_maps
 from dynamight_core.analysis.pushed import PushedMap
 from dynamight_core.analysis.state_maps import StateModels
@@ -95,10 +96,10 @@ def test_states_through_clusters_and_along_the_ridge_are_paths(folder):
     low, high = np.quantile(coordinates[:, 0], [0.025, 0.975])
     np.testing.assert_allclose(ridge["motion1_A"].iloc[[0, -1]], [low, high], atol=0.01)
     for words, reason in (
-        (["--ridge", "--at", "1"], "two kinds of states"),
-        (["--tour"], "--tour is of the --clusters"),
+        (["--ridge", "--at", "1"], "cannot be combined"),
+        (["--tour"], "--tour needs --clusters"),
         (["--clusters", "0"], "give a number from 1"),
-        (["--full", "--latent", "0,0", "--half", "1"], "--at coordinates"),
+        (["--full", "--latent", "0,0", "--half", "1"], "use --at"),
         (["--full"], "dynamight reconstruct"),
     ):
         code, text = dynamight("states", folder, *words)
@@ -113,7 +114,7 @@ def test_particles_of_a_mixture_are_selected(folder):
     assert len(rows) == (labels == 0).sum()
     assert (rows["dynCluster"] == 1).all()
     code, text = dynamight("select", folder, "--mixture", "--half", 1)
-    assert code == 2 and "say how many" in text
+    assert code == 2 and "set the number of clusters" in text
 
 
 def test_the_map_pushed_along_the_field_is_the_state(folder):

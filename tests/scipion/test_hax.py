@@ -6,7 +6,7 @@ import shlex
 import numpy as np
 import pytest
 
-from dynamight_core.analysis.state_maps import state_volume
+from dynamight_core.analysis.state_maps import StateModels
 from dynamight_core.files import read_map
 from dynamight_core.run import Run
 from dynamight_scipion.annotate_space import INTERFACE, getAnnotateSpaceArguments
@@ -35,7 +35,7 @@ def test_latents_become_maps_through_the_file_that_hax_loads(chain, tmp_path):
     interface.decode_state_from_latent(latent=latents)
     run = Run(chain["deformations"].outputModel.getRunFolder())
     for number, latent in enumerate(latents, 1):
-        expected = state_volume(run, latent)
+        expected = StateModels(run).volume(latent)
         np.testing.assert_allclose(read_map(template.format(number))[0], expected, atol=1e-4 * np.abs(expected).max())
     with pytest.raises(RuntimeError, match="4 coordinates"):
         interface.decode_state_from_latent(latent=np.zeros((1, 4)))

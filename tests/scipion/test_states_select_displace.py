@@ -10,7 +10,7 @@ from pwem.protocols import ProtImportPdb
 from relion.convert import writeSetOfParticles
 
 from dynamight_core.analysis.displace import Displacer, read_points
-from dynamight_core.analysis.state_maps import state_volume
+from dynamight_core.analysis.state_maps import StateModels
 from dynamight_core.files import read_map
 from dynamight_core.run import Run
 from dynamight_scipion.objects import FLEX_PROGRAM
@@ -65,7 +65,7 @@ def test_states_are_maps_of_the_model_at_their_latents(chain, states):
     for volume, latent in maps:
         data, pixelSize = read_map(volume.getFileName())
         assert pixelSize == pytest.approx(volume.getSamplingRate())
-        expected = state_volume(engineRun(chain), latent)
+        expected = StateModels(engineRun(chain)).volume(latent)
         np.testing.assert_allclose(data, expected, atol=1e-3 * np.abs(expected).max())
         assert volume.getFlexInfo().getProgName() == FLEX_PROGRAM
 

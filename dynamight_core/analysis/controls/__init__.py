@@ -1,1 +1,1 @@
-"""Control experiments: whether a map or a motion comes from the images or from the method."""
+"""Controls for model bias: whether a map or a motion comes from the images or from the method."""

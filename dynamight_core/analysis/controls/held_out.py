@@ -1,10 +1,12 @@
-"""The map of particles that trained neither decoder, with and without their deformations.
+"""Control held-out: the map of the held-out particles, with and without deformation.
 
-Every validation particle is given a latent under the frozen decoders of both halves, from a random half of its Fourier
-pixels; the map is made of the other half of its pixels, and the same with the two halves exchanged: no pixel of the map
-had a say in how it was moved. The reference is the other half's rigid map, which no deformation ever touched: density
-that deformation puts where it belongs raises the overlap with it, density that is moved about lowers it.
+The latents of validation particles are inferred with the frozen decoders of both half-sets, from a random half of their
+Fourier pixels. The map is made from the other half. The halves are then exchanged: no pixel influences how it is moved.
+The reference is the rigid map of the other half-set, which no deformation touched. Density that deformation moves to
+its correct position raises the overlap with it; density that is moved wrongly lowers it.
 """
+
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -19,9 +21,7 @@ from dynamight_core.analysis.controls.maps import (
     overlaps,
     per_image,
     permuted,
-    pixel_shares,
-    plain,
-    reconstruct,
+    random_halves,
     split_coordinates,
     wiener,
 )
@@ -40,12 +40,12 @@ _SIGMAS = 3.0
 def held_out(
     images: ControlImages, options: ControlOptions, reporter: Reporter
 ) -> tuple[Control, dict[str, torch.Tensor]] | None:
-    """Make maps of the validation particles and compare them with the other half's; None if nothing moves.
+    """Compare maps of the validation particles with the other half-set's rigid map; None without supported motion.
 
     Parameters
     ----------
     images
-        of both halves, the validation particles among them.
+        of both half-sets, with their validation particles.
     options
         of the control.
     reporter
@@ -59,108 +59,89 @@ def held_out(
     halves = [HalfDeformations.of(images, half, options) for half in (1, 2)]
     if not any(len(deformations.modes) for deformations in halves):
         return None
-    places = torch.where(images.validation)[0]
+    indices = torch.where(images.validation)[0]
     references = []
     for half, deformations in enumerate(halves, 1):
-        # Its own validation particles are in the map that it is compared with.
+        # Without its validation particles, which are in the map to compare.
         trained = images.chosen(half, len(images), options.seed, validation=False)
-        summed = reconstruct(
-            images.data(half),
-            trained,
-            deformations.modes,
-            deformations.region,
-            progress=reporter.step(f"map of half {half}"),
-        )
+        summed = deformations.reconstruct(images.data(half), trained, reporter.step(f"map of half-set {half}"))
         references.append(dict(zip(("deformed", "rigid"), maps_of(summed), strict=True)))
     mask = moving_mask(images.run, images.box, images.pixel_size).to(images.device)
-    between = fourier_shell_correlation(*(reference["rigid"] for reference in references), mask)
-    share = pixel_shares(images, options.seed)
+    between = fourier_shell_correlation(references[0]["rigid"], references[1]["rigid"], mask)
+    pixels = random_halves(images, options.seed)
     generator = torch.Generator().manual_seed(options.seed)
-    gains, nulls = 0.0, 0.0
-    volumes, curves = {"deformed": 0.0, "rigid": 0.0}, {"deformed": 0.0, "rigid": 0.0, "deformed_to_rigid": 0.0}
+    zero = torch.zeros((), device=images.device)
+    gains = nulls = torch.zeros(())
+    volumes = {"deformed": zero, "rigid": zero}
+    curves = volumes | {"deformed_to_rigid": zero}
     for half, deformations in enumerate(halves, 1):
         reference = references[2 - half]
-        parts = [
-            (
-                images.data(half, ~used),
-                deformations.with_coordinates(
-                    split_coordinates(
-                        images,
-                        deformations,
-                        places,
-                        used,
-                        reporter.step(f"latents under half {half}"),
-                    )
-                ),
-            )
-            for used in (share, ~share)
-        ]
-        summed = _added([reconstruct(data, places, modes, deformations.region) for data, modes in parts])
-        wanted = _wanted(summed, wiener(reference["rigid"], between) * mask.square())
+        parts = []
+        for used in (pixels, ~pixels):
+            progress = reporter.step(f"latents with the decoder of half-set {half}")
+            coordinates = split_coordinates(images, deformations, indices, used, progress)
+            parts.append((images.data(half, ~used), deformations.with_coordinates(coordinates)))
+        summed = _sum(*(deformations.reconstruct(data, indices, modes=modes) for data, modes in parts))
+        target = _overlap_target(summed, wiener(reference["rigid"], between) * mask.square())
         region = deformations.region
-        rigid = sum(overlaps(data, places, wanted, region, None) for data, _ in parts)
-        own = sum(overlaps(data, places, wanted, region, modes) for data, modes in parts)
-        mixed = 0.0
+        rigid = torch.stack([overlaps(data, indices, target, region, None) for data, _ in parts]).sum(0)
+        own = torch.stack([overlaps(data, indices, target, region, modes) for data, modes in parts]).sum(0)
+        mixed = torch.zeros(())
         for _ in range(options.permutations):
             for data, modes in parts:
-                others = deformations.with_coordinates(permuted(modes.coordinates, places, generator))
-                mixed = mixed + overlaps(data, places, wanted, region, others) / options.permutations
+                others = deformations.with_coordinates(permuted(modes.coordinates, indices, generator))
+                mixed = mixed + overlaps(data, indices, target, region, others) / options.permutations
         scale = 2 * rigid.mean()
         gains, nulls = gains + (own - rigid) / scale, nulls + (mixed - rigid) / scale
         for name, volume in zip(volumes, maps_of(summed), strict=True):
             volumes[name] = volumes[name] + volume / 2
             curves[name] = curves[name] + fourier_shell_correlation(volume, reference[name], mask) / 2
             if name == "deformed":
-                across = fourier_shell_correlation(volume, reference["rigid"], mask)
-                curves["deformed_to_rigid"] = curves["deformed_to_rigid"] + across / 2
-    return _judged(gains.double().numpy(), nulls.double().numpy(), curves, places, images), volumes
+                to_rigid = fourier_shell_correlation(volume, reference["rigid"], mask)
+                curves["deformed_to_rigid"] = curves["deformed_to_rigid"] + to_rigid / 2
+    return _verdict(gains.double().numpy(), nulls.double().numpy(), curves, indices, images), volumes
 
 
-def _added(parts: list[HalfReconstruction]) -> HalfReconstruction:
-    """Return the sums of the same particles over disjoint Fourier pixels."""
-    first, second = parts
-    return HalfReconstruction(
-        first.data,
-        first.indices,
-        first.modes,
-        first.region,
-        first.sums + second.sums,
-        first.denominator + second.denominator,
-    )
+def _sum(first: HalfReconstruction, second: HalfReconstruction) -> HalfReconstruction:
+    """Return the sum of reconstructions of the same particles from disjoint Fourier pixels."""
+    return replace(first, sums=first.sums + second.sums, denominator=first.denominator + second.denominator)
 
 
-def _wanted(summed: HalfReconstruction, density: torch.Tensor) -> torch.Tensor:
-    """Return what to multiply backprojections by for the product of their map with a density: filters are symmetric."""
-    box, shares = len(density), torch.full((density.shape[0] // 2 + 1,), MIN_REGULARISATION, device=density.device)
-    floor = expand_shells(denominator_floor(summed.denominator, shares), box, 3)
+def _overlap_target(summed: HalfReconstruction, density: torch.Tensor) -> torch.Tensor:
+    """Return the volume whose product with backprojections is the product of their map with a density.
+
+    The filter that makes a map from backprojections is symmetric, so it can be applied to the density instead.
+    """
+    box, fractions = len(density), torch.full((density.shape[0] // 2 + 1,), MIN_REGULARISATION, device=density.device)
+    floor = expand_shells(denominator_floor(summed.denominator, fractions), box, 3)
     return filter_volume(density, (1 + MIN_REGULARISATION) / (summed.denominator + floor))
 
 
-def _judged(gains, nulls, curves, places, images) -> Control:
-    table = pd.DataFrame({"particle": images.rows[places].numpy() + 1, "gain": gains, "permuted_gain": nulls})
-    gains, nulls = per_image(np.stack([gains, nulls]), images, places)
+def _verdict(gains, nulls, curves, indices, images) -> Control:
+    table = pd.DataFrame({"particle": images.rows[indices].numpy() + 1, "gain": gains, "permuted_gain": nulls})
+    gains, nulls = per_image(np.stack([gains, nulls]), images, indices)
     root = len(gains) ** 0.5
     gain, error = gains.mean(), gains.std(ddof=1) / root
     null, null_error = nulls.mean(), nulls.std(ddof=1) / root
     above, above_error = (gains - nulls).mean(), (gains - nulls).std(ddof=1) / root
     numbers = (
-        f"with it, {len(gains)} particles show {100 * gain:+.1f} +- {100 * error:.1f} % of the moving part's density "
-        f"against without, and with permuted deformations {100 * null:+.1f} +- {100 * null_error:.1f} % (overlap with "
-        "the rigid map of the other half)"
+        f"In the moving part, overlap with the rigid map of the other half-set changes by {100 * gain:+.1f} +- "
+        f"{100 * error:.1f} % with deformation. With permuted deformations it changes by {100 * null:+.1f} +- "
+        f"{100 * null_error:.1f} % ({len(gains)} particles)."
     )
     if gain > _SIGMAS * error and above > _SIGMAS * above_error:
         verdict = "improves the map"
-        text = f"Deformation improves the map of particles that trained nothing: {numbers}."
+        text = f"Deformation improves the map of held-out particles. {numbers}"
     elif gain < -_SIGMAS * error:
         verdict = "harms the map"
-        text = f"Deformation harms the map of particles that trained nothing: {numbers}. Use the rigid map."
+        text = f"Deformation harms the map of held-out particles. {numbers} Use the rigid map."
     elif gain < error:
         verdict = "does not improve the map"
-        text = f"Deformation does not improve the map of particles that trained nothing: {numbers}. Use the rigid map."
+        text = f"Deformation does not improve the map of held-out particles. {numbers} Use the rigid map."
     else:
         verdict = "undecided"
         text = (
-            f"These particles do not decide whether deformation improves their map: {numbers}. Keep more from training "
+            f"These particles do not decide whether deformation improves their map. {numbers} Hold out more particles "
             "(--validation-fraction)."
         )
     curves = {name: curve.cpu() for name, curve in curves.items()}
@@ -177,4 +158,4 @@ def _judged(gains, nulls, curves, places, images) -> Control:
         "resolution": frequencies(images),
         "curves": {name: curve.tolist() for name, curve in curves.items()},
     }
-    return Control("held-out", verdict, text, plain(figures), table)
+    return Control("held-out", verdict, text, figures, table)

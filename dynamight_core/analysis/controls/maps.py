@@ -1,6 +1,6 @@
-"""Maps of some of a run's particles, as controls make them, and how well such maps explain images.
+"""Maps of some of a run's particles for controls, and how well such maps explain images.
 
-Controls work on images at the size that training saw: deformations know nothing finer.
+Controls use images at the working box of training: the deformations contain nothing finer.
 """
 
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from scipy.spatial import cKDTree
 
-from dynamight_core.analysis.domains import masks
+from dynamight_core.analysis.domain_files import domain_masks
 from dynamight_core.imaging.backprojection import ParticleData, filter_volume
 from dynamight_core.imaging.fourier import expand_shells, plane_multiplicity
 from dynamight_core.model.half import ConsensusField
@@ -26,9 +26,9 @@ from dynamight_core.run import Run
 from dynamight_core.training.data import TrainingImages
 from dynamight_core.training.inference import infer_latents, random_pixels
 
-# Points whose motion is above this share of what the most mobile ones have belong to the moving part.
+# The moving part: points with more than this fraction of the motion at this quantile.
 _MOVING, _MOST_MOBILE = 0.5, 0.95
-# Steps of an inference, as in the support of the modes.
+# Steps of latent inference, as for the support of the modes.
 _STEPS = 4
 _BATCH = 32
 
@@ -41,11 +41,11 @@ class ControlImages:
     run
         finished and summarised.
     rows
-        (n,) of the run's particles; what follows counts them from 0 in this order.
+        (n,) of the run's particles. All other indices count from 0 in this order.
     device
-        where to work.
+        of the computation.
     progress
-        takes the number of images read and in all.
+        takes the number of images read and the total.
     """
 
     def __init__(self, run: Run, rows: torch.Tensor, device: torch.device, progress=None):
@@ -66,23 +66,23 @@ class ControlImages:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def data(self, half: int, share: torch.Tensor | None = None, images=None) -> ParticleData:
-        """Return the particles as a reconstruction wants them, the noise being that of a half's model.
+    def data(self, half: int, pixels: torch.Tensor | None = None, images=None) -> ParticleData:
+        """Return the particles as data of a reconstruction, with the noise spectrum of a half-set's model.
 
         Parameters
         ----------
         half
             1 or 2.
-        share
-            (n, box, box//2+1) bool or None: the Fourier pixels that are used.
+        pixels
+            (n, box, box//2+1) bool: the Fourier pixels to use; all if None.
         images
-            gives (b, box, box) images instead of the particles' own.
+            function that returns (b, box, box) images, to replace the particles' own.
         """
         power = self.run.models[half - 1].noise_power
 
-        def transfer(indices):
+        def transfer(indices: torch.Tensor) -> torch.Tensor:
             whole = self.training.transfer(indices)
-            return whole if share is None else whole * share[indices].to(whole.device)
+            return whole if pixels is None else whole * pixels[indices].to(whole.device)
 
         return ParticleData(
             images or self.training.images,
@@ -94,37 +94,37 @@ class ControlImages:
             self.device,
         )
 
-    def chosen(self, half: int, most: int, seed: int, validation: bool | None = None) -> torch.Tensor:
-        """Return at most so many particles of a half, drawn at random; those (not) kept for validation alone."""
+    def chosen(self, half: int, maximum: int, seed: int, validation: bool | None = None) -> torch.Tensor:
+        """Return up to `maximum` random particles of a half-set; with `validation`, only those (not) held out."""
         mine = self.halves == half
         if validation is not None:
             mine &= self.validation == validation
-        places = torch.where(mine)[0]
+        indices = torch.where(mine)[0]
         generator = torch.Generator().manual_seed(seed)
-        return places[torch.randperm(len(places), generator=generator)[:most]].sort().values
+        return indices[torch.randperm(len(indices), generator=generator)[:maximum]].sort().values
 
 
-def why_nothing_moves(run: Run, options: ControlOptions) -> str:
-    """Return in words why a run without modes of motion has none."""
+def reason_for_no_motion(run: Run, options: ControlOptions) -> str:
+    """Return in words why no mode of motion is used."""
     if not options.shrink:
-        return "The run has learned no motion"
+        return "The run learned no motion"
     if not supported(run):
-        return "The verdict on the run is that the images do not support its motions"
-    return "Held-out images support none of the motion"
+        return "The verdict on the run is that the images do not support its motion"
+    return "Held-out images support no motion"
 
 
 @dataclass
 class HalfDeformations:
-    """The deformations of a half's decoder as a control uses them.
+    """The deformations of a half-set's decoder, for a control.
 
     Parameters
     ----------
     half
         1 or 2.
     modes
-        with coordinates (n, K) of the control's particles.
+        with the (n, K) coordinates of the control's particles.
     factors
-        (K,) by which the modes were shrunk.
+        (K,) weights of the modes.
     region
         (box, box, box) weights of the displacement.
     """
@@ -136,7 +136,7 @@ class HalfDeformations:
 
     @classmethod
     def of(cls, images: ControlImages, half: int, options: ControlOptions) -> "HalfDeformations":
-        """Find the modes of a half, shrunk as a reconstruction shrinks them if that is asked for."""
+        """Return the modes of a half-set, down-weighted as in a reconstruction with the option `shrink`."""
         run = images.run
         chosen = ReconstructOptions(shrink=options.shrink, seed=options.seed)
         modes, support = half_modes(run, half, FullImages(run, images.device), chosen)
@@ -150,39 +150,39 @@ class HalfDeformations:
         points = model.consensus_positions
         solver = torch.linalg.pinv(self.modes.field.fields(points).flatten(1))
         evaluate = ConsensusField(model).evaluator(points)
-        found = [evaluate(part).flatten(1) @ solver for part in latents.split(_BATCH)]
-        return torch.cat(found) * self.factors.to(found[0])
+        parts = [evaluate(part).flatten(1) @ solver for part in latents.split(_BATCH)]
+        return torch.cat(parts) * self.factors.to(parts[0])
 
     def with_coordinates(self, coordinates: torch.Tensor) -> Modes:
         """Return the modes with other coordinates."""
         return replace(self.modes, coordinates=coordinates)
 
+    def reconstruct(
+        self, data: ParticleData, indices: torch.Tensor, progress=None, modes: Modes | None = None, denominator=None
+    ) -> HalfReconstruction:
+        """Return the reconstruction of particles, with other modes and a known denominator if given."""
+        modes = self.modes if modes is None else modes
+        return HalfReconstruction.of(data, indices, modes, self.region, progress=progress, denominator=denominator)
 
-def pixel_shares(images: ControlImages, seed: int) -> torch.Tensor:
-    """Return (n, box, box//2+1) bool: a random half of each image's Fourier pixels."""
+
+def random_halves(images: ControlImages, seed: int) -> torch.Tensor:
+    """Return an (n, box, box//2+1) mask of a random half of each image's Fourier pixels."""
     return random_pixels(len(images), images.box, torch.Generator().manual_seed(seed))
 
 
 @torch.no_grad()
 def split_coordinates(
-    images: ControlImages, deformations: HalfDeformations, places: torch.Tensor, share: torch.Tensor, progress=None
+    images: ControlImages, deformations: HalfDeformations, indices: torch.Tensor, pixels: torch.Tensor, progress=None
 ) -> torch.Tensor:
-    """Return (n, K) coordinates of which those of `places` were inferred from a share of their Fourier pixels alone."""
+    """Return (n, K) coordinates in which those of `indices` are inferred from the given Fourier pixels only."""
     model = images.run.models[deformations.half - 1]
-    starts = model.latent_starts(len(places))
+    starts = model.latent_starts(len(indices))
     latents = infer_latents(
-        model, images.training, places, starts, _STEPS, share[places], integrate=True, progress=progress
+        model, images.training, indices, starts, _STEPS, pixels[indices], integrate=True, progress=progress
     ).latents
     coordinates = deformations.modes.coordinates.clone()
-    coordinates[places.to(coordinates.device)] = deformations.coordinates(model, latents)
+    coordinates[indices.to(coordinates.device)] = deformations.coordinates(model, latents)
     return coordinates
-
-
-def reconstruct(
-    data: ParticleData, places: torch.Tensor, modes: Modes, region: torch.Tensor, denominator=None, progress=None
-) -> HalfReconstruction:
-    """Sum the backprojections of particles."""
-    return HalfReconstruction.of(data, places, modes, region, _BATCH, progress, denominator=denominator)
 
 
 def maps_of(summed: HalfReconstruction) -> tuple[torch.Tensor, torch.Tensor]:
@@ -191,7 +191,7 @@ def maps_of(summed: HalfReconstruction) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def wiener(volume: torch.Tensor, fsc: torch.Tensor) -> torch.Tensor:
-    """Return a half-map weighted by its signal: by the (box//2+1,) FSC of the half-maps up to its first zero."""
+    """Return a half-map weighted by the (box//2+1,) FSC of the half-maps, up to its first zero."""
     curve = fsc.nan_to_num(nan=0.0).clamp(0, 1)
     curve[0] = 1
     curve = curve * (curve > 0).int().cumprod(0)
@@ -199,47 +199,47 @@ def wiener(volume: torch.Tensor, fsc: torch.Tensor) -> torch.Tensor:
 
 
 def misfits(
-    data: ParticleData, places: torch.Tensor, volume: torch.Tensor, region: torch.Tensor, modes: Modes | None
+    data: ParticleData, indices: torch.Tensor, volume: torch.Tensor, region: torch.Tensor, modes: Modes | None
 ) -> torch.Tensor:
-    """Return (b,) minus log-likelihoods (up to a constant) of images under a map moved by each one's deformation.
+    """Return the (b,) negative log-likelihoods (up to a constant) of images, given a deformed map.
 
-    With the transfer functions of `data` masked, only the Fourier pixels that it has count.
+    Only the Fourier pixels of `data` count. Without modes, the map is rigid.
     """
     field, coordinates = (None, None) if modes is None else (modes.field, modes.coordinates)
     operator = DeformedProjection(data, region, field, coordinates)
-    return 0.5 * operator.residuals(volume[operator.shape], places, _BATCH).cpu()
+    return 0.5 * operator.residuals(volume[operator.shape], indices, _BATCH).cpu()
 
 
 @torch.no_grad()
 def overlaps(
-    data: ParticleData, places: torch.Tensor, volume: torch.Tensor, region: torch.Tensor, modes: Modes | None
+    data: ParticleData, indices: torch.Tensor, volume: torch.Tensor, region: torch.Tensor, modes: Modes | None
 ) -> torch.Tensor:
-    """Return (b,) each image's share of the product of a volume and the sum of backprojections, <y, C P f> / Sigma."""
+    """Return (b,) contributions <y, C P f> / Sigma of images to the product of a volume f and their backprojection."""
     field, coordinates = (None, None) if modes is None else (modes.field, modes.coordinates)
     operator = DeformedProjection(data, region, field, coordinates)
     values = volume[operator.shape]
     weights = data.weights * plane_multiplicity(data.box, data.device) / data.box**2
-    found = []
-    for part in places.split(_BATCH):
+    products = []
+    for part in indices.split(_BATCH):
         predicted = operator.project(values, part) * data.transfer(part)
-        found.append(((data.transforms(part) * predicted.conj()).real * weights).sum((1, 2)))
-    return torch.cat(found).cpu()
+        products.append(((data.transforms(part) * predicted.conj()).real * weights).sum((1, 2)))
+    return torch.cat(products).cpu()
 
 
-def per_image(values: np.ndarray, images: ControlImages, places: torch.Tensor) -> np.ndarray:
-    """Return (..., images) means of (..., b) values over rows that show one image: they share its noise."""
-    _, index, counts = images.particles.image_groups[places].unique(return_inverse=True, return_counts=True)
+def per_image(values: np.ndarray, images: ControlImages, indices: torch.Tensor) -> np.ndarray:
+    """Return (..., images) means of (..., b) values over the rows of one image, which share its noise."""
+    _, index, counts = images.particles.image_groups[indices].unique(return_inverse=True, return_counts=True)
     sums = np.zeros((*values.shape[:-1], len(counts)))
-    np.add.at(sums, (..., index.numpy()), values)
+    np.add.at(np.moveaxis(sums, -1, 0), index.numpy(), np.moveaxis(values, -1, 0))
     return sums / counts.numpy()
 
 
-def permuted(coordinates: torch.Tensor, places: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Return (n, K) coordinates of which those of `places` are permuted among them."""
-    order = places[torch.randperm(len(places), generator=generator)]
-    mixed = coordinates.clone()
-    mixed[places.to(coordinates.device)] = coordinates[order.to(coordinates.device)]
-    return mixed
+def permuted(coordinates: torch.Tensor, indices: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Return (n, K) coordinates in which those of `indices` are permuted."""
+    order = indices[torch.randperm(len(indices), generator=generator)]
+    result = coordinates.clone()
+    result[indices.to(coordinates.device)] = coordinates[order.to(coordinates.device)]
+    return result
 
 
 def frequencies(images: ControlImages) -> list[float]:
@@ -247,23 +247,18 @@ def frequencies(images: ControlImages) -> list[float]:
     return (np.arange(images.box // 2 + 1) / (images.box * images.pixel_size)).tolist()
 
 
-def plain(figures: dict) -> dict:
-    """Return figures as JSON has them."""
-    return {name: value if isinstance(value, (int, list, dict)) else float(value) for name, value in figures.items()}
-
-
 def molecule_mask(run: Run, box: int, pixel_size: float) -> torch.Tensor:
-    """Return a (box, box, box) soft mask around the Gaussians of both halves."""
+    """Return a (box, box, box) soft mask around the Gaussians of both half-sets."""
     gaussians = np.concatenate([model.consensus_positions.cpu().numpy() for model in run.models])
-    return torch.from_numpy(masks(gaussians, np.zeros(len(gaussians), dtype=int), 1, box, pixel_size)[0])
+    return torch.from_numpy(domain_masks(gaussians, np.zeros(len(gaussians), dtype=int), 1, box, pixel_size)[0])
 
 
 def moving_mask(run: Run, box: int, pixel_size: float) -> torch.Tensor:
-    """Return a (box, box, box) soft mask around the Gaussians that move, nearer to them than to those that rest."""
+    """Return a (box, box, box) soft mask of the moving part: nearer to Gaussians that move than to others."""
     motion = np.asarray(run.summary["point_motion"])
     moving = motion > _MOVING * np.quantile(motion, _MOST_MOBILE)
     gaussians = np.concatenate([model.consensus_positions.cpu().numpy() for model in run.models])
     labels = moving[cKDTree(run.motions.points.numpy()).query(gaussians)[1]].astype(int)
-    # Where nothing rests there is one part.
-    parts = masks(gaussians, np.where(labels.all(), 0, labels), 1 + int(not labels.all()), box, pixel_size)
+    # If all Gaussians move, there is only one part.
+    parts = domain_masks(gaussians, np.where(labels.all(), 0, labels), 1 + int(not labels.all()), box, pixel_size)
     return torch.from_numpy(parts[-1])

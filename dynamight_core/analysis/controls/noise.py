@@ -1,13 +1,12 @@
-"""Noise through the trained model: whatever map or motion comes out of it is the method's own.
+"""Control noise-particles: the map and the motion that the trained model makes from noise.
 
-Noise with the poses, transfer functions and noise spectrum of the particles is given latents under the frozen
-decoders, and reconstructed with the deformations that follow. Deformations are chosen to fit the noise, so that a
-model that bends freely enough makes a map of nothing ("Einstein from noise"; Shatsky et al., J. Struct. Biol. 2009).
+Noise images have the poses, transfer functions and noise spectrum of the particles. Their latents are inferred with the
+frozen decoders, and the images are reconstructed with the resulting deformations. Latents are chosen to fit the noise,
+so the model can appear in the maps ("Einstein from noise"; Shatsky et al., J. Struct. Biol. 2009).
 
-This is done twice with the same noise: alone, and beside a signal, the model's own projection of each particle, which
-chooses the latent as well but is left out of the map. Alone, noise chooses among all that the model can do, and is
-lined up as much as it may ever be. Beside a signal it can only shift each latent by its error, which is what the
-noise of the run's particles does in the run's maps.
+This is done twice with the same noise. Beside a signal, the model's projection of each particle is added to determine
+the latent, but not to the map. The noise then only shifts each latent by its error, as the noise of the run's particles
+does. Alone, the latent that fits the noise best lies anywhere in the prior, which aligns the noise as much as possible.
 """
 
 import numpy as np
@@ -21,8 +20,6 @@ from dynamight_core.analysis.controls.maps import (
     maps_of,
     molecule_mask,
     moving_mask,
-    plain,
-    reconstruct,
 )
 from dynamight_core.analysis.controls.result import Control
 from dynamight_core.imaging.fourier import (
@@ -39,28 +36,28 @@ from dynamight_core.reporter import Reporter
 from dynamight_core.training.data import TrainingImages
 from dynamight_core.training.inference import infer_latents
 
-# Pairs of maps with random phases that say how far the FSC of nothing strays, and how far is too far.
-_RANDOM, _SIGMAS = 50, 3.0
-# Shells that may stray farther: among 30, one does in every twelfth run by chance alone, two in every 300th.
+# Pairs of maps with random phases that determine the scatter of their FSC, and the limit in standard deviations.
+_DRAWS, _SIGMAS = 50, 3.0
+# Shells allowed beyond the limit: of 30 shells, one exceeds it by chance in a twelfth of all runs, two in a 300th.
 _ALLOWED = 1
-# Share of the moving part's density below which what appears is called a trace: the half-maps' signal-to-noise ratio
-# is then too high by a fifth at most, which moves their resolution by less than a shell.
+# Below this fraction of the moving part's density, what appears is a trace: it raises the signal-to-noise ratio of the
+# half-maps by a fifth at most, which changes their resolution by less than a shell.
 _TRACE = 0.1
 _STEPS = 6
-_WORDS = {"beside": "beside a signal", "alone": "alone"}
+_NAMES = {"beside": "beside a signal", "alone": "alone"}
 
 
 class NoiseImages:
-    """Noise images of the power spectrum that a half's model found, kept in half precision.
+    """Noise images with the noise spectrum of a half-set's model, in half precision.
 
     Parameters
     ----------
     noise_power
-        (box//2+1,) of the noise's transforms, per shell.
+        (box//2+1,) power of the noise in each shell.
     n, box
-        how many, and pixels.
+        number of images; pixels.
     seed
-        of the noise.
+        random seed.
     """
 
     def __init__(self, noise_power: torch.Tensor, n: int, box: int, seed: int):
@@ -77,18 +74,18 @@ class NoiseImages:
 
 
 class SignalBesideNoise:
-    """Noise images with a model's projections of particles added.
+    """Noise images plus the model's projections of the particles.
 
     Parameters
     ----------
     noise
         of the same particles.
     model
-        of a half.
+        of a half-set.
     latents
         (n, d) of the particles.
     data
-        knows their transfer functions.
+        with the transfer functions of the particles.
     matrices
         (n, 3, 3) of their poses.
     """
@@ -107,14 +104,14 @@ class SignalBesideNoise:
 
 @torch.no_grad()
 def noise_particles(images: ControlImages, options: ControlOptions, reporter: Reporter) -> Control | None:
-    """Give noise latents, alone and beside a signal, reconstruct it, and see how much of the model it shows.
+    """Reconstruct noise with latents inferred from it, beside a signal and alone, and look for the model in the maps.
 
-    None if no mode of motion is supported: nothing lines noise up then.
+    Return None if no mode of motion is supported: noise is not aligned then.
 
     Parameters
     ----------
     images
-        of both halves; their poses and transfer functions are used.
+        of both half-sets, for their poses and transfer functions.
     options
         of the control.
     reporter
@@ -124,67 +121,60 @@ def noise_particles(images: ControlImages, options: ControlOptions, reporter: Re
     halves = [HalfDeformations.of(images, half, options) for half in (1, 2)]
     if not any(len(deformations.modes) for deformations in halves):
         return None
-    pairs = {"beside": [], "alone": [], "rigid": []}
-    invented, real, shown = [], [], []
+    pairs: dict[str, list[torch.Tensor]] = {"beside": [], "alone": [], "rigid": []}
+    noise_motion, particle_motion, densities = [], [], []
     for half, deformations in enumerate(halves, 1):
         model = run.models[half - 1]
         noise = NoiseImages(model.noise_power, len(images), box, options.seed * 100 + half)
-        places = torch.where(images.halves == half)[0]
+        indices = torch.where(images.halves == half)[0]
         latents = run.latents[half - 1][images.rows]
         signal = SignalBesideNoise(noise, model, latents, images.training, images.matrices)
-        found = {
-            name: _latents(
-                model,
-                given,
-                images,
-                places,
-                reporter.step(f"latents of noise, {_WORDS[name]}, half {half}"),
-            )
-            for name, given in (("beside", signal), ("alone", noise))
-        }
-        invented.append(_motion(model, found["alone"]))
-        real.append(_motion(model, latents[places].to(found["alone"])))
+        inferred = {}
+        for name, source in (("beside", signal), ("alone", noise)):
+            progress = reporter.step(f"latents of noise, {_NAMES[name]}, half-set {half}")
+            inferred[name] = _latents(model, source, images, indices, progress)
+        noise_motion.append(_motion(model, inferred["alone"]))
+        particle_motion.append(_motion(model, latents[indices].to(inferred["alone"])))
         data = images.data(half, images=lambda rows, noise=noise: noise.images(rows).to(images.device))
         denominator = None
-        for name, each in found.items():
+        for name, each in inferred.items():
             coordinates = deformations.modes.coordinates.clone()
-            coordinates[places.to(coordinates.device)] = deformations.coordinates(model, each)
-            summed = reconstruct(
-                data,
-                places,
-                deformations.with_coordinates(coordinates),
-                deformations.region,
-                denominator,
-                reporter.step(f"map of noise, {_WORDS[name]}, half {half}"),
-            )
+            coordinates[indices.to(coordinates.device)] = deformations.coordinates(model, each)
+            modes = deformations.with_coordinates(coordinates)
+            progress = reporter.step(f"map of noise, {_NAMES[name]}, half-set {half}")
+            summed = deformations.reconstruct(data, indices, progress, modes, denominator)
             denominator = summed.denominator
             deformed, rigid = maps_of(summed)
             pairs[name].append(deformed)
         pairs["rigid"].append(rigid)
-        shown.append(model.gaussians.render(box, images.pixel_size, model.consensus_positions))
+        densities.append(model.gaussians.render(box, images.pixel_size, model.consensus_positions))
     mask = molecule_mask(run, box, images.pixel_size).to(images.device)
     moving = moving_mask(run, box, images.pixel_size).to(mask)
-    curves = {name: fourier_shell_correlation(*pair, mask).cpu() for name, pair in pairs.items()}
-    scatters = {name: _scatter_of_nothing(pair, mask, options.seed) for name, pair in pairs.items()}
-    shares = {name: share_of_model(pairs[name], shown, moving, options.seed) for name in ("beside", "alone")}
-    return _judged(curves, scatters, shares, invented, real, images)
+    curves = {name: fourier_shell_correlation(pair[0], pair[1], mask).cpu() for name, pair in pairs.items()}
+    scatters = {name: _random_scatter(pair, mask, options.seed) for name, pair in pairs.items()}
+    fractions = {name: model_fraction(pairs[name], densities, moving, options.seed) for name in _NAMES}
+    return _verdict(curves, scatters, fractions, _rms(noise_motion), _rms(particle_motion), images)
 
 
-def _latents(model: HalfModel, given, images: ControlImages, places: torch.Tensor, progress) -> torch.Tensor:
-    """Return the (b, d) latents of the images that `given` has of the particles at `places`."""
+def _latents(model: HalfModel, source, images: ControlImages, indices: torch.Tensor, progress) -> torch.Tensor:
+    """Return the (b, d) latents of the images of `source` at `indices`."""
     training = TrainingImages(
-        given, images.particles.ctf, images.matrices, images.box, images.pixel_size, images.device
+        source, images.particles.ctf, images.matrices, images.box, images.pixel_size, images.device
     )
-    starts = model.latent_starts(len(places))
-    return infer_latents(model, training, places, starts, _STEPS, integrate=True, progress=progress).latents
+    starts = model.latent_starts(len(indices))
+    return infer_latents(model, training, indices, starts, _STEPS, integrate=True, progress=progress).latents
 
 
 def _motion(model, latents: torch.Tensor) -> float:
-    """Return the rms motion (A) about the mean of particles with (n, d) latents, over the Gaussians."""
+    """Return the motion about the mean of particles with (n, d) latents, A rms over particles and Gaussians."""
     points = model.consensus_positions[:: max(1, len(model.gaussians) // 500)]
     evaluate = ConsensusField(model).evaluator(points)
     shifts = torch.cat([evaluate(part) for part in latents.split(64)])
     return float((shifts - shifts.mean(0)).square().sum(-1).mean().sqrt())
+
+
+def _rms(values: list[float]) -> float:
+    return float(np.sqrt(np.mean(np.square(values))))
 
 
 def _random_phases(volume: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -193,61 +183,59 @@ def _random_phases(volume: torch.Tensor, generator: torch.Generator) -> torch.Te
     return fourier_to_volume(transform, len(volume))
 
 
-def _scatter_of_nothing(pair: list[torch.Tensor], mask: torch.Tensor, seed: int) -> torch.Tensor:
-    """Return the (box//2+1,) standard deviation of the FSC in a mask of maps with this pair's amplitudes."""
+def _random_scatter(pair: list[torch.Tensor], mask: torch.Tensor, seed: int) -> torch.Tensor:
+    """Return the (box//2+1,) rms masked FSC of maps with the amplitudes of this pair and random phases."""
     generator = torch.Generator().manual_seed(seed)
-    curves = [
-        fourier_shell_correlation(*(_random_phases(volume, generator) for volume in pair), mask) for _ in range(_RANDOM)
-    ]
+    draws = ([_random_phases(volume, generator) for volume in pair] for _ in range(_DRAWS))
+    curves = [fourier_shell_correlation(first, second, mask) for first, second in draws]
     return torch.stack(curves).square().mean(0).sqrt().cpu()
 
 
-def share_of_model(pair, shown, mask, seed: int) -> tuple[float, float]:
-    """Return how much of the models' density the noise maps hold in the mask (regression), and its error."""
+def model_fraction(pair, densities, mask, seed: int) -> tuple[float, float]:
+    """Return the fraction of the models' density in the noise maps, by regression in the mask, and its error."""
     generator = torch.Generator().manual_seed(seed + 1)
 
-    def share(volumes):
+    def fraction(volumes):
         slopes = [
             float(((v * mask) * (d * mask)).sum() / (d * mask).square().sum())
-            for v, d in zip(volumes, shown, strict=True)
+            for v, d in zip(volumes, densities, strict=True)
         ]
         return sum(slopes) / len(slopes)
 
-    nothing = [share([_random_phases(volume, generator) for volume in pair]) for _ in range(_RANDOM)]
-    return share(pair), float(np.sqrt(np.mean(np.square(nothing))))
+    random = [fraction([_random_phases(volume, generator) for volume in pair]) for _ in range(_DRAWS)]
+    return fraction(pair), _rms(random)
 
 
-def _judged(curves, scatters, shares, invented, real, images) -> Control:
+def _verdict(curves, scatters, fractions, noise_motion, particle_motion, images) -> Control:
     outside = {name: int((curve.abs() > _SIGMAS * scatters[name])[1:].sum()) for name, curve in curves.items()}
-    motion, own = float(np.sqrt(np.mean(np.square(invented)))), float(np.sqrt(np.mean(np.square(real))))
-    (share, error), (alone, alone_error) = shares["beside"], shares["alone"]
+    (fraction, error), (alone, alone_error) = fractions["beside"], fractions["alone"]
     n_shells = len(curves["beside"]) - 1
     numbers = (
-        f"beside the model's own projections, {len(images)} noise images with the particles' poses and CTFs give maps "
-        f"that hold {100 * share:.1f} +- {100 * error:.1f} % of the moving part's density, and half-maps whose FSC in "
-        f"the molecule is beyond three standard deviations of none in {outside['beside']} of {n_shells} shells"
+        f"Beside a signal, {100 * fraction:.1f} +- {100 * error:.1f} % of the moving part's density appears in maps of "
+        f"{len(images)} noise images. The FSC of these half-maps exceeds three standard deviations of noise in "
+        f"{outside['beside']} of {n_shells} shells."
     )
-    if outside["beside"] <= _ALLOWED and abs(share) < _SIGMAS * error:
-        verdict, text = "nothing appears from noise", f"The model makes no map of noise: {numbers}."
-    elif share < _TRACE:
+    if outside["beside"] <= _ALLOWED and abs(fraction) < _SIGMAS * error:
+        verdict, text = "nothing appears from noise", f"The model makes no map from noise. {numbers}"
+    elif fraction < _TRACE:
         verdict = "a trace appears from noise"
         text = (
-            f"The model makes a trace of itself of noise: {numbers}. So much of what the moving part shows is noise "
-            "that latents lined up with the model: details as weak as that are not to be trusted."
+            f"A trace of the model appears in maps of noise. {numbers} The motion-corrected map contains as much "
+            "aligned noise: do not interpret details that weak."
         )
     else:
         verdict = "a map appears from noise"
         text = (
-            f"The model makes a map of noise: {numbers}. Do not trust what the map with motion corrected shows beyond "
-            "the rigid one; train with fewer latents or stiffer."
+            f"The model makes a map from noise. {numbers} Do not interpret details of the motion-corrected map that "
+            "the rigid map lacks. Train with fewer latents or a higher stiffness."
         )
     text += (
-        f" Noise with nothing beside it gives {100 * alone:.1f} +- {100 * alone_error:.1f} % ({outside['alone']} "
-        f"shells), more than any particle's noise can. Such an image is given {motion:.2f} A rms of motion, a particle "
-        f"{own:.2f} A: the motion of one image shows nothing by itself, only what many have in common does."
+        f" From noise alone, {100 * alone:.1f} +- {100 * alone_error:.1f} % appears ({outside['alone']} shells), an "
+        f"upper bound. Such an image is assigned {noise_motion:.2f} A rms of motion, a particle {particle_motion:.2f} "
+        "A: the motion of a single particle proves nothing."
     )
     figures = {
-        "share_of_model": share,
+        "share_of_model": fraction,
         "share_of_model_error": error,
         "share_of_model_alone": alone,
         "share_of_model_alone_error": alone_error,
@@ -255,8 +243,8 @@ def _judged(curves, scatters, shares, invented, real, images) -> Control:
         "shells_outside_alone": outside["alone"],
         "shells_outside_rigid": outside["rigid"],
         "shells": n_shells,
-        "invented_motion_rms": motion,
-        "real_motion_rms": own,
+        "invented_motion_rms": noise_motion,
+        "real_motion_rms": particle_motion,
         "particles": len(images),
         "resolution": frequencies(images),
         "curves": {name: values.tolist() for name, values in curves.items()},
@@ -265,4 +253,4 @@ def _judged(curves, scatters, shares, invented, real, images) -> Control:
     table = pd.DataFrame({"shell": range(n_shells + 1), "frequency_per_A": frequencies(images)})
     for name, curve in curves.items():
         table[f"fsc_{name}"], table[f"deviation_{name}"] = curve, scatters[name]
-    return Control("noise-particles", verdict, text, plain(figures), table)
+    return Control("noise-particles", verdict, text, figures, table)

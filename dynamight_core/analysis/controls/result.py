@@ -1,4 +1,4 @@
-"""What a control found, and where it is kept."""
+"""The result of a control, and its files."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from dynamight_core.files import atomic_path
+from dynamight_core.files import atomic_path, write_table
 from dynamight_core.run import Run
 
 
 @dataclass
 class Control:
-    """The outcome of a control experiment.
+    """The result of a control.
 
     Parameters
     ----------
@@ -21,11 +21,11 @@ class Control:
     verdict
         a few words.
     sentence
-        what was measured and what follows from it.
+        the verdict in sentences, with the numbers and what to do.
     figures
         numbers by name, and curves (lists) over the shells of `resolution`.
     table
-        the numbers behind: a row for each particle, shell or map; None where nothing was to judge.
+        one row per particle or shell; None if there was no motion to judge.
     options
         of the control.
     """
@@ -39,29 +39,28 @@ class Control:
 
 
 def controls_folder(run: Run) -> Path:
-    """Return where a run's controls are kept."""
+    """Return the folder of a run's controls."""
     return Path(run.path) / "analysis" / "controls"
 
 
 def write_control(run: Run, control: Control) -> list[Path]:
-    """Write a control to RUN/analysis/controls/KIND.json, its table to KIND.csv if it has one; return the paths."""
+    """Write a control to RUN/analysis/controls/KIND.json, and its table (if any) to KIND.csv; return the paths."""
     path = controls_folder(run) / f"{control.kind}.json"
     table = path.with_suffix(".csv")
-    # That of an earlier control does not belong to this one.
+    # It may be there from an earlier control.
     table.unlink(missing_ok=True)
     written = [path]
     if control.table is not None:
-        with atomic_path(table) as temporary:
-            control.table.to_csv(temporary, index=False, float_format="%.6g")
+        write_table(table, control.table)
         written.append(table)
     values = {name: value for name, value in asdict(control).items() if name != "table"}
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=1))
+        temporary.write_text(json.dumps(values, indent=1, default=float))
     return written
 
 
 def read_controls(folder: str | Path) -> dict[str, dict]:
-    """Return the controls in a run's folder by kind, as they are in their JSON files."""
+    """Return the contents of the JSON files of the controls in a run's folder, by kind."""
     found = {}
     for path in sorted((Path(folder) / "analysis" / "controls").glob("*.json")):
         values = json.loads(path.read_text())

@@ -1,9 +1,9 @@
-"""From a finished run to the verdict of a control experiment."""
+"""The stage ``dynamight control``: run a control for model bias and write its verdict."""
 
 import torch
 
 from dynamight_core.analysis.controls.held_out import held_out
-from dynamight_core.analysis.controls.maps import ControlImages, why_nothing_moves
+from dynamight_core.analysis.controls.maps import ControlImages, reason_for_no_motion
 from dynamight_core.analysis.controls.noise import noise_particles
 from dynamight_core.analysis.controls.result import Control, controls_folder, write_control
 from dynamight_core.analysis.controls.shuffled import shuffled_latents
@@ -18,12 +18,12 @@ from dynamight_core.reconstruction.checks import check_run
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run, record_stage
 
-# Fewer particles of a half make no map, fewer validation particles no statistics.
-_LEAST_PARTICLES, _LEAST_VALIDATION = 100, 40
+# Particles of a half-set needed for a map, and validation particles needed for statistics.
+_MIN_PARTICLES, _MIN_VALIDATION = 100, 40
 
 
 def control_run(run: Run, options: ControlOptions, reporter: Reporter = PRINT) -> Control:
-    """Make a control experiment of a run and write it to RUN/analysis/controls.
+    """Run a control and write its verdict to RUN/analysis/controls.
 
     Parameters
     ----------
@@ -40,7 +40,9 @@ def control_run(run: Run, options: ControlOptions, reporter: Reporter = PRINT) -
         if an option cannot be used, or the run has too few particles for the control.
     """
     _check(run, options)
-    rows, device, volumes = _rows(run, options), choose_device(options.device), {}
+    rows, device = _rows(run, options), choose_device(options.device)
+    control: Control | None
+    volumes: dict[str, torch.Tensor] = {}
     if options.kind == "wrong-model":
         control, volumes = wrong_model_control(run, options, rows, device, reporter)
     else:
@@ -52,31 +54,30 @@ def control_run(run: Run, options: ControlOptions, reporter: Reporter = PRINT) -
         else:
             control, volumes = held_out(images, options, reporter) or (None, {})
     if control is None:
-        control = _nothing_moves(run, options)
+        control = _no_motion(run, options)
     control.options = vars(options).copy()
     written = write_control(run, control)
     _write_maps(run, control.kind, volumes)
     record_stage(run, f"control {options.kind}", options)
     record_model_bias(run)
     reporter.say(control.sentence)
-    reporter.say(
-        f"Written: {' and '.join(map(str, written))}; dynamight analyse {run.path} shows what the control found."
-    )
+    files = " and ".join(map(str, written))
+    reporter.say(f"Written: {files}. Run dynamight analyse {run.path} to see the control in the report.")
     return control
 
 
 def _check(run: Run, options: ControlOptions) -> None:
     check_run(run)
     smallest = min(int((run.halves == half).sum()) for half in (1, 2))
-    if smallest < _LEAST_PARTICLES:
+    if smallest < _MIN_PARTICLES:
         raise InputError(
-            f"{run.path} has {smallest} particles in a half; a control needs at least {_LEAST_PARTICLES} for a map"
+            f"{run.path} has {smallest} particles in a half-set; a control needs at least {_MIN_PARTICLES}"
         )
-    kept = int(run.validation.sum())
-    if options.kind == "held-out" and kept < _LEAST_VALIDATION:
+    held_out_particles = int(run.validation.sum())
+    if options.kind == "held-out" and held_out_particles < _MIN_VALIDATION:
         raise InputError(
-            f"{run.path} kept {kept} particles from training, too few to make a map of; train with a larger "
-            f"--validation-fraction, to keep at least {_LEAST_VALIDATION}"
+            f"{run.path} has {held_out_particles} held-out particles, too few for a map; train with a larger "
+            f"--validation-fraction (at least {_MIN_VALIDATION} particles)"
         )
     if options.kind == "held-out" and run.config.train.validation_trains_encoders:
         raise InputError(
@@ -85,28 +86,27 @@ def _check(run: Run, options: ControlOptions) -> None:
 
 
 def _rows(run: Run, options: ControlOptions) -> torch.Tensor:
-    """Return the rows of a control: at most so many of each half, and of validation particles as many beside."""
+    """Return rows for a control: up to --particles of each half-set, and as many validation particles."""
     generator = torch.Generator().manual_seed(options.seed)
     chosen = []
     for half in (1, 2):
-        for kept in (False, True):
-            rows = torch.where((run.halves == half) & (run.validation == kept))[0]
+        for validation in (False, True):
+            rows = torch.where((run.halves == half) & (run.validation == validation))[0]
             chosen.append(rows[torch.randperm(len(rows), generator=generator)[: options.particles]])
     return torch.cat(chosen).sort().values
 
 
-def _nothing_moves(run: Run, options: ControlOptions) -> Control:
-    why = why_nothing_moves(run, options)
-    text = f"{why}, and the map is the rigid one: there is no improvement to explain, and nothing that lines up noise."
+def _no_motion(run: Run, options: ControlOptions) -> Control:
+    text = f"{reason_for_no_motion(run, options)}. The map is the rigid one: there is no improvement to explain."
     if options.shrink:
-        text += " --no-shrink judges the motion as it was learned."
+        text += " Use --no-shrink to judge the motion as it was learned."
     return Control(options.kind, "no motion", text)
 
 
 def _write_maps(run: Run, kind: str, volumes: dict[str, torch.Tensor]) -> None:
-    """Write the maps of a control on the grid of the particles to RUN/analysis/controls/KIND."""
+    """Write the maps of a control, in the box of the particles, to RUN/analysis/controls/KIND."""
     folder = controls_folder(run) / kind
     origin = header_origin(run.config.inputs.map)
     for name, volume in volumes.items():
-        grown = resample_volume(volume.cpu(), run.particles.box)
-        write_map(folder / f"{name}.mrc", grown.numpy(), run.particles.pixel_size, origin)
+        resampled = resample_volume(volume.cpu(), run.particles.box)
+        write_map(folder / f"{name}.mrc", resampled.numpy(), run.particles.pixel_size, origin)

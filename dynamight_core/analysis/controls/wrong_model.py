@@ -1,9 +1,8 @@
-"""A domain of the atomic model replaced by another structure: whether the map follows the model or the data.
+"""Control wrong-model: whether the map follows the atomic model or the data.
 
-The run is trained once more with a model that is wrong in one domain, and reconstructed. In that domain the map is
-compared with what the images show there, the right structure, and with what the model says, the wrong one. The rigid
-map of the same particles, which no model touched, says how much of the wrong structure a map of these images holds by
-chance.
+One domain of the atomic model is replaced by another structure, and training and reconstruction are repeated. In that
+domain, the map is compared with the right structure, which the images show, and with the wrong one. The rigid map of
+the same particles, which no model touched, shows how much of the wrong structure appears by chance.
 """
 
 import shutil
@@ -21,12 +20,11 @@ from dynamight_core.analysis.controls.maps import (
     HalfDeformations,
     frequencies,
     maps_of,
-    plain,
-    reconstruct,
-    why_nothing_moves,
+    reason_for_no_motion,
 )
 from dynamight_core.analysis.controls.result import Control, controls_folder
-from dynamight_core.analysis.domains import find_domains, masks
+from dynamight_core.analysis.domain_files import domain_masks
+from dynamight_core.analysis.domains import find_domains
 from dynamight_core.errors import InputError
 from dynamight_core.imaging.correlation import fourier_shell_correlation
 from dynamight_core.imaging.fourier import shells, volume_to_fourier
@@ -42,23 +40,23 @@ from dynamight_core.structures import read_structure, selected_atoms, zero_of_co
 from dynamight_core.training.stage import train
 
 _SIGMAS = 3.0
-# Right and wrong structure are told apart where they correlate by less than this.
-_ALIKE = 0.5
-# Points around a residue, and residues on either side, that have a say in its domain; the least residues in a stretch
-# of one domain, and the most between two stretches that are taken for one.
-_NEIGHBOURS, _WINDOW, _STRETCH, _GAP = 25, 7, 15, 40
+# Shells are used where right and wrong structure have an FSC below this.
+_MAX_SIMILARITY = 0.5
+# Points around a residue, and residues on either side, that determine its domain. A stretch has at least `_MIN_STRETCH`
+# residues; stretches that are at most `_MAX_GAP` residues apart are joined.
+_NEIGHBOURS, _WINDOW, _MIN_STRETCH, _MAX_GAP = 25, 7, 15, 40
 
 
 @dataclass(frozen=True)
 class Structures:
-    """Densities of the domain, (box, box, box) each, and the mask around both.
+    """(box, box, box) densities of the two structures, and a mask.
 
     Parameters
     ----------
     right, wrong
-        the domain as it is, and what replaced it.
+        the domain, and the structure that replaces it.
     rest
-        all else.
+        of the model.
     mask
         around right and wrong, nearer to them than to the rest.
     """
@@ -74,7 +72,7 @@ def wrong_model_control(
 ) -> tuple[Control, dict[str, torch.Tensor]]:
     """Train with a wrong model, reconstruct, and compare the map with both structures.
 
-    If no motion is supported then, the map is the rigid one, and nothing is to compare.
+    If no motion is supported, the map is the rigid one, and nothing is compared.
 
     Parameters
     ----------
@@ -85,7 +83,7 @@ def wrong_model_control(
     rows
         of the particles to use.
     device
-        where to work.
+        of the computation.
     reporter
         takes lines for the user, and progress.
 
@@ -97,11 +95,11 @@ def wrong_model_control(
     Raises
     ------
     InputError
-        if the run has no atomic model, or its domains do not say which part to replace.
+        if the run has no atomic model, or no moving domain to replace.
     """
     if not has_atomic_model(run):
         raise InputError(
-            f"{run.path} was trained without an atomic model; the control wrong-model is for runs of dynamight train "
+            f"{run.path} was trained without an atomic model; the control wrong-model needs a run of dynamight train "
             "--atomic-model"
         )
     folder = controls_folder(run) / options.kind
@@ -109,7 +107,7 @@ def wrong_model_control(
     folder.mkdir(parents=True)
     right = _centred_model(run, folder / "right.cif")
     selection = options.selection or moving_domain(run, right)
-    reporter.say(f"The part of the atomic model that is replaced: {selection} (--selection).")
+    reporter.say(f"Replaced part of the atomic model: {selection} (--selection).")
     wrong = wrong_model(right, selection, folder / "wrong.cif", options.replacement)
     inputs = replace(
         run.config.inputs,
@@ -126,35 +124,29 @@ def wrong_model_control(
     )
     other = summarise(trained, reporter=QUIET)
     images = ControlImages(other, torch.arange(len(other.halves)), device)
-    volumes = {"deformed": [], "rigid": []}
+    volumes: dict[str, list[torch.Tensor]] = {"deformed": [], "rigid": []}
     halves = [HalfDeformations.of(images, half, options) for half in (1, 2)]
     if not any(len(deformations.modes) for deformations in halves):
-        why = why_nothing_moves(other, options)
         text = (
-            f"Trained with another structure in the place of {selection}: {why}, and the map is the "
-            "rigid one, which no model touched. What the model does to it where there is motion stays open."
+            f"{reason_for_no_motion(other, options)} if {selection} is replaced by another structure. The map is the "
+            "rigid one, which no model touched. Model bias in the presence of motion was not tested."
         )
         return Control("wrong-model", "no motion", text), {}
     for half, deformations in enumerate(halves, 1):
-        summed = reconstruct(
-            images.data(half),
-            images.chosen(half, len(images), options.seed),
-            deformations.modes,
-            deformations.region,
-            progress=reporter.step(f"map of half {half}"),
-        )
+        chosen = images.chosen(half, len(images), options.seed)
+        summed = deformations.reconstruct(images.data(half), chosen, reporter.step(f"map of half-set {half}"))
         for name, volume in zip(volumes, maps_of(summed), strict=True):
             volumes[name].append(volume)
     means = {name: (pair[0] + pair[1]) / 2 for name, pair in volumes.items()}
     structures = densities(right, wrong, selection, images)
-    return _judged(means, structures, selection, images), means
+    return _verdict(means, structures, selection, images), means
 
 
 def _centred_model(run: Run, out: Path) -> Path:
-    """Write the run's atomic model, fitted if it was fitted, with the centre of the box at zero."""
+    """Write the run's atomic model (as fitted, with --fit) with its origin at the centre of the box."""
     record = run.config.provenance["atomic_model"]
     inputs = run.config.inputs
-    structure = read_structure(inputs.atomic_model)
+    structure = read_structure(str(inputs.atomic_model))
     atoms = [atom for model in structure for chain in model for residue in chain for atom in residue]
     positions = np.array([atom.pos.tolist() for atom in atoms])
     grid = run.particles.box, run.particles.pixel_size
@@ -168,25 +160,24 @@ def _centred_model(run: Run, out: Path) -> Path:
 
 
 def moving_domain(run: Run, path: Path) -> str:
-    """Return the selection of the residues of the domain that moves most against the largest.
+    """Return a selection of the residues in the domain that moves most relative to the largest.
 
     Parameters
     ----------
     run
         with principal motions.
     path
-        of an atomic model, the centre of the box at zero.
+        of an atomic model with its origin at the centre of the box.
 
     Raises
     ------
     InputError
-        if the motion is that of one body, or the domain has no stretch of residues.
+        if there is only one domain, or the domain contains no stretch of residues.
     """
     domains = find_domains(run.motions)
     if len(domains) < 2:
         raise InputError(
-            f"the motion of {run.path} is that of one rigid body; name the part to replace with --selection, such as "
-            "H/1-213 L"
+            f"{run.path} has only one rigid-body domain; name the part to replace with --selection, such as H/1-213 L"
         )
     motion = np.asarray(run.summary["point_motion"])
     spread = [motion[domains.labels == domain].mean() for domain in range(1, len(domains))]
@@ -197,35 +188,35 @@ def moving_domain(run: Run, path: Path) -> str:
         residues = list(chain.get_polymer()) or list(chain)
         centres = np.array([np.mean([atom.pos.tolist() for atom in residue], 0) for residue in residues])
         near = tree.query(centres, k=min(_NEIGHBOURS, len(domains.labels)))[1]
-        # The border between domains is ragged: neighbours in the chain decide with a residue.
+        # The border between domains is ragged, so neighbours in the chain count too.
         window = np.ones(2 * _WINDOW + 1)
-        share = np.convolve((domains.labels[near] == domain).mean(1), window, "same")
-        inside = share > 0.5 * np.convolve(np.ones(len(residues)), window, "same")
+        fraction = np.convolve((domains.labels[near] == domain).mean(1), window, "same")
+        inside = fraction > 0.5 * np.convolve(np.ones(len(residues)), window, "same")
         edges = np.flatnonzero(np.diff(np.r_[0, inside.astype(int), 0])).reshape(-1, 2)
-        stretches = []
+        stretches: list[list[int]] = []
         for first, after in edges.tolist():
-            if stretches and first - stretches[-1][1] <= _GAP:
+            if stretches and first - stretches[-1][1] <= _MAX_GAP:
                 stretches[-1][1] = after
             else:
                 stretches.append([first, after])
         parts += [
             f"{chain.name}/{_number(residues[first])}-{_number(residues[after - 1])}"
             for first, after in stretches
-            if after - first >= _STRETCH
+            if after - first >= _MIN_STRETCH
         ]
     if not parts:
-        raise InputError(f"the moving domain of {run.path} holds no stretch of residues; name one with --selection")
+        raise InputError(f"the moving domain of {run.path} contains no stretch of residues; name one with --selection")
     return " ".join(parts)
 
 
 def _number(residue: gemmi.Residue) -> str:
-    """Return a residue's number as gemmi's selections have it."""
+    """Return a residue's number in the syntax of gemmi's selections."""
     code = residue.seqid.icode.strip()
     return f"{residue.seqid.num}.{code}" if code else str(residue.seqid.num)
 
 
 def _star(run: Run, rows: torch.Tensor, folder: Path) -> str:
-    """Return the run's STAR file, or one of the chosen particles where these are not all."""
+    """Return the run's STAR file, or write one of the chosen particles if these are not all."""
     if len(rows) == len(run.halves):
         return run.config.inputs.star
     path = folder / "particles.star"
@@ -239,7 +230,7 @@ def _project(run: Run) -> str | None:
 
 
 def densities(right: Path, wrong: Path, selection: str, images: ControlImages) -> Structures:
-    """Return the densities of the domain, of what replaced it and of the rest, as the Gaussians' width shows them."""
+    """Return the densities of both structures and of the rest, at the width of the run's Gaussians."""
     chosen = selected_atoms(read_structure(right), selection, right)
     models = [_atoms(path) for path in (right, wrong)]
     inside = np.array([name in chosen for name in models[0][0]])
@@ -255,7 +246,7 @@ def densities(right: Path, wrong: Path, selection: str, images: ControlImages) -
 
     points = np.concatenate([models[0][1][~inside], models[0][1][inside], models[1][1][new]])
     labels = np.r_[np.zeros((~inside).sum(), int), np.ones(inside.sum() + new.sum(), int)]
-    mask = torch.from_numpy(masks(points, labels, 2, images.box, images.pixel_size)[1])
+    mask = torch.from_numpy(domain_masks(points, labels, 2, images.box, images.pixel_size)[1])
     parts = density(models[0], inside), density(models[1], new), density(models[0], ~inside)
     return Structures(*(part.to(images.device) for part in (*parts, mask)))
 
@@ -272,47 +263,47 @@ def _atoms(path: Path) -> tuple[list[tuple[str, str, str]], np.ndarray, np.ndarr
     return names, np.array(positions), np.array(numbers, float)
 
 
-def shares_of_wrong(volumes: list[torch.Tensor], structures: Structures) -> tuple[np.ndarray, np.ndarray]:
-    """Return how much of a map's density in the mask is the wrong structure's, 0 to 1, for several maps.
+def wrong_fractions(volumes: list[torch.Tensor], structures: Structures) -> tuple[np.ndarray, np.ndarray]:
+    """Return the fraction of the wrong structure, 0 to 1, in several maps in the mask.
 
-    The map's transform is fitted by b right + c wrong + d rest over the shells in which right and wrong
-    differ; the share is c / (b + c).
+    The transform of a map is fitted by b right + c wrong + d rest, in the shells where right and wrong differ. The
+    fraction is c / (b + c).
 
     Returns
     -------
     tuple
-        (maps,) shares, and (shells, maps) of the same with one shell left out.
+        (maps,) fractions, and (shells, maps) fractions with one shell omitted.
     """
     box, mask = len(structures.mask), structures.mask
-    alike = fourier_shell_correlation(structures.right, structures.wrong, mask)
-    used = [k for k in range(1, box // 2) if alike[k] < _ALIKE]
+    similarity = fourier_shell_correlation(structures.right, structures.wrong, mask)
+    used = [k for k in range(1, box // 2) if similarity[k] < _MAX_SIMILARITY]
     radius = shells(box, 3, mask.device)
     terms = [volume_to_fourier(part * mask) for part in (structures.right, structures.wrong, structures.rest)]
     targets = [volume_to_fourier(volume * mask) for volume in volumes]
-    products, scores = [], []
+    shell_products, shell_scores = [], []
     for k in used:
         ring = radius == k
         design = torch.stack([torch.view_as_real(term[ring]).flatten() for term in terms], 1).double()
         values = torch.stack([torch.view_as_real(target[ring]).flatten() for target in targets], 1).double()
-        # Shells count alike: the strong low ones say least about the structure.
+        # Equal weight for all shells: the strong low ones contain least about the structure.
         weight = 1 / values.square().mean(0)
-        products.append(design.T @ design * weight[:, None, None])
-        scores.append((design.T @ values * weight).T)
-    products, scores = torch.stack(products), torch.stack(scores)  # (shells, maps, 3, 3) and (shells, maps, 3)
+        shell_products.append(design.T @ design * weight[:, None, None])
+        shell_scores.append((design.T @ values * weight).T)
+    # (shells, maps, 3, 3) and (shells, maps, 3)
+    products, scores = torch.stack(shell_products), torch.stack(shell_scores)
 
-    def share(product, score):
+    def fraction(product: torch.Tensor, score: torch.Tensor) -> np.ndarray:
         b, c, _ = torch.linalg.solve(product, score[..., None])[..., 0].unbind(-1)
         return (c / (b + c)).cpu().numpy()
 
-    whole = share(products.sum(0), scores.sum(0))
-    return whole, np.stack([share(products.sum(0) - products[k], scores.sum(0) - scores[k]) for k in range(len(used))])
+    sums = products.sum(0), scores.sum(0)
+    return fraction(*sums), np.stack([fraction(sums[0] - products[k], sums[1] - scores[k]) for k in range(len(used))])
 
 
-def _judged(means, structures, selection, images) -> Control:
-    names = list(means)
-    shares, without = shares_of_wrong([means[name] for name in names], structures)
+def _verdict(means, structures, selection, images) -> Control:
+    (fraction, rigid), without = wrong_fractions(list(means.values()), structures)
     error = _jackknife(without[:, 0])
-    drawn, drawn_error = shares[0] - shares[1], _jackknife(without[:, 0] - without[:, 1])
+    drawn, drawn_error = fraction - rigid, _jackknife(without[:, 0] - without[:, 1])
     curves = {
         f"{name}_{kind}": fourier_shell_correlation(volume, getattr(structures, kind), structures.mask).cpu()
         for name, volume in means.items()
@@ -320,25 +311,27 @@ def _judged(means, structures, selection, images) -> Control:
     }
     fsc = {name: float(curve[1:].mean()) for name, curve in curves.items()}
     numbers = (
-        f"trained with another structure in the place of {selection}, the map there is {100 * shares[0]:.0f} +- "
-        f"{100 * error:.0f} % that structure, the rigid map {100 * shares[1]:.0f} %; its mean FSC is "
-        f"{fsc['deformed_right']:.2f} with the right and {fsc['deformed_wrong']:.2f} with the wrong structure (rigid: "
-        f"{fsc['rigid_right']:.2f} and {fsc['rigid_wrong']:.2f})"
+        f"With another structure in place of {selection}, the map there is {100 * fraction:.0f} +- {100 * error:.0f} % "
+        f"wrong structure; the rigid map is {100 * rigid:.0f} %. Mean FSC with the right and the wrong structure: "
+        f"{fsc['deformed_right']:.2f} and {fsc['deformed_wrong']:.2f} (rigid map: {fsc['rigid_right']:.2f} and "
+        f"{fsc['rigid_wrong']:.2f})."
     )
-    if shares[0] - _SIGMAS * error > 0.5:
+    if fraction - _SIGMAS * error > 0.5:
         verdict = "follows the model"
-        text = f"The map follows the model, right or wrong: {numbers}. Do not read structure from the map of this run."
+        text = (
+            f"The map follows the model, right or wrong. {numbers} Do not interpret structure in the map of this run."
+        )
     elif drawn > _SIGMAS * drawn_error:
         verdict = "drawn to the model"
-        text = f"The model draws the map to itself: {numbers}. Trust what the rigid map shows as well."
-    elif shares[0] + _SIGMAS * error < 0.5:
-        verdict, text = "follows the data", f"The map follows the data: {numbers}."
+        text = f"The map is drawn to the model. {numbers} Interpret only what the rigid map shows too."
+    elif fraction + _SIGMAS * error < 0.5:
+        verdict, text = "follows the data", f"The map follows the data. {numbers}"
     else:
-        verdict, text = "undecided", f"The map does not tell the structures apart: {numbers}."
+        verdict, text = "undecided", f"The map does not distinguish the two structures. {numbers}"
     figures = {
-        "share_of_wrong": shares[0],
+        "share_of_wrong": fraction,
         "share_of_wrong_error": error,
-        "share_of_wrong_rigid": shares[1],
+        "share_of_wrong_rigid": rigid,
         "drawn": drawn,
         "drawn_error": drawn_error,
         **{f"fsc_{name}": value for name, value in fsc.items()},
@@ -347,10 +340,10 @@ def _judged(means, structures, selection, images) -> Control:
         "curves": {name: curve.tolist() for name, curve in curves.items()},
     }
     table = pd.DataFrame({"frequency_per_A": frequencies(images)} | {f"fsc_{n}": c for n, c in curves.items()})
-    return Control("wrong-model", verdict, text, plain(figures), table)
+    return Control("wrong-model", verdict, text, figures, table)
 
 
 def _jackknife(without: np.ndarray) -> float:
-    """Return the standard error of a figure from its values with one part left out."""
+    """Return the jackknife standard error of a number from its values with one part omitted."""
     n = len(without)
     return float(np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum()))

@@ -71,7 +71,7 @@ class Saver:
                 chosen.full,
             )
             commands = [self._command("states", chosen, out=out)]
-            if self._model is not None and states.coordinates is not None:
+            if self._model is not None and states.latents is None:
                 moved = DisplaceOptions(states=str(out / "states.csv"), origin=self._origin)
                 target = out / "model.npz"
                 displace(self._run, self._model, target, moved, self._reporter)
