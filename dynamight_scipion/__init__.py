@@ -1,7 +1,6 @@
 """Scipion plugin that estimates molecular motions from cryo-EM particles and corrects maps for them.
 
-The work is done by `dynamight-core`, which the plugin starts as a program in a Python environment of its own:
-nothing here imports it, nor torch.
+The engine, `dynamight-core`, runs as a program in its own Python environment. Nothing here imports it, or torch.
 """
 
 import os
@@ -30,14 +29,14 @@ _references = ["Schwab2024"]
 
 
 class Plugin(pwem.Plugin):
-    """Where the engine is, how it is installed and how it is started."""
+    """Location, installation and start of the engine."""
 
     _homeVar = DYNAMIGHT_HOME
     _supportedVersions = [ENGINE_VERSION]
     _url = "https://doi.org/10.1038/s41592-024-02377-5"
 
     def getName(self):
-        """Return what stands before the protocols' labels; the module's name would leave them no room in the tree."""
+        """Return the prefix of the protocols' labels; the module's name would be too long for the tree."""
         return PROGRAM
 
     @classmethod
@@ -45,7 +44,7 @@ class Plugin(pwem.Plugin):
         cls._defineEmVar(
             DYNAMIGHT_HOME,
             f"{PROGRAM}-{ENGINE_VERSION}",
-            description="Folder that holds the engine's Python environment.",
+            description="Folder with the engine's Python environment.",
             var_type=VarTypes.FOLDER,
         )
         cls._defineVar(
@@ -72,9 +71,9 @@ class Plugin(pwem.Plugin):
 
     @classmethod
     def getProgram(cls, command):
-        """Return the shell line that starts a command of the engine, such as 'train'.
+        """Return the shell command that starts a command of the engine, such as 'train'.
 
-        An engine of another version refuses to run, in whichever environment it is.
+        An engine of another version refuses to run.
         """
         activation = cls.getVar(DYNAMIGHT_ENV_ACTIVATION)
         if activation.startswith("conda "):
@@ -83,16 +82,16 @@ class Plugin(pwem.Plugin):
 
     @classmethod
     def validateInstallation(cls):
-        """Return what is wrong with the engine's installation, as a list of messages."""
+        """Return the errors of the engine's installation, as a list of messages."""
         if cls.getVar(DYNAMIGHT_ENV_ACTIVATION) != cls._getDefaultActivation():
-            return []  # The user's own environment: only starting it would tell, and that takes seconds.
+            return []  # The user's own environment can be checked only by starting it, which takes seconds.
         environment = cls._getEnvironment()
         version = getEngineVersion(environment)
         if not version:
             return [
                 f"The program {PROGRAM} is not installed in {environment}.",
                 f"Install it with 'scipion3 installb {PROGRAM}', or set {DYNAMIGHT_ENV_ACTIVATION} "
-                "in Scipion's configuration to the command that activates an environment which has it.",
+                "in Scipion's configuration to the command that activates an environment with it.",
             ]
         if version != ENGINE_VERSION:
             return [
@@ -105,7 +104,7 @@ class Plugin(pwem.Plugin):
     def defineBinaries(cls, env):
         """Define the engine's environment as a package that Scipion can install."""
         makeEnvironment, neededProgs = cls._getEnvironmentCommand()
-        # -I: packages of Scipion's own Python must not pass for requirements that are met.
+        # -I: ignore packages of Scipion's own Python.
         installEngine = f"./env/bin/python -I -m pip install {cls._getEngineSource()}"
         env.addPackage(
             PROGRAM,
@@ -118,7 +117,7 @@ class Plugin(pwem.Plugin):
 
     @classmethod
     def _getEnvironment(cls):
-        """Return the engine's environment: that in its home, or Scipion's own if only this has the engine."""
+        """Return the engine's environment: the one in its home, or Scipion's own if only that has the engine."""
         own = cls.getHome("env")
         return sys.prefix if getEngineVersion(sys.prefix) and not getEngineVersion(own) else own
 
@@ -128,7 +127,7 @@ class Plugin(pwem.Plugin):
 
     @classmethod
     def _getEnvironmentCommand(cls):
-        """Return the command that makes `env` in the current folder, and the programs it needs."""
+        """Return the command that creates `env` in the current folder, and the programs that it needs."""
         activateConda = cls.getCondaActivationCmd()
         if not activateConda and not shutil.which("conda") and sys.version_info >= (3, 11):
             return f"{shlex.quote(sys.executable)} -m venv env", []
@@ -137,7 +136,7 @@ class Plugin(pwem.Plugin):
 
     @classmethod
     def _getEngineSource(cls):
-        """Return what pip installs: the engine beside the plugin if this is a checkout, else its release."""
+        """Return what pip installs: the engine beside the plugin in a checkout, else its release."""
         checkout = Path(__file__).resolve().parent.parent / "dynamight_core"
         if (checkout / "pyproject.toml").exists():
             return f"-e {shlex.quote(f'{checkout}[umap]')}"
@@ -145,8 +144,8 @@ class Plugin(pwem.Plugin):
 
 
 def getEngineVersion(environment):
-    """Return the version of the engine in a Python environment, given by its folder, or '' if it has none."""
+    """Return the version of the engine in the Python environment in a folder, or '' if it has none."""
     prefix = f"{ENGINE.replace('-', '_')}-"
-    for found in glob(f"{environment}/lib/python3*/site-packages/{prefix}*.dist-info"):
-        return Path(found).name.removeprefix(prefix).removesuffix(".dist-info")
+    for path in glob(f"{environment}/lib/python3*/site-packages/{prefix}*.dist-info"):
+        return Path(path).name.removeprefix(prefix).removesuffix(".dist-info")
     return ""

@@ -1,8 +1,8 @@
-"""Names that the plugin, Scipion's configuration and the engine agree on."""
+"""Names shared by the plugin, Scipion's configuration and the engine."""
 
 PROGRAM = "dynamight"
 ENGINE = "dynamight-core"
-# The engine's release that this plugin was written against, and the one that it installs.
+# The release of the engine that this plugin needs and installs.
 ENGINE_VERSION = "0.1.0"
 
 # Variables of Scipion's configuration

@@ -1,4 +1,4 @@
-"""What Scipion knows of a trained model: an object that protocols take as an input."""
+"""The trained model as an object of Scipion: output of one protocol, input of others."""
 
 import json
 import os
@@ -10,16 +10,16 @@ from pyworkflow.utils import cleanPath, createLink, makePath
 
 RUN_FOLDER = "run"
 SUMMARY_FILE = "analysis/summary.json"
-# What FlexInfo calls this plugin, for programs that read flexible objects of many. It goes into file names, and is
-# not "Dynamight": some programs take that for RELION's own.
+# Name of this plugin in FlexInfo, for programs that read flexible objects. It appears in file names. Some programs
+# use "Dynamight" for RELION's own, so it differs from that.
 FLEX_PROGRAM = "DynamightScipion"
 
 
 class DynamightModel(EMObject):
-    """Deformations of both half-sets, as the engine learned them.
+    """Deformations of both half-sets, learned by the engine.
 
-    It holds the folder of the engine's run (relative to the project), what a person wants to know of it, and the
-    particles with their motions. Everything is in attributes, so a copy is as good as the original.
+    Stores the folder of the engine's run (relative to the project), its main results, and a pointer to the particles
+    with their motions. All values are attributes, so copies are complete.
     """
 
     RUN_FILES = (
@@ -37,13 +37,13 @@ class DynamightModel(EMObject):
         EMObject.__init__(self, **kwargs)
         self._runFolder = String(runFolder)
         self._engineVersion = String()
-        # Files that the run was trained on, relative to the project
+        # Input files of the run, relative to the project
         self._consensusMap = String()
         self._mask = String()
         self._atomicModel = String()
-        # Whether coordinates count from the first voxel of the consensus map, and not from the centre of its box
+        # Whether coordinates count from the first voxel of the consensus map, instead of the centre of its box
         self._originInCorner = Boolean(False)
-        # Of the particles, as they were given: A per pixel, and pixels
+        # Of the input particles: Å per pixel, and pixels
         self._samplingRate = Float()
         self._boxSize = Integer()
         self._nParticles1 = Integer()
@@ -53,19 +53,19 @@ class DynamightModel(EMObject):
         self._nGaussians = Integer()
         self._nLatents = Integer()
         self._nMotions = Integer()
-        # "supported", "not supported" or "undecided", and the sentence with the numbers
+        # "supported", "not supported" or "undecided"; and the sentence with the numbers
         self._verdict = String()
         self._verdictSentence = String()
-        # A rms: the mean motion of the particles, and its estimated error
+        # Motion of the particles and its estimated error, Å rms
         self._motionRms = Float()
         self._motionError = Float()
-        # To the protocol, extended by the name of its output: valid in every protocol's own database
+        # To the protocol, extended by the name of its output, so that it is valid in the database of every protocol
         self._particlesPointer = Pointer()
 
     def __str__(self):
         if not self._nGaussians.hasValue():
             return f"{self.getClassName()} (empty)"
-        # Short enough for the project's window, which shows it beside the output's name.
+        # Short, because the project window shows it beside the output's name.
         return (
             f"{self.getClassName()} ({self.getNumberOfParticles()} particles, {self._nGaussians} Gaussians, "
             f"motion {self._verdict})"
@@ -82,23 +82,22 @@ class DynamightModel(EMObject):
         return os.path.join(self.getRunFolder(), *names)
 
     def getFiles(self):
-        """Return the files that the model consists of."""
+        """Return the files of the model."""
         return [self.getRunPath(name) for name in self.RUN_FILES]
 
     def getMissingFiles(self):
-        """Return which of the model's files are not there."""
+        """Return the missing files of the model."""
         return [path for path in self.getFiles() if not os.path.exists(path)]
 
     def linkRun(self, folder):
-        """Make a run folder that shares the model's files, for an engine command whose results go elsewhere.
+        """Create a run folder with links to the model's files, for an engine command with its own results.
 
-        The engine writes beside what it reads; in this folder that leaves the model as it is, for others that use it
-        at the same time.
+        The engine writes beside its input. A folder of its own leaves the model unchanged for other protocols.
 
         Parameters
         ----------
         folder
-            relative to the project; what an earlier execution left there is removed.
+            relative to the project; previous contents are removed.
 
         Returns
         -------
@@ -116,16 +115,16 @@ class DynamightModel(EMObject):
         return folder
 
     def getParticlesStar(self):
-        """Return the table of all particles: input columns, halves, latents, motions and errors."""
+        """Return the table of all particles: input columns, half-sets, latents, motions and errors."""
         return self.getRunPath("particles.star")
 
     def loadSummary(self):
-        """Return the run's summary: verdict, motions, errors, warnings (a dict, read from its file)."""
+        """Return the run's summary from its file, a dict: verdict, motions, errors, warnings."""
         with open(self.getRunPath(SUMMARY_FILE)) as file:
             return json.load(file)
 
     def readRun(self):
-        """Fill in everything that the run's summary says."""
+        """Set the attributes from the run's summary."""
         summary = self.loadSummary()
         model = summary["model"]
         self._engineVersion.set(model["dynamight_core"])
@@ -142,10 +141,10 @@ class DynamightModel(EMObject):
         self._motionRms.set(summary["motion_rms"])
         self._motionError.set(summary["error_rms"])
 
-    # ------------------------------------------------------------------ what it was made from
+    # ------------------------------------------------------------------ input
 
     def getConsensusMap(self):
-        """Return the path of the consensus map, in the box and sampling of the particles."""
+        """Return the path of the consensus map, in the box and sampling rate of the particles."""
         return self._consensusMap.get()
 
     def setConsensusMap(self, path):
@@ -153,37 +152,37 @@ class DynamightModel(EMObject):
         self._consensusMap.set(path)
 
     def getMask(self):
-        """Return the path of the mask of allowed motion, or None if motion is allowed everywhere."""
+        """Return the path of the mask of the flexible region, or None if motion is allowed everywhere."""
         return self._mask.get()
 
     def setMask(self, path):
-        """Set the path of the mask of allowed motion, relative to the project; None if there is none."""
+        """Set the path of the mask of the flexible region, relative to the project; None if there is no mask."""
         self._mask.set(path)
 
     def getAtomicModel(self):
-        """Return the path of the atomic model whose Gaussians these are, or None if they were filled into the map."""
+        """Return the path of the atomic model that defines the Gaussians, or None if the map does."""
         return self._atomicModel.get()
 
     def setAtomicModel(self, path):
-        """Set the path of the atomic model, relative to the project; None if there is none."""
+        """Set the path of the atomic model, relative to the project; None if there is no model."""
         self._atomicModel.set(path)
 
     def isOriginInCorner(self):
-        """Whether coordinates in the consensus map's frame count from its first voxel, not from its centre."""
+        """Whether coordinates in the consensus frame count from the first voxel, not from the centre."""
         return self._originInCorner.get()
 
     def setOriginInCorner(self, value):
-        """Say whether coordinates in the consensus map's frame count from its first voxel."""
+        """Set whether coordinates in the consensus frame count from the first voxel."""
         self._originInCorner.set(value)
 
     def placeVolume(self, volume):
-        """Give a Volume in the particles' box the sampling rate of the particles and the consensus map's origin."""
+        """Set the sampling rate of the particles and the origin of the consensus map for a Volume in their box."""
         volume.setSamplingRate(self.getSamplingRate())
-        # Without an origin a volume of Scipion has it in its centre.
+        # By default, the origin of a Scipion volume is its centre.
         volume.setOrigin(Transform() if self.isOriginInCorner() else None)
 
     def getParticlesPointer(self):
-        """Return the pointer to the particles with their motions (protocol and name of its output)."""
+        """Return the pointer to the particles with their motions (protocol and output name)."""
         return self._particlesPointer
 
     def getParticles(self):
@@ -191,7 +190,7 @@ class DynamightModel(EMObject):
         return self._particlesPointer.get()
 
     def setParticles(self, pointer):
-        """Set the particles by a pointer to the protocol, extended by the output's name."""
+        """Set the particles by a pointer to the protocol, extended by the output name."""
         self._particlesPointer.copy(pointer)
 
     # ------------------------------------------------------------------ numbers
@@ -209,20 +208,20 @@ class DynamightModel(EMObject):
         return self._boxSize.get()
 
     def getXDim(self):
-        """Return the box of the particles, pixels; the name that Scipion's images have for it."""
+        """Return the box of the particles, pixels, as Scipion's images do."""
         return self._boxSize.get()
 
     def getNumberOfParticles(self, half=None):
-        """Return the number of particles, of half-set 1 or 2 or of both."""
+        """Return the number of particles in half-set 1 or 2, or in both."""
         counts = self._nParticles1.get(0), self._nParticles2.get(0)
         return sum(counts) if half is None else counts[half - 1]
 
     def areHalfSetsRandom(self):
-        """Whether the engine split the particles itself, because they had no half-sets."""
+        """Whether the engine split the particles at random, because they had no half-sets."""
         return self._halfSets.get() == "random"
 
     def getNumberOfGaussians(self):
-        """Return the number of Gaussians of each half's model."""
+        """Return the number of Gaussians of each half-set's model."""
         return self._nGaussians.get()
 
     def getNumberOfLatents(self):
@@ -234,7 +233,7 @@ class DynamightModel(EMObject):
         return self._nMotions.get()
 
     def getVerdict(self):
-        """Return what held-out particles say of the motion: 'supported', 'not supported' or 'undecided'."""
+        """Return the verdict on the motion: 'supported', 'not supported' or 'undecided'."""
         return self._verdict.get()
 
     def getVerdictSentence(self):
@@ -246,9 +245,9 @@ class DynamightModel(EMObject):
         return self.getVerdict() == "supported"
 
     def getMotionRms(self):
-        """Return the displacement over particles and molecule, Å rms."""
+        """Return the motion, Å rms over particles and molecule."""
         return self._motionRms.get()
 
     def getMotionError(self):
-        """Return the estimated error of a displacement, Å rms."""
+        """Return the estimated error of the motion, Å rms."""
         return self._motionError.get()

@@ -1,10 +1,10 @@
-"""From Scipion's objects to the engine's files, and back.
+"""Conversion of Scipion's objects to the engine's files, and back.
 
-Particles become a STAR file in the dialect of RELION 3.1, which refers to their stacks where they are; only stacks
-of other formats than MRC are converted. Every row carries the particle's id (rlnImageId), by which results are
-brought back: never by order. Volumes come out in the box and sampling of the particles.
+Particles become a STAR file in the format of RELION 3.1, which refers to the original stacks; only stacks that are not
+MRC are converted. Every row has the particle's id (rlnImageId), which identifies its results. Volumes are written in
+the box and sampling rate of the particles.
 
-Functions that write return sentences on what they had to change, for the log and the protocol's summary.
+Functions that write return sentences about their changes, for the log and the protocol's summary.
 """
 
 from .errors import ConversionError

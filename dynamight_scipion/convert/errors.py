@@ -1,7 +1,7 @@
-"""What conversion refuses."""
+"""Errors of conversion."""
 
 from pyworkflow.exceptions import PyworkflowException
 
 
 class ConversionError(PyworkflowException):
-    """Input that cannot be converted, in one sentence with the cure; Scipion's logs show it without a traceback."""
+    """Input that cannot be converted: one sentence with the cure. Scipion logs it without a traceback."""

@@ -1,4 +1,4 @@
-"""Optics groups: of sets with one table, of joined sets with several, and of those that lost theirs."""
+"""Optics groups: of sets with one table, of joined sets with several, and of sets that lost theirs."""
 
 import io
 import os
@@ -18,30 +18,30 @@ OPTICS_LABELS = (
     "rlnImageSize",
     "rlnImageDimensionality",
 )
-# Lost by Scipion's import of RELION particles, and got back from the STAR file itself.
+# Dropped by Scipion's import of RELION particles, and read from the STAR file instead.
 _LOST_LABELS = ("rlnNormCorrection",)
 
 
 def opticsText(acquisition):
-    """Return the optics table that an acquisition carries (as STAR), or '' if it has none."""
+    """Return the optics table of an acquisition (as STAR), or '' if it has none."""
     return "" if acquisition is None else acquisition.opticsGroupInfo.get("") or ""
 
 
 def opticsKey(acquisition):
-    """Return what tells acquisitions apart: optics table, voltage (kV), spherical aberration (mm), contrast."""
+    """Return what distinguishes acquisitions: optics table, voltage (kV), spherical aberration (mm), contrast."""
     numbers = acquisition.getVoltage(), acquisition.getSphericalAberration(), acquisition.getAmplitudeContrast()
     return opticsText(acquisition), *numbers
 
 
 def readOptics(text):
-    """Return the rows of an optics table given as STAR, each a dict of texts."""
+    """Return the rows of an optics table in STAR format, each a dict of strings."""
     table = Table()
     table.readStar(io.StringIO(text), tableName="optics", guessType=False)
     return [dict(row._asdict()) for row in table]
 
 
 def isOpticsLost(particles, first):
-    """Whether several optics groups are known, but not which particle belongs to which."""
+    """Whether there are several optics groups, but particles without their group."""
     if first.hasAttribute("_rlnOpticsGroup"):
         return False
     texts = {opticsText(particles.getAcquisition()), opticsText(first.getAcquisition())}
@@ -49,24 +49,24 @@ def isOpticsLost(particles, first):
 
 
 def collectOptics(collected, acquisition):
-    """Return the optics groups of all particles, as dicts, and each particle's number.
+    """Return the optics groups of all particles, as dicts, and the number of each particle's group.
 
-    The acquisition of the set holds: that of its particles may be of an earlier step. But particles of a joined set
-    carry different ones, in which the same number means different things: the groups are numbered anew.
+    The acquisition of the set is used, since that of its particles may be older. Particles of a joined set have
+    different acquisitions, in which one number means different groups, so the groups are renumbered.
     """
     acquisitions = collected.acquisitions
     if len(acquisitions) == 1 and (opticsText(acquisition) or acquisition.getVoltage()):
         acquisitions = [opticsKey(acquisition)]
-    rows, numbers, chosen = [], {}, []
-    tables = []
+    rows: list[dict] = []
+    numbers, chosen, tables = {}, [], []
     for text, voltage, aberration, contrast in acquisitions:
         table = readOptics(text) if text else []
         if not table:
             values = (voltage, aberration, contrast)
             if None in values:
                 raise ConversionError(
-                    "The particles' acquisition lacks voltage, spherical aberration or amplitude contrast: import them "
-                    "with these."
+                    "The particles' acquisition has no voltage, spherical aberration or amplitude contrast: import the "
+                    "particles with these values."
                 )
             table = [dict(zip(OPTICS_LABELS[2:5], values, strict=True))]
         tables.append(table)
@@ -83,23 +83,23 @@ def collectOptics(collected, acquisition):
 
 
 def _findGroup(table, number):
-    """Return the row of an optics table with a group's number; the first if the particle has none."""
+    """Return the row of an optics table with a group's number; the first row if the particle has no group."""
     if number is None:
         return table[0]
     for row in table:
         if int(row.get("rlnOpticsGroup", 1)) == int(number):
             return row
     raise ConversionError(
-        f"Particles have the optics group {number}, which the acquisition's optics table does not list: give the STAR "
-        "file that they come from as 'Optics groups from'."
+        f"Particles have optics group {number}, which is not in the acquisition's optics table: give the STAR file "
+        "that they were imported from as 'Optics groups from'."
     )
 
 
 def takeFromStar(starFile, collected):
-    """Return the optics rows and the columns of the particles that a STAR file of the same particles gives."""
+    """Return optics rows, and columns of the particles, from a STAR file of the same particles."""
     with open(starFile) as file:
         optics = readOptics(file.read())
-    found, labels = {}, []
+    found = {}
     with open(starFile) as file:
         reader = Table.Reader(file, tableName="particles", guessType=False)
         labels = ["rlnOpticsGroup", *(label for label in _LOST_LABELS if reader.hasColumn(label))]
@@ -124,11 +124,11 @@ def takeFromStar(starFile, collected):
 
 
 def _matchPaths(files, names, starFile):
-    """Return for each of Scipion's files the name that a STAR file has for it.
+    """Return the name of each of Scipion's files in a STAR file.
 
-    An import puts the images into a folder of its own, so names agree in their last parts only.
+    Imported images are in another folder, so only the last parts of the names agree.
     """
-    byBase = {}
+    byBase: dict[str, list[str]] = {}
     for name in names:
         byBase.setdefault(os.path.basename(name), []).append(name)
     matched = {}
@@ -138,7 +138,7 @@ def _matchPaths(files, names, starFile):
             candidates = [name for name in candidates if plainPath(path).endswith("/" + name.lstrip("./"))]
         if len(candidates) != 1:
             raise ConversionError(
-                f"{starFile} lists {len(candidates) or 'no'} files that could be {path}: give the STAR file that the "
+                f"{starFile} lists {len(candidates) or 'no'} files that match {path}: give the STAR file that the "
                 "particles were imported from."
             )
         matched[path] = candidates[0]

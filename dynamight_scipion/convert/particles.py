@@ -1,6 +1,7 @@
-"""A set of particles as the engine's STAR file, and what has to be said of it before."""
+"""Sets of particles: checks, and the engine's STAR file."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,30 +13,31 @@ from .poses import findImproper, posesOfMatrices
 from .stacks import plainPath, stackPaths
 from .star import word, writeLoop
 
-# Fewer particles than this the engine refuses.
-LEAST_PARTICLES = 200
-# What comes from the particles' own objects, and not from an attribute of its name.
+# The engine refuses fewer particles.
+MIN_PARTICLES = 200
+# Columns made from the particles' objects, not from attributes of these names.
 _OWN_LABELS = ("rlnOpticsGroup", "rlnPhaseShift", "rlnImageId")
 
 
 def checkParticles(particles, opticsStar=None):
-    """Look for what makes a set of particles unusable, or loses information, before anything is run.
+    """Check a set of particles before a run.
 
     Parameters
     ----------
     particles
         SetOfParticles.
     opticsStar
-        STAR file that optics groups are taken from instead, or None.
+        STAR file with the optics groups to use instead, or None.
 
     Returns
     -------
     tuple
-        errors and warnings, sentences for the user: what makes a run impossible, and what it would lose or decide.
+        errors, which make a run impossible, and warnings, about lost or assumed information: sentences for the user.
     """
-    errors, warnings = [], []
+    errors: list[str] = []
+    warnings: list[str] = []
     if particles.isStreamOpen():
-        errors.append("The particles are still being produced (an open set): wait until their protocol is done.")
+        errors.append("The set of particles is still open: wait until its protocol has finished.")
     if not len(particles):
         errors.append("The set of particles is empty: give the particles of a 3D refinement.")
     if errors:
@@ -44,24 +46,24 @@ def checkParticles(particles, opticsStar=None):
     if not particles.hasAlignmentProj() or not first.hasTransform():
         errors.append(
             "The particles have no 3D alignment: give the particles of a 3D refinement. (The import of a STAR file "
-            "takes an alignment for a 2D one if the first particle has the angle rlnAngleRot 0: put another first.)"
+            "assumes a 2D alignment if the first particle has rlnAngleRot 0: put another particle first.)"
         )
     if not particles.hasCTF() or not first.hasCTF():
         errors.append("The particles have no CTF: give particles with estimated CTFs.")
     if particles.isPhaseFlipped() or particles.isAmplitudeCorrected():
-        errors.append("The particles are marked as CTF-corrected (phase flipped): extract them without that.")
+        errors.append("The particles are marked as CTF-corrected (phase flipped): extract them without correction.")
     if not particles.getSamplingRate():
-        errors.append("The particles have no sampling rate: import them with one.")
+        errors.append("The particles have no sampling rate: import them with a sampling rate.")
     missing = [path for path in map(plainPath, particles.getFiles()) if not os.path.exists(path)]
     if missing:
         errors.append(
-            f"The particles' image files are not all there (missing: {len(missing)}, e.g. {missing[0]}): bring them "
-            "back, or mend the links in the folder of the protocol that imported them."
+            f"Image files of the particles are missing ({len(missing)}, e.g. {missing[0]}): restore them, or repair "
+            "the links in the folder of the import protocol."
         )
     enabled = len(particles.getUniqueValues("id", where="enabled=1"))
-    if enabled < LEAST_PARTICLES:
+    if enabled < MIN_PARTICLES:
         errors.append(
-            f"There are {enabled} enabled particles, too few to learn motion from: give at least {LEAST_PARTICLES}."
+            f"There are {enabled} enabled particles, too few to estimate motion: give at least {MIN_PARTICLES}."
         )
     _checkHalves(particles, first, errors, warnings)
     if opticsStar:
@@ -69,9 +71,9 @@ def checkParticles(particles, opticsStar=None):
             errors.append(f"The STAR file with optics groups {opticsStar} does not exist: give its path.")
     elif isOpticsLost(particles, first):
         warnings.append(
-            "The acquisition lists several optics groups, but the particles do not say to which they belong: Scipion's "
-            "import of RELION particles drops that (and rlnNormCorrection). All would be taken for the first group: "
-            "give the STAR file that was imported as 'Optics groups from'."
+            "The acquisition has several optics groups, but the group of each particle is unknown: Scipion's import of "
+            "RELION particles drops it (and rlnNormCorrection). All particles will be assigned to the first group. To "
+            "avoid this, give the imported STAR file as 'Optics groups from'."
         )
     return errors, warnings
 
@@ -79,20 +81,20 @@ def checkParticles(particles, opticsStar=None):
 def _checkHalves(particles, first, errors, warnings):
     if not first.hasAttribute("_rlnRandomSubset"):
         warnings.append(
-            "The particles have no half-sets (rlnRandomSubset): they will be split at random, although their poses "
-            "come from one refinement of all. Resolutions will look better than they are."
+            "The particles have no half-sets (rlnRandomSubset), so they will be split at random. Their poses are not "
+            "independent, so resolutions will be too optimistic."
         )
         return
     halves = set(particles.getUniqueValues("_rlnRandomSubset", where="enabled=1"))
     if len(halves) == 1:
         errors.append(
-            f"All particles are in half-set {halves.pop()} (rlnRandomSubset): give the particles of both halves."
+            f"All particles are in half-set {halves.pop()} (rlnRandomSubset): give the particles of both half-sets."
         )
     elif not halves <= {1, 2}:
         odd = sorted(str(half) for half in halves - {1, 2})[0]
         errors.append(
-            f"Some particles have the half-set {odd} (rlnRandomSubset), which should be 1 or 2: give all particles of "
-            "one refinement."
+            f"Some particles have half-set {odd} (rlnRandomSubset) instead of 1 or 2: give the particles of one "
+            "refinement."
         )
 
 
@@ -106,15 +108,15 @@ def writeParticles(particles, starFile, folder, opticsStar=None):
     starFile
         path of the file.
     folder
-        where stacks go that had to be converted or linked.
+        for stacks that must be converted or linked.
     opticsStar
-        RELION STAR file of the same particles, or None: its optics table, rlnOpticsGroup and rlnNormCorrection are
-        taken over, matched by image name.
+        RELION STAR file of the same particles, or None. Its optics table, rlnOpticsGroup and rlnNormCorrection are
+        used, matched by image name.
 
     Returns
     -------
     list
-        sentences on what was changed.
+        sentences about changes.
 
     Raises
     ------
@@ -125,23 +127,21 @@ def writeParticles(particles, starFile, folder, opticsStar=None):
     collected = _collect(particles)
     n = len(collected.columns["rlnImageId"])
     if not n:
-        raise ConversionError("All particles are disabled: enable those that shall be used.")
+        raise ConversionError("All particles are disabled: enable the particles to use.")
     disabled = len(particles) - n
     if disabled:
-        notes.append(f"{disabled} disabled particles are left out.")
+        notes.append(f"{disabled} disabled particles are omitted.")
     columns = collected.columns | _poses(collected, particles.getSamplingRate())
     if opticsStar:
         optics, taken = takeFromStar(opticsStar, collected)
         columns |= taken
-        notes.append(f"Optics groups ({len(optics)}) are those of {opticsStar}.")
+        notes.append(f"Optics groups ({len(optics)}) are from {opticsStar}.")
     else:
         optics, columns["rlnOpticsGroup"] = collectOptics(collected, particles.getAcquisition())
         if collected.opticsLost:
-            notes.append(
-                "Several optics groups are known, but not which particle belongs to which: all are taken for the first."
-            )
+            notes.append("The optics group of each particle is unknown: all particles are assigned to the first group.")
     for row in optics:
-        # What the set says holds, as for every program that Scipion starts.
+        # The set is authoritative, as for every program that Scipion starts.
         row["rlnImagePixelSize"] = particles.getSamplingRate()
         row["rlnImageSize"] = particles.getXDim()
         row["rlnImageDimensionality"] = 2
@@ -161,13 +161,13 @@ def writeParticles(particles, starFile, folder, opticsStar=None):
 
 @dataclass
 class _Collected:
-    """What one pass over the particles gathers: columns as lists, and what needs more thought."""
+    """Result of one pass over the particles: finished columns, and values to convert."""
 
     columns: dict
     matrices: np.ndarray
     index: list
     path: list
-    # Of each particle: the number of its acquisition among `acquisitions`, and its optics group in that (or None)
+    # For each particle: index of its acquisition in `acquisitions`, and its optics group there (or None)
     acquisition: list
     group: list
     acquisitions: list
@@ -175,7 +175,7 @@ class _Collected:
 
     @property
     def files(self):
-        """The files that the images are in, in order of appearance."""
+        """The image files, in order of appearance."""
         return list(dict.fromkeys(self.path))
 
 
@@ -191,7 +191,7 @@ def _collect(particles):
     hasGroup = first.hasAttribute("_rlnOpticsGroup")
     ids, index, path, matrices, acquisition, group = [], [], [], [], [], []
     ctf, coordinates, classes, extras = [], [], [], []
-    known = {}
+    known: dict[tuple, int] = {}
     for particle in particles.iterItems():
         if not particle.isEnabled():
             continue
@@ -214,19 +214,19 @@ def _collect(particles):
         taken = particle.getAcquisition() or particles.getAcquisition()
         acquisition.append(known.setdefault(opticsKey(taken), len(known)))
         group.append(particle.getAttributeValue("_rlnOpticsGroup") if hasGroup else None)
-    columns = {"rlnImageId": ids}
+    columns: dict[str, Sequence] = {"rlnImageId": ids}
     if coordinates:
         x, y, name = zip(*coordinates, strict=True)
         columns |= {"rlnCoordinateX": x, "rlnCoordinateY": y, "rlnMicrographName": [word(text) for text in name]}
-    labels = ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle", "rlnPhaseShift")
-    labels += ("rlnCtfMaxResolution", "rlnCtfFigureOfMerit")
+    labels = ["rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle", "rlnPhaseShift"]
+    labels += ["rlnCtfMaxResolution", "rlnCtfFigureOfMerit"]
     columns |= dict(zip(labels, zip(*ctf, strict=True), strict=False))
     if not hasPhase:
         columns.pop("rlnPhaseShift", None)
     if any(classes):
         columns["rlnClassNumber"] = classes
     for name, values in zip(extra, zip(*extras, strict=True), strict=False):
-        # A column that some particles of a joined set lack cannot be written.
+        # Some particles of a joined set may lack a column, which then cannot be written.
         if None not in values and name not in columns:
             columns[name] = [word(value) if isinstance(value, str) else value for value in values]
     lost = not hasGroup and any(len(readOptics(key[0])) > 1 for key in known if key[0])
@@ -236,11 +236,11 @@ def _collect(particles):
 
 
 def _poses(collected, samplingRate):
-    wrong = findImproper(collected.matrices)
-    if wrong.any():
+    improper = findImproper(collected.matrices)
+    if improper.any():
         raise ConversionError(
-            f"Particle {collected.columns['rlnImageId'][int(wrong.argmax())]} has an alignment that is no rotation (it "
-            "is mirrored or scaled): give the particles of a 3D refinement."
+            f"Particle {collected.columns['rlnImageId'][int(improper.argmax())]} has an alignment that is not a "
+            "rotation (mirrored or scaled): give the particles of a 3D refinement."
         )
     labels = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi", "rlnOriginXAngst", "rlnOriginYAngst")
     return dict(zip(labels, posesOfMatrices(collected.matrices, samplingRate), strict=True))

@@ -1,6 +1,6 @@
-"""RELION's angles and origins, and the matrices that Scipion keeps instead.
+"""RELION's angles and origins, and Scipion's matrices.
 
-Scipion keeps the inverse of the 4 x 4 matrix that takes the volume to the image, with shifts in pixels.
+Scipion stores the inverse of the 4 x 4 matrix from the volume to the image, with shifts in pixels.
 """
 
 import numpy as np
@@ -22,10 +22,10 @@ def matricesOfPoses(rot, tilt, psi, x, y, samplingRate):
 
 
 def findImproper(matrices):
-    """Return (n,) whether the upper left of (n, 4, 4) matrices is no rotation."""
+    """Return an (n,) mask of the (n, 4, 4) matrices whose upper left is not a rotation."""
     rotation = matrices[:, :3, :3]
-    wrong = np.abs(rotation @ rotation.transpose(0, 2, 1) - np.eye(3)).max((1, 2)) > 1e-3
-    return wrong | (np.linalg.det(rotation) < 0)
+    improper = np.abs(rotation @ rotation.transpose(0, 2, 1) - np.eye(3)).max((1, 2)) > 1e-3
+    return improper | (np.linalg.det(rotation) < 0)
 
 
 def eulerAngles(rotation):
@@ -34,7 +34,7 @@ def eulerAngles(rotation):
     tilt = np.arctan2(sine, rotation[:, 2, 2])
     rot = np.arctan2(rotation[:, 2, 1], rotation[:, 2, 0])
     psi = np.arctan2(rotation[:, 1, 2], -rotation[:, 0, 2])
-    # Where the view is along z only the sum or difference of the angles is known.
+    # For views along z, only the sum or difference of rot and psi is defined.
     flat = sine < 1e-8
     up = np.where(rotation[:, 2, 2] > 0, 1, -1)
     rot = np.where(flat, 0, rot)

@@ -1,4 +1,4 @@
-"""What the engine found, brought back to Scipion's particles by their ids."""
+"""Results of the engine, assigned to Scipion's particles by their ids."""
 
 import numpy as np
 from emtable import Table
@@ -28,14 +28,14 @@ def readColumns(starFile, wanted):
     Parameters
     ----------
     starFile
-        that the engine wrote.
+        written by the engine.
     wanted
-        function that takes a label and says whether the column is read.
+        function that returns whether to read the column with a label.
 
     Returns
     -------
     dict
-        label to (n,) float64 array, with rlnImageId among them as int64.
+        (n,) float64 arrays by label, and rlnImageId as int64.
     """
     with open(starFile) as file:
         reader = Table.Reader(file, tableName="particles", guessType=False)
@@ -50,35 +50,29 @@ def readColumns(starFile, wanted):
 
 
 def readMotions(starFile):
-    """Read what the engine found for every particle.
-
-    Returns
-    -------
-    dict
-        labels of the engine's columns (dynHalf, dynMotion1, ...) and rlnImageId to arrays.
-    """
+    """Return the engine's columns (dynHalf, dynMotion1, ...) and rlnImageId, as `readColumns` does."""
     return readColumns(starFile, lambda label: label.startswith("dyn"))
 
 
 def motionCoordinates(columns):
-    """Return the (n, K) coordinates along the principal motions, Å rms, of what `readMotions` gave."""
+    """Return the (n, K) coordinates along the principal motions (Å rms) from the columns of `readMotions`."""
     count = sum(1 for label in columns if label.startswith("dynMotion") and label[len("dynMotion") :].isdigit())
     return np.stack([columns[f"dynMotion{number + 1}"] for number in range(count)], -1)
 
 
 def fillParticles(output, particles, columns, embedding):
-    """Fill a set with the particles that have results, each with its motion.
+    """Fill a set with the particles that have results, and add their motions.
 
-    A particle keeps everything that it had. It gets zFlex (coordinates along the principal motions, Å rms), zRed (two
-    numbers for drawing), and the attributes _dynHalf, _dynValidation, _dynMotionRms, _dynMotionError and
-    _dynMotionDisagreement (Å). Refined poses, if there are any, become its alignment.
+    A particle keeps all its attributes. It gets zFlex (coordinates along the principal motions, Å rms), zRed (two
+    coordinates for plots), and the attributes _dynHalf, _dynValidation, _dynMotionRms, _dynMotionError and
+    _dynMotionDisagreement (Å). Refined poses, if any, become its alignment.
 
     Parameters
     ----------
     output
         empty SetOfParticlesFlex.
     particles
-        SetOfParticles that the engine was given.
+        SetOfParticles that was the engine's input.
     columns
         as `readMotions` returns them.
     embedding
@@ -110,7 +104,7 @@ def fillParticles(output, particles, columns, embedding):
         filled.setObjId(particle.getObjId())
         filled.setObjLabel(particle.getObjLabel())
         filled.setObjComment(particle.getObjComment())
-        # The set takes what it stores from the object's attributes: those of the particle can be shared.
+        # The set stores the values of the attributes, so these can be the particle's own objects.
         for name, attribute in particle.getAttributes():
             if name not in _OWN_ATTRIBUTES:
                 setattr(filled, name, attribute)
@@ -129,14 +123,15 @@ def fillParticles(output, particles, columns, embedding):
         output.append(filled)
     if rowOf:
         raise ConversionError(
-            f"{len(rowOf)} particles of the run are not in the input set any more (e.g. id {next(iter(rowOf))}): run "
-            "the protocol again."
+            f"{len(rowOf)} particles of the run are no longer in the input set (e.g. id {next(iter(rowOf))}): run the "
+            "protocol again."
         )
 
 
 def _refinedMatrices(columns, samplingRate):
-    """Return Scipion's (n, 4, 4) matrices of poses that the engine refined, or None if it left them alone."""
+    """Return Scipion's (n, 4, 4) matrices of the refined poses, or None if the engine kept the poses."""
     labels = ("dynAngleRot", "dynAngleTilt", "dynAnglePsi", "dynOriginXAngst", "dynOriginYAngst")
     if labels[0] not in columns:
         return None
-    return matricesOfPoses(*(columns[label] for label in labels), samplingRate)
+    rot, tilt, psi, x, y = (columns[label] for label in labels)
+    return matricesOfPoses(rot, tilt, psi, x, y, samplingRate)

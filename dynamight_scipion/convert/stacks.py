@@ -1,4 +1,4 @@
-"""Image files: those that the engine reads, and the others made readable."""
+"""Image files, converted if the engine cannot read them."""
 
 import os
 
@@ -7,26 +7,26 @@ from pyworkflow.utils import cleanPath, createLink, makePath
 
 from .errors import ConversionError
 
-# What the engine reads; everything else is converted.
+# Formats that the engine reads; all others are converted.
 MRC = (".mrc", ".mrcs", ".map", ".st")
 
 
 def plainPath(path):
-    """Return a path without the format that some programs append to it, as in particles.mrc:mrcs."""
+    """Return a path without the format that some programs append, as in particles.mrc:mrcs."""
     head, colon, tail = path.rpartition(":")
     return head if colon and tail in ("mrc", "mrcs") else path
 
 
 def stackPaths(files, folder):
-    """Return for each of the particles' files the path to write, and sentences on what was converted."""
+    """Return the path to write for each image file, and sentences about conversions."""
     paths, converted = {}, []
     cleanPath(folder)
     for number, path in enumerate(files, 1):
         plain = plainPath(path)
         if not os.path.exists(plain):
-            raise ConversionError(f"The image file {plain} is not there: bring it back, or import the particles again.")
+            raise ConversionError(f"The image file {plain} is missing: restore it, or import the particles again.")
         extension = os.path.splitext(plain)[1].lower()
-        # RELION's files cannot hold these.
+        # STAR files of RELION cannot contain these.
         unfit = any(character.isspace() or character in "@'\"" for character in plain)
         if extension in MRC and not unfit:
             paths[path] = plain

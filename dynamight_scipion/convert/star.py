@@ -1,4 +1,4 @@
-"""STAR files as far as particles need them."""
+"""Writing of STAR files."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ def word(value):
 
 
 def writeLoop(file, name, columns):
-    """Write a table of a STAR file; `columns` maps labels to sequences."""
+    """Write one table of a STAR file; `columns` maps labels to sequences."""
     file.write(f"\n# version 30001\n\ndata_{name}\n\nloop_\n")
     for number, label in enumerate(columns, 1):
         file.write(f"_{label} #{number}\n")

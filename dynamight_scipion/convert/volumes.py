@@ -1,4 +1,4 @@
-"""Volumes and masks on the grid of the particles."""
+"""Volumes and masks in the box and sampling rate of the particles."""
 
 import os
 
@@ -11,12 +11,12 @@ from scipy import ndimage
 from .errors import ConversionError
 from .stacks import MRC, plainPath
 
-# Relative; what differs by less is the same.
+# Sampling rates with a smaller relative difference are equal.
 _SAME_SAMPLING = 0.005
 
 
 def describeVolume(volume, box, samplingRate, name):
-    """Say what would be done to a volume, without reading it.
+    """Describe the conversion of a volume without reading it.
 
     Parameters
     ----------
@@ -25,18 +25,18 @@ def describeVolume(volume, box, samplingRate, name):
     box, samplingRate
         of the particles, pixels and Å.
     name
-        what it is, for the sentence, such as "consensus map".
+        for the sentence, such as "consensus map".
 
     Returns
     -------
     tuple
-        an error (a sentence, or None) and a warning (likewise).
+        an error and a warning, each a sentence or None.
     """
     path = plainPath(volume.getFileName() or "")
     if not os.path.exists(path):
-        return f"The file of the {name} is not there ({path}): bring it back, or import it again.", None
+        return f"The file of the {name} is missing ({path}): restore it, or import it again.", None
     if not volume.getSamplingRate():
-        return f"The {name} has no sampling rate: import it with one.", None
+        return f"The {name} has no sampling rate: import it with a sampling rate.", None
     changes = _changes(volume, box, samplingRate)
     return None, f"The {name} has {', and '.join(changes)}: it will be resampled." if changes else None
 
@@ -46,20 +46,20 @@ def _changes(volume, box, samplingRate):
     changes = []
     dimensions = tuple(volume.getDim())
     if dimensions != (box,) * 3:
-        changes.append(f"{' x '.join(map(str, dimensions))} voxels where the particles have {box} pixels")
+        changes.append(f"{' x '.join(map(str, dimensions))} voxels (particles: {box} pixels)")
     if abs(volume.getSamplingRate() / samplingRate - 1) > _SAME_SAMPLING:
-        changes.append(f"{volume.getSamplingRate():.4g} Å a voxel where they have {samplingRate:.4g} Å")
+        changes.append(f"{volume.getSamplingRate():.4g} Å per voxel (particles: {samplingRate:.4g} Å)")
     offset = originOffset(volume)
     if offset.any():
-        changes.append(f"an origin that is ({', '.join(f'{value:.4g}' for value in offset)}) Å off its centre")
+        changes.append(f"an origin ({', '.join(f'{value:.4g}' for value in offset)}) Å from its centre")
     return changes
 
 
 def originOffset(volume):
-    """Return by how much (x, y, z; Å) a volume's content lies off the particles' centre, by its origin.
+    """Return the offset (x, y, z; Å) of a volume's centre from the particles' centre, according to its origin.
 
-    The centre of its box is where the origin says, by default at zero. An origin in the corner of the box is the
-    convention of atomic models, which says nothing of particles, and counts as none.
+    Without an origin, the offset is zero. An origin in the corner of the box is the convention of atomic models and
+    does not describe particles, so it also counts as zero.
     """
     if not volume.hasOrigin() or hasOriginInCorner(volume):
         return np.zeros(3)
@@ -69,37 +69,37 @@ def originOffset(volume):
 
 
 def hasOriginInCorner(volume):
-    """Whether a volume's origin says that its first voxel is at zero."""
+    """Whether a volume's origin is its first voxel."""
     return volume.hasOrigin() and np.allclose(volume.getOrigin().getShifts(), 0, atol=volume.getSamplingRate())
 
 
 def writeVolume(volume, box, samplingRate, target, name, isMask=False, path=None):
-    """Write a volume in the box and sampling of the particles.
+    """Write a volume in the box and sampling rate of the particles.
 
     Parameters
     ----------
     volume
         Volume.
     box, samplingRate
-        wanted, voxels and Å.
+        of the particles, pixels and Å.
     target
         path of the MRC file.
     name
-        what it is, for the sentences.
+        for the sentences.
     isMask
-        whether its values stay between 0 and 1 and are interpolated linearly.
+        keep values between 0 and 1, and interpolate linearly.
     path
-        of the file, if not the volume's own: one of its half-maps.
+        of the file, if not the volume's own (for half-maps).
 
     Returns
     -------
     list
-        sentences on what was changed.
+        sentences about changes.
 
     Raises
     ------
     ConversionError
-        if it cannot be read, or a mask has other values.
+        if it cannot be read, or a mask has values outside 0 to 1.
     """
     source = plainPath(path or volume.getFileName())
     data = _readVolume(source, target, name)
@@ -110,7 +110,7 @@ def writeVolume(volume, box, samplingRate, target, name, isMask=False, path=None
         )
     changes = _changes(volume, box, samplingRate)
     if data.shape != tuple(reversed(volume.getDim())):
-        raise ConversionError(f"{source} has another box than the {name} it belongs to: give maps of one refinement.")
+        raise ConversionError(f"{source} and the {name} have different boxes: give maps of one refinement.")
     if changes:
         data = resample(data, volume.getSamplingRate(), box, samplingRate, originOffset(volume), 1 if isMask else 3)
     if isMask:
@@ -120,7 +120,7 @@ def writeVolume(volume, box, samplingRate, target, name, isMask=False, path=None
         mrc.set_data(np.ascontiguousarray(data, dtype=np.float32))
         mrc.set_volume()
         mrc.voxel_size = samplingRate
-        # As Scipion places it where it is shown; the engine puts atoms there.
+        # Where Scipion displays the volume; the engine places atoms accordingly.
         mrc.header.origin = (0.0 if hasOriginInCorner(volume) else -box / 2 * samplingRate,) * 3
     return [f"The {name} has {', and '.join(changes)}: it was resampled."] if changes else []
 
@@ -128,7 +128,7 @@ def writeVolume(volume, box, samplingRate, target, name, isMask=False, path=None
 def _readVolume(path, target, name):
     """Return a volume as float32 [z, y, x]."""
     if not os.path.exists(path):
-        raise ConversionError(f"The file of the {name} is not there ({path}): bring it back, or import it again.")
+        raise ConversionError(f"The file of the {name} is missing ({path}): restore it, or import it again.")
     converted = None
     if os.path.splitext(path)[1].lower() not in MRC:
         converted = os.path.splitext(target)[0] + "_converted.mrc"
@@ -139,7 +139,7 @@ def _readVolume(path, target, name):
         data = np.array(mrc.data, dtype=np.float32)
     if converted:
         cleanPath(converted)
-    # A volume is a stack of one volume to some programs.
+    # Some programs write a volume as a stack of one.
     return data[0] if data.ndim == 4 else data
 
 
@@ -153,9 +153,9 @@ def resample(data, samplingRate, box, newSamplingRate, offset=(0, 0, 0), order=3
     samplingRate, newSamplingRate
         Å.
     box
-        size of the result, voxels.
+        of the result, voxels.
     offset
-        (x, y, z) of the volume's centre from the result's centre, Å.
+        (x, y, z) of the volume's centre relative to the result's centre, Å.
     order
         of the interpolating splines.
 
@@ -175,7 +175,7 @@ def resample(data, samplingRate, box, newSamplingRate, offset=(0, 0, 0), order=3
 
 
 def _lowpass(data, fraction):
-    """Remove what lies beyond a fraction of the Nyquist frequency."""
+    """Remove frequencies beyond a fraction of the Nyquist frequency."""
     z, y, x = data.shape
     frequency = np.meshgrid(np.fft.fftfreq(z), np.fft.fftfreq(y), np.fft.rfftfreq(x), indexing="ij", sparse=True)
     inside = sum(axis**2 for axis in frequency) <= (fraction / 2) ** 2

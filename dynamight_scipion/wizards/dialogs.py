@@ -1,4 +1,4 @@
-"""Dialogs of the wizards: a figure, controls under it, and a line that says what is chosen."""
+"""Dialogs of the wizards: a figure with controls, and a line that describes the choice."""
 
 import tkinter as tk
 from dataclasses import dataclass, field
@@ -27,14 +27,14 @@ _ACCENT = HALF_COLOURS[2]
 
 @dataclass(frozen=True)
 class Overlay:
-    """What is drawn over slices of a map.
+    """Drawing over slices of a map.
 
     Parameters
     ----------
     sentence
         shown under the slices.
     outlines
-        of each a volume [z, y, x], the value at which its line lies, and a colour.
+        a volume [z, y, x], its contour level and a colour for each.
     dots
         (n, 3) voxels [z, y, x] to mark.
     """
@@ -45,7 +45,7 @@ class Overlay:
 
 
 class FigureDialog(dialog.Dialog):
-    """A dialog with a figure; when it was closed with Select, `value` is what was chosen.
+    """A dialog with a figure. After Select, `value` is the choice.
 
     Parameters
     ----------
@@ -56,9 +56,9 @@ class FigureDialog(dialog.Dialog):
     explanation
         shown above the figure.
     size
-        of the figure, width and height in inches.
+        width and height of the figure in inches.
     canSelect
-        whether something is chosen, or only shown.
+        whether the user can choose something.
     """
 
     def __init__(self, parent, title, explanation, size, canSelect=True):
@@ -68,7 +68,7 @@ class FigureDialog(dialog.Dialog):
         dialog.Dialog.__init__(self, parent, title, buttons=buttons, default=buttons[0][0])
 
     def body(self, frame):
-        """Put explanation, figure, controls and message one under the other."""
+        """Create explanation, figure, controls and message, from top to bottom."""
         width = int(self._size[0] * 100)
         tk.Label(frame, text=self._explanation, justify=tk.LEFT, wraplength=width).grid(sticky="w", padx=5, pady=5)
         self.figure = Figure(figsize=self._size, layout="constrained")
@@ -82,17 +82,17 @@ class FigureDialog(dialog.Dialog):
         self.draw()
 
     def createControls(self, frame):
-        """Create what is under the figure; for dialogs that have something there."""
+        """Create the controls under the figure, if any."""
 
     def draw(self):
         """Draw the figure for the first time."""
         raise NotImplementedError
 
     def getValue(self):
-        """Return what is chosen now."""
+        """Return the current choice."""
 
     def apply(self):
-        """Keep what was chosen, before the window goes."""
+        """Keep the choice before the window closes."""
         self.value = self.getValue()
 
     def say(self, text):
@@ -101,7 +101,7 @@ class FigureDialog(dialog.Dialog):
 
 
 class SlicesDialog(FigureDialog):
-    """Three slices through a map, with something drawn over them that a slider changes.
+    """Three slices through a map, with an overlay that a slider changes.
 
     Parameters
     ----------
@@ -110,11 +110,11 @@ class SlicesDialog(FigureDialog):
     volume
         [z, y, x].
     centre
-        (z, y, x) voxel that the slices go through.
+        (z, y, x) voxel common to the slices.
     overlay
         function of the slider's value (None without a slider) that returns an `Overlay`.
     slider
-        its label, lowest, highest and first value, and step; None if there is nothing to choose.
+        label, lowest, highest and initial value, and step; None if there is nothing to choose.
     """
 
     def __init__(self, parent, title, explanation, volume, centre, overlay, slider=None):
@@ -145,13 +145,13 @@ class SlicesDialog(FigureDialog):
         return None if self._slider is None else self._scale.get()
 
     def draw(self):
-        """Draw the slices, and what lies over them."""
+        """Draw the slices and the overlay."""
         low, high = greyLimits([self._volume])
         self._panels = []
-        for axes, axis in zip(self.figure.subplots(1, 3), "zyx", strict=True):
+        for axes, axis in zip(self.figure.subplots(1, 3, squeeze=False)[0], "zyx", strict=True):
             index = int(self._centre["zyx".index(axis)])
             axes.imshow(sliceOf(self._volume, axis, index), cmap="gray", vmin=low, vmax=high, origin="lower")
-            axes.set_title(f"across {axis}", fontsize=10, color=SOFT)
+            axes.set_title(f"perpendicular to {axis}", fontsize=10, color=SOFT)
             axes.set_xticks([])
             axes.set_yticks([])
             self._panels.append((axes, axis, index))
@@ -159,13 +159,13 @@ class SlicesDialog(FigureDialog):
         self._update()
 
     def _schedule(self):
-        # The slider reports every pixel of its way.
+        # The slider reports every pixel that it moves.
         if self._pending:
             self.after_cancel(self._pending)
         self._pending = self.after(60, self._update)
 
     def _update(self):
-        """Draw what belongs to the slider's value."""
+        """Draw the overlay of the slider's value."""
         self._pending = None
         for artist in self._drawn:
             artist.remove()
@@ -184,15 +184,19 @@ class SlicesDialog(FigureDialog):
         self.canvas.draw_idle()
 
 
+def _label(parent, text="", colour=INK):
+    return tk.Label(parent, text=text, fg=colour, justify=tk.LEFT, wraplength=560)
+
+
 class GaussiansDialog(dialog.Dialog):
-    """The number of Gaussians from a molecular mass, or from a volume; `value` when it was closed with Select.
+    """Number of Gaussians from a molecular mass or a volume. After Select, `value` is the number.
 
     Parameters
     ----------
     parent
         Tk window.
     volumes
-        dict of names and sizes (Å³); the first is that of the molecule in the map.
+        sizes (Å³) by name; the first is the molecule in the map.
     """
 
     def __init__(self, parent, volumes):
@@ -202,12 +206,11 @@ class GaussiansDialog(dialog.Dialog):
 
     def body(self, frame):
         """Create the fields."""
-        style = {"justify": tk.LEFT, "wraplength": 560}
         explanation = (
-            "One or two Gaussians for each residue (of 110 Da) follow the density of a protein. More cost time and "
-            "memory in proportion, fewer cannot follow the motion of small parts."
+            "Use one or two Gaussians per residue (110 Da). Time and memory are proportional to their number. With too "
+            "few, the model cannot follow the motion of small parts."
         )
-        tk.Label(frame, text=explanation, **style).grid(columnspan=2, sticky="w", padx=5, pady=5)
+        _label(frame, explanation).grid(columnspan=2, sticky="w", padx=5, pady=5)
         self._source = tk.StringVar(value="")
         first = next(iter(self._volumes.values()))
         self._mass = tk.StringVar(value=f"{massOfVolume(first):.0f}")
@@ -216,10 +219,12 @@ class GaussiansDialog(dialog.Dialog):
         )
         tk.Entry(frame, textvariable=self._mass, width=10).grid(row=1, column=1, sticky="w", pady=5)
         for name, size in self._volumes.items():
-            text = f"Volume of {name}: {size:,.0f} Å³, which would be {massOfVolume(size):,.0f} kDa of protein"
+            text = f"Volume of {name}: {size:,.0f} Å³, or {massOfVolume(size):,.0f} kDa of protein"
             tk.Radiobutton(frame, text=text, variable=self._source, value=name).grid(columnspan=2, sticky="w", padx=5)
-        note = "Volumes are rather too large: a map is smoothed to find the molecule in it, and masks have margins."
-        tk.Label(frame, text=note, fg=SOFT, **style).grid(columnspan=2, sticky="w", padx=5, pady=5)
+        note = (
+            "Volumes tend to be too large: the map is low-pass filtered to find the molecule, and masks have margins."
+        )
+        _label(frame, note, SOFT).grid(columnspan=2, sticky="w", padx=5, pady=5)
         self._perResidue = LabelSlider(
             frame,
             "Gaussians per residue",
@@ -232,14 +237,14 @@ class GaussiansDialog(dialog.Dialog):
             callback=lambda *_: self._update(),
         )
         self._perResidue.grid(columnspan=2, sticky="w")
-        self._result = tk.Label(frame, fg=INK, **style)
+        self._result = _label(frame)
         self._result.grid(columnspan=2, sticky="w", padx=5, pady=8)
         for variable in (self._mass, self._source):
             variable.trace_add("write", lambda *_: self._update())
         self._update()
 
     def getValue(self):
-        """Return the number of Gaussians, or None if the mass is no number above 0."""
+        """Return the number of Gaussians, or None if the mass is not a number above 0."""
         source = self._source.get()
         try:
             mass = massOfVolume(self._volumes[source]) if source else float(self._mass.get())
@@ -248,24 +253,24 @@ class GaussiansDialog(dialog.Dialog):
         return gaussiansOfMass(mass, self._perResidue.get()) if mass > 0 else None
 
     def validate(self):
-        """Refuse a mass that is no number."""
+        """Accept only a number above 0 as the mass."""
         return self.getValue() is not None
 
     def apply(self):
-        """Keep what was chosen, before the window goes."""
+        """Keep the choice before the window closes."""
         self.value = self.getValue()
 
     def _update(self):
         count = self.getValue()
         if count is None:
-            self._result.config(text="Give the mass as a number above 0.")
+            self._result.config(text="Enter the mass as a number above 0.")
             return
         name, size = next(iter(self._volumes.items()))
         self._result.config(text=f"{count:,} Gaussians, {spacing(size, count):.1f} Å apart in {name}.")
 
 
 class MotionDialog(FigureDialog):
-    """The principal motions, one of which is chosen with a click.
+    """The principal motions; a click chooses one.
 
     Parameters
     ----------
@@ -274,7 +279,7 @@ class MotionDialog(FigureDialog):
     results
         `Results` of the model.
     number
-        of the motion chosen first, from 1.
+        of the initially chosen motion, from 1.
     """
 
     def __init__(self, parent, results, number):
@@ -284,7 +289,7 @@ class MotionDialog(FigureDialog):
             self,
             parent,
             "Principal motions",
-            "How the particles of each half lie along the motions that both halves have in common. Click on one.",
+            "Distribution of the particles of each half-set along the principal motions. Click a motion to choose it.",
             (10, 0.5 + 2.3 * rows),
         )
 
@@ -315,28 +320,28 @@ class MotionDialog(FigureDialog):
                 self._show()
 
     def _show(self):
-        """Mark the chosen motion and say what it is."""
+        """Mark and describe the chosen motion."""
         for number, axes in enumerate(self._axes, 1):
             axes.set_facecolor("#fbeee6" if number == self._number else "white")
         values = self._results.particles.coordinates[:, self._number - 1]
         low, high = np.quantile(values, [0.025, 0.975])
-        share = describeShare(self._results.shares[self._number - 1])
+        explained = describeShare(self._results.shares[self._number - 1])
         self.say(
-            f"Motion {self._number}: {share} of all motion; 95 % of the particles lie from {low:.2f} to {high:.2f} Å."
+            f"Motion {self._number}: {explained} of the variance; 95 % of particles from {low:.2f} to {high:.2f} Å rms."
         )
         self.canvas.draw_idle()
 
 
 PARTICLE, PATH, REGION = "particle", "path", "region"
-_WHAT = {
-    PARTICLE: "Click on a particle.",
-    PATH: "Click on the points of the path, in order. Motions that are not drawn stay at their mean.",
+_INSTRUCTIONS = {
+    PARTICLE: "Click a particle.",
+    PATH: "Click the points of the path in order. Coordinates along other motions are zero.",
     REGION: "Drag a rectangle around the particles to keep.",
 }
 
 
 class PlaneDialog(FigureDialog):
-    """Particles along two motions: one is picked, a path is drawn through them, or a region around them.
+    """Particles along two motions, to choose a particle, a path or a region.
 
     Parameters
     ----------
@@ -351,41 +356,42 @@ class PlaneDialog(FigureDialog):
     def __init__(self, parent, results, purpose):
         self._results, self._purpose = results, purpose
         self._picked, self._points, self._extents = None, [], None
-        FigureDialog.__init__(self, parent, "Particles along the motions", _WHAT[purpose], (7.5, 5.6))
+        FigureDialog.__init__(self, parent, "Particles along the motions", _INSTRUCTIONS[purpose], (7.5, 5.6))
 
     def createControls(self, frame):
-        """Create the choice of motions, and buttons that take points back."""
+        """Create the choice of motions, and a button that removes points."""
         count = self._results.particles.coordinates.shape[1]
         names = [f"motion {k + 1} ({describeShare(share)})" for k, share in enumerate(self._results.shares)]
         self._combos = []
-        for column, (label, first) in enumerate((("Across", 0), ("Up", min(1, count - 1)))):
+        for column, (label, first) in enumerate((("X", 0), ("Y", min(1, count - 1)))):
             tk.Label(frame, text=label).grid(row=0, column=2 * column, padx=5)
             combo = ComboBox(frame, names, initial=names[first], onChange=lambda _: self._replace())
             combo.grid(row=0, column=2 * column + 1)
             self._combos.append(combo)
         if self._purpose == PATH:
-            tk.Button(frame, text="Take back", command=self._takeBack).grid(row=0, column=4, padx=10)
+            tk.Button(frame, text="Undo", command=self._undo).grid(row=0, column=4, padx=10)
 
     def draw(self):
         """Draw the particles."""
-        self._axes = self.figure.subplots()
+        self._axes = self.figure.add_subplot()
         self.canvas.mpl_connect("button_press_event", self._clicked)
         self._replace()
 
     def getMotions(self):
-        """Return the two motions that are drawn, from 0."""
+        """Return the two motions of the axes, from 0."""
         return [combo.getValue() for combo in self._combos]
 
     def _replace(self):
-        """Draw the particles in the plane that was chosen; what was chosen in another is dropped."""
+        """Draw the particles along the chosen motions, and clear the choice."""
         self._picked, self._points, self._extents, self._marks = None, [], None, []
         particles, motions = self._results.particles, self.getMotions()
-        places = particles.coordinates[:, motions]
+        x, y = particles.coordinates[:, motions].T
         self._axes.clear()
         self._axes.scatter(
-            *places.T,
+            x,
+            y,
             c=particles.motion,
-            s=float(np.clip(6000 / len(places), 1.5, 16)),
+            s=float(np.clip(6000 / len(x), 1.5, 16)),
             linewidths=0,
             cmap="viridis",
             alpha=0.8,
@@ -393,7 +399,7 @@ class PlaneDialog(FigureDialog):
         )
         self._axes.set_xlabel(f"motion {motions[0] + 1} (Å rms)")
         self._axes.set_ylabel(f"motion {motions[1] + 1} (Å rms)")
-        # A selector, which begins at the origin, would change the view.
+        # Otherwise the selector, which starts at the origin, changes the view.
         self._axes.set_xlim(self._axes.get_xlim())
         self._axes.set_ylim(self._axes.get_ylim())
         if self._purpose == REGION:
@@ -404,7 +410,7 @@ class PlaneDialog(FigureDialog):
                 interactive=True,
                 props={"facecolor": _ACCENT, "alpha": 0.15, "edgecolor": _ACCENT},
             )
-        self.say("Nothing is chosen yet.")
+        self.say("Nothing chosen yet.")
         self.canvas.draw_idle()
 
     def _clicked(self, event):
@@ -414,8 +420,8 @@ class PlaneDialog(FigureDialog):
             self._points.append((event.xdata, event.ydata))
             self._drawPath()
             return
-        places = self._axes.transData.transform(self._results.particles.coordinates[:, self.getMotions()])
-        nearest = int(np.argmin(np.square(places - (event.x, event.y)).sum(1)))
+        pixels = self._axes.transData.transform(self._results.particles.coordinates[:, self.getMotions()])
+        nearest = int(np.argmin(np.square(pixels - (event.x, event.y)).sum(1)))
         self._picked = nearest
         self._mark([self._results.particles.coordinates[nearest, self.getMotions()]])
         particles = self._results.particles
@@ -424,13 +430,13 @@ class PlaneDialog(FigureDialog):
             f"error {particles.error[nearest]:.2f} Å rms."
         )
 
-    def _takeBack(self):
+    def _undo(self):
         del self._points[-1:]
         self._drawPath()
 
     def _drawPath(self):
         self._mark(self._points)
-        self.say(f"{len(self._points)} points." + (" A path needs two." if len(self._points) < 2 else ""))
+        self.say(f"{len(self._points)} points." + (" A path needs at least two." if len(self._points) < 2 else ""))
 
     def _mark(self, points):
         for artist in self._marks:
@@ -453,18 +459,18 @@ class PlaneDialog(FigureDialog):
         self.say(f"{inside:,} of {len(x):,} particles.")
 
     def validate(self):
-        """Refuse where nothing was chosen."""
+        """Accept only a complete choice."""
         if self._purpose == PATH:
             return len(self._points) >= 2
         return (self._picked if self._purpose == PARTICLE else self._extents) is not None
 
     def getValue(self):
-        """Return the id of a particle, or the text of a path or a region as the forms take it."""
+        """Return the id of a particle, or the text of a path or a region for the form."""
         if self._purpose == PARTICLE:
             return int(self._results.particles.ids[self._picked])
         if self._purpose == PATH:
             return pathText(self._points, self.getMotions())
-        left, right, bottom, top = self._extents
+        left, right, bottom, top = self._selector.extents
         return regionText(self.getMotions(), ((left, right), (bottom, top)))
 
 

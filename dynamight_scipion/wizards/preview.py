@@ -1,6 +1,6 @@
-"""What the engine will take for the molecule, worked out here so that a wizard can show it at once.
+"""The molecule as the engine will find it in the map, computed here so that a wizard can show it at once.
 
-The rule is the engine's; its tests and ours hold one to the other. Nothing of this goes into a run.
+This is the engine's rule, and tests compare the two. A run does not use it.
 """
 
 from dataclasses import dataclass
@@ -8,29 +8,29 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import fft, ndimage
 
-# Scale at which the engine tells molecule from noise, Å.
+# Resolution at which the engine separates the molecule from noise, Å.
 RESOLUTION = 15.0
-# Voxels that show this resolution, Å: a slider shall move smoothly with large boxes, too.
+# Voxels that still show this resolution, Å: a slider must move smoothly with large boxes.
 _COARSEST = 4.0
-# Mass of a residue (kDa), and volume that protein takes (Å³ for each kDa, at 1.35 g/cm³).
+# Mass of a residue (kDa), and volume of protein (Å³ per kDa, at 1.35 g/cm³).
 RESIDUE_MASS = 0.11
 VOLUME_OF_MASS = 1230.0
 
 
 @dataclass(frozen=True)
 class SmoothMap:
-    """A consensus map at the resolution at which the molecule is found in it.
+    """A consensus map, low-pass filtered to find the molecule.
 
     Parameters
     ----------
     volume
-        [z, y, x], low-passed.
+        [z, y, x], low-pass filtered.
     samplingRate
         Å.
     automatic
-        threshold that the engine takes if none is given.
+        default threshold of the engine.
     strongest
-        density that nearly nothing exceeds.
+        density that hardly any voxel exceeds.
     """
 
     volume: np.ndarray
@@ -40,7 +40,7 @@ class SmoothMap:
 
     @classmethod
     def of(cls, volume, samplingRate):
-        """Return the smooth map of a consensus map [z, y, x]."""
+        """Return the filtered map of a consensus map [z, y, x]."""
         smooth, samplingRate = _lowpass(volume, samplingRate, max(RESOLUTION, 3 * samplingRate))
         box = len(smooth)
         distance = _distances(box)
@@ -50,7 +50,7 @@ class SmoothMap:
         return cls(smooth, samplingRate, max(4 * noise, 0.08 * strongest), strongest)
 
     def findMolecule(self, threshold):
-        """Return where the Gaussians go, as a mask [z, y, x]; empty if nothing is above the threshold."""
+        """Return a mask [z, y, x] of where Gaussians will be placed; empty if nothing exceeds the threshold."""
         box = len(self.volume)
         labels, count = ndimage.label((self.volume > threshold) & (_distances(box) <= box / 2 - 1))
         if not count:
@@ -69,9 +69,9 @@ def _distances(box):
 
 
 def _lowpass(volume, samplingRate, resolution):
-    """Low-pass filter a volume at a resolution (Å), on no finer a grid than that needs.
+    """Low-pass filter a volume at a resolution (Å), on a grid no finer than necessary.
 
-    The filter has a raised-cosine edge of three Fourier voxels, as the engine's.
+    The filter has a raised-cosine edge of three Fourier voxels, like the engine's.
 
     Returns
     -------
@@ -89,7 +89,7 @@ def _lowpass(volume, samplingRate, resolution):
 
 
 def fill(mask, count):
-    """Return (count, 3) random places [z, y, x] in a mask, voxels: as the Gaussians start; none if it is empty."""
+    """Return (count, 3) random positions [z, y, x] in a mask (voxels), like the initial Gaussians; none if empty."""
     random = np.random.default_rng(0)
     voxels = np.argwhere(mask)
     if not len(voxels):
@@ -98,15 +98,15 @@ def fill(mask, count):
 
 
 def spacing(volume, count):
-    """Return how far apart so many Gaussians lie in a volume (Å³), Å."""
+    """Return the spacing (Å) of `count` Gaussians in a volume (Å³)."""
     return (volume / count) ** (1 / 3)
 
 
 def gaussiansOfMass(mass, perResidue):
-    """Return the number of Gaussians for a molecular mass (kDa), with so many for each residue."""
+    """Return the number of Gaussians for a molecular mass (kDa)."""
     return max(50, round(mass / RESIDUE_MASS * perResidue))
 
 
 def massOfVolume(volume):
-    """Return the mass (kDa) of protein that fills a volume (Å³)."""
+    """Return the mass (kDa) of protein in a volume (Å³)."""
     return volume / VOLUME_OF_MASS

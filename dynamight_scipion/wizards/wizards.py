@@ -1,4 +1,4 @@
-"""What the wizards read from a form, which dialog they open, and what they write back."""
+"""Wizards: what they read from a form, the dialog that they open, and what they write to the form."""
 
 import os
 
@@ -28,11 +28,11 @@ _INSIDE, _EDGE = HALF_COLOURS[2], HALF_COLOURS[1]
 
 
 class _Missing(Exception):
-    """An input that a wizard needs and the form does not have; the message asks for it."""
+    """An input that a wizard needs is missing; the message asks for it."""
 
 
 def _mapOnParticles(protocol):
-    """Return the consensus map of a form [z, y, x] as the engine will get it, and its sampling rate (Å)."""
+    """Return the consensus map of a form [z, y, x], converted for the engine, and its sampling rate (Å)."""
     particles, volume = protocol.inputParticles.get(), protocol.inputVolume.get()
     if particles is None or volume is None:
         raise _Missing("Choose the particles and the consensus map first.")
@@ -40,7 +40,7 @@ def _mapOnParticles(protocol):
 
 
 def _onGrid(volume, box, samplingRate, protocol, name, isMask=False):
-    """Return a volume [z, y, x] as a protocol would convert it, and its sampling rate."""
+    """Return a volume [z, y, x], converted as by a protocol, and its sampling rate (Å)."""
     folder = protocol.getProject().getTmpPath()
     path = os.path.join(folder, f"wizard_{'mask' if isMask else 'map'}.mrc")
     convert.writeVolume(volume, box, samplingRate, path, name, isMask=isMask)
@@ -56,20 +56,20 @@ def _results(protocol):
     if model is None:
         raise _Missing("Choose the model first.")
     if model.getMissingFiles():
-        raise _Missing(f"Files of the model are missing, e.g. {model.getMissingFiles()[0]}: bring them back.")
+        raise _Missing(f"Files of the model are missing, e.g. {model.getMissingFiles()[0]}: restore them.")
     return Results(model)
 
 
 def _centre(mask):
-    """Return the voxel (z, y, x) in the middle of a mask."""
+    """Return the voxel (z, y, x) at the centre of a mask."""
     return np.round(ndimage.center_of_mass(mask)).astype(int) if mask.any() else np.array(mask.shape) // 2
 
 
 class _FormWizard(Wizard):
-    """A wizard that says which input it needs where that is missing, or cannot be read."""
+    """A wizard that shows a warning if an input is missing or cannot be read."""
 
     def show(self, form, *params):
-        """Open the dialog for the parameter whose button was clicked."""
+        """Open the dialog of the parameter whose button was clicked."""
         try:
             self._show(form, form.wizParamName)
         except (_Missing, convert.ConversionError) as error:
@@ -97,12 +97,12 @@ class DynamightDiameterWizard(MaskRadiusWizard):
         MaskRadiusWizard.show(self, form, (diameter or 0) / 2, "particleDiameter", UNIT_ANGSTROM)
 
     def setVar(self, form, label, value):
-        """Write the diameter of the circle whose radius (Å) was chosen."""
+        """Write the diameter for the chosen radius (Å)."""
         form.setVar(label, 2 * value)
 
 
 class DynamightThresholdWizard(_FormWizard):
-    """Threshold of the map: where the Gaussians would go, on slices."""
+    """Threshold of the map: where Gaussians will be placed, on slices."""
 
     _targets = [(DynamightProtDeformations, ["threshold"])]
 
@@ -119,20 +119,20 @@ class DynamightThresholdWizard(_FormWizard):
             inside = smooth.findMolecule(threshold)
             size = inside.sum() * smooth.samplingRate**3
             if not size:
-                return Overlay("Nothing is above this threshold: lower it.")
+                return Overlay("No density exceeds this threshold: lower it.")
             return Overlay(
                 f"Threshold {threshold:.3g} (automatic: {smooth.automatic:.3g}): {count:,} Gaussians in "
                 f"{size:,.0f} Å³, {spacing(size, count):.1f} Å apart.",
-                [(inside, 0.5, _EDGE)],
+                ((inside, 0.5, _EDGE),),
                 fill(inside, count),
             )
 
         shown = SlicesDialog(
             form.root,
             "Map threshold",
-            "The map as the molecule is found in it, low-passed at 15 Å. Gaussians (dots) start inside the outline. "
-            "Weak, flexible density should be inside, solvent outside. Leave the field of the form empty for the "
-            "automatic value.",
+            "The map, low-pass filtered at 15 Å to find the molecule. Gaussians (dots) are initialised inside the "
+            "outline. Choose a threshold that includes weak, flexible density and excludes solvent. For the automatic "
+            "value, leave the field of the form empty.",
             smooth.volume,
             _centre(smooth.findMolecule(first)),
             overlay,
@@ -143,7 +143,7 @@ class DynamightThresholdWizard(_FormWizard):
 
 
 class DynamightGaussiansWizard(_FormWizard):
-    """Number of Gaussians from the molecular mass, or the volume of the mask or the molecule."""
+    """Number of Gaussians, from the molecular mass or the volume of mask or molecule."""
 
     _targets = [(DynamightProtDeformations, ["nGaussians"])]
 
@@ -154,53 +154,53 @@ class DynamightGaussiansWizard(_FormWizard):
         threshold = protocol.threshold.get()
         inside = smooth.findMolecule(smooth.automatic if threshold is None else threshold)
         if not inside.any():
-            raise _Missing("Nothing of the map is above its threshold: lower this first.")
-        volumes = {"the map above its threshold": inside.sum() * smooth.samplingRate**3}
+            raise _Missing("No density exceeds the map threshold: lower it first.")
+        volumes = {"the map above the threshold": inside.sum() * smooth.samplingRate**3}
         if protocol.inputMask.get() is not None:
             mask, _ = _onGrid(protocol.inputMask.get(), len(volume), samplingRate, protocol, "mask", isMask=True)
-            volumes["the mask of allowed motion"] = (mask > 0.5).sum() * samplingRate**3
+            volumes["the mask of the flexible region"] = (mask > 0.5).sum() * samplingRate**3
         shown = GaussiansDialog(form.root, volumes)
         if shown.resultYes():
             form.setVar(name, shown.value)
 
 
 class DynamightMaskWizard(_FormWizard):
-    """A mask over the map that it belongs to."""
+    """A mask over its map."""
 
     _targets = [(DynamightProtDeformations, ["inputMask"]), (DynamightProtReconstruct, ["inputMask"])]
 
     def _show(self, form, name):
         protocol = form.protocol
-        given = protocol.inputMask.get()
-        if given is None:
-            raise _Missing("Choose a mask first: the wizard shows it over the map.")
+        source = protocol.inputMask.get()
+        if source is None:
+            raise _Missing("Choose a mask first.")
         if isinstance(protocol, DynamightProtDeformations):
             volume, samplingRate = _mapOnParticles(protocol)
         else:
             model = _results(protocol).model
             volume, samplingRate = readVolume(model.getConsensusMap()), model.getSamplingRate()
-        mask, _ = _onGrid(given, len(volume), samplingRate, protocol, "mask", isMask=True)
+        mask, _ = _onGrid(source, len(volume), samplingRate, protocol, "mask", isMask=True)
         smooth = SmoothMap.of(volume, samplingRate)
-        # The smooth map may have larger voxels: those of the mask at their places.
-        places = np.argwhere(smooth.findMolecule(smooth.automatic)) * smooth.samplingRate / samplingRate
-        inside = mask[tuple(np.minimum(places.round().astype(int), len(mask) - 1).T)]
-        share = 100 * inside.mean() if len(inside) else 0.0
-        sentence = f"{share:.0f} % of the molecule lies in the mask."
-        # A soft edge holds at least a layer of voxels around what is inside.
+        # Voxels of the mask at the positions of the filtered map's voxels, which may be larger.
+        positions = np.argwhere(smooth.findMolecule(smooth.automatic)) * smooth.samplingRate / samplingRate
+        inside = mask[tuple(np.minimum(positions.round().astype(int), len(mask) - 1).T)]
+        percent = 100 * inside.mean() if len(inside) else 0.0
+        sentence = f"{percent:.0f} % of the molecule is inside the mask."
+        # A soft edge contains at least one layer of voxels around the inside.
         if ((mask > 0.01) & (mask < 0.99)).sum() < (mask >= 0.99).sum() ** (2 / 3):
-            sentence += " Its edge is hard: give it a soft one, some Å wide."
+            sentence += " The edge is hard: add a soft edge a few Å wide."
         SlicesDialog(
             form.root,
             "Mask",
-            "The mask over the consensus map: where it is 1 (inner line) and where it begins (outer line).",
+            "The mask over the consensus map. Inside the inner line it is 1; outside the outer line it is 0.",
             volume,
             _centre(mask > 0.5),
-            lambda _: Overlay(sentence, [(mask, 0.99, _INSIDE), (mask, 0.01, _EDGE)]),
+            lambda _: Overlay(sentence, ((mask, 0.99, _INSIDE), (mask, 0.01, _EDGE))),
         )
 
 
 class DynamightReachWizard(_FormWizard):
-    """How far from the Gaussians the map moves with them, on slices."""
+    """Distance from the Gaussians that moves with them, on slices."""
 
     _targets = [(DynamightProtReconstruct, ["regionRadius"])]
 
@@ -208,8 +208,8 @@ class DynamightReachWizard(_FormWizard):
         results = _results(form.protocol)
         model = results.model
         volume, samplingRate = readVolume(model.getConsensusMap()), model.getSamplingRate()
-        places = np.stack([results.points[axis] for axis in "zyx"], -1)
-        voxels = np.round(places / samplingRate).astype(int) + len(volume) // 2
+        points = np.stack([results.points[axis] for axis in "zyx"], -1)
+        voxels = np.round(points / samplingRate).astype(int) + len(volume) // 2
         empty = np.ones(volume.shape, dtype=bool)
         empty[tuple(voxels[((voxels >= 0) & (voxels < len(volume))).all(1)].T)] = False
         distance = ndimage.distance_transform_edt(empty, sampling=samplingRate)
@@ -217,21 +217,20 @@ class DynamightReachWizard(_FormWizard):
         def overlay(reach):
             inside = 100 * (distance <= reach).mean()
             return Overlay(
-                f"{reach:g} Å: {inside:.0f} % of the box moves with the molecule (inner line); what lies between the "
-                "lines moves less and less.",
-                [(distance, reach, _INSIDE), (distance, 2 * reach, _EDGE)],
+                f"{reach:g} Å: {inside:.0f} % of the box moves with the molecule (inner line). Between the lines, "
+                "motion decreases to zero.",
+                ((distance, reach, _INSIDE), (distance, 2 * reach, _EDGE)),
             )
 
         first = min(max(form.protocol.regionRadius.get() or 10.0, 2), 40)
         shown = SlicesDialog(
             form.root,
-            "Reach of the motion",
-            "Density within this distance of the Gaussians is moved with them. It should hold all that belongs to the "
-            "molecule.",
+            "Distance from Gaussians that moves",
+            "Density within this distance of the Gaussians moves with them. Include the whole molecule.",
             volume,
             _centre(distance <= samplingRate),
             overlay,
-            ("Reach (Å)", 2, 40, first, 0.5),
+            ("Distance (Å)", 2, 40, first, 0.5),
         )
         if shown.resultYes():
             form.setVar(name, f"{shown.value:g}")
@@ -251,7 +250,7 @@ class DynamightMotionWizard(_FormWizard):
 
 
 class DynamightPlaneWizard(_FormWizard):
-    """A particle, a path or a region, picked among the particles along two motions."""
+    """A particle, a path or a region, chosen in a plot of particles along two motions."""
 
     _PURPOSES = {
         "firstParticle": PARTICLE,

@@ -154,7 +154,7 @@ def test_subsets_keep_ids_and_disabled_particles_are_left_out(imported, tmp_path
 
     thinned = rebuilt(imported, tmp_path / "thin.sqlite", thin)
     notes = convert.writeParticles(thinned, str(tmp_path / "p.star"), str(tmp_path / "stacks"))
-    assert notes == ["28 disabled particles are left out."]
+    assert notes == ["28 disabled particles are omitted."]
     ids = starfile.read(tmp_path / "p.star")["particles"]["rlnImageId"]
     assert sorted(ids) == [i for i in range(21, 301) if i % 10]
     assert convert.checkParticles(thinned) == ([], [])
@@ -252,7 +252,7 @@ def mirrored(particle):
 
 
 def test_a_mirrored_alignment_is_refused_by_id(imported, tmp_path):
-    with pytest.raises(ConversionError, match="Particle 5 has an alignment that is no rotation"):
+    with pytest.raises(ConversionError, match="Particle 5 has an alignment that is not a rotation"):
         written(rebuilt(imported, tmp_path / "mirrored.sqlite", mirrored), tmp_path)
 
 
@@ -306,12 +306,12 @@ def empty(particles, path):
     [
         (one_half, "All particles are in half-set 1"),
         (odd_half, "half-set 0"),
-        (gone, "image files are not all there (missing: 1, e.g. "),
+        (gone, "Image files of the particles are missing (1, e.g. "),
         (few, "There are 50 enabled particles"),
         (aligned_in_2d, "no 3D alignment"),
         (without_ctf, "no CTF"),
         (flipped, "CTF-corrected"),
-        (still_open, "still being produced"),
+        (still_open, "is still open"),
         (empty, "is empty"),
     ],
 )
@@ -354,7 +354,7 @@ def test_results_are_matched_by_id(imported, tmp_path):
 def test_a_particle_that_is_not_there_any_more_is_told(imported, tmp_path):
     output = SetOfParticlesFlex(filename=str(tmp_path / "flex.sqlite"))
     output.copyInfo(imported)
-    with pytest.raises(ConversionError, match="1 particles of the run are not in the input set any more"):
+    with pytest.raises(ConversionError, match="1 particles of the run are no longer in the input set"):
         convert.fillParticles(output, imported, results(range(1, 302)), np.zeros((301, 2)))
 
 
@@ -429,7 +429,7 @@ def test_an_origin_off_the_centre_moves_the_map_and_one_in_the_corner_does_not(t
     volume.setOrigin(Transform())
     volume.getOrigin().setShifts(-96 + 12, -96, -96 - 18)
     (note,) = convert.writeVolume(volume, 32, PIXEL, str(tmp_path / "out.mrc"), "map")
-    assert "(12, 0, -18) Å off its centre" in note
+    assert "an origin (12, 0, -18) Å from its centre" in note
     np.testing.assert_allclose(mrcfile.read(tmp_path / "out.mrc"), blob(32, PIXEL, (12, 0, -18)), atol=0.02)
 
     volume.getOrigin().setShifts(0, 0, 0)
@@ -457,7 +457,7 @@ def test_other_formats_are_read_and_missing_files_told(tmp_path):
     convert.writeVolume(spider, 32, PIXEL, str(tmp_path / "out.mrc"), "map")
     np.testing.assert_allclose(mrcfile.read(tmp_path / "out.mrc"), blob(32, PIXEL), atol=1e-6)
     spider.setFileName(str(tmp_path / "gone.mrc"))
-    assert "is not there" in convert.describeVolume(spider, 32, PIXEL, "map")[0]
+    assert "is missing" in convert.describeVolume(spider, 32, PIXEL, "map")[0]
 
 
 def test_a_half_map_of_another_box_is_refused(tmp_path):

@@ -19,12 +19,12 @@ def test_volumes_that_differ_are_warned_of_before_a_run(workflow, chain, monkeyp
     monkeypatch.setattr(mask, "getDim", lambda: (40, 40, 40))
     assert run.validate() == []
     map_resampled, mask_resampled, one_start = run.warnings()
-    assert "The consensus map has 4 Å a voxel where they have 6 Å" in map_resampled
-    assert "40 x 40 x 40 voxels where the particles have 32 pixels" in mask_resampled
+    assert "The consensus map has 4 Å per voxel (particles: 6 Å)" in map_resampled
+    assert "40 x 40 x 40 voxels (particles: 32 pixels)" in mask_resampled
     assert "has no half-maps" in one_start
     monkeypatch.setattr(mask, "getFileName", lambda: "gone.mrc")
     assert run.validate() == [
-        "The file of the mask of the flexible region is not there (gone.mrc): bring it back, or import it again."
+        "The file of the mask of the flexible region is missing (gone.mrc): restore it, or import it again."
     ]
 
 
