@@ -56,7 +56,7 @@ def write_map(
     path: str | Path,
     volume: np.ndarray,
     pixel_size: float,
-    origin: Sequence[float] = (0.0, 0.0, 0.0),
+    origin: Sequence[float] | np.ndarray = (0.0, 0.0, 0.0),
     note: str | None = None,
 ) -> None:
     """Write a [z, y, x] volume as float32 MRC.

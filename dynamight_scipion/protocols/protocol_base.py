@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import time
 from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import pyworkflow.protocol.params as params
 from pyworkflow.exceptions import PyworkflowException
@@ -65,6 +66,11 @@ class EngineProtocol:
     To be inherited from beside one of Scipion's protocol classes.
     """
 
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Scipion sets the parameters of the form, and its protocol classes have the methods."""
+
     _COMPUTE_HELP = (
         "Without a GPU on the machine that runs the protocol, the CPU is used; the log says which. "
         "One GPU is used: the first of the list."
@@ -90,8 +96,8 @@ class EngineProtocol:
         form.addParallelSection(threads=4, mpi=0)
 
     # Stages of the engine whose options the form has; options that the form calls otherwise, as "stage/option".
-    _stages = ()
-    _optionNames = {}
+    _stages: tuple[str, ...] = ()
+    _optionNames: dict[str, str] = {}
 
     def addOption(self, form, name, without=(), more="", **changed):
         """Add the parameter of an engine's option: label, default, help, choices, limits and level as it declares them.

@@ -328,7 +328,7 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
 
     def _describeInputs(self):
         """Return what the inputs are, as text that differs where another input is given."""
-        described = []
+        described: list = []
         for pointer in (self.inputParticles, *self._getOtherInputs(), self.previousModel):
             obj = pointer.get()
             if obj is None or (pointer is self.previousModel and not self.doContinue):

@@ -75,7 +75,7 @@ class ModelProtocol(EngineProtocol):
 class StatesProtocol(ModelProtocol):
     """A protocol that works at states of a model, chosen in its form."""
 
-    _stages = ("states",)
+    _stages: tuple[str, ...] = ("states",)
     _optionNames = {"doMovie": "states/movie"}
 
     def _defineStatesParams(self, form, condition="True"):

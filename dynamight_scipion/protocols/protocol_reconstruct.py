@@ -221,7 +221,7 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
     def _getMapPath(self, *names):
         return os.path.join(self._getRunFolder(), "reconstruction", *names)
 
-    def _getGrid(self):
+    def _getGrid(self) -> tuple[int, float]:
         model = self.inputModel.get()
         return model.getBoxSize(), model.getSamplingRate()
 

@@ -72,7 +72,8 @@ def beforeAndAfter(before, after, localResolution=None, limits=None):
         "color #2 #1f6f8b",
     ]
     if localResolution:
-        palette, key = _palette(*limits, _SCALE[::-1])
+        low, high = limits
+        palette, key = _palette(low, high, _SCALE[::-1])
         commands += [
             f"open {quoted(localResolution)} name resolution",
             f"color sample #2 map #3 palette {palette}",

@@ -36,7 +36,7 @@ class Colouring:
     label
         of the colour bar or legend.
     values
-        (n,) numbers; of categories their index, negative where a particle is in none.
+        (n,) numbers; of categories their index, negative where a particle is in none. None until they are computed.
     categories
         names of the categories, or None where the values are a scale.
     palette
@@ -44,8 +44,8 @@ class Colouring:
     """
 
     label: str
-    values: np.ndarray
-    categories: tuple = None
+    values: np.ndarray | None
+    categories: tuple | None = None
     palette: object = "viridis"
 
 
@@ -93,7 +93,7 @@ def drawTraining(figure, curves):
         axes.xaxis.get_major_locator().set_params(integer=True)
     for axes in grid[-1]:
         axes.set_xlabel("epoch")
-    handles = [Line2D([], [], color=colour, label=f"half {half}") for half, colour in HALF_COLOURS.items()]
+    handles: list = [Line2D([], [], color=colour, label=f"half {half}") for half, colour in HALF_COLOURS.items()]
     seen = set(kinds.values())
     handles += [Patch(color=colour, label=f"{kind} epochs") for kind, colour in KIND_COLOURS.items() if kind in seen]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
@@ -350,8 +350,8 @@ class Layer:
     name: str
     volume: np.ndarray
     palette: str = "gray"
-    limits: tuple = None
-    unit: str = None
+    limits: tuple | None = None
+    unit: str | None = None
 
 
 def greyLayers(volumes):

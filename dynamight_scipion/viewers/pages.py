@@ -29,7 +29,7 @@ class ExplorerView(View):
     """
 
     # Of each run folder, the process that serves it
-    _servers = {}
+    _servers: dict = {}
     _LOG = "analysis/explorer.log"
     _PATIENCE = 60  # seconds
 

@@ -15,7 +15,7 @@ from .windows import figureView, slicesView
 
 AFTER, BEFORE = HALF_COLOURS[1], HALF_COLOURS[2]
 # Ends of the names of the curves in the protocol's set, and how they are drawn.
-_STYLES = {
+_STYLES: dict[str, dict] = {
     "corrected for the mask": {"linewidth": 1.8},
     "in the mask": {"linewidth": 1.0, "linestyle": "--"},
     "unmasked": {"linewidth": 1.0, "linestyle": ":"},
@@ -123,7 +123,7 @@ class DynamightReconstructViewer(EmProtocolViewer):
             which, kind = curve.getObjLabel().split(", ", 1)
             isRegion = kind.startswith(REGION)
             if kind == CORRECTED or isRegion or self.allCurves:
-                style = {"color": AFTER if which == "motion corrected" else BEFORE}
+                style: dict = {"color": AFTER if which == "motion corrected" else BEFORE}
                 if isRegion:
                     # The dashes of a region are as long as its number.
                     style |= {"linewidth": 1.4, "linestyle": (0, (1 + 3 * int(kind.removeprefix(REGION)), 2))}

@@ -1,6 +1,7 @@
 """Viewers of states: as a movie of maps, and as moved atomic models."""
 
 import os
+from typing import Any
 
 import numpy as np
 import pyworkflow.protocol.params as params
@@ -24,7 +25,7 @@ class _StatesViewer(EmProtocolViewer):
 
     _environments = [DESKTOP_TKINTER]
     # Name of the protocol's output
-    _output = None
+    _output = ""
 
     def __init__(self, **kwargs):
         EmProtocolViewer.__init__(self, **kwargs)
@@ -38,7 +39,7 @@ class _StatesViewer(EmProtocolViewer):
     def visualize(self, obj, **args):
         """Open the window for the protocol or its output."""
         protocol = obj if isinstance(obj, Protocol) else self._project.getProtocol(obj.getObjParentId())
-        self._states = getattr(obj, self._output, None) if isinstance(obj, Protocol) else obj
+        self._states: Any = getattr(obj, self._output, None) if isinstance(obj, Protocol) else obj
         if self._states is None:
             self.infoMessage("There are no states yet: wait until the protocol is done.", "No results").show()
             return

@@ -15,6 +15,7 @@ from dynamight_core.imaging.backprojection import (
     fourier_denominator,
     solve,
 )
+from dynamight_core.imaging.correlation import fourier_shell_correlation
 from dynamight_core.imaging.ctf import CtfParameters, evaluate_ctf
 from dynamight_core.imaging.fourier import fourier_to_image, image_to_fourier, lowpass_volume, shells
 from dynamight_core.imaging.masks import sphere
@@ -23,7 +24,6 @@ from dynamight_core.imaging.projector import Projector
 from dynamight_core.imaging.slices import SliceSums
 from dynamight_core.imaging.voxels import ModalField, Voxels, bordered, lattice_spacing
 from dynamight_core.model.decoders.basis import BasisDecoder
-from dynamight_core.reconstruction.fsc import fourier_shell_correlation
 from dynamight_core.reconstruction.images import FullImages
 from dynamight_core.simulate.measures import HingeField
 from tests.support.fourier_maps import reconstruct_fourier

@@ -7,6 +7,7 @@ import torch
 from scipy.spatial import cKDTree
 
 from dynamight_core.errors import InputError
+from dynamight_core.imaging.correlation import fourier_shell_correlation
 from dynamight_core.imaging.fourier import fourier_to_image, frequencies_2d, image_to_fourier, shells
 from dynamight_core.imaging.masks import sphere
 from dynamight_core.imaging.projector import Projector
@@ -14,7 +15,6 @@ from dynamight_core.options import ReconstructOptions
 from dynamight_core.reconstruction import checks
 from dynamight_core.reconstruction.checks import check_halves, check_views
 from dynamight_core.reconstruction.frames import FrameField
-from dynamight_core.reconstruction.fsc import fourier_shell_correlation
 from dynamight_core.reconstruction.half_map import HalfReconstruction, noise_to_signal
 from dynamight_core.reconstruction.least_squares import DeformedProjection
 from dynamight_core.reconstruction.modes import find_modes

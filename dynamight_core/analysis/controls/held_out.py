@@ -27,9 +27,9 @@ from dynamight_core.analysis.controls.maps import (
 )
 from dynamight_core.analysis.controls.result import Control
 from dynamight_core.imaging.backprojection import denominator_floor, filter_volume
+from dynamight_core.imaging.correlation import fourier_shell_correlation
 from dynamight_core.imaging.fourier import expand_shells
 from dynamight_core.options import ControlOptions
-from dynamight_core.reconstruction.fsc import fourier_shell_correlation
 from dynamight_core.reconstruction.half_map import MIN_REGULARISATION, HalfReconstruction
 from dynamight_core.reporter import Reporter
 

@@ -22,6 +22,7 @@ from dynamight_core.analysis.controls.maps import (
     moving_mask,
 )
 from dynamight_core.analysis.controls.result import Control
+from dynamight_core.imaging.correlation import fourier_shell_correlation
 from dynamight_core.imaging.fourier import (
     expand_shells,
     fourier_to_image,
@@ -31,7 +32,6 @@ from dynamight_core.imaging.fourier import (
 )
 from dynamight_core.model.half import ConsensusField, HalfModel
 from dynamight_core.options import ControlOptions
-from dynamight_core.reconstruction.fsc import fourier_shell_correlation
 from dynamight_core.reporter import Reporter
 from dynamight_core.training.data import TrainingImages
 from dynamight_core.training.inference import infer_latents

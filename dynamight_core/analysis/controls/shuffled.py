@@ -27,8 +27,9 @@ from dynamight_core.analysis.controls.maps import (
     wiener,
 )
 from dynamight_core.analysis.controls.result import Control
+from dynamight_core.imaging.correlation import fourier_shell_correlation
 from dynamight_core.options import ControlOptions
-from dynamight_core.reconstruction.fsc import fourier_shell_correlation, soft_mask
+from dynamight_core.reconstruction.fsc import soft_mask
 from dynamight_core.reporter import Reporter
 
 # Images of the other half-set that judge a map, and standard errors required for a verdict.
