@@ -1,0 +1,29 @@
+"""A small data set and a run of it, trained from the command line."""
+
+import pytest
+import torch
+
+from dynamight_core.simulate.dataset import SimulateOptions, simulate
+from tests.support.command_line import BOX, PIXEL, N, dynamight, train_words
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    return simulate(SimulateOptions(particles=N, box=BOX, pixel_size=PIXEL, snr=2.0), tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def trained(data, tmp_path_factory):
+    """A run that training has finished; tests add to it but change nothing."""
+    run = tmp_path_factory.mktemp("runs") / "run"
+    code, text = dynamight(*train_words(data, run))
+    assert code == 0, text
+    assert "support" in text
+    return run
