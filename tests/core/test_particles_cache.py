@@ -106,7 +106,7 @@ def test_values_that_half_precision_does_not_hold_are_refused(particle_files, sc
 
 
 def test_impossible_storage_is_refused(reader, tmp_path):
-    with pytest.raises(InputError, match="auto, device, memory, file"):
+    with pytest.raises(InputError, match="auto, memory, device, file"):
         ImageCache(reader, PREPROCESSING, storage="tape")
     with pytest.raises(InputError, match="no folder"):
         ImageCache(reader, PREPROCESSING, storage="file")

@@ -113,7 +113,7 @@ def test_motion_is_a_volume_and_the_gaussians_are_atoms_in_its_frame(chain):
 def test_the_summary_states_the_verdict_and_the_methods_cite_the_paper(chain):
     deformations = chain["deformations"]
     assert deformations.outputModel.getVerdictSentence() in "\n".join(deformations.summary())
-    assert "Optics groups (2) are those of" in "\n".join(deformations.summary())
+    assert "Optics groups (2) are from" in "\n".join(deformations.summary())
     assert "Schwab2024" in " ".join(deformations.methods())
     assert "Schwab" in " ".join(deformations.citations())
 
@@ -124,7 +124,7 @@ def test_shares_of_the_motions_are_told_as_far_as_they_matter():
 
 
 def test_the_engine_got_both_optics_groups_though_the_import_dropped_them(chain, simulated):
-    assert "all would be taken for the first" in _warning_without_star(chain).lower()
+    assert "all particles will be assigned to the first group" in _warning_without_star(chain).lower()
     given = starfile.read(simulated.particles)
     written = starfile.read(chain["deformations"]._getExtraPath("particles.star"))
     np.testing.assert_allclose(written["optics"]["rlnVoltage"], [300, 200])
