@@ -84,7 +84,7 @@ DECODERS = Registry(
     "decoder",
     "dynamight_core.decoders",
     {
-        "basis": ("basis", "dynamight_core.model.decoders.basis:BasisDecoder"),
+        "basis": ("deformation fields", "dynamight_core.model.decoders.basis:BasisDecoder"),
         "coordinate": ("coordinate network (paper)", "dynamight_core.model.decoders.coordinate:CoordinateDecoder"),
         "bodies": ("rigid bodies", "dynamight_core.model.decoders.bodies:BodiesDecoder"),
     },

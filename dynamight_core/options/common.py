@@ -56,7 +56,7 @@ def shrink() -> Any:
     return option(
         True,
         "Down-weight each mode of motion by its support from validation particles.",
-        more="No motion is used if the verdict is that images do not support it. Otherwise it is used as learned.",
+        more="No motion is used if the verdict is 'not supported'. With this option off, motion is used as learned.",
         label="Down-weight motion not supported by validation particles?",
         group="Motion",
         level="basic",
@@ -75,10 +75,9 @@ def origin() -> Any:
     """Declare where atomic coordinates are zero."""
     return option(
         "auto",
-        "Coordinate origin of the atomic model: centre of the box, corner (first voxel), map (its header) or auto.",
-        more="With auto, the origin is the one that places the atoms in most density; the log reports it. Models "
-        "built in a map without a header origin count from its first voxel, models built in Scipion often from the "
-        "centre.",
+        "Origin of the atomic coordinates: auto (best fit), corner (first voxel), centre (of the box), or map (header).",
+        more="The best fit places the atoms in the most density; the log reports its origin. Models built in a map "
+        "without a header origin usually count from its first voxel, models built in Scipion from the centre.",
         label="Coordinate origin of the atomic model",
         group="Atomic model",
         choices=ORIGINS,

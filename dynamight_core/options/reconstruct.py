@@ -47,7 +47,7 @@ class ReconstructOptions(Checked):
     )
     through_inverse: bool = option(
         False,
-        "Use an inverse deformation network (paper); run dynamight invert first.",
+        "Use the inverse deformation network that dynamight invert trains (paper).",
         more="The default is exact and needs no network. The summary reports the error of the inverse.",
         label="Use an inverse deformation network (paper)?",
         group="Motion",

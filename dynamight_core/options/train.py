@@ -278,8 +278,7 @@ class TrainOptions(Checked):
     )
     regularisation: str = option(
         "fixed",
-        "Weight of the distance restraints: fixed (see stiffness), or dynamic (see regularisation ratio; the paper's "
-        "lambda).",
+        "Weight of the distance restraints: fixed (the stiffness), or dynamic (from the gradient ratio; the paper's lambda).",
         more="The restraints keep neighbouring Gaussians at their distance.",
         label="Regularisation",
         group="Restraints",

@@ -1,4 +1,4 @@
-"""Control experiments on a model: does what it shows come from the images."""
+"""Controls for model bias."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from .protocol_from_model import ModelProtocol
 
 KINDS = tuple(readOptions()["control"]["kind"]["enum"])
 SHUFFLED, HELD_OUT, NOISE, WRONG_MODEL = range(4)
-# What the engine's curves are called in the set of FSCs.
+# Labels of the engine's curves in the set of FSCs.
 CURVES = {
     "shuffled-latents": {"own": "own deformations", "rigid": "without deformation"},
     "held-out": {
@@ -32,24 +32,24 @@ CURVES = {
 
 
 class DynamightProtControl(ModelProtocol, ProtAnalysis3D):
-    """Control experiments that tell bias from truth.
+    """Run controls for model bias.
 
-    A map can look better for reasons that have nothing to do with motion, and a flexible model can find itself in
-    noise. Each control asks one question of a model and answers it in the summary, in words and numbers:
+    A map can improve for reasons other than motion, and a flexible model can reproduce itself from noise. Each control
+    asks one question; the summary has the answer in words and numbers:
 
-    *shuffled latents*: deformations are permuted among the particles. A map that is as good then was not improved by
-    the motion of the particles.
+    *shuffled latents*: would random deformations improve the map as much? Deformations are permuted among the
+    particles.
 
-    *held-out particles*: a map of the particles that trained nothing, with and without their deformations. No pixel of
-    that map had a say in how it was moved.
+    *held-out particles*: does deformation improve the map of particles that trained nothing? Their map is
+    reconstructed with and without deformation.
 
-    *noise particles*: noise with the particles' poses and CTFs, beside the model's own projections and alone. What
-    appears of the noise is the model's own.
+    *noise particles*: does the model turn noise into a map? The images are noise with the poses and CTFs of the
+    particles, alone and beside projections of the model.
 
-    *wrong model*: for models that were estimated with an atomic model. A domain of it is replaced by another structure,
-    and training and reconstruction are made anew: the map follows the data or the model.
+    *wrong model*: does the map follow the data or the atomic model? One domain of the atomic model is replaced, then
+    training and reconstruction are repeated. It needs a model that was estimated with an atomic model.
 
-    Run the first two before you trust a map with motion corrected.
+    Run the first two before you interpret a map with motion corrected.
     """
 
     _label = "control experiment"
@@ -82,7 +82,7 @@ class DynamightProtControl(ModelProtocol, ProtAnalysis3D):
         self._insertFunctionStep(self.createOutputStep, *arguments, needsGPU=False)
 
     def controlStep(self, modelId, options):
-        """Let the engine make the experiment."""
+        """Let the engine run the control."""
         self.runEngine("control", [self._linkRun(), *options, *self._getComputeOptions()])
 
     def createOutputStep(self, modelId, options):
@@ -108,7 +108,7 @@ class DynamightProtControl(ModelProtocol, ProtAnalysis3D):
         return os.path.join(self._getRunFolder(), "analysis", "controls", self.getChoice("kind") + suffix)
 
     def loadControl(self):
-        """Return what the control found: verdict, sentence and figures (a dict, read from the engine's file)."""
+        """Return the result: verdict, sentence and figures (a dict, read from the engine's file)."""
         with open(self._getControlPath(".json")) as file:
             return json.load(file)
 
@@ -123,12 +123,12 @@ class DynamightProtControl(ModelProtocol, ProtAnalysis3D):
 
     def _summary(self):
         if not self.isFinished():
-            return ["The control has not been made yet."]
+            return ["No results yet."]
         control = self.loadControl()
         lines = [f"*{control['verdict'].capitalize()}.* {control['sentence']}"]
         table = self._getControlPath(".csv")
         if os.path.exists(table):
-            lines.append(f"The numbers behind it: {table}")
+            lines.append(f"Values: {table}")
         return lines + self._warnUnsupported()
 
     def _methods(self):

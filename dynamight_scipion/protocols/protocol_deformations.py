@@ -24,16 +24,16 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
     """Estimate how the molecule is deformed in every particle image.
 
     A Gaussian model of the consensus map is deformed so that it explains each image (Schwab et al., Nature Methods
-    2024). The two half-sets are trained independently. A part of the particles trains nothing: they tell whether the
-    images support the motion at all, and the summary says what they say. Read it first.
+    2024). The two half-sets are trained independently. Some particles are held out of training, for validation: they
+    show whether the images support the motion. Read this verdict, in the summary, first.
 
-    The particles come out with coordinates along the principal motions, which both halves share (zFlex, in A rms), and
-    with an estimate of the error of their deformation. With the model, 'deformed reconstruction' corrects the map for
-    the motion, 'states and movies' shows it, 'select particles' picks conformations and 'displace atomic model' moves
-    an atomic model.
+    Each particle gets coordinates along the principal motions, which the half-sets share (zFlex, in A rms), and an
+    uncertainty (standard error) of its deformation. With the model, 'deformed reconstruction' corrects the map for
+    the motion, 'states and movies' shows the motion, 'select particles' selects conformations, and 'displace atomic
+    model' moves an atomic model.
 
-    Use particles of one composition: the model can only move density, so remove particles with missing or additional
-    parts by classification before.
+    Use particles of one composition. The model can only move density: first remove particles with missing or
+    additional parts by classification.
     """
 
     _label = "estimate deformations"
@@ -67,8 +67,9 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
             pointerCondition="hasAlignmentProj",
             important=True,
             label="Particles",
-            help="Particles of a 3D refinement, with CTFs and, if they are to be trusted, with half-sets "
-            "(rlnRandomSubset). They should be unmasked, not CTF-corrected, and of one composition.",
+            help="Particles of a 3D refinement, with CTFs and half-sets (rlnRandomSubset). They should be unmasked, not "
+            "CTF-corrected, and of one composition. Without half-sets they are split at random, and resolutions are "
+            "too optimistic.",
         )
         form.addParam(
             "inputVolume",
@@ -76,9 +77,9 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
             pointerClass="Volume",
             important=True,
             label="Consensus map",
-            help="Map that these particles were refined to, unsharpened. If it has half-maps, each half of the "
-            "particles starts from its own; else both start from the map after a low-pass filter. Another box or "
-            "sampling rate than the particles' is resampled.",
+            help="Unsharpened map of the refinement of these particles. With half-maps, each half-set is initialised "
+            "from its own; otherwise both are initialised from the map after a low-pass filter. A map with another "
+            "box or sampling rate is resampled.",
         )
         form.addParam(
             "inputMask",
@@ -86,7 +87,7 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
             pointerClass="VolumeMask",
             allowsNull=True,
             label="Mask of the flexible region (optional)",
-            help="Motion is allowed where the mask is 1 and forbidden where it is 0; use a soft edge. It is allowed "
+            help="Motion is allowed where the mask is 1, and not where it is 0; use a soft edge. Motion is allowed "
             "everywhere if omitted. Include the solvent around a moving part: this is not a mask of the molecule.",
         )
         self.addOption(form, "particleDiameter")
@@ -98,7 +99,7 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
             expertLevel=LEVEL_ADVANCED,
             label="Optics groups from (optional)",
             help="RELION STAR file that the particles were imported from. Scipion's import keeps only one optics group "
-            "and drops rlnNormCorrection; here both are taken from the file, by image name.",
+            "and drops rlnNormCorrection; both are read from this file, by image name.",
         )
         group = form.addGroup("Images", expertLevel=LEVEL_ADVANCED)
         for name in ("premultiplied", "normalise", "workingBox", "storage"):
@@ -115,10 +116,10 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
             expertLevel=LEVEL_ADVANCED,
             label="Atomic model (optional)",
             help="Its atoms, coarse-grained, become the Gaussians of both half-sets, and its bonds the distance "
-            "restraints. The number of Gaussians and the threshold are then not used. Fit it to the consensus map "
-            "first.\n*Both half-sets share the model: maps can show its features where the images do not, and the FSC "
-            "between half-maps does not reveal it.* Run the control experiment 'wrong model' on the result before you "
-            "interpret its maps.",
+            "restraints. The number of Gaussians and the threshold are then ignored. Fit the model to the consensus "
+            "map first.\n*Model bias: both half-sets share the model, so maps can show features of it that the images "
+            "do not support. The FSC between half-maps cannot reveal them.* Run the control experiment 'wrong model' "
+            "before you interpret the maps.",
         )
         self.addOption(form, "fitStructure")
         # The map's header has an origin of its own; the plugin writes the map anew.
@@ -172,13 +173,14 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
         )
         for name in ("nEpochs", "batchSize", "validationFraction", "seed"):
             self.addOption(form, name)
-        self.addOption(form, "embedding", without=("umap",))
+        self.addOption(form, "embedding", without=("umap",), expertLevel=LEVEL_ADVANCED)
         group = form.addGroup("Schedule", expertLevel=LEVEL_ADVANCED)
         self.addOption(group, "warmUpEpochs")
         self.addOption(group, "latentRefinement")
         self.addOption(group, "encoderEpochs", condition="latentRefinement")
+        self.addOption(group, "klWeight", condition="encoderEpochs>0 or not latentRefinement")
         self.addOption(group, "inferenceInterval", condition="latentRefinement")
-        for name in ("referenceInterval", "referenceEpochs", "stopAfterRises", "validationTrainsEncoders", "klWeight"):
+        for name in ("referenceInterval", "referenceEpochs", "stopAfterRises", "validationTrainsEncoders"):
             self.addOption(group, name)
         group = form.addGroup("Learning rates", expertLevel=LEVEL_ADVANCED)
         for name in ("learningRate", "encoderLearningRate", "gaussianLearningRate"):
@@ -219,7 +221,7 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
             file.write("\n".join(notes))
 
     def trainStep(self, inputs, options):
-        """Train both halves; go on from the last checkpoint if the same was begun before."""
+        """Train both half-sets; resume from the last checkpoint if input and options are the same."""
         arguments = [self._getStarFile(), self._getRunFolder(), "--project", "."]
         arguments += ["--map", self._getMapFile()]
         if self._getHalfMaps():
@@ -240,12 +242,12 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
         self.runEngine("train", arguments + json.loads(options) + self._getComputeOptions())
 
     def analyseStep(self, inputs, options, embedding):
-        """Write the report, the motion per voxel, the Gaussians and the particles' places in a plane."""
+        """Write the report, the map of the motion, the Gaussians and the embedding of the particles."""
         threads = str(max(1, self.getBinThreads()))
         self.runEngine("analyse", [self._getRunFolder(), "--embedding", embedding, "--threads", threads])
 
     def createOutputStep(self, inputs, options, embedding):
-        """Register what was found."""
+        """Register the results."""
         particles, volume = self.inputParticles.get(), self.inputVolume.get()
         model = DynamightModel(self._getRunFolder())
         model.readRun()
@@ -372,13 +374,13 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
         warnings += [convert.describeVolume(v, *grid, name)[1] for v, name in self._namedVolumes(volume, mask)]
         if volume is not None and not self._getHalfMaps():
             warnings.append(
-                "The consensus map has no half-maps: both halves start from one map, which holds the data of both. It "
-                f"is low-passed at {self.initialResolution.get():g} Å for that; give a map with half-maps if you can."
+                "The consensus map has no half-maps, so both half-sets are initialised from one map, low-pass filtered at "
+                f"{self.initialResolution.get():g} Å. Give a map with half-maps if you can."
             )
         if self.inputStructure.get() is not None:
             warnings.append(
-                "With an atomic model both halves share its features: the maps can show them where the images do not, "
-                "and the FSC between halves does not tell. Run the control experiment 'wrong model' on the result."
+                "Both half-sets share the atomic model: maps can show features of it that the images do not support, and "
+                "the FSC cannot reveal them. Run the control experiment 'wrong model' on the result."
             )
         if self.usesGpu() and len(self.getGpuList()) > 1:
             warnings.append(f"One GPU is used: number {self.getGpuList()[0]}, the first of the list.")
@@ -393,7 +395,7 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
         if volume is None:
             return []
         missing = [path for path in self._getHalfMaps() if not os.path.exists(convert.plainPath(path))]
-        return [f"The half-map {path} of the consensus map is not there: bring it back." for path in missing]
+        return [f"The half-map {path} of the consensus map is missing: restore the file." for path in missing]
 
     def _checkPriors(self):
         """Return why atomic model or bodies cannot be used, as a list of sentences."""
@@ -401,32 +403,32 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
         if structure is not None:
             path = structure.getFileName() or ""
             if not os.path.exists(path):
-                errors.append(f"The file of the atomic model is not there ({path}): import it again.")
+                errors.append(f"The file of the atomic model is missing ({path}): import it again.")
             elif not path.lower().endswith(STRUCTURES):
-                errors.append(f"The atomic model is in {path}: give one in PDB or mmCIF format.")
+                errors.append(f"The atomic model {path} is not a PDB or mmCIF file: give one.")
             if self.widthClasses.get() > 1:
                 errors.append(
                     "The Gaussians of an atomic model have one width: set the *number of width classes* to 1."
                 )
         elif self.fitStructure:
-            errors.append("There is no atomic model to fit: give one, or do not fit.")
+            errors.append("There is no atomic model to fit: give one, or set *fit the atomic model* to No.")
         if len(bodies) == 1:
-            errors.append("One rigid body cannot move against others: give masks of two or more, or of none.")
+            errors.append("One rigid body has nothing to move against: give masks of two or more bodies, or none.")
         if bodies and self.inputMask.get() is not None:
             errors.append("The masks of bodies already define what moves: omit the *mask of the flexible region*.")
         if bodies and self.getChoice("decoder") != "basis":
-            errors.append("Rigid bodies are a decoder of their own: leave the *decoder* at basis.")
+            errors.append("Rigid bodies have their own decoder: set *decoder* to its default.")
         if bodies and self.getChoice("regularisation") == "dynamic":
-            errors.append("Rigid bodies keep all distances: leave the *regularisation* at fixed weight.")
+            errors.append("Rigid bodies keep all distances: set *regularisation* to fixed weight.")
         return errors
 
     def _checkPrevious(self):
         model = self.previousModel.get()
         if model is None:
-            return ["Give the *previous model* to continue from, or do not continue a previous run."]
+            return ["Give the *previous model*, or set *start from a previous model* to No."]
         missing = model.getMissingFiles()
         if missing:
-            return [f"{len(missing)} files of the previous model are not there, e.g. {missing[0]}: bring them back."]
+            return [f"{len(missing)} files of the previous model are missing, e.g. {missing[0]}: restore them."]
         errors = []
         for name, now, before in (
             ("Gaussians", self.nGaussians.get(), model.getNumberOfGaussians()),
@@ -438,21 +440,21 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
 
     def _summary(self):
         if not hasattr(self, "outputModel"):
-            return ["Nothing has been estimated yet."] + self._readNotes()
+            return ["No results yet."] + self._readNotes()
         model = self.outputModel
         summary = model.loadSummary()
         lines = [
             f"*{model.getVerdictSentence()}*",
-            f"Motion: {model.getMotionRms():.2f} Å rms, with an estimated error of {model.getMotionError():.2f} Å.",
-            f"Share of the motion in each principal motion: {describeShares(summary['motion_shares'])}.",
+            f"Motion: {model.getMotionRms():.2f} Å rms, standard error {model.getMotionError():.2f} Å.",
+            f"Variance explained by each principal motion: {describeShares(summary['motion_shares'])}.",
             f"{model.getNumberOfParticles(1)} and {model.getNumberOfParticles(2)} particles in the half-sets"
-            + (", which were drawn at random." if model.areHalfSetsRandom() else "."),
+            + (", split at random." if model.areHalfSetsRandom() else "."),
         ]
         lines += [f"Note: {warning}." for warning in summary["warnings"]]
         return lines + self._readNotes()
 
     def _readNotes(self):
-        """Return what was changed when the input was converted."""
+        """Return the changes made when the input was converted."""
         path = self._getExtraPath("conversion.txt")
         return _readText(path).splitlines() if os.path.exists(path) else []
 
@@ -473,7 +475,7 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
 
 
 def describeShares(shares):
-    """Return the shares (of 1) of the principal motions in words, small ones together."""
+    """Return the explained variances (of 1) of the principal motions in words, small ones together."""
     large = [f"{100 * share:.0f} %" for share in shares if share >= 0.01]
     small = len(shares) - len(large)
     return ", ".join(large + [f"less than 1 % in each of {small} more"] * bool(small))

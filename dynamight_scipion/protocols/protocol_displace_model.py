@@ -19,11 +19,11 @@ EXTENSIONS = (".pdb", ".ent", ".cif", ".mmcif")
 
 
 class DynamightProtDisplaceModel(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
-    """An atomic model of the consensus map, moved to states of the molecule.
+    """Displace an atomic model of the consensus map to states of the molecule.
 
-    Every atom is carried along the deformation field of the model, both halves averaged, to states along a motion, at
-    clusters, between particles, through a path, or to those of another protocol. Atoms that are near each other move
-    together, but nothing keeps the geometry of the chemistry: refine a moved model before it is interpreted in detail.
+    Every atom follows the deformation field, averaged over the half-sets, to states along a motion, at clusters,
+    between particles, through a path, or of another protocol. Nearby atoms move together, but bond lengths and angles
+    are not restrained: refine a displaced model before you interpret it in detail.
     """
 
     _label = "displace atomic model"
@@ -42,7 +42,8 @@ class DynamightProtDisplaceModel(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
             pointerClass="AtomStruct",
             important=True,
             label="Atomic structure",
-            help="Built or fitted in the consensus map (PDB or mmCIF). The first model of the file is used.",
+            help="Atomic model built in or fitted to the consensus map (PDB or mmCIF). The first model of the file is "
+            "used.",
         )
         form.addParam(
             "inputStates",
@@ -50,8 +51,7 @@ class DynamightProtDisplaceModel(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
             pointerClass="SetOfVolumesFlex",
             allowsNull=True,
             label="States of a protocol (optional)",
-            help="Maps of states of the same model: the structure is displaced to each of these. Choose states "
-            "below if omitted.",
+            help="Displace to the states of 'states and movies' of the same model. Choose states below if omitted.",
         )
         self._defineStatesParams(form, condition="not inputStates")
         self.addOption(form, "origin", without=("map",))
@@ -126,9 +126,9 @@ class DynamightProtDisplaceModel(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
         if structure is not None:
             path = structure.getFileName() or ""
             if not os.path.exists(path):
-                errors.append(f"The file of the atomic structure is not there ({path}): import it again.")
+                errors.append(f"The file of the atomic structure is missing ({path}): import it again.")
             elif not path.lower().endswith(EXTENSIONS):
-                errors.append(f"The atomic structure is in {path}: give one in PDB or mmCIF format.")
+                errors.append(f"The atomic structure {path} is not a PDB or mmCIF file: give one.")
         states = self.inputStates.get()
         if errors or self.inputModel.get() is None:
             return errors
@@ -138,26 +138,26 @@ class DynamightProtDisplaceModel(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
 
     def _validateInputStates(self, states):
         if states.isStreamOpen() or not len(states):
-            return ["The set of states is empty or still being produced: wait until its protocol is done."]
+            return ["The set of states is empty or still open: wait until its protocol has finished."]
         info = states.getFlexInfo()
         if info.getProgName() != FLEX_PROGRAM:
-            return [f"The states are of the program {info.getProgName()}: give states of this model."]
+            return [f"The states are from {info.getProgName()}: give states of this model."]
         if info.getAttr("modelPath") != self.inputModel.get().getRunFolder():
-            return ["The states are of another model: coordinates along its motions mean something else. Give its own."]
+            return ["The states are from another model, with other motions: give states of this model."]
         return []
 
     def _summary(self):
         if not self.isFinished():
-            return ["The structures are not ready yet."]
+            return ["No results yet."]
         distances = self._getDistances()
         where = self._describeStates() if self.inputStates.get() is None else f"{len(distances)} states"
         return [
-            f"The structure was moved to {where}.",
-            f"Its atoms lie {min(distances):.1f} to {max(distances):.1f} Å rms from where they were.",
+            f"The structure was displaced to {where}.",
+            f"Displacement of the atoms: {min(distances):.1f} to {max(distances):.1f} Å rms.",
             *self._warnUnsupported(),
         ]
 
     def _methods(self):
         if not self.isFinished():
             return []
-        return ["The atomic model was moved along the deformation field to states of the molecule [Schwab2024]."]
+        return ["The atomic model was displaced by the deformation field to states of the molecule [Schwab2024]."]

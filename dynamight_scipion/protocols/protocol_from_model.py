@@ -1,4 +1,4 @@
-"""What protocols share that start from a model: the input, what is wrong with it, and the choice of states."""
+"""Shared code of protocols on a model: the input, its checks, and the choice of states."""
 
 import csv
 import os
@@ -17,7 +17,7 @@ ALONG_MOTION, AT_CLUSTERS, BETWEEN_PARTICLES, ALONG_PATH = range(4)
 
 
 class ModelProtocol(EngineProtocol):
-    """A protocol that works on a model which was estimated before (the parameter inputModel)."""
+    """A protocol on an estimated model (the parameter inputModel)."""
 
     def _defineModelParam(self, form):
         form.addParam(
@@ -26,16 +26,16 @@ class ModelProtocol(EngineProtocol):
             pointerClass=DynamightModel.__name__,
             important=True,
             label="Model",
-            help="Deformations that were estimated before.",
+            help="Model from 'estimate deformations'.",
         )
 
     def _identifyModel(self):
-        """Return what tells the input model from another, and from itself estimated anew."""
+        """Return text that identifies the input model and its estimation."""
         model = self.inputModel.get()
         return f"{model.getRunFolder()} {model.strId()}"
 
     def _linkRun(self):
-        """Make a run folder of our own that shares the model's files, and return it."""
+        """Make a run folder of this protocol that shares the model's files, and return it."""
         return self.inputModel.get().linkRun(self._getRunFolder())
 
     def _getRunFolder(self):
@@ -45,13 +45,13 @@ class ModelProtocol(EngineProtocol):
         return ["--threads", str(max(1, self.getBinThreads()))]
 
     def _validateModel(self):
-        """Return why the input model cannot be used, as a list of sentences; empty if it is not given."""
+        """Return why the input model cannot be used, as a list of sentences; empty if there is no model."""
         model = self.inputModel.get()
         missing = [] if model is None else model.getMissingFiles()
         if not missing:
             return []
         return [
-            f"{len(missing)} files of the model are not there, e.g. {missing[0]}: bring them back, or estimate the "
+            f"{len(missing)} files of the model are missing, e.g. {missing[0]}: restore them, or estimate the "
             "deformations again."
         ]
 
@@ -61,8 +61,8 @@ class ModelProtocol(EngineProtocol):
         if model is None or model.isMotionSupported():
             return []
         return [
-            f"Held-out particles do not support the motion of this model (verdict: {model.getVerdict()}): what it "
-            "shows may be noise."
+            f"Held-out particles do not support the motion of this model (verdict: {model.getVerdict()}): it may be "
+            "noise."
         ]
 
     def _warnings(self):
@@ -91,11 +91,11 @@ class StatesProtocol(ModelProtocol):
             condition=condition,
             label="States",
             choices=["along a motion", "centres of clusters", "between two particles", "through a path"],
-            help="*Along a motion*: evenly from one end of a principal motion to the other, all other motions at "
-            "their mean.\n*Centres of clusters*: particles are grouped by k-means on their motion coordinates; one "
-            "state is the centre of each group.\n*Between two particles*: evenly on the straight line from the "
-            "conformation of one particle to that of another.\n*Through a path*: evenly along straight lines from "
-            "point to point, such as a path drawn in a plot of the particles.",
+            help="*Along a motion*: evenly spaced along a principal motion, all other motions at their mean.\n"
+            "*Centres of clusters*: one state at the centre of each k-means cluster of the motion coordinates.\n"
+            "*Between two particles*: evenly spaced on a straight line between the conformations of two particles.\n"
+            "*Through a path*: evenly spaced along straight lines between points, such as a path drawn in a plot of "
+            "the particles.",
         )
         self.addOption(form, "nStates", condition=condition, more="For clusters, their number.")
         self.addOption(form, "motion", condition=at(ALONG_MOTION), more="The model's summary lists them.")
@@ -123,8 +123,8 @@ class StatesProtocol(ModelProtocol):
                 condition=at(BETWEEN_PARTICLES),
                 allowsNull=True,
                 label=label,
-                help="Id of a particle of the model: the column 'id' in the list of particles (Analyze Results of the "
-                "model's protocol).",
+                help="Id of a particle: the column 'id' in the table of the particles (Analyze Results of 'estimate "
+                "deformations').",
             )
         form.addParam(
             "path",
@@ -146,20 +146,20 @@ class StatesProtocol(ModelProtocol):
         Raises
         ------
         ValueError
-            if they cannot be had; a sentence that says why.
+            if the choice is not valid; one sentence that says why.
         """
         kind, n = self.statesAt.get(), str(self.nStates.get())
         model = self.inputModel.get()
         if kind == ALONG_MOTION:
             if self.motion.get() > model.getNumberOfMotions():
-                raise ValueError(f"The model has {model.getNumberOfMotions()} motions: choose one of these.")
+                raise ValueError(f"The model has {model.getNumberOfMotions()} motions: set *motion* to one of them.")
             low, high = self.lowPercentile.get(), self.highPercentile.get()
             if not low < high:
                 raise ValueError("The percentile of the first state must be below that of the last.")
             return ["--motion", str(self.motion.get()), "--n-states", n, "--percentiles", str(low), str(high)]
         if kind == AT_CLUSTERS:
             if self.nStates.get() > model.getNumberOfParticles():
-                raise ValueError(f"The model has {model.getNumberOfParticles()} particles: ask for fewer clusters.")
+                raise ValueError(f"The model has only {model.getNumberOfParticles()} particles: set fewer clusters.")
             return ["--clusters", n, "--seed", str(self.seed.get())]
         if kind == BETWEEN_PARTICLES:
             ends = self.firstParticle.get(), self.lastParticle.get()
@@ -169,10 +169,10 @@ class StatesProtocol(ModelProtocol):
         else:
             points = parsePath(self.path.get(""), model)
         if all(point == points[0] for point in points):
-            raise ValueError("The points of the path are all the same: give at least two that differ.")
+            raise ValueError("All points of the path are the same: give at least two different points.")
         if self.nStates.get() < 2:
-            raise ValueError("A path has at least 2 states.")
-        # With '=', coordinates that begin with a minus sign are no options.
+            raise ValueError("A path needs at least 2 states: increase the *number of states*.")
+        # With '=', coordinates with a minus sign are not taken for options.
         return [f"--through={','.join(f'{value:.6g}' for value in point)}" for point in points] + ["--n-states", n]
 
     def _describeStates(self):
@@ -187,7 +187,7 @@ class StatesProtocol(ModelProtocol):
         return f"{n} states through a path"
 
     def _validateStates(self):
-        """Return why the chosen states cannot be had, as a list of sentences."""
+        """Return why the chosen states are not valid, as a list of sentences."""
         if self.inputModel.get() is None:
             return []
         try:
@@ -244,7 +244,7 @@ def stateVolume(model, row, folder):
 
 
 def setFlexInfo(item, model):
-    """Tell a flexible object (or set) where its model is, for programs that decode latents."""
+    """Store in a flexible object (or set) where its model is, for programs that decode latents."""
     info = item.getFlexInfo()
     info.setProgName(FLEX_PROGRAM)
     info.setAttr("modelPath", model.getRunFolder())
@@ -265,7 +265,7 @@ def coordinatesOfParticle(model, number):
         raise ValueError("The particles of the model were deleted: estimate the deformations again.")
     particle = particles[number]
     if particle is None:
-        raise ValueError(f"There is no particle with the id {number} in the model: see the list of its particles.")
+        raise ValueError(f"The model has no particle with id {number}: see the table of its particles.")
     return particle.getZFlex().tolist()
 
 
@@ -275,7 +275,7 @@ def parsePath(text, model):
     Raises
     ------
     ValueError
-        if the text names no path in the model.
+        if the text is not a path in the model.
     """
     points = []
     for part in filter(None, (part.strip() for part in re.split(r"[;\n]", text))):
@@ -284,12 +284,12 @@ def parsePath(text, model):
             values = [int(part)] if len(words) == 1 else [float(word) for word in words]
         except ValueError:
             raise ValueError(
-                f"'{part}' is no point of a path: give the id of a particle, or coordinates separated by commas."
+                f"'{part}' is not a point of a path: give the id of a particle, or coordinates separated by commas."
             ) from None
         if len(words) > model.getNumberOfMotions():
-            raise ValueError(f"'{part}' has {len(words)} coordinates, the model {model.getNumberOfMotions()} motions.")
+            raise ValueError(f"'{part}' has {len(words)} coordinates, but the model has {model.getNumberOfMotions()} motions.")
         missing = model.getNumberOfMotions() - len(values)
         points.append(coordinatesOfParticle(model, values[0]) if len(words) == 1 else values + [0.0] * missing)
     if len(points) < 2:
-        raise ValueError("A path needs at least two points, one on each line.")
+        raise ValueError("A path needs at least two points: give one on each line.")
     return points

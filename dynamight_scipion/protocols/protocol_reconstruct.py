@@ -17,22 +17,22 @@ from .protocol_from_model import ModelProtocol
 
 METHODS = tuple(readOptions()["reconstruct"]["method"]["enum"])
 METHOD_TEXTS = {
-    "auto": "weighted backprojection (least squares where views are missing)",
+    "auto": "weighted backprojection (least squares if viewing directions are missing)",
     "wbp": "weighted backprojection",
     "cg": "least squares",
 }
 BACKPROJECTION = METHODS.index("wbp")
 CONSENSUS, OF_PARTICLE, AT_LATENT = range(3)
 RIGID = "rigid"
-# Of the FSC, where it says the resolution.
+# FSC threshold of the resolution.
 THRESHOLD = 0.143
 # FSC columns of the engine's table, and their labels.
 CURVES = {
     "rlnFourierShellCorrelationCorrected": "corrected for the mask",
-    "rlnFourierShellCorrelationMaskedMaps": "in the mask",
+    "rlnFourierShellCorrelationMaskedMaps": "masked",
     "rlnFourierShellCorrelationUnmaskedMaps": "unmasked",
-    "rlnCorrectedFourierShellCorrelationPhaseRandomizedMaskedMaps": "phases randomised",
-    "dynFourierShellCorrelationAtLeast": "at least",
+    "rlnCorrectedFourierShellCorrelationPhaseRandomizedMaskedMaps": "phase-randomised",
+    "dynFourierShellCorrelationAtLeast": "conservative",
 }
 REGION = "in region "
 
@@ -40,13 +40,12 @@ REGION = "in region "
 class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
     """Reconstruct the map with the estimated motion corrected.
 
-    Every particle is read along its own deformation, back to the consensus conformation: each half-set with its own
-    decoder, so that the half-maps stay independent. Motions count only as far as held-out particles support them. For
-    comparison the same particles are reconstructed without deformation, by the same method and in the same mask: if
-    the resolution is no better than theirs, use that map.
+    Every particle is deformed back to the consensus conformation. Each half-set uses its own decoder, so that the
+    half-maps stay independent. Motion is down-weighted by its support from held-out particles. For comparison, the same
+    particles are reconstructed without deformation, by the same method and in the same mask. If the resolution does
+    not improve, use that map.
 
-    The half-maps are unfiltered and unmasked, and go on to post-processing and local resolution as those of a
-    refinement do.
+    The half-maps are unfiltered and unmasked, ready for post-processing and local resolution.
     """
 
     _label = "deformed reconstruction"
@@ -76,8 +75,8 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
             pointerClass="VolumeMask",
             allowsNull=True,
             label="Mask of the FSC (optional)",
-            help="Soft mask, 0 to 1, in which the half-maps are compared. It does not mask the maps. Made from the map "
-            "if omitted.",
+            help="Soft mask for the FSC between the half-maps, 0 to 1; the maps stay unmasked. Made from the map if "
+            "omitted.",
         )
         form.addParam(
             "inputRegions",
@@ -86,7 +85,7 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
             allowsNull=True,
             label="Masks of regions (optional)",
             expertLevel=LEVEL_ADVANCED,
-            help="The FSC is also calculated in each of these regions, with and without deformation.",
+            help="Masks of regions whose FSC is also calculated, with and without deformation.",
         )
         self.addOption(form, "rigid")
         self.addOption(form, "localResolution")
@@ -106,7 +105,7 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
             display=params.EnumParam.DISPLAY_HLIST,
             expertLevel=LEVEL_ADVANCED,
             label="Conformation of the map",
-            help="All particles are deformed to this conformation: that of the consensus map, or another.",
+            help="All particles are deformed to this conformation, usually the consensus.",
         )
         form.addParam(
             "particle",
@@ -115,7 +114,7 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
             condition=f"conformation=={OF_PARTICLE}",
             expertLevel=LEVEL_ADVANCED,
             label="Particle (id)",
-            help="Id of a particle of the model, as the list of its particles shows it.",
+            help="Id of a particle: the column 'id' in the table of the particles.",
         )
         form.addParam(
             "latent",
@@ -127,7 +126,7 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
             help="Point in the latent space of half-set 1's decoder: numbers separated by commas.",
         )
         self.addOption(form, "regionRadius")
-        self.addOption(form, "throughInverse")
+        self.addOption(form, "throughInverse", more="The protocol trains it first.")
         self.addOption(form, "inverseEpochs", condition="throughInverse", expertLevel=LEVEL_ADVANCED)
 
     def _defineMapParams(self, form):
@@ -150,7 +149,7 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
         self._insertFunctionStep(self.createOutputStep, given, self.inverseEpochs.get(), needsGPU=False)
 
     def convertInputStep(self, given):
-        """Share the model's run, and bring the masks to the grid of the particles."""
+        """Link the model's run, and write the masks on the grid of the particles."""
         self._linkRun()
         grid = self._getGrid()
         for mask, path, name in self._getMasks():
@@ -158,7 +157,7 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
                 self.info(note)
 
     def invertStep(self, given, epochs):
-        """Train the inverse field of both halves."""
+        """Train the inverse deformation network of both half-sets."""
         seed = ["--seed", self.seed.get()]
         self.runEngine("invert", [self._getRunFolder(), "--epochs", epochs, *seed, *self._getComputeOptions()])
 
@@ -205,7 +204,7 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
         return volume
 
     def _createFscs(self):
-        """Return all FSC curves, with and without deformation, those of the regions among them."""
+        """Return all FSC curves, with and without deformation, including those of regions."""
         curves = SetOfFSCs.create(self._getPath())
         # The engine calls a region by its file.
         regions = {f"dynRegion_region{number}": f"{REGION}{number}" for number, _ in self._getRegions()}
@@ -273,15 +272,14 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
         model = self.inputModel.get()
         if self.conformation.get() != CONSENSUS and self.shrink and model.getVerdict() == "not supported":
             return [
-                "The images do not support the motions of this model, and the map is made without them: there is no "
-                "other *conformation* than that of the consensus. With *Down-weight motion* at No, motions are used "
-                "as they were learned."
+                "The images do not support the motion of this model, so the map is reconstructed without it: set "
+                "*conformation* to consensus, or *down-weight motion* to No to use the motion as learned."
             ]
         if self.conformation.get() == OF_PARTICLE:
             try:
                 self._findRow()
             except ValueError:
-                return [f"There is no particle with the id {self.particle.get()} in the model: see its particles."]
+                return [f"The model has no particle with id {self.particle.get()}: see the table of its particles."]
         if self.conformation.get() == AT_LATENT:
             words = [word for word in self.latent.get("").split(",") if word.strip()]
             try:
@@ -289,7 +287,7 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
             except ValueError:
                 wrong = True
             if wrong:
-                return [f"Give {model.getNumberOfLatents()} numbers separated by commas as the *latent*."]
+                return [f"The *latent* needs {model.getNumberOfLatents()} numbers, separated by commas."]
         return []
 
     def _warnings(self):
@@ -301,34 +299,33 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
 
     def _summary(self):
         if not hasattr(self, "outputVolume"):
-            return ["There is no map yet."]
+            return ["No results yet."]
         found = readResolution(self._getMapPath("fsc.star"))
         lines = [f"Resolution with motion corrected: *{found:.2f} Å* (FSC 0.143, corrected for the mask)."]
         if self._hasRigid():
             plain = readResolution(self._getMapPath(RIGID, "fsc.star"))
             lines.append(f"Without deformation, by the same method and in the same mask: *{plain:.2f} Å*.")
             if plain <= found:
-                lines.append("The motion gains no resolution: outputRigid is as good.")
+                lines.append("Motion correction did not improve the resolution: use outputRigid.")
         cautious = readResolution(self._getMapPath("fsc.star"), "dynResolutionAtLeast")
         if cautious is not None:
-            blur = "with the motion counted that was not undone, which half-maps do not see, and "
+            residual = "residual motion and " if self.conformation.get() == CONSENSUS else ""
             lines.append(
-                f"What one may rely on: *{cautious:.2f} Å*, {blur if self.conformation.get() == CONSENSUS else ''}"
-                "with a standard error of the FSC taken off."
+                f"Conservative estimate: *{cautious:.2f} Å*, including {residual}one standard error of the FSC."
             )
         if self.throughInverse:
             lines += self._describeInverse()
         return lines + self._warnUnsupported()
 
     def _describeInverse(self):
-        """Return the error of the inverse field of each half."""
+        """Return the error of the inverse deformation network of each half-set."""
         lines = []
         for half in (1, 2):
             with open(os.path.join(self._getRunFolder(), f"half{half}", "inverse.json")) as file:
                 report = json.load(file)
             lines.append(
-                f"Inverse field of half {half}: {report['on_gaussians']:.2f} Å rms off on the Gaussians, "
-                f"{report['off_gaussians']:.2f} Å between them, where motion is {report['motion']:.2f} Å rms."
+                f"Error of the inverse of half-set {half}: {report['on_gaussians']:.2f} Å rms at the Gaussians, "
+                f"{report['off_gaussians']:.2f} Å between them; the motion is {report['motion']:.2f} Å rms."
             )
         return lines
 
@@ -336,7 +333,7 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
         if not hasattr(self, "outputVolume"):
             return []
         found = readResolution(self._getMapPath("fsc.star"))
-        through = ", through an inverse field," if self.throughInverse else ""
+        through = ", through an inverse deformation network," if self.throughInverse else ""
         return [
             f"Both half-maps were reconstructed with the motion corrected{through} by "
             f"{METHOD_TEXTS[self.getChoice('method')]} [Schwab2024]; their resolution is {found:.2f} Å."

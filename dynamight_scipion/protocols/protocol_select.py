@@ -1,4 +1,4 @@
-"""Particles by what is known of their motion: classes and subsets for other protocols."""
+"""Classes and subsets of particles by their motion, for other protocols."""
 
 import re
 
@@ -25,12 +25,11 @@ _RANGES = {
 
 
 class DynamightProtSelect(ModelProtocol, ProtAnalysis3D, ProtFlexBase):
-    """Particles by cluster, conformation, motion, error, or the agreement of both halves.
+    """Select particles by cluster, conformation, motion, uncertainty, or agreement of the half-sets.
 
-    Particles are grouped by k-means on their motion coordinates (classes), and those are kept for which every
-    condition that is given holds. They keep all that they had: alignment, CTF, optics groups, half-sets; a 3D
-    refinement or classification runs on them as on the input. Classes are represented by the map of the Gaussian models
-    at their centre.
+    Particles are clustered by k-means on their motion coordinates (classes). Particles that meet all conditions are
+    kept, with their alignment, CTF, optics groups and half-sets, ready for a 3D refinement or classification. Each
+    class is represented by the map of the Gaussian models at its centre.
     """
 
     _label = "select particles"
@@ -51,11 +50,11 @@ class DynamightProtSelect(ModelProtocol, ProtAnalysis3D, ProtFlexBase):
             allowsNull=True,
             expertLevel=LEVEL_ADVANCED,
             label="Select from other particles (same ids)",
-            help="Take the selected particles from this set instead, by their ids: for example the same particles at "
-            "full size, if the deformations were estimated on smaller images.",
+            help="Take the selected particles from this set instead, by their ids. For example, the same particles "
+            "at full size if the deformations were estimated on smaller images.",
         )
         group = form.addGroup("Clusters")
-        self.addOption(group, "nClusters", default=4, allowsNull=False, more="0: no clusters.")
+        self.addOption(group, "nClusters", default=4, allowsNull=False, more="0 makes no clusters.")
         group.addParam(
             "keepClusters",
             params.StringParam,
@@ -63,7 +62,7 @@ class DynamightProtSelect(ModelProtocol, ProtAnalysis3D, ProtFlexBase):
             allowsNull=True,
             condition="nClusters > 0",
             label="Keep clusters",
-            help="Numbers of the clusters to keep, such as 1,3-4. All are kept if empty.",
+            help="Numbers of the clusters to keep, such as 1,3-4. All clusters are kept if omitted.",
         )
         self.addOption(group, "seed", condition="nClusters > 0", more="Use the same seed where states are rendered.")
         group = form.addGroup("Conditions")
@@ -71,7 +70,7 @@ class DynamightProtSelect(ModelProtocol, ProtAnalysis3D, ProtFlexBase):
             option = readOptions()["select"][name]
             line = group.addLine(
                 f"{option['label']} ({option['unit']})",
-                help=" ".join(filter(None, (option["description"], option["more"], "Either end may be empty."))),
+                help=" ".join(filter(None, (option["description"], option["more"]))),
             )
             for name, end in zip(ends, ("from", "to"), strict=True):
                 line.addParam(name, params.FloatParam, allowsNull=True, label=end)
@@ -83,14 +82,14 @@ class DynamightProtSelect(ModelProtocol, ProtAnalysis3D, ProtFlexBase):
             width=60,
             height=4,
             label="Region",
-            help="Ranges of coordinates along motions, one on each line or separated by semicolons: the number of the "
-            "motion, and from where to where (Å rms); either end may be omitted.\nExample, motion 1 from -3 to 1.5 "
-            "and motion 2 above 0:\n   1: -3 : 1.5\n   2: 0 :",
+            help="Ranges of coordinates along motions (Å rms), one on each line or separated by semicolons: the number "
+            "of the motion, lower and upper limit. Either limit may be omitted.\nExample, motion 1 from -3 to 1.5 and "
+            "motion 2 above 0:\n   1: -3 : 1.5\n   2: 0 :",
         )
         line = group.addLine(
             "Near a conformation",
-            help="Particles whose conformation is within a distance (Å rms) of another: that of a particle, by its id, "
-            "or of coordinates along motion 1, 2, ... separated by commas.",
+            help="Particles within a distance (Å rms) of a conformation: the id of a particle, or coordinates along "
+            "motion 1, 2, ... separated by commas.",
         )
         line.addParam("near", params.StringParam, default="", allowsNull=True, label="of")
         line.addParam("nearDistance", params.FloatParam, allowsNull=True, label="within (Å)")
@@ -190,7 +189,7 @@ class DynamightProtSelect(ModelProtocol, ProtAnalysis3D, ProtFlexBase):
         Raises
         ------
         ValueError
-            if they make no sense; a sentence that says why.
+            if they are not valid; one sentence that says why.
         """
         model = self.inputModel.get()
         options = []
@@ -204,7 +203,7 @@ class DynamightProtSelect(ModelProtocol, ProtAnalysis3D, ProtFlexBase):
                 continue
             if None not in (low, high) and low > high:
                 label = readOptions()["select"][option]["label"]
-                raise ValueError(f"{label}: the lower end is above the upper.")
+                raise ValueError(f"{label}: the lower limit is above the upper limit.")
             options.append(f"--{option}={'' if low is None else low}:{'' if high is None else high}")
         for number, low, high in parseRegion(self.region.get("") or "", model.getNumberOfMotions()):
             options += ["--along", f"{number}:{low}:{high}"]
@@ -212,7 +211,7 @@ class DynamightProtSelect(ModelProtocol, ProtAnalysis3D, ProtFlexBase):
         if self.half.get():
             options += ["--half", HALVES[self.half.get()]]
         if not options:
-            raise ValueError("Nothing is selected by: give a number of clusters, or a condition.")
+            raise ValueError("There is nothing to select by: set a number of clusters, or a condition.")
         return options + (["--complement"] if self.complement else [])
 
     def _getKeptClusters(self):
@@ -232,7 +231,7 @@ class DynamightProtSelect(ModelProtocol, ProtAnalysis3D, ProtFlexBase):
         if not text and distance is None:
             return []
         if not text or distance is None or not distance > 0:
-            raise ValueError("Near a conformation: give both, the conformation and a distance above zero.")
+            raise ValueError("Near a conformation: set both the conformation and a distance above zero.")
         try:
             if text.isdigit():
                 values = coordinatesOfParticle(self.inputModel.get(), int(text))
@@ -256,14 +255,14 @@ class DynamightProtSelect(ModelProtocol, ProtAnalysis3D, ProtFlexBase):
         errors = self._validateModel()
         others = self.inputParticles.get()
         if others is not None and others.isStreamOpen():
-            errors.append("The other particles are still being produced (an open set): wait for their protocol.")
+            errors.append("The set to select from is still open: wait until its protocol has finished.")
         if others is None and model.getParticles() is None:
             errors.append(
                 "The particles of the model were deleted: estimate the deformations again, or give the particles to "
                 "select from."
             )
         if self.nClusters.get() > model.getNumberOfParticles():
-            errors.append(f"The model has {model.getNumberOfParticles()} particles: ask for fewer clusters.")
+            errors.append(f"The model has only {model.getNumberOfParticles()} particles: set fewer clusters.")
         if not errors:
             try:
                 self._getSelectOptions()
@@ -273,9 +272,9 @@ class DynamightProtSelect(ModelProtocol, ProtAnalysis3D, ProtFlexBase):
 
     def _summary(self):
         if not self.isFinished():
-            return ["The selection is not ready yet."]
+            return ["No results yet."]
         total = self.inputModel.get().getNumberOfParticles()
-        lines = [f"{len(self.outputParticles)} of {total} particles are kept."]
+        lines = [f"{len(self.outputParticles)} of {total} particles were selected."]
         if hasattr(self, "outputClasses"):
             lines += [f"   cluster {cluster.getObjId()}: {len(cluster)} particles" for cluster in self.outputClasses]
         return lines + self._warnUnsupported()
@@ -303,11 +302,11 @@ def parseRegion(text, nMotions):
             number = int(number)
         except ValueError:
             raise ValueError(
-                f"Region: '{part}' is no range: give the number of a motion and two limits, such as 1: -3 : 1.5."
+                f"Region: '{part}' is not a range: give the number of a motion and two limits, such as 1: -3 : 1.5."
             ) from None
         if not 1 <= number <= nMotions:
-            raise ValueError(f"Region: motion {number} is not in the model, which has {nMotions}.")
+            raise ValueError(f"Region: motion {number} does not exist; the model has {nMotions} motions.")
         if not limits or limits != sorted(limits):
-            raise ValueError(f"Region: '{part}' holds nothing: give a lower end below the upper one.")
+            raise ValueError(f"Region: '{part}' is empty: give a lower limit below the upper limit.")
         ranges.append((number, low, high))
     return ranges

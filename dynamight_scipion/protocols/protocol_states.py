@@ -16,11 +16,11 @@ from .protocol_from_model import AT_CLUSTERS, StatesProtocol, readStates, setFle
 class DynamightProtStates(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
     """States of a flexible molecule as maps, and a movie of its motion.
 
-    The Gaussian models of both halves are deformed to the chosen states and rendered as maps in the box and sampling
-    of the particles. Every map keeps its place in the space of principal motions (its latent).
+    The Gaussian models of both half-sets are deformed to the chosen states and rendered as maps in the box and sampling
+    rate of the particles. Every map keeps its coordinates along the principal motions (zFlex).
 
-    The maps show the model that the images were explained by, not a reconstruction from the particles near that state.
-    For one, select these particles and refine them.
+    The maps show the model, not a reconstruction from the particles near each state. For a reconstruction, select
+    these particles and refine them.
     """
 
     _label = "states and movies"
@@ -34,7 +34,7 @@ class DynamightProtStates(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
         self._defineModelParam(form)
         self._defineStatesParams(form)
         self.addOption(form, "half")
-        self.addOption(form, "doMovie", condition=f"statesAt != {AT_CLUSTERS}", more="Clusters have no movie.")
+        self.addOption(form, "doMovie", condition=f"statesAt != {AT_CLUSTERS}", more="There is no movie of clusters.")
         self._defineThreadParams(form)
 
     # ------------------------------------------------------------------ steps

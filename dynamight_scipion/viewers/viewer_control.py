@@ -20,7 +20,7 @@ class DynamightControlViewer(EmProtocolViewer):
     def visualize(self, obj, **args):
         """Open the window for the protocol."""
         if not obj.isFinished():
-            self.infoMessage("There is no verdict yet: wait until the protocol is done.", "No results").show()
+            self.infoMessage("There is no verdict yet: wait until the protocol has finished.", "No results").show()
             return
         super().visualize(obj, **args)
 

@@ -42,7 +42,7 @@ _VERDICTS = {
 
 
 class DynamightModelViewer(EmProtocolViewer):
-    """What was learned of the motion: verdict, training, particles, and where the molecule moves.
+    """The motion: verdict, training curves, particles, and moving parts of the molecule.
 
     Opens from the protocol that estimates deformations, also while it is running, from the model, and from particles
     and classes that carry its motions.
@@ -307,8 +307,8 @@ class DynamightModelViewer(EmProtocolViewer):
         if plane == UMAP and not self._results.embedding[1]:
             return [
                 self.infoMessage(
-                    "There is no UMAP of these particles: the protocol did not ask for it, or the engine's environment "
-                    "lacks it. Run the protocol again with *Draw particles by* UMAP (expert level); training is kept.",
+                    "There is no UMAP of these particles: it was not chosen, or is not installed in the engine's environment. "
+                    "Continue the protocol with *Plot particles by* UMAP (advanced level); training is kept.",
                     "No UMAP",
                 )
             ]

@@ -17,10 +17,10 @@ AFTER, BEFORE = HALF_COLOURS[1], HALF_COLOURS[2]
 # Ends of the names of the curves in the protocol's set, and how they are drawn.
 _STYLES: dict[str, dict] = {
     "corrected for the mask": {"linewidth": 1.8},
-    "in the mask": {"linewidth": 1.0, "linestyle": "--"},
+    "masked": {"linewidth": 1.0, "linestyle": "--"},
     "unmasked": {"linewidth": 1.0, "linestyle": ":"},
-    "phases randomised": {"linewidth": 1.0, "linestyle": "-.", "alpha": 0.6},
-    "at least": {"linewidth": 1.4, "alpha": 0.5},
+    "phase-randomised": {"linewidth": 1.0, "linestyle": "-.", "alpha": 0.6},
+    "conservative": {"linewidth": 1.4, "alpha": 0.5},
 }
 CORRECTED = "corrected for the mask"
 
@@ -35,7 +35,7 @@ class DynamightReconstructViewer(EmProtocolViewer):
     def visualize(self, obj, **args):
         """Open the window for the protocol."""
         if not hasattr(obj, "outputVolume"):
-            self.infoMessage("There is no map yet: wait until the protocol is done.", "No results").show()
+            self.infoMessage("There is no map yet: wait until the protocol has finished.", "No results").show()
             return
         super().visualize(obj, **args)
 

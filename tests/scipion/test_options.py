@@ -125,7 +125,7 @@ def test_a_decoder_and_a_loss_term_of_another_package_are_in_the_form(workflow, 
         protocol = workflow.new(DynamightProtDeformations)
         decoder = protocol.getDefinition().getParam("decoder")
         assert isinstance(decoder, EnumParam)
-        assert decoder.choices == ["basis", "coordinate network (paper)", "breathing"]
+        assert decoder.choices == ["deformation fields", "coordinate network (paper)", "breathing"]
         protocol.decoder.set(2)
         protocol.lossWeights.set("drift=0.5")
         text = " ".join(protocol._getTrainOptions())

@@ -40,7 +40,7 @@ def test_an_atomic_model_goes_to_the_engine_with_its_warning_and_its_control(wor
     given = inputs(chain) | {"inputStructure": (imported, "outputPdb")}
     star = chain["deformations"].opticsStar.get()
     protocol = workflow.new(DynamightProtDeformations, given, opticsStar=star, **QUICK)
-    assert any("both halves share its features" in line for line in protocol.warnings())
+    assert any("half-sets share the atomic model" in line for line in protocol.warnings())
     workflow.launch(protocol)
     assert protocol.isFinished(), workflow.log(protocol)
     model = protocol.outputModel
@@ -83,7 +83,7 @@ def test_priors_that_cannot_be_used_are_refused_before_the_run(workflow, chain, 
     protocol.inputStructure.set(AtomStruct(str(tmp_path / "gone.pdb")))
     protocol.widthClasses.set(2)
     first, second = protocol.validate()
-    assert "is not there" in first
+    assert "is missing" in first
     assert "set the *number of width classes* to 1" in second
     protocol.inputStructure.set(AtomStruct(str(atoms)))
     protocol.widthClasses.set(1)
@@ -96,8 +96,8 @@ def test_priors_that_cannot_be_used_are_refused_before_the_run(workflow, chain, 
     assert "omit the *mask of the flexible region*" in both
     protocol.decoder.set(1)
     protocol.regularisation.set(1)
-    assert "leave the *decoder* at basis" in protocol.validate()[2]
-    assert "leave the *regularisation* at fixed" in protocol.validate()[3]
+    assert "set *decoder* to its default" in protocol.validate()[2]
+    assert "set *regularisation* to fixed weight" in protocol.validate()[3]
     control = workflow.new(
         DynamightProtControl, {"inputModel": (chain["deformations"], "outputModel")}, kind=WRONG_MODEL
     )

@@ -96,7 +96,7 @@ def test_a_copy_has_the_parameters_and_nothing_that_was_found(workflow, chain):
     assert copied.inputParticles.get().getObjId() == chain["particles"].outputParticles.getObjId()
     assert copied.nGaussians.get() == 200
     assert not hasattr(copied, "outputModel")
-    assert copied.summary()[0] == "Nothing has been estimated yet."
+    assert copied.summary()[0] == "No results yet."
     copied.nGaussians.set(10)
     assert any("at least 50" in error for error in copied.validate())
 

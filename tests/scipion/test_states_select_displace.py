@@ -89,12 +89,12 @@ def test_states_leave_the_model_alone_and_are_found_from_it(workflow, chain, sta
     [
         ({"motion": 4}, "has 3 motions"),
         ({"lowPercentile": 60.0, "highPercentile": 40.0}, "must be below"),
-        ({"statesAt": AT_CLUSTERS, "nStates": 301}, "has 300 particles"),
+        ({"statesAt": AT_CLUSTERS, "nStates": 301}, "has only 300 particles"),
         ({"statesAt": BETWEEN_PARTICLES}, "ids of both particles"),
-        ({"statesAt": BETWEEN_PARTICLES, "firstParticle": 1, "lastParticle": 9999}, "no particle with the id 9999"),
+        ({"statesAt": BETWEEN_PARTICLES, "firstParticle": 1, "lastParticle": 9999}, "no particle with id 9999"),
         ({"statesAt": BETWEEN_PARTICLES, "firstParticle": 7, "lastParticle": 7}, "all the same"),
         ({"statesAt": ALONG_PATH, "path": "12"}, "at least two points"),
-        ({"statesAt": ALONG_PATH, "path": "1\nnear the middle"}, "'near the middle' is no point"),
+        ({"statesAt": ALONG_PATH, "path": "1\nnear the middle"}, "'near the middle' is not a point"),
         ({"statesAt": ALONG_PATH, "path": "1; 0,0,0,0"}, "has 4 coordinates"),
         ({"statesAt": ALONG_PATH, "path": "1; 2", "nStates": 1}, "at least 2 states"),
     ],
@@ -216,16 +216,16 @@ def test_the_form_of_a_selection_becomes_the_engines_options(workflow, model, pa
 @pytest.mark.parametrize(
     ("parameters", "reason"),
     [
-        ({"nClusters": 0}, "Nothing is selected by"),
-        ({"nClusters": 301}, "has 300 particles"),
+        ({"nClusters": 0}, "nothing to select by"),
+        ({"nClusters": 301}, "has only 300 particles"),
         ({"keepClusters": "5"}, "there are 1 to 4"),
         ({"keepClusters": "second"}, "give numbers"),
-        ({"minError": 2.0, "maxError": 1.0}, "the lower end is above the upper"),
-        ({"region": "1 -3 2"}, "is no range"),
-        ({"region": "4: 0 : 1"}, "motion 4 is not in the model"),
-        ({"region": "1: 2 : 1"}, "holds nothing"),
-        ({"near": "7"}, "give both"),
-        ({"near": "9999", "nearDistance": 1.0}, "no particle with the id 9999"),
+        ({"minError": 2.0, "maxError": 1.0}, "the lower limit is above the upper"),
+        ({"region": "1 -3 2"}, "is not a range"),
+        ({"region": "4: 0 : 1"}, "motion 4 does not exist"),
+        ({"region": "1: 2 : 1"}, "is empty"),
+        ({"near": "7"}, "set both"),
+        ({"near": "9999", "nearDistance": 1.0}, "no particle with id 9999"),
         ({"near": "here", "nearDistance": 1.0}, "neither a particle's id nor coordinates"),
     ],
 )
@@ -287,7 +287,7 @@ def test_structures_and_states_that_do_not_fit_are_refused(workflow, chain, mode
         protocol.inputStructure = Pointer(structure)
         return protocol._validate()
 
-    assert "is not there" in errors(tmp_path / "gone.pdb")[0]
+    assert "is missing" in errors(tmp_path / "gone.pdb")[0]
     (tmp_path / "atoms.xyz").write_text("")
     assert "PDB or mmCIF" in errors(tmp_path / "atoms.xyz")[0]
     writeAtoms(tmp_path / "atoms.pdb")
@@ -295,6 +295,6 @@ def test_structures_and_states_that_do_not_fit_are_refused(workflow, chain, mode
     assert errors(tmp_path / "atoms.pdb", inputStates=(states, "outputStates")) == []
     others.getFlexInfo().setAttr("modelPath", "Runs/of_another/run")
     try:
-        assert "of another model" in errors(tmp_path / "atoms.pdb", inputStates=(states, "outputStates"))[0]
+        assert "from another model" in errors(tmp_path / "atoms.pdb", inputStates=(states, "outputStates"))[0]
     finally:
         others.getFlexInfo().setAttr("modelPath", chain["deformations"].outputModel.getRunFolder())

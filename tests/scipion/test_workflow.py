@@ -175,7 +175,7 @@ def test_the_map_has_half_maps_sampling_fsc_and_mask(chain):
     assert float(reconstruction.outputFSC.calculateResolution()) > 2 * PIXEL - 0.1
     labels = {curve.getObjLabel() for curve in reconstruction.outputFSCs}
     assert len(labels) == 10
-    assert {"motion corrected, at least", "without deformation, at least"} <= labels
+    assert {"motion corrected, conservative", "without deformation, conservative"} <= labels
     assert reconstruction.outputRigid.hasHalfMaps()
     assert "Resolution with motion corrected" in reconstruction.summary()[0]
     assert not Path(model.getRunPath("reconstruction")).exists(), "the model's own run is left as it was"
@@ -204,7 +204,7 @@ def test_masks_are_handed_on_and_an_inverse_field_is_an_option_whose_error_is_to
     assert {"motion corrected, corrected for the mask", "motion corrected, in region 1"} <= set(drawn)
     given, used = (protocol.outputMask.getFileName() for protocol in (chain["reconstruction"], inverse))
     np.testing.assert_array_equal(mrcfile.read(used), mrcfile.read(given))
-    assert [f"Inverse field of half {half}" in "\n".join(inverse.summary()) for half in (1, 2)] == [True, True]
+    assert [f"Error of the inverse of half-set {half}" in "\n".join(inverse.summary()) for half in (1, 2)] == [True, True]
     assert not hasattr(inverse, "outputRigid")
 
 
