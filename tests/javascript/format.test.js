@@ -6,6 +6,7 @@ import {
   coordinatesText,
   count,
   describe,
+  explains,
   number,
   polygonText,
   sentence,
@@ -59,4 +60,10 @@ test("options are numbers that the command line reads", () => {
     ],
   );
   assert.equal(text, "1,3:0.5,-0.8:2.1235,0:0,1");
+});
+
+test("small parts of the variance are not rounded to nothing", () => {
+  const expected = { 0.993: "99 %", 0.0063: "0.6 %", 0.0949: "9.5 %", 0.0003: "below 0.1 %", 0.0005: "0.1 %" };
+  for (const [fraction, text] of Object.entries(expected))
+    assert.equal(explains(Number(fraction)), `${text} of variance`);
 });

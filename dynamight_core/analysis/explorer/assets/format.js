@@ -35,3 +35,9 @@ export const coordinatesText = (at) => at.map((value) => number(value, 4)).join(
 // Return a region as the option --polygon takes it: motions of the plane, then corners.
 export const polygonText = (plane, corners) =>
   [plane.join(","), ...corners.map((corner) => corner.map((value) => number(value, 5)).join(","))].join(":");
+
+// Return how much of the variance a motion explains, as the report words it.
+export function explains(fraction) {
+  const percent = 100 * fraction;
+  return `${percent < 0.05 ? "below 0.1" : percent.toFixed(percent < 9.5 ? 1 : 0)} % of variance`;
+}

@@ -2,6 +2,7 @@
 
 import { BLUES, CATEGORIES, EARTH, palette, VIRIDIS } from "./colours.js";
 import { $, colourBar, colourDot, element, isDark } from "./dom.js";
+import { explains } from "./format.js";
 import { rasterPixels, rasterTop } from "./raster.js";
 import { ask, askLatest } from "./requests.js";
 import { group, page } from "./state.js";
@@ -9,9 +10,7 @@ import { group, page } from "./state.js";
 export async function loadPoints(reset = true) {
   const { landscape, plane, run } = page;
   const [points] = await Promise.all([askLatest("points", { plane, group: group() }), loadRaster()]);
-  landscape.titles = plane.map(
-    (k) => `coordinate along motion ${k} (Å rms; ${Math.round(100 * run.explained[k - 1])} % of the variance)`,
-  );
+  landscape.titles = plane.map((k) => `coordinate along motion ${k} (Å rms; ${explains(run.explained[k - 1])})`);
   landscape.setPoints(points);
   if (reset) landscape.resetView();
   await loadColours();
