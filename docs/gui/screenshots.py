@@ -76,6 +76,8 @@ class Driver:
         target = "root"
         if window is not None:
             window.lift()
+            # Whole, however high it is
+            window.geometry("+0+0")
             window.update()
             time.sleep(0.4)
             window.update()
@@ -291,7 +293,7 @@ def pictures(driver):
     yield from driver.steps("failure", driver.fail)
     yield driver.delete_made
     forms = {
-        "deformations": ("deformations", 4),
+        "deformations": ("deformations", 5),
         "reconstruct": ("map with motion corrected", 3),
         "states": ("states along motion 1", 1),
         "select": ("conformations", 1),

@@ -75,7 +75,7 @@ def origin() -> Any:
     """Declare where atomic coordinates are zero."""
     return option(
         "auto",
-        "Origin of the atomic coordinates: auto (best fit), corner (first voxel), centre (of the box), or map (header).",
+        "Origin of atomic coordinates: auto (best fit), corner (first voxel), centre (of the box), or map (header).",
         more="The best fit places the atoms in the most density; the log reports its origin. Models built in a map "
         "without a header origin usually count from its first voxel, models built in Scipion from the centre.",
         label="Coordinate origin of the atomic model",

@@ -278,7 +278,7 @@ class TrainOptions(Checked):
     )
     regularisation: str = option(
         "fixed",
-        "Weight of the distance restraints: fixed (the stiffness), or dynamic (from the gradient ratio; the paper's lambda).",
+        "Weight of the distance restraints: fixed (the stiffness), or dynamic (gradient ratio, as in the paper).",
         more="The restraints keep neighbouring Gaussians at their distance.",
         label="Regularisation",
         group="Restraints",
@@ -324,7 +324,7 @@ class TrainOptions(Checked):
     loss_weights: str | None = option(
         None,
         "Weights of loss terms that other packages add: NAME=VALUE, separated by commas." + LOSS_TERMS.help,
-        label="Weights of added loss terms",
+        label="Weights of added loss terms" if LOSS_TERMS else "",
         group="Restraints",
         metavar="TERMS",
     )

@@ -14,7 +14,7 @@ from pyworkflow.protocol.constants import LEVEL_ADVANCED
 from dynamight_scipion import convert
 from dynamight_scipion.objects import FLEX_PROGRAM, RUN_FOLDER, DynamightModel
 
-from .protocol_base import EngineProtocol
+from .protocol_base import EngineProtocol, readOptions
 from .protocol_from_model import setFlexInfo
 
 STRUCTURES = (".pdb", ".cif", ".mmcif", ".ent")
@@ -56,6 +56,7 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
         self._defineGaussianParams(form)
         self._defineMotionParams(form)
         self._defineTrainingParams(form)
+        self._defineScheduleParams(form)
         self._defineThreadParams(form)
 
     def _defineInputParams(self, form):
@@ -67,9 +68,9 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
             pointerCondition="hasAlignmentProj",
             important=True,
             label="Particles",
-            help="Particles of a 3D refinement, with CTFs and half-sets (rlnRandomSubset). They should be unmasked, not "
-            "CTF-corrected, and of one composition. Without half-sets they are split at random, and resolutions are "
-            "too optimistic.",
+            help="Particles of a 3D refinement, with CTFs and half-sets (rlnRandomSubset). They should be unmasked, "
+            "not CTF-corrected, and of one composition. Without half-sets they are split at random, and resolutions "
+            "are too optimistic.",
         )
         form.addParam(
             "inputVolume",
@@ -136,10 +137,11 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
         self.addOption(form, "regularisationRatio", condition="regularisation==1")
         self.addOption(form, "rigidity")
         self.addOption(form, "sparseMotion")
-        self.addOption(form, "lossWeights")
+        if "label" in readOptions()["train"]["loss-weights"]:
+            # Another package has added a term.
+            self.addOption(form, "lossWeights")
         # Bodies are chosen by their masks.
         self.addOption(form, "decoder", without=("bodies",))
-        self.addOption(form, "refinePoses")
         form.addParam(
             "inputBodies",
             params.MultiPointerParam,
@@ -171,20 +173,23 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
             label="Previous model",
             help="Model of the finished run: same particles, map, and numbers of Gaussians and latent dimensions.",
         )
-        for name in ("nEpochs", "batchSize", "validationFraction", "seed"):
+        for name in ("batchSize", "validationFraction", "refinePoses", "seed"):
             self.addOption(form, name)
         self.addOption(form, "embedding", without=("umap",), expertLevel=LEVEL_ADVANCED)
-        group = form.addGroup("Schedule", expertLevel=LEVEL_ADVANCED)
-        self.addOption(group, "warmUpEpochs")
-        self.addOption(group, "latentRefinement")
-        self.addOption(group, "encoderEpochs", condition="latentRefinement")
-        self.addOption(group, "klWeight", condition="encoderEpochs>0 or not latentRefinement")
-        self.addOption(group, "inferenceInterval", condition="latentRefinement")
-        for name in ("referenceInterval", "referenceEpochs", "stopAfterRises", "validationTrainsEncoders"):
-            self.addOption(group, name)
         group = form.addGroup("Learning rates", expertLevel=LEVEL_ADVANCED)
         for name in ("learningRate", "encoderLearningRate", "gaussianLearningRate"):
             self.addOption(group, name)
+
+    def _defineScheduleParams(self, form):
+        # A tab of its own: with those of training, advanced options are too many for the screen of a laptop.
+        form.addSection(label="Schedule")
+        for name in ("nEpochs", "warmUpEpochs", "latentRefinement"):
+            self.addOption(form, name)
+        self.addOption(form, "encoderEpochs", condition="latentRefinement")
+        self.addOption(form, "klWeight", condition="encoderEpochs>0 or not latentRefinement")
+        self.addOption(form, "inferenceInterval", condition="latentRefinement")
+        for name in ("referenceInterval", "referenceEpochs", "stopAfterRises", "validationTrainsEncoders"):
+            self.addOption(form, name)
 
     # ------------------------------------------------------------------ steps
 
@@ -374,13 +379,13 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
         warnings += [convert.describeVolume(v, *grid, name)[1] for v, name in self._namedVolumes(volume, mask)]
         if volume is not None and not self._getHalfMaps():
             warnings.append(
-                "The consensus map has no half-maps, so both half-sets are initialised from one map, low-pass filtered at "
-                f"{self.initialResolution.get():g} Å. Give a map with half-maps if you can."
+                "The consensus map has no half-maps, so both half-sets are initialised from one map, low-pass filtered "
+                f"at {self.initialResolution.get():g} Å. Give a map with half-maps if you can."
             )
         if self.inputStructure.get() is not None:
             warnings.append(
-                "Both half-sets share the atomic model: maps can show features of it that the images do not support, and "
-                "the FSC cannot reveal them. Run the control experiment 'wrong model' on the result."
+                "Both half-sets share the atomic model: maps can show features of it that the images do not support, "
+                "and the FSC cannot reveal them. Run the control experiment 'wrong model' on the result."
             )
         if self.usesGpu() and len(self.getGpuList()) > 1:
             warnings.append(f"One GPU is used: number {self.getGpuList()[0]}, the first of the list.")

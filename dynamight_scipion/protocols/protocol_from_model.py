@@ -287,7 +287,9 @@ def parsePath(text, model):
                 f"'{part}' is not a point of a path: give the id of a particle, or coordinates separated by commas."
             ) from None
         if len(words) > model.getNumberOfMotions():
-            raise ValueError(f"'{part}' has {len(words)} coordinates, but the model has {model.getNumberOfMotions()} motions.")
+            raise ValueError(
+                f"'{part}' has {len(words)} coordinates, but the model has {model.getNumberOfMotions()} motions."
+            )
         missing = model.getNumberOfMotions() - len(values)
         points.append(coordinatesOfParticle(model, values[0]) if len(words) == 1 else values + [0.0] * missing)
     if len(points) < 2:

@@ -80,7 +80,7 @@ class DynamightProtSelect(ModelProtocol, ProtAnalysis3D, ProtFlexBase):
             default="",
             allowsNull=True,
             width=60,
-            height=4,
+            height=2,
             label="Region",
             help="Ranges of coordinates along motions (Å rms), one on each line or separated by semicolons: the number "
             "of the motion, lower and upper limit. Either limit may be omitted.\nExample, motion 1 from -3 to 1.5 and "

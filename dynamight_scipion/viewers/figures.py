@@ -261,7 +261,7 @@ def drawMolecule(figure, points):
     size = float(np.clip(20000 / len(places), 4, 40))
     # One scale: an error as large as the motion has its colour.
     limit = max(points["rms_motion"].max(), points["error"].max())
-    for row, (name, label) in zip(grid, (("rms_motion", "motion"), ("error", "error")), strict=True):
+    for row, (name, label) in zip(grid, (("rms_motion", "motion"), ("error", "uncertainty")), strict=True):
         for axes, depth in zip(row, (2, 1, 0), strict=True):
             across, up = (axis for axis in range(3) if axis != depth)
             order = np.argsort(places[:, depth])

@@ -170,7 +170,7 @@ class DynamightModelViewer(EmProtocolViewer):
     def _defineParticleParams(self, group):
         self._classes = self._findClasses()
         self._chosen = self._findChosen()
-        colours = ["motion", "error", "half", "density", "held out", "coordinate along motion 1"]
+        colours = ["motion", "uncertainty", "half", "density", "held out", "coordinate along motion 1"]
         inSet = [IN_THIS_SET] if self._chosen is not None else []
         # What the window was opened from comes first.
         if isinstance(self._given, (DynamightProtSelect, SetOfClassesFlex)):
@@ -203,8 +203,9 @@ class DynamightModelViewer(EmProtocolViewer):
             choices=self._colours,
             default=0,
             label="Colour",
-            help="*motion*, *error*: of each particle, Å rms over the molecule.\n*density*: local density of particles."
-            "\n*held out*: validation particles, not used in training.\n*class*: from selections of this model.",
+            help="*motion*, *uncertainty*: of each particle, Å rms over the molecule.\n*density*: local density of "
+            "particles.\n*held out*: validation particles, not used in training.\n*class*: from selections of this "
+            "model.",
         )
         group.addParam(
             "drawing",
@@ -215,7 +216,7 @@ class DynamightModelViewer(EmProtocolViewer):
         group.addParam(
             "distributions",
             params.LabelParam,
-            label="Histograms of motion and error",
+            label="Histograms of motion and uncertainty",
             help="Training and held-out (validation) particles. Both histograms should look alike.",
         )
         group.addParam(
@@ -228,16 +229,16 @@ class DynamightModelViewer(EmProtocolViewer):
             "table",
             params.LabelParam,
             label="Table of the particles",
-            help="List the particles with their ids, motions and errors.",
+            help="List the particles with their ids, motions and uncertainties.",
         )
 
     def _defineMoleculeParams(self, group):
         group.addParam(
             "molecule",
             params.LabelParam,
-            label="Motion and error in the molecule",
+            label="Motion and uncertainty in the molecule",
             help="Points of the molecule from three sides, coloured by their rms motion over all particles and by the "
-            "estimated error of a displacement.",
+            "uncertainty (standard error) of a displacement.",
         )
         group.addParam(
             "slices",
@@ -307,8 +308,9 @@ class DynamightModelViewer(EmProtocolViewer):
         if plane == UMAP and not self._results.embedding[1]:
             return [
                 self.infoMessage(
-                    "There is no UMAP of these particles: it was not chosen, or is not installed in the engine's environment. "
-                    "Continue the protocol with *Plot particles by* UMAP (advanced level); training is kept.",
+                    "There is no UMAP of these particles: it was not chosen, or is not installed in the engine's "
+                    "environment. Continue the protocol with *Plot particles by* UMAP (advanced level); training is "
+                    "kept.",
                     "No UMAP",
                 )
             ]
@@ -348,8 +350,8 @@ class DynamightModelViewer(EmProtocolViewer):
             return Colouring("", np.where(particles.heldOut, 0, -1), ("held out",), ("#b3412c",))
         if name == "density":
             return Colouring("density of particles", None, palette="cividis")
-        if name == "error":
-            return Colouring("error (Å rms)", particles.error, palette="cividis")
+        if name == "uncertainty":
+            return Colouring("uncertainty (Å rms)", particles.error, palette="cividis")
         if name == "motion":
             return Colouring("motion (Å rms)", particles.motion)
         return Colouring("coordinate along motion 1 (Å rms)", particles.coordinates[:, 0], palette="coolwarm")
@@ -366,7 +368,7 @@ class DynamightModelViewer(EmProtocolViewer):
     def _showDistributions(self, _):
         tables = [self._results.readTable(name) for name in ("motion_and_error", "error_against_motion")]
         ((above,),) = self._results.readTable("above_error").values()
-        return [figureView("Motion and error of the particles", (12, 4.2), drawDistributions, *tables, above)]
+        return [figureView("Motion and uncertainty of the particles", (12, 4.2), drawDistributions, *tables, above)]
 
     def _showCoordinates(self, _):
         shares = self._results.shares

@@ -128,7 +128,8 @@ class DynamightReconstructViewer(EmProtocolViewer):
                     # The dashes of a region are as long as its number.
                     style |= {"linewidth": 1.4, "linestyle": (0, (1 + 3 * int(kind.removeprefix(REGION)), 2))}
                 else:
-                    style |= _STYLES[kind]
+                    # Runs of earlier versions have other labels.
+                    style |= _STYLES.get(kind, {})
                 curves.append((curve.getObjLabel(), *curve.getData(), style))
         return [figureView("Fourier shell correlation", (7.5, 5), drawFsc, curves)]
 

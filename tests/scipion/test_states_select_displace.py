@@ -92,7 +92,7 @@ def test_states_leave_the_model_alone_and_are_found_from_it(workflow, chain, sta
         ({"statesAt": AT_CLUSTERS, "nStates": 301}, "has only 300 particles"),
         ({"statesAt": BETWEEN_PARTICLES}, "ids of both particles"),
         ({"statesAt": BETWEEN_PARTICLES, "firstParticle": 1, "lastParticle": 9999}, "no particle with id 9999"),
-        ({"statesAt": BETWEEN_PARTICLES, "firstParticle": 7, "lastParticle": 7}, "all the same"),
+        ({"statesAt": BETWEEN_PARTICLES, "firstParticle": 7, "lastParticle": 7}, "are the same"),
         ({"statesAt": ALONG_PATH, "path": "12"}, "at least two points"),
         ({"statesAt": ALONG_PATH, "path": "1\nnear the middle"}, "'near the middle' is not a point"),
         ({"statesAt": ALONG_PATH, "path": "1; 0,0,0,0"}, "has 4 coordinates"),

@@ -204,7 +204,10 @@ def test_masks_are_handed_on_and_an_inverse_field_is_an_option_whose_error_is_to
     assert {"motion corrected, corrected for the mask", "motion corrected, in region 1"} <= set(drawn)
     given, used = (protocol.outputMask.getFileName() for protocol in (chain["reconstruction"], inverse))
     np.testing.assert_array_equal(mrcfile.read(used), mrcfile.read(given))
-    assert [f"Error of the inverse of half-set {half}" in "\n".join(inverse.summary()) for half in (1, 2)] == [True, True]
+    assert [f"Error of the inverse of half-set {half}" in "\n".join(inverse.summary()) for half in (1, 2)] == [
+        True,
+        True,
+    ]
     assert not hasattr(inverse, "outputRigid")
 
 
