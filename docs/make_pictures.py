@@ -1,6 +1,6 @@
 """Draw docs/pictures/overview.png from the run of `make demo` (or of another run with maps).
 
-python docs/make_pictures.py [RUN]        RUN is demo/run if left out
+python docs/make_pictures.py [RUN]        RUN is demo/run if omitted
 """
 
 import sys
@@ -63,10 +63,10 @@ def draw_distribution(axes, run):
         counts, _ = np.histogram(coordinates[halves == half], edges)
         axes.stairs(counts, edges, color=colour, linewidth=1.8, label=f"half {half}")
         axes.stairs(counts, edges, color=colour, fill=True, alpha=0.15)
-    axes.set_xlabel("place along it, Å rms", color=SOFT)
+    axes.set_xlabel("coordinate (Å rms)", color=SOFT)
     axes.set_ylabel("particles", color=SOFT)
     axes.legend(frameon=False, labelcolor=SOFT)
-    axes.set_title("the particles along it", color=INK)
+    axes.set_title("particles along it", color=INK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(color=SOFT, labelcolor=SOFT)
     axes.set_box_aspect(0.9)
