@@ -194,6 +194,58 @@ class TrainOptions(Checked):
         group="Motion",
         choices=DECODERS,
     )
+    regularisation: str = option(
+        "fixed",
+        "Weight of the distance restraints: fixed (the stiffness), or dynamic (gradient ratio, as in the paper).",
+        more="The restraints keep neighbouring Gaussians at their distance.",
+        label="Regularisation",
+        group="Restraints",
+        choices=REGULARISATIONS,
+    )
+    stiffness: float = option(
+        30.0,
+        "Weight of distance and repulsion restraints with fixed regularisation; reduced automatically for weak signal.",
+        more="The weight is relative to the log-likelihood of one particle. Increase it if motion looks torn, "
+        "decrease it if motion looks too small.",
+        label="Stiffness",
+        unit="1/A^2",
+        group="Restraints",
+        level="basic",
+        at_least=0,
+    )
+    regularisation_ratio: float = option(
+        0.9,
+        "Gradient norm of the restraints relative to the data with dynamic regularisation.",
+        label="Regularisation ratio",
+        group="Restraints",
+        level="paper",
+        at_least=0,
+    )
+    rigidity: float = option(
+        10.0,
+        "Weight of restraints on distances up to 25 A within rigid-body domains. 0 is off.",
+        more="It is reduced together with the stiffness for weak signal.",
+        label="Rigidity",
+        unit="1/A^2",
+        group="Restraints",
+        at_least=0,
+    )
+    sparse_motion: float = option(
+        0.0,
+        "Weight of a penalty on the mean displacement, which favours molecules that are mostly at rest. 0 is off.",
+        more="It increases to its full value in the second third of the epochs.",
+        label="Sparse motion",
+        unit="1/A",
+        group="Restraints",
+        at_least=0,
+    )
+    loss_weights: str | None = option(
+        None,
+        "Weights of loss terms that other packages add: NAME=VALUE, separated by commas." + LOSS_TERMS.help,
+        label="Weights of added loss terms" if LOSS_TERMS else "",
+        group="Restraints",
+        metavar="TERMS",
+    )
     epochs: int = option(
         18,
         "Number of epochs after the warm-up.",
@@ -275,58 +327,6 @@ class TrainOptions(Checked):
         unit="A",
         group="Motion",
         at_least=0,
-    )
-    regularisation: str = option(
-        "fixed",
-        "Weight of the distance restraints: fixed (the stiffness), or dynamic (gradient ratio, as in the paper).",
-        more="The restraints keep neighbouring Gaussians at their distance.",
-        label="Regularisation",
-        group="Restraints",
-        choices=REGULARISATIONS,
-    )
-    stiffness: float = option(
-        30.0,
-        "Weight of distance and repulsion restraints with fixed regularisation; reduced automatically for weak signal.",
-        more="The weight is relative to the log-likelihood of one particle. Increase it if motion looks torn, "
-        "decrease it if motion looks too small.",
-        label="Stiffness",
-        unit="1/A^2",
-        group="Restraints",
-        level="basic",
-        at_least=0,
-    )
-    regularisation_ratio: float = option(
-        0.9,
-        "Gradient norm of the restraints relative to the data with dynamic regularisation.",
-        label="Regularisation ratio",
-        group="Restraints",
-        level="paper",
-        at_least=0,
-    )
-    rigidity: float = option(
-        10.0,
-        "Weight of restraints on distances up to 25 A within rigid-body domains. 0 is off.",
-        more="It is reduced together with the stiffness for weak signal.",
-        label="Rigidity",
-        unit="1/A^2",
-        group="Restraints",
-        at_least=0,
-    )
-    sparse_motion: float = option(
-        0.0,
-        "Weight of a penalty on the mean displacement, which favours molecules that are mostly at rest. 0 is off.",
-        more="It increases to its full value in the second third of the epochs.",
-        label="Sparse motion",
-        unit="1/A",
-        group="Restraints",
-        at_least=0,
-    )
-    loss_weights: str | None = option(
-        None,
-        "Weights of loss terms that other packages add: NAME=VALUE, separated by commas." + LOSS_TERMS.help,
-        label="Weights of added loss terms" if LOSS_TERMS else "",
-        group="Restraints",
-        metavar="TERMS",
     )
     gaussian_amplitudes: bool = option(
         True,
