@@ -35,10 +35,7 @@ _TRUTH_THRESHOLD = 0.5
 
 
 def run_demo(
-    out: str | Path,
-    options: DemoOptions | None = None,
-    overwrite: bool = False,
-    reporter: Reporter = PRINT,
+    out: str | Path, options: DemoOptions | None = None, overwrite: bool = False, reporter: Reporter = PRINT
 ) -> Run:
     """Simulate, train, reconstruct, analyse, and compare the result with the truth.
 

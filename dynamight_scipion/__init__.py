@@ -14,14 +14,7 @@ import pwem
 import pyworkflow.utils as pwutils
 from pyworkflow import VarTypes
 
-from .constants import (
-    DYNAMIGHT_ENV_ACTIVATION,
-    DYNAMIGHT_HOME,
-    DYNAMIGHT_OPTIONS,
-    ENGINE,
-    ENGINE_VERSION,
-    PROGRAM,
-)
+from .constants import DYNAMIGHT_ENV_ACTIVATION, DYNAMIGHT_HOME, DYNAMIGHT_OPTIONS, ENGINE, ENGINE_VERSION, PROGRAM
 
 __version__ = "0.1.0"
 _logo = "dynamight_icon.png"

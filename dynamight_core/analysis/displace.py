@@ -162,11 +162,7 @@ class Displacer:
 
 
 def displace(
-    run: Run,
-    points: str | Path,
-    out: str | Path,
-    options: DisplaceOptions | None = None,
-    reporter: Reporter = PRINT,
+    run: Run, points: str | Path, out: str | Path, options: DisplaceOptions | None = None, reporter: Reporter = PRINT
 ) -> list[Path]:
     """Displace points or an atomic model by the deformation of each particle, or to states.
 

@@ -127,11 +127,7 @@ def select_particles(run: Run, options: SelectOptions) -> tuple[np.ndarray, np.n
 
 
 def write_selection(
-    run: Run,
-    options: SelectOptions,
-    name: str = "selection",
-    out: str | Path | None = None,
-    reporter: Reporter = PRINT,
+    run: Run, options: SelectOptions, name: str = "selection", out: str | Path | None = None, reporter: Reporter = PRINT
 ) -> Path:
     """Write the selected particles with all input columns, the dyn columns, clusters and the optics table.
 

@@ -82,11 +82,7 @@ def choose_states(run: Run, options: StatesOptions) -> States:
 
 
 def states_along_motion(
-    run: Run,
-    motion: int,
-    n: int = 10,
-    percentiles: tuple[float, float] = (2.5, 97.5),
-    deviations: float | None = None,
+    run: Run, motion: int, n: int = 10, percentiles: tuple[float, float] = (2.5, 97.5), deviations: float | None = None
 ) -> States:
     """Return n evenly spaced states along one motion, with the other coordinates at their mean.
 

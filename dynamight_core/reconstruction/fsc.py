@@ -13,12 +13,7 @@ import torch
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
 from dynamight_core.imaging.correlation import fourier_shell_correlation, resolution_at
-from dynamight_core.imaging.fourier import (
-    fourier_to_volume,
-    frequencies_3d,
-    shells,
-    volume_to_fourier,
-)
+from dynamight_core.imaging.fourier import fourier_to_volume, frequencies_3d, shells, volume_to_fourier
 from dynamight_core.imaging.masks import distance_from, raised_cosine
 from dynamight_core.model.initialise import find_molecule
 
@@ -193,12 +188,7 @@ def local_resolution(
 
 
 def soft_mask(
-    volume: torch.Tensor,
-    pixel_size: float,
-    *,
-    threshold: float | None = None,
-    extend: float = 6.0,
-    edge: float = 9.0,
+    volume: torch.Tensor, pixel_size: float, *, threshold: float | None = None, extend: float = 6.0, edge: float = 9.0
 ) -> torch.Tensor:
     """Return a (box, box, box) soft mask: 1 inside the molecule, a raised-cosine edge, 0 in the solvent.
 

@@ -8,13 +8,7 @@ import torch
 
 from dynamight_core.files import write_map
 from dynamight_core.imaging.correlation import fsc_deviation, resolution_at
-from dynamight_core.imaging.fourier import (
-    expand_shells,
-    fourier_to_volume,
-    shell_means,
-    shells,
-    volume_to_fourier,
-)
+from dynamight_core.imaging.fourier import expand_shells, fourier_to_volume, shell_means, shells, volume_to_fourier
 from dynamight_core.reconstruction.fsc import (
     INFINITE,
     HalfMapFsc,

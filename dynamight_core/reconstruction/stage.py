@@ -318,10 +318,7 @@ class _Judgement:
 
 
 def _outcome(
-    run: Run,
-    judged: _Judgement,
-    written: dict[bool, ReconstructionFiles],
-    columns: dict[bool, dict[str, torch.Tensor]],
+    run: Run, judged: _Judgement, written: dict[bool, ReconstructionFiles], columns: dict[bool, dict[str, torch.Tensor]]
 ) -> list[str]:
     """Return the result in lines for the user; the keys of `written` and `columns` are whether motion is corrected."""
     files, without = written[True], ""

@@ -13,12 +13,7 @@ import torch
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path, write_map
 from dynamight_core.imaging.ctf import CtfParameters
-from dynamight_core.imaging.fourier import (
-    expand_shells,
-    fourier_to_image,
-    image_to_fourier,
-    shell_sums,
-)
+from dynamight_core.imaging.fourier import expand_shells, fourier_to_image, image_to_fourier, shell_sums
 from dynamight_core.imaging.geometry import pixel_axis
 from dynamight_core.imaging.poses import random_rotations
 from dynamight_core.options import SimulateOptions
@@ -101,10 +96,7 @@ def simulate(
             for number, half in enumerate(halves, 1):
                 chosen = truth.half[part] == number
                 half.insert(
-                    images[chosen],
-                    truth.ctf[part][chosen],
-                    truth.euler[part][chosen],
-                    truth.origins[part][chosen],
+                    images[chosen], truth.ctf[part][chosen], truth.euler[part][chosen], truth.origins[part][chosen]
                 )
             if progress:
                 progress(part.stop, len(truth))

@@ -15,13 +15,7 @@ from dynamight_core.structures import read_structure, selected_atoms
 
 DATA = Path(__file__).parent / "data"
 # N, CA, C, CB and centre of the side chain: radius (A), angle from CA (degrees), rise from CA (A).
-HELIX_RESIDUE = [
-    (1.6, -28.0, -0.9),
-    (2.3, 0.0, 0.0),
-    (1.7, 26.0, 1.1),
-    (3.3, -20.0, -0.2),
-    (4.8, -25.0, -0.4),
-]
+HELIX_RESIDUE = [(1.6, -28.0, -0.9), (2.3, 0.0, 0.0), (1.7, 26.0, 1.1), (3.3, -20.0, -0.2), (4.8, -25.0, -0.4)]
 
 
 @dataclass

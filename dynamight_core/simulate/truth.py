@@ -10,12 +10,7 @@ from scipy.spatial import cKDTree
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
 from dynamight_core.imaging.ctf import CtfParameters, evaluate_ctf
-from dynamight_core.imaging.fourier import (
-    fourier_to_volume,
-    frequencies_2d,
-    frequencies_3d,
-    translation_phases,
-)
+from dynamight_core.imaging.fourier import fourier_to_volume, frequencies_2d, frequencies_3d, translation_phases
 from dynamight_core.imaging.geometry import grid_points, to_points, to_voxels
 from dynamight_core.imaging.masks import raised_cosine
 from dynamight_core.imaging.poses import rotation_matrices

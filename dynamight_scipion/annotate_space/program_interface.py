@@ -29,11 +29,7 @@ class HeterogeneityProgramInterface:
         # Hax's Python is not the engine's.
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         process = subprocess.Popen(
-            ["bash", "-c", kwargs["engine"]],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
+            ["bash", "-c", kwargs["engine"]], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
         assert process.stdin is not None
         atexit.register(process.stdin.close)

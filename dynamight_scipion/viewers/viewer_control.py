@@ -35,10 +35,7 @@ class DynamightControlViewer(EmProtocolViewer):
         )
         if hasattr(self.protocol, "outputFSCs"):
             form.addParam(
-                "curves",
-                params.LabelParam,
-                label="Fourier shell correlation",
-                help="The curves behind the verdict.",
+                "curves", params.LabelParam, label="Fourier shell correlation", help="The curves behind the verdict."
             )
 
     def _getVisualizeDict(self):

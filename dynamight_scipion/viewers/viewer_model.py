@@ -50,13 +50,7 @@ class DynamightModelViewer(EmProtocolViewer):
 
     _label = "motion of the particles"
     _environments = [DESKTOP_TKINTER]
-    _targets = [
-        DynamightProtDeformations,
-        DynamightProtSelect,
-        DynamightModel,
-        SetOfParticlesFlex,
-        SetOfClassesFlex,
-    ]
+    _targets = [DynamightProtDeformations, DynamightProtSelect, DynamightModel, SetOfParticlesFlex, SetOfClassesFlex]
 
     def __init__(self, **kwargs):
         EmProtocolViewer.__init__(self, **kwargs)

@@ -156,11 +156,7 @@ class DynamightDisplacedModelsViewer(_StatesViewer):
         )
 
     def _getVisualizeDict(self):
-        return {
-            "overview": self._showOverview,
-            "displacements": self._showDisplacements,
-            "chimera": self._showChimera,
-        }
+        return {"overview": self._showOverview, "displacements": self._showDisplacements, "chimera": self._showChimera}
 
     def _showOverview(self, _):
         return [self.infoMessage("\n\n".join(self.protocol.summary()), "Structures")]

@@ -73,11 +73,7 @@ class ExplorerServer(ThreadingHTTPServer):
 
 
 def serve(
-    explorer: Explorer,
-    host: str = "127.0.0.1",
-    port: int = 8050,
-    browser: bool = True,
-    reporter: Reporter = PRINT,
+    explorer: Explorer, host: str = "127.0.0.1", port: int = 8050, browser: bool = True, reporter: Reporter = PRINT
 ) -> None:
     """Serve the page until Ctrl-C is pressed.
 
