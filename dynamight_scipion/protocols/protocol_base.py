@@ -16,6 +16,7 @@ from pyworkflow.utils import cleanPath, makePath
 
 from dynamight_scipion import Plugin
 from dynamight_scipion.constants import DYNAMIGHT_ENV_ACTIVATION, DYNAMIGHT_OPTIONS, PROGRAM
+from dynamight_scipion.objects import RUN_FOLDER
 
 # Shared file systems show a file of another node with a delay, seconds.
 _FILE_DELAY = 10
@@ -139,6 +140,11 @@ class EngineProtocol:
         param = form.addParam(name, paramClass, **(given | changed))
         param.engineOption = stage, word, words
 
+    def addOptions(self, form, *names):
+        """Add the parameters of options as the engine declares them."""
+        for name in names:
+            self.addOption(form, name)
+
     def getChoice(self, name):
         """Return the engine's word for the chosen value of a parameter."""
         return self._definition.getParam(name).engineOption[2][getattr(self, name).get()]
@@ -167,7 +173,21 @@ class EngineProtocol:
         if self.usesGpu():
             gpus = self._stepsExecutor.getGpuList()
             device = f"auto:{gpus[0]}" if gpus else "auto"
-        return ["--device", device, "--threads", str(max(1, self.getBinThreads()))]
+        return ["--device", device, *self._getThreadOptions()]
+
+    def _getThreadOptions(self):
+        return ["--threads", str(max(1, self.getBinThreads()))]
+
+    def _getRunFolder(self):
+        return self._getExtraPath(RUN_FOLDER)
+
+    def _registerOutputs(self, sources, **results):
+        """Define the outputs, and that they were made from those of the sources (pointers) that are set."""
+        self._defineOutputs(**results)
+        for result in results.values():
+            for source in sources:
+                if source.get() is not None:
+                    self._defineSourceRelation(source, result)
 
     def runEngine(self, command, arguments):
         """Run a command of the engine in the project's folder and wait for it.
@@ -199,6 +219,9 @@ class EngineProtocol:
         if _readStatus(statusFile).get("exit_code") != 0:
             raise EngineError(self._explainFailure(command, statusFile, None))
 
+    def _citations(self):
+        return ["Schwab2024"]
+
     @staticmethod
     def _explainFailure(command, statusFile, code):
         """Return one sentence on why the engine failed.
@@ -229,6 +252,16 @@ class EngineProtocol:
             f"{PROGRAM} {command} was ended from outside before it was done, perhaps for lack of memory or time: give "
             "more of these, or fewer particles at a time (batch size), and continue the protocol."
         )
+
+
+def checkStructure(structure, name):
+    """Return why an AtomStruct cannot be used, as a list of sentences; `name` is what they call it."""
+    path = structure.getFileName() or ""
+    if not os.path.exists(path):
+        return [f"The file of the {name} is missing ({path}): import it again."]
+    if not path.lower().endswith((".pdb", ".ent", ".cif", ".mmcif")):
+        return [f"The {name} {path} is not a PDB or mmCIF file: give one."]
+    return []
 
 
 def _readStatus(path):

@@ -96,8 +96,7 @@ class DynamightProtControl(ModelProtocol, ProtAnalysis3D):
             # Shell 0 is the mean of the maps, of which no correlation is taken.
             curve.setData(figures["resolution"][1:], values[1:])
             curves.append(curve)
-        self._defineOutputs(outputFSCs=curves)
-        self._defineSourceRelation(self.inputModel, curves)
+        self._registerOutputs([self.inputModel], outputFSCs=curves)
 
     def _getOptions(self):
         """Return the engine's options that change the result, as a list of words."""
@@ -121,17 +120,10 @@ class DynamightProtControl(ModelProtocol, ProtAnalysis3D):
             errors.append("The model was estimated without an atomic model: choose another control.")
         return errors
 
-    def _summary(self):
-        if not self.isFinished():
-            return ["No results yet."]
-        control = self.loadControl()
-        lines = [f"*{control['verdict'].capitalize()}.* {control['sentence']}"]
-        table = self._getControlPath(".csv")
-        if os.path.exists(table):
-            lines.append(f"Values: {table}")
-        return lines + self._warnUnsupported()
+    def _summarise(self):
+        control, table = self.loadControl(), self._getControlPath(".csv")
+        verdict = f"*{control['verdict'].capitalize()}.* {control['sentence']}"
+        return [verdict, f"Values: {table}"] if os.path.exists(table) else [verdict]
 
-    def _methods(self):
-        if not self.isFinished():
-            return []
-        return [f"Control experiment '{self.getChoice('kind')}': {self.loadControl()['sentence']}"]
+    def _describeMethod(self):
+        return f"Control experiment '{self.getChoice('kind')}': {self.loadControl()['sentence']}"

@@ -12,12 +12,10 @@ from pyworkflow.object import Pointer
 from pyworkflow.protocol.constants import LEVEL_ADVANCED
 
 from dynamight_scipion import convert
-from dynamight_scipion.objects import FLEX_PROGRAM, RUN_FOLDER, DynamightModel
+from dynamight_scipion.objects import FLEX_PROGRAM, DynamightModel
 
-from .protocol_base import EngineProtocol, readOptions
+from .protocol_base import EngineProtocol, checkStructure, readOptions
 from .protocol_from_model import setFlexInfo
-
-STRUCTURES = (".pdb", ".cif", ".mmcif", ".ent")
 
 
 class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
@@ -91,8 +89,7 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
             help="Motion is allowed where the mask is 1, and not where it is 0; use a soft edge. Motion is allowed "
             "everywhere if omitted. Include the solvent around a moving part: this is not a mask of the molecule.",
         )
-        self.addOption(form, "particleDiameter")
-        self.addOption(form, "invertContrast")
+        self.addOptions(form, "particleDiameter", "invertContrast")
         form.addParam(
             "opticsStar",
             params.FileParam,
@@ -103,8 +100,7 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
             "and drops rlnNormCorrection; both are read from this file, by image name.",
         )
         group = form.addGroup("Images", expertLevel=LEVEL_ADVANCED)
-        for name in ("premultiplied", "normalise", "workingBox", "storage"):
-            self.addOption(group, name)
+        self.addOptions(group, "premultiplied", "normalise", "workingBox", "storage")
 
     def _defineGaussianParams(self, form):
         form.addSection(label="Gaussian model")
@@ -125,18 +121,15 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
         self.addOption(form, "fitStructure")
         # The map's header has an origin of its own; the plugin writes the map anew.
         self.addOption(form, "structureOrigin", without=("map",))
-        for name in ("threshold", "initialResolution", "widthClasses", "gaussianAmplitudes", "refits"):
-            self.addOption(form, name)
+        self.addOptions(form, "threshold", "initialResolution", "widthClasses", "gaussianAmplitudes", "refits")
         self.addOption(form, "refitResolution", condition="refits>0")
 
     def _defineMotionParams(self, form):
         form.addSection(label="Motion")
-        for name in ("nLatents", "nMotions", "motionResolution", "regularisation"):
-            self.addOption(form, name)
+        self.addOptions(form, "nLatents", "nMotions", "motionResolution", "regularisation")
         self.addOption(form, "stiffness", condition="regularisation==0")
         self.addOption(form, "regularisationRatio", condition="regularisation==1")
-        self.addOption(form, "rigidity")
-        self.addOption(form, "sparseMotion")
+        self.addOptions(form, "rigidity", "sparseMotion")
         if "label" in readOptions()["train"]["loss-weights"]:
             # Another package has added a term.
             self.addOption(form, "lossWeights")
@@ -173,23 +166,19 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
             label="Previous model",
             help="Model of the finished run: same particles, map, and numbers of Gaussians and latent dimensions.",
         )
-        for name in ("batchSize", "validationFraction", "refinePoses", "seed"):
-            self.addOption(form, name)
+        self.addOptions(form, "batchSize", "validationFraction", "refinePoses", "seed")
         self.addOption(form, "embedding", without=("umap",), expertLevel=LEVEL_ADVANCED)
         group = form.addGroup("Learning rates", expertLevel=LEVEL_ADVANCED)
-        for name in ("learningRate", "encoderLearningRate", "gaussianLearningRate"):
-            self.addOption(group, name)
+        self.addOptions(group, "learningRate", "encoderLearningRate", "gaussianLearningRate")
 
     def _defineScheduleParams(self, form):
         # A tab of its own: with those of training, advanced options are too many for the screen of a laptop.
         form.addSection(label="Schedule")
-        for name in ("nEpochs", "warmUpEpochs", "latentRefinement"):
-            self.addOption(form, name)
+        self.addOptions(form, "nEpochs", "warmUpEpochs", "latentRefinement")
         self.addOption(form, "encoderEpochs", condition="latentRefinement")
         self.addOption(form, "klWeight", condition="encoderEpochs>0 or not latentRefinement")
         self.addOption(form, "inferenceInterval", condition="latentRefinement")
-        for name in ("referenceInterval", "referenceEpochs", "stopAfterRises", "validationTrainsEncoders"):
-            self.addOption(form, name)
+        self.addOptions(form, "referenceInterval", "referenceEpochs", "stopAfterRises", "validationTrainsEncoders")
 
     # ------------------------------------------------------------------ steps
 
@@ -248,8 +237,7 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
 
     def analyseStep(self, inputs, options, embedding):
         """Write the report, the map of the motion, the Gaussians and the embedding of the particles."""
-        threads = str(max(1, self.getBinThreads()))
-        self.runEngine("analyse", [self._getRunFolder(), "--embedding", embedding, "--threads", threads])
+        self.runEngine("analyse", [self._getRunFolder(), "--embedding", embedding, *self._getThreadOptions()])
 
     def createOutputStep(self, inputs, options, embedding):
         """Register the results."""
@@ -273,11 +261,7 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
         for half in (1, 2):
             path = self._getRunPath("analysis", f"gaussians_half{half}.cif")
             results[f"outputGaussians{half}"] = AtomStruct(path, pseudoatoms=True)
-        self._defineOutputs(**results)
-        for result in results.values():
-            for source in (self.inputParticles, *self._getOtherInputs()):
-                if source.get() is not None:
-                    self._defineSourceRelation(source, result)
+        self._registerOutputs([self.inputParticles, *self._getOtherInputs()], **results)
 
     def _createParticles(self, particles, model):
         """Return the input particles with their motions."""
@@ -294,9 +278,6 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
         return output
 
     # ------------------------------------------------------------------ files
-
-    def _getRunFolder(self):
-        return self._getExtraPath(RUN_FOLDER)
 
     def _getRunPath(self, *names):
         return os.path.join(self._getRunFolder(), *names)
@@ -406,11 +387,7 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
         """Return why atomic model or bodies cannot be used, as a list of sentences."""
         errors, structure, bodies = [], self.inputStructure.get(), self._getBodies()
         if structure is not None:
-            path = structure.getFileName() or ""
-            if not os.path.exists(path):
-                errors.append(f"The file of the atomic model is missing ({path}): import it again.")
-            elif not path.lower().endswith(STRUCTURES):
-                errors.append(f"The atomic model {path} is not a PDB or mmCIF file: give one.")
+            errors += checkStructure(structure, "atomic model")
             if self.widthClasses.get() > 1:
                 errors.append(
                     "The Gaussians of an atomic model have one width: set the *number of width classes* to 1."
@@ -474,9 +451,6 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
             f"half-set. {100 * self.validationFraction.get():g} % of the particles were held out. "
             f"{model.getVerdictSentence()}"
         ]
-
-    def _citations(self):
-        return ["Schwab2024"]
 
 
 def describeShares(shares):

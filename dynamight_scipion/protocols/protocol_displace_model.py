@@ -1,7 +1,5 @@
 """An atomic model at states of the molecule."""
 
-import os
-
 import numpy as np
 import pyworkflow.protocol.params as params
 from pwem.objects import AtomStructFlex, SetOfAtomStructFlex
@@ -12,10 +10,8 @@ from pyworkflow.utils import cleanPath, makePath
 
 from dynamight_scipion.objects import FLEX_PROGRAM
 
+from .protocol_base import checkStructure
 from .protocol_from_model import StatesProtocol, readStates, setFlexInfo, writeStates
-
-# What the engine reads.
-EXTENSIONS = (".pdb", ".ent", ".cif", ".mmcif")
 
 
 class DynamightProtDisplaceModel(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
@@ -103,11 +99,8 @@ class DynamightProtDisplaceModel(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
             moved._dynDisplacementRms = Float(distance)
             setFlexInfo(moved, model)
             structures.append(moved)
-        self._defineOutputs(outputStructures=structures)
-        self._defineSourceRelation(self.inputModel, structures)
-        self._defineSourceRelation(self.inputStructure, structures)
-        if self.inputStates.get() is not None:
-            self._defineSourceRelation(self.inputStates, structures)
+        sources = [self.inputModel, self.inputStructure, self.inputStates]
+        self._registerOutputs(sources, outputStructures=structures)
 
     def _getPositionsPath(self):
         return self._getExtraPath("structures", "atoms.npz")
@@ -124,11 +117,7 @@ class DynamightProtDisplaceModel(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
         errors = self._validateModel()
         structure = self.inputStructure.get()
         if structure is not None:
-            path = structure.getFileName() or ""
-            if not os.path.exists(path):
-                errors.append(f"The file of the atomic structure is missing ({path}): import it again.")
-            elif not path.lower().endswith(EXTENSIONS):
-                errors.append(f"The atomic structure {path} is not a PDB or mmCIF file: give one.")
+            errors += checkStructure(structure, "atomic structure")
         states = self.inputStates.get()
         if errors or self.inputModel.get() is None:
             return errors
@@ -146,18 +135,13 @@ class DynamightProtDisplaceModel(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
             return ["The states are from another model, with other motions: give states of this model."]
         return []
 
-    def _summary(self):
-        if not self.isFinished():
-            return ["No results yet."]
+    def _summarise(self):
         distances = self._getDistances()
         where = self._describeStates() if self.inputStates.get() is None else f"{len(distances)} states"
         return [
             f"The structure was displaced to {where}.",
             f"Displacement of the atoms: {min(distances):.1f} to {max(distances):.1f} Å rms.",
-            *self._warnUnsupported(),
         ]
 
-    def _methods(self):
-        if not self.isFinished():
-            return []
-        return ["The atomic model was displaced by the deformation field to states of the molecule [Schwab2024]."]
+    def _describeMethod(self):
+        return "The atomic model was displaced by the deformation field to states of the molecule [Schwab2024]."

@@ -38,12 +38,6 @@ class ModelProtocol(EngineProtocol):
         """Make a run folder of this protocol that shares the model's files, and return it."""
         return self.inputModel.get().linkRun(self._getRunFolder())
 
-    def _getRunFolder(self):
-        return self._getExtraPath("run")
-
-    def _getThreadOptions(self):
-        return ["--threads", str(max(1, self.getBinThreads()))]
-
     def _validateModel(self):
         """Return why the input model cannot be used, as a list of sentences; empty if there is no model."""
         model = self.inputModel.get()
@@ -68,8 +62,11 @@ class ModelProtocol(EngineProtocol):
     def _warnings(self):
         return self._warnUnsupported()
 
-    def _citations(self):
-        return ["Schwab2024"]
+    def _summary(self):
+        return [*self._summarise(), *self._warnUnsupported()] if self.isFinished() else ["No results yet."]
+
+    def _methods(self):
+        return [self._describeMethod()] if self.isFinished() else []
 
 
 class StatesProtocol(ModelProtocol):

@@ -87,16 +87,14 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
             expertLevel=LEVEL_ADVANCED,
             help="Masks of regions whose FSC is also calculated, with and without deformation.",
         )
-        self.addOption(form, "rigid")
-        self.addOption(form, "localResolution")
+        self.addOptions(form, "rigid", "localResolution")
         self._defineMotionParams(form)
         self._defineMapParams(form)
         self._defineThreadParams(form)
 
     def _defineMotionParams(self, form):
         form.addSection(label="Motion")
-        self.addOption(form, "shrink")
-        self.addOption(form, "errorWeights")
+        self.addOptions(form, "shrink", "errorWeights")
         form.addParam(
             "conformation",
             params.EnumParam,
@@ -131,8 +129,7 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
 
     def _defineMapParams(self, form):
         form.addSection(label="Map")
-        self.addOption(form, "bFactor")
-        self.addOption(form, "regularisation")
+        self.addOptions(form, "bFactor", "regularisation")
         self.addOption(form, "steps", condition=f"method!={BACKPROJECTION}")
         self.addOption(form, "batchSize", expertLevel=LEVEL_ADVANCED)
         self.addOption(form, "seed")
@@ -189,12 +186,7 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
                 model.placeVolume(result)
                 result.fixMRCVolume(setSamplingRate=True)
         results["outputVolume"].setObjComment("motion corrected")
-        self._defineOutputs(**results)
-        sources = [self.inputModel, self.inputMask, *self.inputRegions]
-        for result in results.values():
-            for source in sources:
-                if source.get() is not None:
-                    self._defineSourceRelation(source, result)
+        self._registerOutputs([self.inputModel, self.inputMask, *self.inputRegions], **results)
 
     @staticmethod
     def _createVolume(folder):
@@ -297,9 +289,7 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
         changes = [convert.describeVolume(mask, *grid, name)[1] for mask, _, name in self._getMasks()]
         return self._warnUnsupported() + [change for change in changes if change]
 
-    def _summary(self):
-        if not hasattr(self, "outputVolume"):
-            return ["No results yet."]
+    def _summarise(self):
         found = readResolution(self._getMapPath("fsc.star"))
         lines = [f"Resolution with motion corrected: *{found:.2f} Å* (FSC 0.143, corrected for the mask)."]
         if self._hasRigid():
@@ -315,7 +305,7 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
             )
         if self.throughInverse:
             lines += self._describeInverse()
-        return lines + self._warnUnsupported()
+        return lines
 
     def _describeInverse(self):
         """Return the error of the inverse deformation network of each half-set."""
@@ -329,15 +319,13 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
             )
         return lines
 
-    def _methods(self):
-        if not hasattr(self, "outputVolume"):
-            return []
+    def _describeMethod(self):
         found = readResolution(self._getMapPath("fsc.star"))
         through = ", through an inverse deformation network," if self.throughInverse else ""
-        return [
+        return (
             f"Both half-maps were reconstructed with the motion corrected{through} by "
             f"{METHOD_TEXTS[self.getChoice('method')]} [Schwab2024]; their resolution is {found:.2f} Å."
-        ]
+        )
 
 
 def readResolution(starFile, label="rlnFinalResolution"):

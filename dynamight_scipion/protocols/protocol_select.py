@@ -148,8 +148,7 @@ class DynamightProtSelect(ModelProtocol, ProtAnalysis3D, ProtFlexBase):
                 f"{len(clusterOf) - len(output)} of {len(clusterOf)} selected particles are disabled or not in the set "
                 "to select from, and are omitted."
             )
-        self._defineOutputs(outputParticles=output)
-        self._defineSourceRelation(self.inputModel, output)
+        self._registerOutputs([self.inputModel], outputParticles=output)
         self._defineTransformRelation(source, output)
         if self.nClusters.get():
             self._createClasses(clusterOf)
@@ -170,9 +169,7 @@ class DynamightProtSelect(ModelProtocol, ProtAnalysis3D, ProtFlexBase):
             setFlexInfo(cluster, model)
 
         classes.classifyItems(updateItemCallback=setClass, updateClassCallback=setCentre, doClone=False)
-        self._defineOutputs(outputClasses=classes)
-        self._defineSourceRelation(images, classes)
-        self._defineSourceRelation(self.inputModel, classes)
+        self._registerOutputs([images, self.inputModel], outputClasses=classes)
 
     def _getSource(self):
         """Return the pointer to the particles that are selected from."""
@@ -270,20 +267,16 @@ class DynamightProtSelect(ModelProtocol, ProtAnalysis3D, ProtFlexBase):
                 errors.append(str(error))
         return errors
 
-    def _summary(self):
-        if not self.isFinished():
-            return ["No results yet."]
+    def _summarise(self):
         total = self.inputModel.get().getNumberOfParticles()
         lines = [f"{len(self.outputParticles)} of {total} particles were selected."]
         if hasattr(self, "outputClasses"):
             lines += [f"   cluster {cluster.getObjId()}: {len(cluster)} particles" for cluster in self.outputClasses]
-        return lines + self._warnUnsupported()
+        return lines
 
-    def _methods(self):
-        if not self.isFinished():
-            return []
+    def _describeMethod(self):
         clusters = f", in {self.nClusters} clusters (k-means on motion coordinates)" if self.nClusters.get() else ""
-        return [f"{len(self.outputParticles)} particles were selected by their motion{clusters} [Schwab2024]."]
+        return f"{len(self.outputParticles)} particles were selected by their motion{clusters} [Schwab2024]."
 
 
 def parseRegion(text, nMotions):

@@ -59,8 +59,7 @@ class DynamightProtStates(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
             states.append(stateVolume(self.inputModel.get(), row, self._getStatesPath()))
         if self.getMovies():
             states._dynMovie = String(self.getMovies()[0])
-        self._defineOutputs(outputStates=states)
-        self._defineSourceRelation(self.inputModel, states)
+        self._registerOutputs([self.inputModel], outputStates=states)
 
     def _getStatesPath(self, *names):
         return self._getExtraPath("states", *names)
@@ -75,21 +74,17 @@ class DynamightProtStates(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
     def _validate(self):
         return self._validateModel() or self._validateStates()
 
-    def _summary(self):
-        if not self.isFinished():
-            return ["The maps are not ready yet."]
+    def _summarise(self):
         lines = [f"{self._describeStates()}."]
         for row in readStates(self._getStatesPath("states.csv")):
             if row["particles"] is not None:
                 lines.append(f"   {row['state'].split('_')[0]}: {row['particles']} particles")
         if self.getMovies():
             lines.append(f"Movie: {', '.join(self.getMovies())}")
-        return lines + self._warnUnsupported()
+        return lines
 
-    def _methods(self):
-        if not self.isFinished():
-            return []
-        return [
+    def _describeMethod(self):
+        return (
             f"The Gaussian models were rendered as maps at {self._describeStates()}, in coordinates along the "
             "principal motions [Schwab2024]."
-        ]
+        )

@@ -1,20 +1,15 @@
 """Viewer of a model: its verdict, training, particles and motion."""
 
-from functools import partial
-
 import numpy as np
 import pyworkflow.protocol.params as params
 from pwem.objects import SetOfClassesFlex, SetOfParticlesFlex
-from pwem.viewers import EmProtocolViewer
 from pyworkflow import Config
-from pyworkflow.protocol import Protocol
 from pyworkflow.viewer import DESKTOP_TKINTER
 
-from dynamight_scipion.convert import ConversionError
-from dynamight_scipion.objects import FLEX_PROGRAM, DynamightModel
+from dynamight_scipion.objects import DynamightModel
 from dynamight_scipion.protocols import DynamightProtDeformations, DynamightProtSelect
 
-from .chimera import chimeraView, colouredByMotion
+from .chimera import colouredByMotion
 from .figures import (
     HALF_COLOURS,
     Colouring,
@@ -28,6 +23,7 @@ from .figures import (
     paletteOf,
     trainingSize,
 )
+from .forms import ResultsViewer, view
 from .pages import BrowserView, ExplorerView
 from .results import Results, readVolume
 from .windows import figureView, slicesView
@@ -41,7 +37,7 @@ _VERDICTS = {
 }
 
 
-class DynamightModelViewer(EmProtocolViewer):
+class DynamightModelViewer(ResultsViewer):
     """The motion: verdict, training curves, particles, and moving parts of the molecule.
 
     Opens from the protocol that estimates deformations, also while it is running, from the model, and from particles
@@ -49,36 +45,15 @@ class DynamightModelViewer(EmProtocolViewer):
     """
 
     _label = "motion of the particles"
-    _environments = [DESKTOP_TKINTER]
     _targets = [DynamightProtDeformations, DynamightProtSelect, DynamightModel, SetOfParticlesFlex, SetOfClassesFlex]
-
-    def __init__(self, **kwargs):
-        EmProtocolViewer.__init__(self, **kwargs)
-        self._parentWindow = kwargs.get("parent")
-
-    @classmethod
-    def can_handle_this_instance(cls, instance):
-        """Whether an object is of this plugin: flexible sets can be of any."""
-        if isinstance(instance, SetOfClassesFlex):
-            instance = instance.getFirstItem()
-        if isinstance(instance, SetOfParticlesFlex):
-            return instance.getFlexInfo().getProgName() == FLEX_PROGRAM
-        return instance is not None
 
     # ------------------------------------------------------------------ what is shown
 
-    def visualize(self, obj, **args):
-        """Open the window for a protocol, model, set of particles or classes."""
-        self._given = obj
-        protocol = obj if isinstance(obj, Protocol) else self._project.getProtocol(obj.getObjParentId())
-        self._results = Results(self._findModel(obj))
-        if not self._isFinished() and self._results.readTraining() is None:
-            self.infoMessage(
-                "There is nothing to show yet: the first epoch of training is not done.", "No results"
-            ).show()
-            return
-        args.setdefault("windows", self._parentWindow)
-        super().visualize(protocol, **args)
+    def _findMissing(self, obj):
+        self._given, self._results = obj, Results(self._findModel(obj))
+        if self._isFinished() or self._results.readTraining() is not None:
+            return None
+        return "There is nothing to show yet: the first epoch of training is not done."
 
     @staticmethod
     def _findModel(obj):
@@ -129,37 +104,12 @@ class DynamightModelViewer(EmProtocolViewer):
         form.addSection(label="Results")
         if self._isFinished():
             verdict = self._results.summary["verdict"]
-            form.addParam(
-                "verdict",
-                params.LabelParam,
-                important=True,
-                label=_VERDICTS[verdict["verdict"]],
-                help=verdict["sentence"],
-            )
-            form.addParam(
-                "report",
-                params.LabelParam,
-                label="Report",
-                help="Open the report of the run in the browser: all figures of this window and more, explained.",
-            )
-            form.addParam(
-                "explorer",
-                params.LabelParam,
-                label="Explorer",
-                help="Open a page in the browser in which the molecule follows the pointer over the landscape of the "
-                "particles. Make selections and movies there; they are saved in the run's folder "
-                "(extra/run/analysis). The page closes with Scipion.",
-            )
-        form.addParam(
-            "training",
-            params.LabelParam,
-            label="Training curves",
-            help="Loss, KL term, distance restraints and motion of both halves, by epoch. Can be opened while the "
-            "protocol runs.",
-        )
+            self.addViews(form, "verdict", label=_VERDICTS[verdict["verdict"]], help=verdict["sentence"])
+            self.addViews(form, "report", "explorer")
+        self.addViews(form, "training")
         if self._isFinished():
             self._defineParticleParams(form.addGroup("Particles"))
-            self._defineMoleculeParams(form.addGroup("Molecule"))
+            self.addViews(form.addGroup("Molecule"), "molecule", "slices", "chimera")
 
     def _defineParticleParams(self, group):
         self._classes = self._findClasses()
@@ -201,115 +151,56 @@ class DynamightModelViewer(EmProtocolViewer):
             "particles.\n*held out*: validation particles, not used in training.\n*class*: from selections of this "
             "model.",
         )
-        group.addParam(
-            "drawing",
-            params.LabelParam,
-            label="Particles in the plane",
-            help="Draw every particle in the chosen plane and colour.",
-        )
-        group.addParam(
-            "distributions",
-            params.LabelParam,
-            label="Histograms of motion and uncertainty",
-            help="Training and held-out (validation) particles. Both histograms should look alike.",
-        )
-        group.addParam(
-            "coordinates",
-            params.LabelParam,
-            label="Distribution along each motion",
-            help="Coordinates of the particles in each half-set. Both histograms match where the halves agree.",
-        )
-        group.addParam(
-            "table",
-            params.LabelParam,
-            label="Table of the particles",
-            help="List the particles with their ids, motions and uncertainties.",
-        )
-
-    def _defineMoleculeParams(self, group):
-        group.addParam(
-            "molecule",
-            params.LabelParam,
-            label="Motion and uncertainty in the molecule",
-            help="Points of the molecule from three sides, coloured by their rms motion over all particles and by the "
-            "uncertainty (standard error) of a displacement.",
-        )
-        group.addParam(
-            "slices",
-            params.LabelParam,
-            label="Map of the motion in slices",
-            help="The consensus map, and the motion of each voxel (Å rms).",
-        )
-        group.addParam(
-            "chimera",
-            params.LabelParam,
-            label="Map coloured by motion in ChimeraX",
-            help="Also shows the Gaussians of both halves, coloured by their motion. The session's script is kept in "
-            "the protocol's folder.",
-        )
-
-    def _getVisualizeDict(self):
-        views = {
-            "verdict": self._showVerdict,
-            "report": self._showReport,
-            "explorer": self._showExplorer,
-            "training": self._showTraining,
-            "drawing": self._showParticles,
-            "distributions": self._showDistributions,
-            "coordinates": self._showCoordinates,
-            "table": self._showTable,
-            "molecule": self._showMolecule,
-            "slices": self._showSlices,
-            "chimera": self._showChimera,
-        }
-        return {name: partial(self._showOrExplain, show) for name, show in views.items()}
-
-    def _showOrExplain(self, show, name):
-        """Return views, or a message where a file that they show was not written."""
-        try:
-            return show(name)
-        except ConversionError as error:
-            return [self.infoMessage(str(error), "Missing file")]
+        self.addViews(group, "drawing", "distributions", "coordinates", "table")
 
     # ------------------------------------------------------------------ views
 
-    def _showVerdict(self, _):
+    @view("Verdict", important=True)
+    def _showVerdict(self):
         summary = self._results.summary
         warnings = [f"{warning[:1].upper()}{warning[1:]}." for warning in summary["warnings"]]
-        return [self.infoMessage("\n\n".join([summary["verdict"]["sentence"], *warnings]), "Verdict")]
+        return self.infoMessage("\n\n".join([summary["verdict"]["sentence"], *warnings]), "Verdict")
 
-    def _showReport(self, _):
-        return [BrowserView(self._results.findFile("report.html"))]
+    @view("Report", "Open the report of the run in the browser: all figures of this window and more, explained.")
+    def _showReport(self):
+        return BrowserView(self._results.findFile("report.html"))
 
-    def _showExplorer(self, _):
-        return [ExplorerView(self._results.model, self._tkRoot)]
+    @view(
+        "Explorer",
+        "Open a page in the browser in which the molecule follows the pointer over the landscape of the particles. "
+        "Make selections and movies there; they are saved in the run's folder (extra/run/analysis). The page closes "
+        "with Scipion.",
+    )
+    def _showExplorer(self):
+        return ExplorerView(self._results.model, self._tkRoot)
 
-    def _showTraining(self, _):
+    @view(
+        "Training curves",
+        "Loss, KL term, distance restraints and motion of both halves, by epoch. Can be opened while the protocol "
+        "runs.",
+    )
+    def _showTraining(self):
         curves = self._results.readTraining()
         if curves is None:
-            return [
-                self.infoMessage(
-                    "An older version of the engine trained this model and kept no table of its curves; they are in "
-                    "its report.",
-                    "Training",
-                )
-            ]
+            return self.infoMessage(
+                "An older version of the engine trained this model and kept no table of its curves; they are in its "
+                "report.",
+                "Training",
+            )
         rows, columns = trainingSize(curves)
-        return [figureView("Training", (max(4.4 * columns, 6), 1 + 3 * rows), drawTraining, curves)]
+        return figureView("Training", (max(4.4 * columns, 6), 1 + 3 * rows), drawTraining, curves)
 
-    def _showParticles(self, _):
+    @view("Particles in the plane", "Draw every particle in the chosen plane and colour.")
+    def _showDrawing(self):
         plane = self.plane.get()
         if plane == UMAP and not self._results.embedding[1]:
-            return [
-                self.infoMessage(
-                    "There is no UMAP of these particles: it was not chosen, or is not installed in the engine's "
-                    "environment. Continue the protocol with *Plot particles by* UMAP (advanced level); training is "
-                    "kept.",
-                    "No UMAP",
-                )
-            ]
+            return self.infoMessage(
+                "There is no UMAP of these particles: it was not chosen, or is not installed in the engine's "
+                "environment. Continue the protocol with *Plot particles by* UMAP (advanced level); training is kept.",
+                "No UMAP",
+            )
         panels = self._panels(plane)
-        return [figureView("Particles", (11 if len(panels) > 1 else 7.5, 6), drawParticles, panels, self._colouring())]
+        return figureView("Particles", (11 if len(panels) > 1 else 7.5, 6), drawParticles, panels, self._colouring())
 
     def _panels(self, plane):
         """Return what `drawParticles` takes for the chosen plane."""
@@ -359,41 +250,61 @@ class DynamightModelViewer(EmProtocolViewer):
             names.append(f"{cluster.getObjId()} ({len(members):,})")
         return Colouring(name, values, tuple(names), paletteOf(names))
 
-    def _showDistributions(self, _):
+    @view(
+        "Histograms of motion and uncertainty",
+        "Training and held-out (validation) particles. Both histograms should look alike.",
+    )
+    def _showDistributions(self):
         tables = [self._results.readTable(name) for name in ("motion_and_error", "error_against_motion")]
         ((above,),) = self._results.readTable("above_error").values()
-        return [figureView("Motion and uncertainty of the particles", (12, 4.2), drawDistributions, *tables, above)]
+        return figureView("Motion and uncertainty of the particles", (12, 4.2), drawDistributions, *tables, above)
 
-    def _showCoordinates(self, _):
+    @view(
+        "Distribution along each motion",
+        "Coordinates of the particles in each half-set. Both histograms match where the halves agree.",
+    )
+    def _showCoordinates(self):
         shares = self._results.shares
         size = 11, 0.6 + 2.7 * (1 + (min(6, len(shares)) > 3))
         table = self._results.readTable("coordinates")
-        return [figureView("Distribution along the motions", size, drawCoordinates, table, shares)]
+        return figureView("Distribution along the motions", size, drawCoordinates, table, shares)
 
-    def _showTable(self, _):
+    @view("Table of the particles", "List the particles with their ids, motions and uncertainties.")
+    def _showTable(self):
         particles = self._chosen if self._chosen is not None else self._given
         if not isinstance(particles, SetOfParticlesFlex):
             particles = getattr(self.protocol, "outputParticles", None) or self._results.model.getParticles()
         if particles is None:
-            return [self.infoMessage("The particles of the model were deleted.", "Particles")]
+            return self.infoMessage("The particles of the model were deleted.", "Particles")
         for viewer in Config.getDomain().findViewers(particles, DESKTOP_TKINTER):
             if viewer is not type(self):
                 return viewer(project=self._project, protocol=self.protocol)._visualize(particles)
-        return [self.infoMessage("Scipion has no viewer for tables of particles.", "Particles")]
+        return self.infoMessage("Scipion has no viewer for tables of particles.", "Particles")
 
-    def _showMolecule(self, _):
-        return [figureView("Motion in the molecule", (11, 5), drawMolecule, self._results.points)]
+    @view(
+        "Motion and uncertainty in the molecule",
+        "Points of the molecule from three sides, coloured by their rms motion over all particles and by the "
+        "uncertainty (standard error) of a displacement.",
+    )
+    def _showMolecule(self):
+        return figureView("Motion in the molecule", (11, 5), drawMolecule, self._results.points)
 
-    def _showSlices(self, _):
+    @view("Map of the motion in slices", "The consensus map, and the motion of each voxel (Å rms).")
+    def _showSlices(self):
         model = self._results.model
         motion = readVolume(self._results.findFile("motion.mrc"))
         layers = [
             Layer("consensus map", readVolume(model.getConsensusMap())),
             Layer("motion", motion, "viridis", (0, float(motion.max())), "Å rms"),
         ]
-        return [slicesView("Motion of the map", layers, model.getSamplingRate())]
+        return slicesView("Motion of the map", layers, model.getSamplingRate())
 
-    def _showChimera(self, _):
+    @view(
+        "Map coloured by motion in ChimeraX",
+        "Also shows the Gaussians of both halves, coloured by their motion. The session's script is kept in the "
+        "protocol's folder.",
+    )
+    def _showChimera(self):
         model = self._results.model
         gaussians = [self._results.findFile(f"gaussians_half{half}.cif") for half in (1, 2)]
         commands = colouredByMotion(
@@ -402,4 +313,4 @@ class DynamightModelViewer(EmProtocolViewer):
             gaussians,
             float(self._results.points["rms_motion"].max()),
         )
-        return [chimeraView(self.protocol._getExtraPath("motion.cxc"), commands, self._tkRoot)]
+        return self._openChimera("motion.cxc", commands)

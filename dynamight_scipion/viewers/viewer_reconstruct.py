@@ -2,14 +2,13 @@
 
 import numpy as np
 import pyworkflow.protocol.params as params
-from pwem.viewers import EmProtocolViewer
-from pyworkflow.viewer import DESKTOP_TKINTER
 
 from dynamight_scipion.protocols import DynamightProtReconstruct
 from dynamight_scipion.protocols.protocol_reconstruct import REGION, RIGID, readResolution
 
-from .chimera import beforeAndAfter, chimeraView
+from .chimera import beforeAndAfter
 from .figures import HALF_COLOURS, Layer, drawFsc, greyLayers
+from .forms import ResultsViewer, view
 from .results import readVolume
 from .windows import figureView, slicesView
 
@@ -25,31 +24,20 @@ _STYLES: dict[str, dict] = {
 CORRECTED = "corrected for the mask"
 
 
-class DynamightReconstructViewer(EmProtocolViewer):
+class DynamightReconstructViewer(ResultsViewer):
     """The map with motion corrected, beside that of the same particles without deformation."""
 
     _label = "map before and after"
-    _environments = [DESKTOP_TKINTER]
     _targets = [DynamightProtReconstruct]
 
-    def visualize(self, obj, **args):
-        """Open the window for the protocol."""
-        if not hasattr(obj, "outputVolume"):
-            self.infoMessage("There is no map yet: wait until the protocol has finished.", "No results").show()
-            return
-        super().visualize(obj, **args)
+    def _findMissing(self, obj):
+        return None if hasattr(obj, "outputVolume") else "There is no map yet: wait until the protocol has finished."
 
     # ------------------------------------------------------------------ form
 
     def _defineParams(self, form):
         form.addSection(label="Results")
-        form.addParam(
-            "resolution",
-            params.LabelParam,
-            important=True,
-            label=self._describeResolution(),
-            help="Where the FSC between the half-maps, corrected for the mask, falls below 0.143.",
-        )
+        self.addViews(form, "resolution", label=self._describeResolution())
         group = form.addGroup("Fourier shell correlation")
         group.addParam(
             "allCurves",
@@ -59,40 +47,16 @@ class DynamightReconstructViewer(EmProtocolViewer):
             help="No: only the curves of the molecule and of regions that are corrected for the mask by phase "
             "randomisation; they give the resolution. Yes: also masked, unmasked, phase-randomised and conservative.",
         )
-        group.addParam(
-            "fsc",
-            params.LabelParam,
-            label="FSC of the half-maps",
-            help="With motion corrected and, if the protocol made these maps, without deformation.",
-        )
+        self.addViews(group, "fsc")
         group = form.addGroup("Maps")
-        group.addParam(
-            "slices",
-            params.LabelParam,
-            label="Slices before and after",
-            help=f"{self._describeBefore()} and the map with motion corrected, in the same grey scale, and their "
-            "difference. Red: density gained; blue: density lost.",
+        compared = (
+            f"{self._describeBefore()} and the map with motion corrected, in the same grey scale, and their "
+            "difference. Red: density gained; blue: density lost."
         )
+        self.addViews(group, "slices", help=compared)
         if hasattr(self.protocol, "outputLocalResolution"):
-            group.addParam(
-                "localResolution", params.LabelParam, label="Local resolution in slices", help="In Å, inside the mask."
-            )
-        group.addParam(
-            "chimera",
-            params.LabelParam,
-            label="Both maps in ChimeraX",
-            help="One at a time: switch with the eyes in the model panel. The session's script is kept in the "
-            "protocol's folder.",
-        )
-
-    def _getVisualizeDict(self):
-        return {
-            "resolution": self._showResolution,
-            "fsc": self._showFsc,
-            "slices": self._showSlices,
-            "localResolution": self._showLocalResolution,
-            "chimera": self._showChimera,
-        }
+            self.addViews(group, "localResolution")
+        self.addViews(group, "chimera")
 
     def _describeResolution(self):
         """Return the resolution in words, beside that without deformation if there are such maps."""
@@ -112,10 +76,16 @@ class DynamightReconstructViewer(EmProtocolViewer):
 
     # ------------------------------------------------------------------ views
 
-    def _showResolution(self, _):
-        return [self.infoMessage("\n\n".join(self.protocol.summary()), "Resolution")]
+    @view(
+        "Resolution",
+        "Where the FSC between the half-maps, corrected for the mask, falls below 0.143.",
+        important=True,
+    )
+    def _showResolution(self):
+        return self._describe("Resolution")
 
-    def _showFsc(self, _):
+    @view("FSC of the half-maps", "With motion corrected and, if the protocol made these maps, without deformation.")
+    def _showFsc(self):
         curves = []
         for item in self.protocol.outputFSCs.iterItems():
             # Items of a set are one object, filled again and again.
@@ -131,14 +101,15 @@ class DynamightReconstructViewer(EmProtocolViewer):
                     # Runs of earlier versions have other labels.
                     style |= _STYLES.get(kind, {})
                 curves.append((curve.getObjLabel(), *curve.getData(), style))
-        return [figureView("Fourier shell correlation", (7.5, 5), drawFsc, curves)]
+        return figureView("Fourier shell correlation", (7.5, 5), drawFsc, curves)
 
-    def _showSlices(self, _):
+    @view("Slices before and after")
+    def _showSlices(self):
         before, after = readVolume(self._getBefore()), readVolume(self.protocol.outputVolume.getFileName())
         layers = greyLayers({self._describeBefore().removeprefix("The "): before, "map with motion corrected": after})
         limit = max(abs(after - before).max() * 0.7, 1e-12)
         layers.append(Layer("after minus before", after - before, "coolwarm", (-limit, limit)))
-        return [slicesView("Before and after", layers, self.protocol.outputVolume.getSamplingRate())]
+        return slicesView("Before and after", layers, self.protocol.outputVolume.getSamplingRate())
 
     def _readLocalResolution(self):
         """Return the local resolution in Å, not a number outside the mask, and its range."""
@@ -146,17 +117,23 @@ class DynamightReconstructViewer(EmProtocolViewer):
         volume[readVolume(self.protocol.outputMask.getFileName()) < 0.5] = np.nan
         return volume, tuple(np.nanquantile(volume, [0.01, 0.99]))
 
-    def _showLocalResolution(self, _):
+    @view("Local resolution in slices", "In Å, inside the mask.")
+    def _showLocalResolution(self):
         layers = greyLayers({"map with motion corrected": readVolume(self.protocol.outputVolume.getFileName())})
         volume, limits = self._readLocalResolution()
         layers.append(Layer("local resolution", volume, "viridis_r", limits, "Å"))
-        return [slicesView("Local resolution", layers, self.protocol.outputVolume.getSamplingRate())]
+        return slicesView("Local resolution", layers, self.protocol.outputVolume.getSamplingRate())
 
-    def _showChimera(self, _):
+    @view(
+        "Both maps in ChimeraX",
+        "One at a time: switch with the eyes in the model panel. The session's script is kept in the protocol's "
+        "folder.",
+    )
+    def _showChimera(self):
         maps = self._getBefore(), self.protocol.outputVolume.getFileName()
         if hasattr(self.protocol, "outputLocalResolution"):
             path, limits = self.protocol.outputLocalResolution.getFileName(), self._readLocalResolution()[1]
             commands = beforeAndAfter(*maps, path, limits)
         else:
             commands = beforeAndAfter(*maps)
-        return [chimeraView(self.protocol._getExtraPath("before_and_after.cxc"), commands, self._tkRoot)]
+        return self._openChimera("before_and_after.cxc", commands)

@@ -199,7 +199,7 @@ def test_masks_are_handed_on_and_an_inverse_field_is_an_option_whose_error_is_to
     assert curves["motion corrected, in region 1"] == curves["motion corrected, corrected for the mask"]
     viewer = DynamightReconstructViewer(project=workflow.project)
     viewer.setProtocol(inverse)
-    (view,) = viewer._showFsc(None)
+    (view,) = viewer._getVisualizeDict()["fsc"]("fsc")
     drawn = [line.get_label() for line in view.getFigure().axes[0].lines]
     assert {"motion corrected, corrected for the mask", "motion corrected, in region 1"} <= set(drawn)
     given, used = (protocol.outputMask.getFileName() for protocol in (chain["reconstruction"], inverse))
