@@ -52,6 +52,14 @@ def write_table(path: str | Path, table: pd.DataFrame, number: str = "%.6g") -> 
         table.to_csv(temporary, index=False, float_format=number)
 
 
+def write_tables(folder: Path, tables: dict[str, pd.DataFrame], number: str = "%.6g") -> list[Path]:
+    """Write tables by name to FOLDER/NAME.csv as `write_table` does; return the paths."""
+    paths = [folder / f"{name}.csv" for name in tables]
+    for path, table in zip(paths, tables.values(), strict=True):
+        write_table(path, table, number)
+    return paths
+
+
 def write_map(
     path: str | Path,
     volume: np.ndarray,

@@ -9,7 +9,8 @@ import pandas as pd
 import torch
 from scipy.spatial.transform import Rotation
 
-from dynamight_core.files import read_map, write_table
+from dynamight_core.analysis.molecule import main_rotation, xyz_columns
+from dynamight_core.files import read_map, write_tables
 from dynamight_core.imaging.poses import euler_angles, rotation_matrices
 from dynamight_core.model.half import HalfModel
 from dynamight_core.particles.star import write_star
@@ -104,50 +105,32 @@ def particle_table(motions: BodyMotions) -> pd.DataFrame:
     The angle is positive about the body's main axis (see `summary_table`).
     """
     vectors, shifts = motions.vectors, motions.shift_of(motions.centres)
-    angles = _signed_angles(motions)
     columns = {}
     for index, number in enumerate(motions.numbers):
         vector, error = vectors[:, index], motions.rotation_errors[:, index]
         size = np.maximum(np.linalg.norm(vector, axis=1, keepdims=True), 1e-12)
         name = f"body{number}"
-        columns[f"{name}_angle_deg"] = angles[:, index]
+        columns[f"{name}_angle_deg"] = main_rotation(vector)[1]
         # Error along the rotation vector. A rotation of zero has no axis: all of the error counts.
         along = np.where(size > 1e-9, (vector / size) ** 2, 1.0)
         columns[f"{name}_angle_error_deg"] = np.degrees(np.sqrt((along * error**2).sum(1)))
-        for i, axis in enumerate("xyz"):
-            columns[f"{name}_rotation_{axis}_deg"] = np.degrees(vector[:, i])
-        for i, axis in enumerate("xyz"):
-            columns[f"{name}_rotation_error_{axis}_deg"] = np.degrees(error[:, i])
-        for i, axis in enumerate("xyz"):
-            columns[f"{name}_shift_{axis}_A"] = shifts[:, index, i]
-        for i, axis in enumerate("xyz"):
-            columns[f"{name}_shift_error_{axis}_A"] = motions.shift_errors[:, index, i]
+        columns |= xyz_columns(f"{name}_rotation", np.degrees(vector), "deg")
+        columns |= xyz_columns(f"{name}_rotation_error", np.degrees(error), "deg")
+        columns |= xyz_columns(f"{name}_shift", shifts[:, index])
+        columns |= xyz_columns(f"{name}_shift_error", motions.shift_errors[:, index])
     return pd.DataFrame(columns)
-
-
-def _main_axes(motions: BodyMotions) -> np.ndarray:
-    """Return the (B - 1, 3) main axes of rotation, unit vectors with the largest component positive."""
-    axes = np.stack([np.linalg.svd(v, full_matrices=False)[2][0] for v in np.swapaxes(motions.vectors, 0, 1)])
-    return axes * np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(1)])[:, None]
-
-
-def _signed_angles(motions: BodyMotions) -> np.ndarray:
-    """Return (n, B - 1) angles, degrees, positive about each body's main axis."""
-    vectors = motions.vectors
-    along = np.einsum("nbi,bi->nb", vectors, _main_axes(motions))
-    return np.degrees(np.linalg.norm(vectors, axis=2) * np.where(along < 0, -1.0, 1.0))
 
 
 def summary_table(run: Run, motions: BodyMotions) -> pd.DataFrame:
     """Return one row per body: mask, size, rotation and shift (empty for the largest, which does not move)."""
     decoder: Any = run.models[0].decoder
-    angles, axes, shifts = _signed_angles(motions), _main_axes(motions), motions.shift_of(motions.centres)
+    vectors, shifts = motions.vectors, motions.shift_of(motions.centres)
     rows = []
     for body, path in enumerate(run.config.inputs.bodies or []):
         row = {"body": body + 1, "mask": Path(path).name, "share": float(decoder.shares[body])}
         row |= {f"centre_{name}_A": float(decoder.centres[body, i]) for i, name in enumerate("xyz")}
         for index in np.flatnonzero(motions.numbers == body + 1):
-            angle, shift = angles[:, index], shifts[:, index]
+            (axis, angle), shift = main_rotation(vectors[:, index]), shifts[:, index]
             error = (motions.rotation_errors[:, index] ** 2).sum(1).mean() ** 0.5
             row |= {
                 "angle_std_deg": angle.std(),
@@ -156,7 +139,7 @@ def summary_table(run: Run, motions: BodyMotions) -> pd.DataFrame:
                 "rotation_error_rms_deg": np.degrees(error),
                 "shift_std_A": np.sqrt(((shift - shift.mean(0)) ** 2).sum(1).mean()),
                 "shift_error_rms_A": np.sqrt((motions.shift_errors[:, index] ** 2).sum(1).mean()),
-                **{f"axis_{name}": axes[index, i] for i, name in enumerate("xyz")},
+                **{f"axis_{name}": axis[i] for i, name in enumerate("xyz")},
             }
         rows.append(row)
     return pd.DataFrame(rows)
@@ -180,10 +163,7 @@ def write_bodies(run: Run, reporter: Reporter = PRINT) -> list[Path]:
         return []
     folder, motions = run.path / "analysis", body_motions(run)
     summary = summary_table(run, motions)
-    written = []
-    for name, table in (("bodies", particle_table(motions)), ("bodies_summary", summary)):
-        written.append(folder / f"{name}.csv")
-        write_table(written[-1], table)
+    written = write_tables(folder, {"bodies": particle_table(motions), "bodies_summary": summary})
     for row in summary.dropna(subset="angle_std_deg").itertuples():
         reporter.say(
             f"Body {row.body} ({row.mask}): rotation {row.angle_std_deg:.1f} degrees (standard deviation over "

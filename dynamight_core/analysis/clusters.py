@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from dynamight_core.errors import InputError
-from dynamight_core.files import write_table
+from dynamight_core.files import write_tables
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
 
@@ -134,10 +134,7 @@ def write_clusters(run: Run, reporter: Reporter = PRINT) -> list[Path]:
             row |= {"half_1": counts[0], "half_2": counts[1]}
             rows.append(row | {f"motion{k + 1}_A": value for k, value in enumerate(centre)})
     tables = {"clusters": pd.DataFrame(assigned), "cluster_centres": pd.DataFrame(rows), "cluster_criterion": criterion}
-    written = []
-    for name, table in tables.items():
-        written.append(run.path / "analysis" / f"{name}.csv")
-        write_table(written[-1], table)
+    written = write_tables(run.path / "analysis", tables)
     evidence = "No evidence for discrete clusters" if n == 1 else f"{n} clusters of particles"
     reporter.say(f"{evidence} (Gaussian mixture, Bayesian information criterion): {written[0]}.")
     return written

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from dynamight_core.analysis.arguments import check_row, parse_numbers
+from dynamight_core.analysis.molecule import half_motions
 from dynamight_core.analysis.states import read_states, state_coordinates
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
-from dynamight_core.model.motions import motion_fields
 from dynamight_core.options import DisplaceOptions
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
@@ -78,7 +78,7 @@ def read_points(path: str | Path, run: Run, origin: str = "auto") -> PointSet:
         positions = _read_array(path)
     elif path.suffix.lower() in ATOMIC:
         structure = read_structure(path)
-        positions = np.array([atom.pos.tolist() for atom in _atoms(structure[0])])
+        positions = np.array([found.atom.pos.tolist() for found in structure[0].all()])
     else:
         raise InputError(f"points {path} have an unknown file type; give a .npy, .pdb or .cif file")
     if not np.isfinite(positions).all():
@@ -146,13 +146,8 @@ class Displacer:
 
     @cached_property
     def _motions(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Principal motions at the points, from both half-sets' decoders; see `motion_fields`."""
-        coordinates = torch.as_tensor(self.run.motions.coordinates)
-        own = [torch.as_tensor(self.halves == half) for half in (1, 2)]
-        return [
-            motion_fields(model, latents[mine], coordinates[mine], self.positions)
-            for model, latents, mine in zip(self.run.models, self.run.latents, own, strict=True)
-        ]
+        """Principal motions at the points, from both half-sets' decoders; see `half_motions`."""
+        return [half_motions(self.run, half, self.positions) for half in (1, 2)]
 
     def chunks(self, rows: np.ndarray) -> Iterator[torch.Tensor]:
         """Yield `of_particles` for all rows in order, a bounded number at a time."""
@@ -242,8 +237,8 @@ def write_model(path: Path, point_set: PointSet, moved: torch.Tensor) -> None:
     structure = point_set.structure.clone()
     while len(structure) > 1:
         del structure[1]
-    for atom, position in zip(_atoms(structure[0]), moved.double().numpy() + point_set.offset, strict=True):
-        atom.pos = gemmi.Position(*position)
+    for found, position in zip(structure[0].all(), moved.double().numpy() + point_set.offset, strict=True):
+        found.atom.pos = gemmi.Position(*position)
     structure.setup_entities()
     with atomic_path(path) as temporary:
         structure.make_mmcif_document().write_file(str(temporary))
@@ -300,7 +295,3 @@ def _read_array(path: Path) -> np.ndarray:
     if positions.dtype.kind not in "fiu" or positions.ndim != 2 or positions.shape[1] != 3 or not len(positions):
         raise InputError(f"points {path} have shape {positions.shape}; give numbers of shape (points, 3)")
     return positions.astype(float)
-
-
-def _atoms(model: gemmi.Model) -> list[gemmi.Atom]:
-    return [atom for chain in model for residue in chain for atom in residue]

@@ -17,7 +17,7 @@ import torch
 from scipy.ndimage import gaussian_filter1d
 
 from dynamight_core.analysis.domains import Domains
-from dynamight_core.files import write_table
+from dynamight_core.files import write_tables
 from dynamight_core.judging.errors import coordinate_variances
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
@@ -173,6 +173,5 @@ def write_distributions(run: Run, domains: Domains, reporter: Reporter = PRINT) 
     """Write `motion_distributions` to RUN/analysis/distributions.csv and distribution_widths.csv."""
     folder = run.path / "analysis"
     curves, widths = motion_distributions(run, domains)
-    write_table(folder / "distributions.csv", curves, "%.5g")
-    write_table(folder / "distribution_widths.csv", widths, "%.5g")
+    write_tables(folder, {"distributions": curves, "distribution_widths": widths}, "%.5g")
     reporter.say(f"Distributions along the motions, corrected for errors: {folder / 'distributions.csv'}.")

@@ -8,7 +8,8 @@ import starfile
 from scipy.spatial import cKDTree
 
 from dynamight_core.analysis.domains import Domains
-from dynamight_core.files import atomic_path, header_origin, write_map, write_table
+from dynamight_core.analysis.molecule import all_gaussians, xyz_columns
+from dynamight_core.files import atomic_path, header_origin, write_map, write_tables
 from dynamight_core.imaging.geometry import nearest_voxels
 from dynamight_core.imaging.masks import distance_from, distance_from_voxels, raised_cosine
 from dynamight_core.reporter import PRINT, Reporter
@@ -39,8 +40,8 @@ def summary_table(domains: Domains, run: Run) -> pd.DataFrame:
                 "angle_high_deg": np.quantile(angle, 0.975),
                 "shift_rms_A": np.sqrt(((shift - shift.mean(0)) ** 2).sum(1).mean()),
                 **{f"axis_{name}": domains.axes[domain, i] for i, name in enumerate("xyz")},
-                **{f"centre_{name}_A": domains.centres[domain, i] for i, name in enumerate("xyz")},
-                **{f"joint_{name}_A": np.nan if joint is None else joint[i] for i, name in enumerate("xyz")},
+                **xyz_columns("centre", domains.centres[domain]),
+                **xyz_columns("joint", np.full(3, np.nan) if joint is None else joint),
             }
         )
     return pd.DataFrame(rows)
@@ -71,7 +72,7 @@ def write_domains(run: Run, domains: Domains, reporter: Reporter = PRINT) -> lis
     for previous in (*out.glob("domain*_mask.mrc"), *out.glob("bodies.star")):
         previous.unlink()
     positions = (run.motions.points + run.motions.mean).numpy()
-    gaussians = np.concatenate([model.consensus_positions.cpu().numpy() for model in run.models])
+    gaussians = all_gaussians(run)
     labels = domains.labels[cKDTree(run.motions.points.numpy()).query(gaussians)[1]]
     origin = header_origin(run.config.inputs.map)
     written = []
@@ -81,8 +82,7 @@ def write_domains(run: Run, domains: Domains, reporter: Reporter = PRINT) -> lis
     columns = {}
     for domain in range(len(domains)):
         columns[f"domain{domain + 1}_angle_deg"] = domains.angles[:, domain]
-        for i, name in enumerate("xyz"):
-            columns[f"domain{domain + 1}_shift_{name}_A"] = domains.shifts[:, domain, i]
+        columns |= xyz_columns(f"domain{domain + 1}_shift", domains.shifts[:, domain])
     columns |= _amounts(run, domains)
     points = pd.DataFrame(positions, columns=["x_A", "y_A", "z_A"]).assign(domain=domains.labels + 1)
     motion, error = (np.asarray(run.summary[name]) for name in ("point_motion", "point_error"))
@@ -95,9 +95,7 @@ def write_domains(run: Run, domains: Domains, reporter: Reporter = PRINT) -> lis
         "points": points,
         "residuals": residuals,
     }
-    for name, table in tables.items():
-        written.append(out / f"{name}.csv")
-        write_table(written[-1], table, "%.5g")
+    written += write_tables(out, tables, "%.5g")
     if len(domains) > 1:
         written.append(_write_bodies(out, domains))
     number = f"{len(domains)} rigid-body domains" if len(domains) > 1 else "one rigid-body domain"
@@ -118,8 +116,7 @@ def _amounts(run: Run, domains: Domains) -> dict[str, np.ndarray]:
         # The mean square over points is a quadratic form of the coordinates.
         form = np.einsum("kmi,lmi->kl", fields, fields) / mine.sum()
         columns[f"{name}_motion_A"] = np.sqrt(np.clip(((centred @ form) * centred).sum(1), 0, None))
-        mean = centred @ fields.mean(1)
-        columns |= {f"{name}_mean_{axis}_A": mean[:, i] for i, axis in enumerate("xyz")}
+        columns |= xyz_columns(f"{name}_mean", centred @ fields.mean(1))
     return columns
 
 

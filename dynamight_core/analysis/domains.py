@@ -20,6 +20,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
+from dynamight_core.analysis.molecule import main_rotation
 from dynamight_core.errors import InputError
 from dynamight_core.model.motions import PrincipalMotions
 
@@ -235,7 +236,7 @@ def _rigid_motions(points, components, coordinates, labels, residuals) -> Domain
     rotation = kabsch(_products(base - base_centre, base_fields, centred))
     inverse, base_shift = np.swapaxes(rotation, 1, 2), centred @ base_fields.mean(1)
     rotations = [Rotation.from_matrix(rotation).as_rotvec()]
-    angles, shifts, axes, centres = [], [base_shift], [], [base_centre]
+    shifts, centres = [base_shift], [base_centre]
     joints: list[np.ndarray | None] = [None]
     for domain in range(1, labels.max() + 1):
         mine = labels == domain
@@ -261,11 +262,7 @@ def _rigid_motions(points, components, coordinates, labels, residuals) -> Domain
         shifts.append(shift)
         centres.append(centre)
         joints.append(joint)
-    for vectors in rotations:
-        axis = np.linalg.svd(vectors, full_matrices=False)[2][0]
-        axis = axis * np.sign(axis[np.abs(axis).argmax()])
-        angles.append(np.degrees(np.linalg.norm(vectors, axis=1) * np.where(vectors @ axis < 0, -1.0, 1.0)))
-        axes.append(axis)
+    axes, angles = zip(*map(main_rotation, rotations), strict=True)
     return Domains(
         labels, residuals, np.stack(angles, 1), np.stack(shifts, 1), np.stack(axes), np.stack(centres), joints
     )

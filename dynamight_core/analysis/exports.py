@@ -9,11 +9,11 @@ import torch
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
+from dynamight_core.analysis.molecule import all_gaussians, half_motions, spread_out
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path, header_origin, write_map, write_table
 from dynamight_core.imaging.geometry import grid_points, inside_box, nearest_voxels, to_points, to_voxels
 from dynamight_core.imaging.masks import distance_from_voxels
-from dynamight_core.model.motions import motion_fields
 from dynamight_core.options import EMBEDDINGS
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
@@ -147,16 +147,6 @@ def write_shift_arrows(
     return files
 
 
-def spread_out(points: np.ndarray, n: int) -> np.ndarray:
-    """Return n indices of points, each farthest from the points before it."""
-    chosen = [int(np.argmax(np.linalg.norm(points - points.mean(0), axis=1)))]
-    distance = np.linalg.norm(points - points[chosen[0]], axis=1)
-    for _ in range(min(n, len(points)) - 1):
-        chosen.append(int(distance.argmax()))
-        distance = np.minimum(distance, np.linalg.norm(points - points[chosen[-1]], axis=1))
-    return np.array(chosen)
-
-
 @torch.no_grad()
 def motion_at(run: Run, positions: torch.Tensor) -> np.ndarray:
     """Return the (p,) motion, A rms over particles about the mean conformation, at (p, 3) consensus positions (A).
@@ -165,10 +155,8 @@ def motion_at(run: Run, positions: torch.Tensor) -> np.ndarray:
     """
     variance = run.motions.coordinates.var(0, unbiased=False)
     fields = torch.zeros(())
-    for half, model in enumerate(run.models, 1):
-        own = run.halves == half
-        coordinates = run.motions.coordinates[own]
-        fields = fields + motion_fields(model, run.latents[half - 1][own], coordinates, positions)[1] / 2
+    for half in (1, 2):
+        fields = fields + half_motions(run, half, positions)[1] / 2
     return (variance[:, None] * fields.square().sum(-1)).sum(0).sqrt().numpy()
 
 
@@ -177,7 +165,7 @@ def motion_maps(run: Run, box: int, pixel_size: float) -> tuple[np.ndarray, np.n
     coarse = max(1, min(box, round(box * pixel_size / _SPACING)))
     spacing = box * pixel_size / coarse
     grid = grid_points(to_points(np.arange(coarse + 1.0), coarse, spacing))
-    gaussians = torch.cat([model.consensus_positions.cpu() for model in run.models]).numpy()
+    gaussians = all_gaussians(run)
     near = np.isfinite(cKDTree(gaussians).query(grid, distance_upper_bound=_REACH + 2 * spacing)[0])
     values = np.zeros((2, len(grid)), dtype=np.float32)
     values[0, near] = motion_at(run, torch.from_numpy(grid[near].astype(np.float32)))

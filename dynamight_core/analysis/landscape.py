@@ -22,9 +22,8 @@ class Landscape:
     density
         (bins, bins) particles per unit area, smoothed.
     relative_error
-        (bins, bins) relative standard error of the density, from counting statistics; infinite where it is zero.
-    bandwidth
-        (2,) standard deviations of the smoothing, in the axes' units.
+        (bins, bins) relative standard error of the density, from counting statistics; infinite where it is zero. To
+        first order, the standard error of the free energy in kT.
     """
 
     x_edges: np.ndarray
@@ -32,7 +31,6 @@ class Landscape:
     counts: np.ndarray
     density: np.ndarray
     relative_error: np.ndarray
-    bandwidth: np.ndarray
 
     @property
     def free_energy(self) -> np.ndarray:
@@ -42,11 +40,6 @@ class Landscape:
         """
         with np.errstate(divide="ignore"):
             return -np.log(self.density / max(self.density.max(), 1e-300))
-
-    @property
-    def free_energy_error(self) -> np.ndarray:
-        """(bins, bins) standard error of `free_energy`: to first order, the relative error of the density."""
-        return self.relative_error
 
 
 def plane_landscape(x: np.ndarray, y: np.ndarray, bins: int = 96) -> Landscape:
@@ -73,7 +66,7 @@ def plane_landscape(x: np.ndarray, y: np.ndarray, bins: int = 96) -> Landscape:
     variance = squared * _peak(sigma) ** 2 / _peak(sigma / np.sqrt(2))
     with np.errstate(divide="ignore", invalid="ignore"):
         relative = np.where(smooth > 0, np.sqrt(variance) / smooth, np.inf)
-    return Landscape(x_edges, y_edges, counts, smooth / steps.prod(), relative, sigma * steps)
+    return Landscape(x_edges, y_edges, counts, smooth / steps.prod(), relative)
 
 
 def _range(values: np.ndarray) -> tuple[float, float]:

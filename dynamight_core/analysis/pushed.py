@@ -7,11 +7,11 @@ import torch
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
+from dynamight_core.analysis.molecule import all_gaussians, half_motions, half_numbers
 from dynamight_core.errors import InputError
 from dynamight_core.files import header_origin, read_map, write_map
 from dynamight_core.imaging.geometry import grid_points, to_points
 from dynamight_core.imaging.masks import raised_cosine
-from dynamight_core.model.motions import motion_fields
 from dynamight_core.run import Run
 
 # Grid of the field, A: spacing, distance from the Gaussians that deforms in full, and width of the edge beyond.
@@ -44,24 +44,17 @@ class PushedMap:
             raise InputError(f"{path} is missing, which --full deforms; make it with dynamight reconstruct {run.path}")
         self._map, self.pixel_size = read_map(path)
         self._origin = header_origin(path)
-        numbers = (1, 2) if str(half) == "both" else (int(half),)
         extent = len(self._map) * self.pixel_size
         self._n_grid = max(2, round(extent / _SPACING)) + 1
         self._step = extent / (self._n_grid - 1)
         axis = (np.arange(self._n_grid) - (self._n_grid - 1) / 2) * self._step
         grid = grid_points(axis)
-        gaussians = np.concatenate([model.consensus_positions.cpu().numpy() for model in run.models])
-        distance = cKDTree(gaussians).query(grid, distance_upper_bound=_REACH + _EDGE)[0]
+        distance = cKDTree(all_gaussians(run)).query(grid, distance_upper_bound=_REACH + _EDGE)[0]
         self._near = np.isfinite(distance)
         weight = raised_cosine((distance[self._near] - _REACH) / _EDGE)
         points = torch.from_numpy(grid[self._near].astype(np.float32))
-        parts = []
-        for number in numbers:
-            own = run.halves == number
-            fields = motion_fields(
-                run.models[number - 1], run.latents[number - 1][own], run.motions.coordinates[own], points
-            )
-            parts.append(np.concatenate([fields[0][None], fields[1]]))
+        found = [half_motions(run, number, points) for number in half_numbers(half)]
+        parts = [np.concatenate([mean[None], fields]) for mean, fields in found]
         # Mean displacement (A) and K motions (A per A rms) at the grid points near the molecule.
         self._fields = np.mean(parts, 0) * weight[:, None]
 

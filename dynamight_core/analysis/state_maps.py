@@ -9,13 +9,13 @@ import pandas as pd
 import torch
 
 from dynamight_core.analysis.exports import write_shift_arrows
+from dynamight_core.analysis.molecule import half_motions, half_numbers
 from dynamight_core.analysis.movie import projections_of, write_movie
 from dynamight_core.analysis.pushed import PushedMap
 from dynamight_core.analysis.states import States, state_coordinates
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path, header_origin, write_map, write_table
-from dynamight_core.model.motions import motion_fields
-from dynamight_core.options import HALVES
+from dynamight_core.options import StatesOptions
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
 
@@ -39,18 +39,18 @@ class StateModels:
     """
 
     def __init__(self, run: Run, half: str = "both", box: int | None = None):
-        if str(half) not in HALVES:
-            raise InputError(f"--half is '{half}'; choose one of {', '.join(HALVES)}")
-        self.run = run
-        self.numbers = (1, 2) if str(half) == "both" else (int(half),)
+        self.run, self.numbers = run, half_numbers(half)
         self.box = run.box if box is None else box
         self.pixel_size = run.box * run.pixel_size / self.box
+        # Of each half-set, at its Gaussians.
         self._motions: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def positions(self, half: int, coordinates) -> torch.Tensor:
         """Return the (..., n, 3) positions (A) of the Gaussians of a half-set at (..., K) coordinates (A rms)."""
         model = self.run.models[half - 1]
-        mean, fields = self._fields(half)
+        if half not in self._motions:
+            self._motions[half] = half_motions(self.run, half, model.consensus_positions)
+        mean, fields = self._motions[half]
         factors = torch.as_tensor(np.asarray(coordinates), dtype=mean.dtype, device=mean.device)
         return model.consensus_positions + mean + torch.tensordot(factors, fields, 1)
 
@@ -79,27 +79,13 @@ class StateModels:
         # Images are sums over voxels: with the coarser voxels of training, the same image needs more density.
         return volume.cpu().numpy() * (self.run.pixel_size / model.pixel_size)
 
-    def _fields(self, half: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return mean displacement (n, 3; A) and motions (K, n, 3; A per A rms) at the Gaussians of a half-set."""
-        if half not in self._motions:
-            run, model = self.run, self.run.models[half - 1]
-            own = torch.as_tensor(run.halves) == half
-            coordinates = torch.as_tensor(run.motions.coordinates)[own]
-            mean, fields = motion_fields(model, run.latents[half - 1][own], coordinates, model.consensus_positions)
-            self._motions[half] = torch.as_tensor(mean), torch.as_tensor(fields)
-        return self._motions[half]
-
 
 def write_states(
     run: Run,
     states: States,
+    options: StatesOptions | None = None,
     out: str | Path | None = None,
-    half: str = "both",
-    movie: bool = True,
-    maps: bool = True,
     reporter: Reporter = PRINT,
-    difference: bool = False,
-    full: bool = False,
 ) -> Path:
     """Write a map of every state, a table of coordinates and, along a path, a movie and arrows.
 
@@ -109,20 +95,12 @@ def write_states(
         finished and summarised.
     states
         to write.
+    options
+        whether to write maps, a movie and the last map minus the first, and from which model or map.
     out
         folder; ``RUN/analysis/states/<name>`` if None.
-    half
-        "1", "2" or "both"; states at latents use their own half-set.
-    movie
-        write ``movie.gif`` and ``movie.mp4`` for states along a path.
-    maps
-        False writes the coordinates only.
     reporter
         takes lines for the user, and progress.
-    difference
-        also write the last map minus the first.
-    full
-        deform the reconstruction along the field, instead of rendering the Gaussian model.
 
     Returns
     -------
@@ -133,17 +111,18 @@ def write_states(
     Raises
     ------
     InputError
-        if `difference` is set without at least two maps, or `full` for latents.
+        if `options.difference` is set without at least two maps, or `options.full` for latents.
     """
-    if full and states.latents is not None:
+    o = options or StatesOptions()
+    if o.full and states.latents is not None:
         raise InputError("--full deforms the map along principal motions; use --at instead of --latent")
-    if difference and (len(states) < 2 or not maps):
+    if o.difference and (len(states) < 2 or not o.maps):
         raise InputError("--difference is the last map minus the first; write at least two states, with maps")
     out = Path(run.path) / "analysis" / "states" / states.name if out is None else Path(out)
-    models = PushedMap(run, half) if full else StateModels(run, half)
+    models = PushedMap(run, o.half) if o.full else StateModels(run, o.half)
     _remove_earlier(out)
-    if not maps:
-        _write_table(out, states, maps)
+    if not o.maps:
+        _write_table(out, states, o.maps)
         reporter.say(f"Coordinates of {len(states)} states: {out / 'states.csv'}.")
         return out
     projections, ends = [], []
@@ -157,16 +136,16 @@ def write_states(
             ends.append(volume)
         projections.append(projections_of(volume))
         reporter.progress("rendering states", i + 1, len(states))
-    _write_table(out, states, maps)
+    _write_table(out, states, o.maps)
     _write_script(out, states, float(np.quantile(ends[0], _LEVEL)))
     reporter.say(f"Maps of {len(states)} states and states.csv: {out}. Open states.cxc in ChimeraX.")
     path = states.ordered and len(states) > 1
     if path and states.latents is None:
         write_shift_arrows(run, states.coordinates[0], states.coordinates[-1], out / "arrows")
-    if path and movie:
+    if path and o.movie:
         movies = write_movie(out / "movie", np.stack(projections), states.labels, run.pixel_size, reporter)
         reporter.say(f"Movie: {' and '.join(map(str, movies))}.")
-    if difference:
+    if o.difference:
         models.write(out / "difference.mrc", ends[1] - ends[0])
         reporter.say(f"Last map minus first: {out / 'difference.mrc'}.")
     return out

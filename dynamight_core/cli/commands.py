@@ -146,18 +146,7 @@ def states(
         return
     with Terminal() as reporter:
         opened = _open(run, options)
-        chosen = choose_states(opened, options)
-        write_states(
-            opened,
-            chosen,
-            out,
-            options.half,
-            options.movie,
-            options.maps,
-            reporter,
-            options.difference,
-            options.full,
-        )
+        write_states(opened, choose_states(opened, options), options, out, reporter)
         record_stage(opened, "states", options)
 
 

@@ -1,6 +1,7 @@
 """The summary of a training: principal motions, errors and the verdict."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -71,7 +72,7 @@ def summarise(trained: Trained, reporter: Reporter = PRINT) -> Run:
     magnitude = torch.cat([displacements(rows).square().sum(-1).mean(1).sqrt() for rows in torch.arange(n).split(256)])
     between = motions.coordinates.var(0, unbiased=False).sum().sqrt()
     summary = {
-        "verdict": verdict.asdict(),
+        "verdict": asdict(verdict),
         "motion_rms": float(magnitude.square().mean().sqrt()),
         "motion_between_particles_rms": float(between),
         "error_factor": SYSTEMATIC,

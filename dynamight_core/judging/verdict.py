@@ -1,6 +1,6 @@
 """The verdict: whether deformations explain held-out Fourier pixels of held-out particles."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 
@@ -42,10 +42,6 @@ class Verdict:
     null_error: float
     particles: int
     sentence: str
-
-    def asdict(self) -> dict:
-        """Return the fields as a dictionary."""
-        return asdict(self)
 
 
 @torch.no_grad()

@@ -91,7 +91,7 @@ def half_map_fsc(half1: torch.Tensor, half2: torch.Tensor, mask: torch.Tensor, s
     draws = max(1, min(_MAX_DRAWS, int((_DRAWN_ONCE / half1.shape[-1]) ** 3)))
     randomised = torch.zeros_like(masked)
     for _ in range(draws):
-        random1, random2 = (_randomise_phases(transform, first, generator) for transform in transforms)
+        random1, random2 = (randomise_phases(transform, first, generator) for transform in transforms)
         randomised += fourier_shell_correlation(random1, random2, mask) / draws
     # Two shells later: the mask blurs the border between kept and random phases.
     beyond = torch.arange(len(masked), device=masked.device) >= first + 2
@@ -123,7 +123,7 @@ def fsc_in_part(unmasked: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tenso
     return factor * unmasked / (1 + (factor - 1) * unmasked), factor
 
 
-def _randomise_phases(transform: torch.Tensor, first: int, generator: torch.Generator) -> torch.Tensor:
+def randomise_phases(transform: torch.Tensor, first: int, generator: torch.Generator) -> torch.Tensor:
     """Return the volume of a transform with the phases of white noise from shell `first` on."""
     box = transform.shape[0]
     noise = volume_to_fourier(torch.randn((box,) * 3, generator=generator).to(transform.device))

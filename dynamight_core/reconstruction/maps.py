@@ -172,26 +172,23 @@ def write_reconstruction(
         conservative_resolution=resolution_at(conservative, box, pixel_size),
     )
     volumes = {
-        files.half_maps[0]: half1,
-        files.half_maps[1]: half2,
-        files.mask: mask,
-        files.final: final,
-        files.sharpened: sharpen(final, pixel_size, b_factor),
+        files.half_maps[0]: (half1, "half-map 1, unfiltered and unmasked"),
+        files.half_maps[1]: (half2, "half-map 2, unfiltered and unmasked"),
+        files.mask: (mask, None),
+        files.final: (final, f"both half-maps, weighted by their FSC, {resolution:.2f} A; not sharpened"),
+        files.sharpened: (
+            sharpen(final, pixel_size, b_factor),
+            f"SHARPENED: both half-maps, weighted by their FSC, B-factor {b_factor:.1f} A^2",
+        ),
     }
     local = folder / "local_resolution.mrc"
     if with_local_resolution:
-        volumes[local] = local_resolution(half1, half2, pixel_size, mask)
+        volumes[local] = local_resolution(half1, half2, pixel_size, mask), None
     else:
         # Remove the one of an earlier map.
         local.unlink(missing_ok=True)
-    notes = {
-        files.half_maps[0]: "half-map 1, unfiltered and unmasked",
-        files.half_maps[1]: "half-map 2, unfiltered and unmasked",
-        files.final: f"both half-maps, weighted by their FSC, {resolution:.2f} A; not sharpened",
-        files.sharpened: f"SHARPENED: both half-maps, weighted by their FSC, B-factor {b_factor:.1f} A^2",
-    }
-    for path, volume in volumes.items():
-        write_map(path, volume.numpy(), pixel_size, origin, notes.get(path))
+    for path, (volume, note) in volumes.items():
+        write_map(path, volume.numpy(), pixel_size, origin, note)
     general: dict[str, str | float] = {
         "dynResolutionAtLeast": min(files.conservative_resolution, INFINITE),
         "rlnBfactorUsedForSharpening": b_factor,

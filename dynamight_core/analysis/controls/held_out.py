@@ -12,19 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from dynamight_core.analysis.controls.maps import (
-    ControlImages,
-    HalfDeformations,
-    frequencies,
-    maps_of,
-    moving_mask,
-    overlaps,
-    per_image,
-    permuted,
-    random_halves,
-    split_coordinates,
-    wiener,
-)
+from dynamight_core.analysis.controls.maps import ControlImages, HalfDeformations, maps_of, overlaps, permuted, wiener
 from dynamight_core.analysis.controls.result import Control
 from dynamight_core.imaging.backprojection import denominator_floor, filter_volume
 from dynamight_core.imaging.correlation import fourier_shell_correlation
@@ -66,9 +54,9 @@ def held_out(
         trained = images.chosen(half, len(images), options.seed, validation=False)
         summed = deformations.reconstruct(images.data(half), trained, reporter.step(f"map of half-set {half}"))
         references.append(dict(zip(("deformed", "rigid"), maps_of(summed), strict=True)))
-    mask = moving_mask(images.run, images.box, images.pixel_size).to(images.device)
+    mask = images.moving_mask()
     between = fourier_shell_correlation(references[0]["rigid"], references[1]["rigid"], mask)
-    pixels = random_halves(images, options.seed)
+    pixels = images.random_halves(options.seed)
     generator = torch.Generator().manual_seed(options.seed)
     zero = torch.zeros((), device=images.device)
     gains = nulls = torch.zeros(())
@@ -79,7 +67,7 @@ def held_out(
         parts = []
         for used in (pixels, ~pixels):
             progress = reporter.step(f"latents with the decoder of half-set {half}")
-            coordinates = split_coordinates(images, deformations, indices, used, progress)
+            coordinates = deformations.split(images, indices, used, progress)
             parts.append((images.data(half, ~used), deformations.with_coordinates(coordinates)))
         summed = _sum(*(deformations.reconstruct(data, indices, modes=modes) for data, modes in parts))
         target = _overlap_target(summed, wiener(reference["rigid"], between) * mask.square())
@@ -119,7 +107,7 @@ def _overlap_target(summed: HalfReconstruction, density: torch.Tensor) -> torch.
 
 def _verdict(gains, nulls, curves, indices, images) -> Control:
     table = pd.DataFrame({"particle": images.rows[indices].numpy() + 1, "gain": gains, "permuted_gain": nulls})
-    gains, nulls = per_image(np.stack([gains, nulls]), images, indices)
+    gains, nulls = images.per_image(np.stack([gains, nulls]), indices)
     root = len(gains) ** 0.5
     gain, error = gains.mean(), gains.std(ddof=1) / root
     null, null_error = nulls.mean(), nulls.std(ddof=1) / root
@@ -155,7 +143,7 @@ def _verdict(gains, nulls, curves, indices, images) -> Control:
         "particles": len(gains),
         "fsc_deformed": float(curves["deformed"][1:].mean()),
         "fsc_rigid": float(curves["rigid"][1:].mean()),
-        "resolution": frequencies(images),
+        "resolution": images.frequencies,
         "curves": {name: curve.tolist() for name, curve in curves.items()},
     }
     return Control("held-out", verdict, text, figures, table)

@@ -10,6 +10,7 @@ import torch
 from scipy.spatial import cKDTree
 
 from dynamight_core.analysis.domain_files import domain_masks
+from dynamight_core.analysis.molecule import all_gaussians
 from dynamight_core.imaging.backprojection import ParticleData, filter_volume
 from dynamight_core.imaging.fourier import expand_shells, plane_multiplicity
 from dynamight_core.model.half import ConsensusField
@@ -103,6 +104,39 @@ class ControlImages:
         generator = torch.Generator().manual_seed(seed)
         return indices[torch.randperm(len(indices), generator=generator)[:maximum]].sort().values
 
+    def random_halves(self, seed: int) -> torch.Tensor:
+        """Return an (n, box, box//2+1) mask of a random half of each image's Fourier pixels."""
+        return random_pixels(len(self), self.box, torch.Generator().manual_seed(seed))
+
+    def per_image(self, values: np.ndarray, indices: torch.Tensor) -> np.ndarray:
+        """Return (..., images) means of (..., b) values over the rows of one image, which share its noise."""
+        _, index, counts = self.particles.image_groups[indices].unique(return_inverse=True, return_counts=True)
+        sums = np.zeros((*values.shape[:-1], len(counts)))
+        np.add.at(np.moveaxis(sums, -1, 0), index.numpy(), np.moveaxis(values, -1, 0))
+        return sums / counts.numpy()
+
+    @property
+    def frequencies(self) -> list[float]:
+        """Spatial frequency (1/A) of every shell."""
+        return (np.arange(self.box // 2 + 1) / (self.box * self.pixel_size)).tolist()
+
+    def molecule_mask(self) -> torch.Tensor:
+        """Return a (box, box, box) soft mask around the Gaussians of both half-sets."""
+        gaussians = all_gaussians(self.run)
+        return self._mask(gaussians, np.zeros(len(gaussians), dtype=int), 1)
+
+    def moving_mask(self) -> torch.Tensor:
+        """Return a (box, box, box) soft mask of the moving part: nearer to Gaussians that move than to others."""
+        motion, gaussians = np.asarray(self.run.summary["point_motion"]), all_gaussians(self.run)
+        moving = motion > _MOVING * np.quantile(motion, _MOST_MOBILE)
+        labels = moving[cKDTree(self.run.motions.points.numpy()).query(gaussians)[1]].astype(int)
+        # If all Gaussians move, there is only one part.
+        return self._mask(gaussians, np.where(labels.all(), 0, labels), 1 + int(not labels.all()))
+
+    def _mask(self, gaussians: np.ndarray, labels: np.ndarray, n_parts: int) -> torch.Tensor:
+        """Return the soft mask of the last of the parts that the labels of (p, 3) Gaussians are."""
+        return torch.from_numpy(domain_masks(gaussians, labels, n_parts, self.box, self.pixel_size)[-1]).to(self.device)
+
 
 def reason_for_no_motion(run: Run, options: ControlOptions) -> str:
     """Return in words why no mode of motion is used."""
@@ -153,6 +187,18 @@ class HalfDeformations:
         parts = [evaluate(part).flatten(1) @ solver for part in latents.split(_BATCH)]
         return torch.cat(parts) * self.factors.to(parts[0])
 
+    @torch.no_grad()
+    def split(self, images: ControlImages, indices: torch.Tensor, pixels: torch.Tensor, progress=None) -> torch.Tensor:
+        """Return (n, K) coordinates in which those of `indices` are inferred from the given Fourier pixels only."""
+        model = images.run.models[self.half - 1]
+        starts = model.latent_starts(len(indices))
+        latents = infer_latents(
+            model, images.training, indices, starts, _STEPS, pixels[indices], integrate=True, progress=progress
+        ).latents
+        coordinates = self.modes.coordinates.clone()
+        coordinates[indices.to(coordinates.device)] = self.coordinates(model, latents)
+        return coordinates
+
     def with_coordinates(self, coordinates: torch.Tensor) -> Modes:
         """Return the modes with other coordinates."""
         return replace(self.modes, coordinates=coordinates)
@@ -163,26 +209,6 @@ class HalfDeformations:
         """Return the reconstruction of particles, with other modes and a known denominator if given."""
         modes = self.modes if modes is None else modes
         return HalfReconstruction.of(data, indices, modes, self.region, progress=progress, denominator=denominator)
-
-
-def random_halves(images: ControlImages, seed: int) -> torch.Tensor:
-    """Return an (n, box, box//2+1) mask of a random half of each image's Fourier pixels."""
-    return random_pixels(len(images), images.box, torch.Generator().manual_seed(seed))
-
-
-@torch.no_grad()
-def split_coordinates(
-    images: ControlImages, deformations: HalfDeformations, indices: torch.Tensor, pixels: torch.Tensor, progress=None
-) -> torch.Tensor:
-    """Return (n, K) coordinates in which those of `indices` are inferred from the given Fourier pixels only."""
-    model = images.run.models[deformations.half - 1]
-    starts = model.latent_starts(len(indices))
-    latents = infer_latents(
-        model, images.training, indices, starts, _STEPS, pixels[indices], integrate=True, progress=progress
-    ).latents
-    coordinates = deformations.modes.coordinates.clone()
-    coordinates[indices.to(coordinates.device)] = deformations.coordinates(model, latents)
-    return coordinates
 
 
 def maps_of(summed: HalfReconstruction) -> tuple[torch.Tensor, torch.Tensor]:
@@ -226,39 +252,9 @@ def overlaps(
     return torch.cat(products).cpu()
 
 
-def per_image(values: np.ndarray, images: ControlImages, indices: torch.Tensor) -> np.ndarray:
-    """Return (..., images) means of (..., b) values over the rows of one image, which share its noise."""
-    _, index, counts = images.particles.image_groups[indices].unique(return_inverse=True, return_counts=True)
-    sums = np.zeros((*values.shape[:-1], len(counts)))
-    np.add.at(np.moveaxis(sums, -1, 0), index.numpy(), np.moveaxis(values, -1, 0))
-    return sums / counts.numpy()
-
-
 def permuted(coordinates: torch.Tensor, indices: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Return (n, K) coordinates in which those of `indices` are permuted."""
     order = indices[torch.randperm(len(indices), generator=generator)]
     result = coordinates.clone()
     result[indices.to(coordinates.device)] = coordinates[order.to(coordinates.device)]
     return result
-
-
-def frequencies(images: ControlImages) -> list[float]:
-    """Return the spatial frequency (1/A) of every shell."""
-    return (np.arange(images.box // 2 + 1) / (images.box * images.pixel_size)).tolist()
-
-
-def molecule_mask(run: Run, box: int, pixel_size: float) -> torch.Tensor:
-    """Return a (box, box, box) soft mask around the Gaussians of both half-sets."""
-    gaussians = np.concatenate([model.consensus_positions.cpu().numpy() for model in run.models])
-    return torch.from_numpy(domain_masks(gaussians, np.zeros(len(gaussians), dtype=int), 1, box, pixel_size)[0])
-
-
-def moving_mask(run: Run, box: int, pixel_size: float) -> torch.Tensor:
-    """Return a (box, box, box) soft mask of the moving part: nearer to Gaussians that move than to others."""
-    motion = np.asarray(run.summary["point_motion"])
-    moving = motion > _MOVING * np.quantile(motion, _MOST_MOBILE)
-    gaussians = np.concatenate([model.consensus_positions.cpu().numpy() for model in run.models])
-    labels = moving[cKDTree(run.motions.points.numpy()).query(gaussians)[1]].astype(int)
-    # If all Gaussians move, there is only one part.
-    parts = domain_masks(gaussians, np.where(labels.all(), 0, labels), 1 + int(not labels.all()), box, pixel_size)
-    return torch.from_numpy(parts[-1])

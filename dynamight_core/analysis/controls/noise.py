@@ -13,25 +13,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from dynamight_core.analysis.controls.maps import (
-    ControlImages,
-    HalfDeformations,
-    frequencies,
-    maps_of,
-    molecule_mask,
-    moving_mask,
-)
+from dynamight_core.analysis.controls.maps import ControlImages, HalfDeformations, maps_of
 from dynamight_core.analysis.controls.result import Control
 from dynamight_core.imaging.correlation import fourier_shell_correlation
-from dynamight_core.imaging.fourier import (
-    expand_shells,
-    fourier_to_image,
-    fourier_to_volume,
-    image_to_fourier,
-    volume_to_fourier,
-)
+from dynamight_core.imaging.fourier import expand_shells, fourier_to_image, image_to_fourier, volume_to_fourier
 from dynamight_core.model.half import ConsensusField, HalfModel
 from dynamight_core.options import ControlOptions
+from dynamight_core.reconstruction.fsc import randomise_phases
 from dynamight_core.reporter import Reporter
 from dynamight_core.training.data import TrainingImages
 from dynamight_core.training.inference import infer_latents
@@ -148,8 +136,7 @@ def noise_particles(images: ControlImages, options: ControlOptions, reporter: Re
             pairs[name].append(deformed)
         pairs["rigid"].append(rigid)
         densities.append(model.gaussians.render(box, images.pixel_size, model.consensus_positions))
-    mask = molecule_mask(run, box, images.pixel_size).to(images.device)
-    moving = moving_mask(run, box, images.pixel_size).to(mask)
+    mask, moving = images.molecule_mask(), images.moving_mask()
     curves = {name: fourier_shell_correlation(pair[0], pair[1], mask).cpu() for name, pair in pairs.items()}
     scatters = {name: _random_scatter(pair, mask, options.seed) for name, pair in pairs.items()}
     fractions = {name: model_fraction(pairs[name], densities, moving, options.seed) for name in _NAMES}
@@ -178,9 +165,7 @@ def _rms(values: list[float]) -> float:
 
 
 def _random_phases(volume: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    phases = volume_to_fourier(torch.randn(volume.shape, generator=generator).to(volume.device))
-    transform = volume_to_fourier(volume).abs() * phases / phases.abs().clamp(min=1e-12)
-    return fourier_to_volume(transform, len(volume))
+    return randomise_phases(volume_to_fourier(volume), 0, generator)
 
 
 def _random_scatter(pair: list[torch.Tensor], mask: torch.Tensor, seed: int) -> torch.Tensor:
@@ -246,11 +231,11 @@ def _verdict(curves, scatters, fractions, noise_motion, particle_motion, images)
         "invented_motion_rms": noise_motion,
         "real_motion_rms": particle_motion,
         "particles": len(images),
-        "resolution": frequencies(images),
+        "resolution": images.frequencies,
         "curves": {name: values.tolist() for name, values in curves.items()},
         "three_deviations": (_SIGMAS * scatters["beside"]).tolist(),
     }
-    table = pd.DataFrame({"shell": range(n_shells + 1), "frequency_per_A": frequencies(images)})
+    table = pd.DataFrame({"shell": range(n_shells + 1), "frequency_per_A": images.frequencies})
     for name, curve in curves.items():
         table[f"fsc_{name}"], table[f"deviation_{name}"] = curve, scatters[name]
     return Control("noise-particles", verdict, text, figures, table)

@@ -13,19 +13,7 @@ import pandas as pd
 import scipy.stats
 import torch
 
-from dynamight_core.analysis.controls.maps import (
-    ControlImages,
-    HalfDeformations,
-    frequencies,
-    maps_of,
-    misfits,
-    moving_mask,
-    per_image,
-    permuted,
-    random_halves,
-    split_coordinates,
-    wiener,
-)
+from dynamight_core.analysis.controls.maps import ControlImages, HalfDeformations, maps_of, misfits, permuted, wiener
 from dynamight_core.analysis.controls.result import Control
 from dynamight_core.imaging.correlation import fourier_shell_correlation
 from dynamight_core.options import ControlOptions
@@ -52,7 +40,7 @@ def shuffled_latents(images: ControlImages, options: ControlOptions, reporter: R
     reporter
         takes progress.
     """
-    pixels = random_halves(images, options.seed)
+    pixels = images.random_halves(options.seed)
     names = [f"permuted {draw + 1}" for draw in range(options.permutations)]
     volumes: dict[str, list[torch.Tensor]] = {name: [] for name in ("own", "rigid", *names)}
     parts: dict[str, list[torch.Tensor]] = {"own": []}
@@ -74,7 +62,7 @@ def shuffled_latents(images: ControlImages, options: ControlOptions, reporter: R
         judges = images.chosen(3 - half, _JUDGES, options.seed + half)
         judged.append(judges)
         progress = reporter.step(f"latents with the decoder of half-set {half}")
-        split = split_coordinates(images, deformations, judges, pixels, progress)
+        split = deformations.split(images, judges, pixels, progress)
         # Pixels that determined the deformation must not judge it.
         data = images.data(half, ~pixels)
         region = deformations.region
@@ -92,8 +80,8 @@ def shuffled_latents(images: ControlImages, options: ControlOptions, reporter: R
             wrong = deformations.with_coordinates(permuted(split, judges, generator))
             parts[f"all {name}"].append(rigid - misfits(data, judges, volume, region, wrong))
     gains = {name: torch.cat(values).double().numpy() for name, values in parts.items()}
-    region = moving_mask(images.run, images.box, images.pixel_size)
-    curves = {n: fourier_shell_correlation(pair[0], pair[1], region.to(pair[0])) for n, pair in volumes.items()}
+    region = images.moving_mask()
+    curves = {n: fourier_shell_correlation(pair[0], pair[1], region) for n, pair in volumes.items()}
     return judge_shuffled(gains, curves, torch.cat(judged), images, options)
 
 
@@ -112,10 +100,10 @@ def judge_shuffled(gains: dict, curves: dict, judged: torch.Tensor, images: Cont
         of the control.
     """
     own, of_map, of_all = (
-        per_image(np.stack([v for name, v in gains.items() if name.startswith(kind)]), images, judged)
+        images.per_image(np.stack([v for name, v in gains.items() if name.startswith(kind)]), judged)
         for kind in ("own", "map", "all")
     )
-    own, halves = own[0], per_image(images.halves[judged].numpy().astype(float), images, judged)
+    own, halves = own[0], images.per_image(images.halves[judged].numpy().astype(float), judged)
     root = len(own) ** 0.5
     gain, error = own.mean(), own.std(ddof=1) / root
     # If deformations were unrelated to particles, the map would be one more draw. The scatter between draws, this one
@@ -162,7 +150,7 @@ def judge_shuffled(gains: dict, curves: dict, judged: torch.Tensor, images: Cont
         "fsc_own": means["own"],
         "fsc_permuted": float(np.mean(mixed)),
         "fsc_rigid": means["rigid"],
-        "resolution": frequencies(images),
+        "resolution": images.frequencies,
         "curves": {name: curve.tolist() for name, curve in curves.items()},
     }
     rows = images.rows[judged].numpy() + 1

@@ -15,13 +15,7 @@ import pandas as pd
 import torch
 from scipy.spatial import cKDTree
 
-from dynamight_core.analysis.controls.maps import (
-    ControlImages,
-    HalfDeformations,
-    frequencies,
-    maps_of,
-    reason_for_no_motion,
-)
+from dynamight_core.analysis.controls.maps import ControlImages, HalfDeformations, maps_of, reason_for_no_motion
 from dynamight_core.analysis.controls.result import Control, controls_folder
 from dynamight_core.analysis.domain_files import domain_masks
 from dynamight_core.analysis.domains import find_domains
@@ -112,16 +106,14 @@ def wrong_model_control(
     inputs = replace(
         run.config.inputs,
         star=_star(run, rows, folder),
-        project=_project(run),
+        project=run.config.inputs.project or str(Path(run.config.inputs.star).parent),
         atomic_model=str(wrong),
         fit=False,
         origin="centre",
         start_from=None,
     )
-    training = replace(run.config.train)
-    trained = train(
-        inputs, training, folder / "run", overwrite=True, reporter=Reporter(lambda line: None, reporter.progress)
-    )
+    silent = Reporter(lambda line: None, reporter.progress)
+    trained = train(inputs, replace(run.config.train), folder / "run", overwrite=True, reporter=silent)
     other = summarise(trained, reporter=QUIET)
     images = ControlImages(other, torch.arange(len(other.halves)), device)
     volumes: dict[str, list[torch.Tensor]] = {"deformed": [], "rigid": []}
@@ -147,7 +139,7 @@ def _centred_model(run: Run, out: Path) -> Path:
     record = run.config.provenance["atomic_model"]
     inputs = run.config.inputs
     structure = read_structure(str(inputs.atomic_model))
-    atoms = [atom for model in structure for chain in model for residue in chain for atom in residue]
+    atoms = [found.atom for model in structure for found in model.all()]
     positions = np.array([atom.pos.tolist() for atom in atoms])
     grid = run.particles.box, run.particles.pixel_size
     _, offset = zero_of_coordinates(positions, record["origin"], inputs.map, *grid)
@@ -224,11 +216,6 @@ def _star(run: Run, rows: torch.Tensor, folder: Path) -> str:
     return str(path)
 
 
-def _project(run: Run) -> str | None:
-    inputs = run.config.inputs
-    return inputs.project or str(Path(inputs.star).parent)
-
-
 def densities(right: Path, wrong: Path, selection: str, images: ControlImages) -> Structures:
     """Return the densities of both structures and of the rest, at the width of the run's Gaussians."""
     chosen = selected_atoms(read_structure(right), selection, right)
@@ -253,14 +240,11 @@ def densities(right: Path, wrong: Path, selection: str, images: ControlImages) -
 
 def _atoms(path: Path) -> tuple[list[tuple[str, str, str]], np.ndarray, np.ndarray]:
     """Return names (chain, residue, atom), (m, 3) positions (A) and (m,) atomic numbers of a model's atoms."""
-    names, positions, numbers = [], [], []
-    for chain in read_structure(path)[0]:
-        for residue in chain:
-            for atom in residue:
-                names.append((chain.name, str(residue.seqid), atom.name))
-                positions.append(atom.pos.tolist())
-                numbers.append(atom.element.atomic_number)
-    return names, np.array(positions), np.array(numbers, float)
+    structure = read_structure(path)
+    found = list(structure[0].all())
+    names = [(each.chain.name, str(each.residue.seqid), each.atom.name) for each in found]
+    positions = np.array([each.atom.pos.tolist() for each in found])
+    return names, positions, np.array([each.atom.element.atomic_number for each in found], float)
 
 
 def wrong_fractions(volumes: list[torch.Tensor], structures: Structures) -> tuple[np.ndarray, np.ndarray]:
@@ -336,10 +320,10 @@ def _verdict(means, structures, selection, images) -> Control:
         "drawn_error": drawn_error,
         **{f"fsc_{name}": value for name, value in fsc.items()},
         "particles": len(images),
-        "resolution": frequencies(images),
+        "resolution": images.frequencies,
         "curves": {name: curve.tolist() for name, curve in curves.items()},
     }
-    table = pd.DataFrame({"frequency_per_A": frequencies(images)} | {f"fsc_{n}": c for n, c in curves.items()})
+    table = pd.DataFrame({"frequency_per_A": images.frequencies} | {f"fsc_{n}": c for n, c in curves.items()})
     return Control("wrong-model", verdict, text, figures, table)
 
 

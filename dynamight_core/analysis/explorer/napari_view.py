@@ -10,7 +10,7 @@ import numpy as np
 
 from dynamight_core.analysis.explorer.server import has_screen
 from dynamight_core.analysis.explorer.session import Explorer
-from dynamight_core.analysis.exports import spread_out
+from dynamight_core.analysis.molecule import spread_out
 from dynamight_core.errors import InputError
 
 # Most particles that are drawn, sampled at random, and the number of arrows.

@@ -59,17 +59,7 @@ class Saver:
         out = self._new("states", check_name(name))
         with self._writing:
             states = choose_states(self._run, chosen)
-            write_states(
-                self._run,
-                states,
-                out,
-                chosen.half,
-                chosen.movie,
-                chosen.maps,
-                self._reporter,
-                chosen.difference,
-                chosen.full,
-            )
+            write_states(self._run, states, chosen, out, self._reporter)
             commands = [self._command("states", chosen, out=out)]
             if self._model is not None and states.latents is None:
                 moved = DisplaceOptions(states=str(out / "states.csv"), origin=self._origin)

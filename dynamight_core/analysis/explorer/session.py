@@ -24,6 +24,7 @@ from dynamight_core.analysis.explorer.shapes import chain_trace, contour_level, 
 from dynamight_core.analysis.landscape import plane_landscape
 from dynamight_core.analysis.select import inside_polygon
 from dynamight_core.analysis.state_maps import StateModels
+from dynamight_core.analysis.states import state_coordinates
 from dynamight_core.errors import InputError
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
@@ -215,7 +216,7 @@ class Explorer:
             "particle count": np.where(found.counts > 0, found.counts, np.nan),
             "density": np.where(known, found.density, np.nan),
             "free energy": np.where(known, found.free_energy, np.nan),
-            "free-energy uncertainty": np.where(known, found.free_energy_error, np.nan),
+            "free-energy uncertainty": np.where(known, found.relative_error, np.nan),
         }[quantity]
         edges = {"x": [float(v) for v in found.x_edges[[0, -1]]], "y": [float(v) for v in found.y_edges[[0, -1]]]}
         return Answer(edges, {"grid": grid.astype("<f4")})
@@ -247,7 +248,7 @@ class Explorer:
         Arrays: density (d, h, w) uint8 [z, y, x] around the molecule, 255 at `top`; displacement (d', h', w') uint8 on
         every second voxel, 255 at `displacement_top` A.
         """
-        coordinates = self._complete(at)
+        coordinates = state_coordinates(self.run, at)
         return self._shown(self.models(half).volume(coordinates), coordinates)
 
     def difference(self, first: list[float], last: list[float], half: str = "both") -> Answer:
@@ -255,7 +256,7 @@ class Explorer:
 
         Arrays: density, gain, loss (d, h, w) uint8, 255 at `top`; displacement as of `state`.
         """
-        start, end = self._complete(first), self._complete(last)
+        start, end = (state_coordinates(self.run, at) for at in (first, last))
         models = self.models(half)
         before, after = models.volume(start), models.volume(end)
         crop = crop_to_density(np.maximum(before, after))
@@ -326,15 +327,6 @@ class Explorer:
 
     def _quantised(self, part: np.ndarray) -> np.ndarray:
         return np.clip(np.rint(part / self._top * 255), 0, 255).astype(np.uint8)
-
-    def _complete(self, at: list[float]) -> np.ndarray:
-        """Return (K,) coordinates; those that are not given are zero."""
-        n_motions = self.coordinates.shape[1]
-        if len(at) > n_motions:
-            raise InputError(
-                f"a conformation has {len(at)} coordinates but the run has {n_motions} motions; give fewer"
-            )
-        return np.concatenate([np.asarray(at, dtype=float), np.zeros(n_motions - len(at))])
 
     def _shown(self, volume: np.ndarray, at: np.ndarray, crop: tuple | None = None) -> Answer:
         """Return a volume around the molecule, and the displacement from the mean conformation at its voxels."""

@@ -1,17 +1,15 @@
 """Clusters of particles by their coordinates."""
 
+import pandas as pd
 import plotly.graph_objects as go
 
 from dynamight_core.analysis.report.draw import HALF_COLOURS
-from dynamight_core.analysis.report.page import Page, Part
+from dynamight_core.analysis.report.page import Page, Part, needs_tables
 
 
-def clusters(page: Page) -> Part:
+@needs_tables("cluster_centres", "cluster_criterion")
+def clusters(page: Page, centres: pd.DataFrame, criterion: pd.DataFrame) -> Part:
     """Return the clusters that analysis found, if it did, and the criterion that their number was chosen by."""
-    found = page.read("cluster_centres", "cluster_criterion")
-    if found is None:
-        return Part()
-    centres, criterion = found
     figure = go.Figure()
     figure.add_scatter(
         x=criterion["clusters"],

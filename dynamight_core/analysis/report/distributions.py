@@ -5,7 +5,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from dynamight_core.analysis.report.draw import GREY, HALF_COLOURS, LEGEND_ABOVE, faint
-from dynamight_core.analysis.report.page import Page, Part
+from dynamight_core.analysis.report.page import Page, Part, needs_tables
 
 _COLUMNS = {
     "as_estimated_A": "standard deviation of estimated coordinates (Å rms)",
@@ -14,12 +14,9 @@ _COLUMNS = {
 }
 
 
-def distributions(page: Page) -> Part:
+@needs_tables("distributions", "distribution_widths")
+def distributions(page: Page, curves: pd.DataFrame, widths: pd.DataFrame) -> Part:
     """Return the distributions that analysis found, if it did."""
-    found = page.read("distributions", "distribution_widths")
-    if found is None:
-        return Part()
-    curves, widths = found
     tables = {"distributions": curves, "distribution_widths": widths}
     values = {"widths": widths.rename(columns=_COLUMNS)}
     return Part(values, {"distributions": _draw(curves)} if len(curves) else {}, tables)

@@ -7,7 +7,7 @@ from plotly.subplots import make_subplots
 
 from dynamight_core.analysis.report.draw import add_histogram, frame_scenes, xyz
 from dynamight_core.analysis.report.gaussians import CLOUD_POINTS
-from dynamight_core.analysis.report.page import Page, Part
+from dynamight_core.analysis.report.page import Page, Part, needs_tables
 
 _COLOURS = ["#7f8b94", "#1f6f8b", "#c8643c", "#6a8f3f", "#8a6bb1", "#b08d2f"]
 _DOMAIN_COLUMNS = {
@@ -35,12 +35,11 @@ _BODY_COLUMNS = {
 }
 
 
-def domains(page: Page) -> Part:
+@needs_tables(*(f"domains/{name}" for name in ("domains", "particles", "points", "residuals")))
+def domains(
+    page: Page, table: pd.DataFrame, particles: pd.DataFrame, points: pd.DataFrame, residuals: pd.DataFrame
+) -> Part:
     """Return the rigid domains that analysis divided the motion into, if it did."""
-    found = page.read(*(f"domains/{name}" for name in ("domains", "particles", "points", "residuals")))
-    if found is None:
-        return Part()
-    table, particles, points, residuals = found
     figure, angles = _draw(page, len(table), particles, points)
     values = {
         "domains": table[list(_DOMAIN_COLUMNS)].rename(columns=_DOMAIN_COLUMNS),
@@ -88,9 +87,7 @@ def _draw(page: Page, n: int, particles: pd.DataFrame, points: pd.DataFrame) -> 
     return figure, pd.DataFrame(rows, columns=["domain", "from_deg", "to_deg", "particles"])
 
 
-def bodies(page: Page) -> Part:
+@needs_tables("bodies_summary")
+def bodies(page: Page, table: pd.DataFrame) -> Part:
     """Return what the bodies do that the run was trained with; domains are found again in any motion."""
-    found = page.read("bodies_summary")
-    if found is None:
-        return Part()
-    return Part({"bodies": found[0][list(_BODY_COLUMNS)].rename(columns=_BODY_COLUMNS)}, tables={"bodies": found[0]})
+    return Part({"bodies": table[list(_BODY_COLUMNS)].rename(columns=_BODY_COLUMNS)}, tables={"bodies": table})

@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from dynamight_core.analysis.report.draw import LEGEND_ABOVE, SOFT, add_histogram, colour_bar, middles
-from dynamight_core.analysis.report.page import Page, Part
+from dynamight_core.analysis.report.page import Page, Part, needs_tables
 
 _AGREEMENT_COLUMNS = {
     "share": "explained variance (%)",
@@ -16,12 +16,9 @@ _AGREEMENT_COLUMNS = {
 }
 
 
-def agreement(page: Page) -> Part:
+@needs_tables("agreement")
+def agreement(page: Page, table: pd.DataFrame) -> Part:
     """Return how well the halves agree on validation particles, if analysis compared them."""
-    found = page.read("agreement")
-    if found is None:
-        return Part()
-    (table,) = found
     shown = table.assign(share=100 * table["share"]).rename(columns=_AGREEMENT_COLUMNS)
     return Part({"agreement": shown}, tables={"agreement": table})
 

@@ -5,7 +5,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from dynamight_core.analysis.exports import spread_out
+from dynamight_core.analysis.molecule import spread_out
 from dynamight_core.analysis.report.draw import INK, Array, colour_bar, frame_scenes, icosphere, xyz
 from dynamight_core.analysis.report.page import Page, Part
 

@@ -159,7 +159,7 @@ def _histograms(page: Page) -> tuple[go.Figure, pd.DataFrame]:
 
 def _free_energy(found: Landscape) -> tuple[go.Figure, pd.DataFrame]:
     known = found.relative_error < 1.0
-    energy, error = (np.where(known, grid, np.nan) for grid in (found.free_energy, found.free_energy_error))
+    energy, error = (np.where(known, grid, np.nan) for grid in (found.free_energy, found.relative_error))
     centres = [middles(edges).astype(np.float32) for edges in (found.x_edges, found.y_edges)]
     titles = ["free energy (kT)", "sampling error (kT)"]
     figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.14)

@@ -1,7 +1,8 @@
 """What the sections of a report share: the run, what is worked out of it once, and the parts that they return."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +86,19 @@ class Page:
         text = self.number(f"variance explained by motion {k + 1} (%)", percent, ".0f" if percent >= 9.5 else ".1f")
         return f"{text if percent >= 0.05 else 'below 0.1'} % of variance"
 
-    def read(self, *names: str) -> list[pd.DataFrame] | None:
-        """Return tables of RUN/analysis by their names without suffix; None if the first is not there."""
-        paths = [self.folder / "analysis" / f"{name}.csv" for name in names]
-        return [pd.read_csv(path) for path in paths] if paths[0].is_file() else None
+
+def needs_tables(*names: str) -> Callable[[Callable[..., Part]], Callable[[Page], Part]]:
+    """Give a function tables of RUN/analysis by their names without suffix; without the first, its part is empty."""
+
+    def declare(make: Callable[..., Part]) -> Callable[[Page], Part]:
+        @wraps(make)
+        def part(page: Page) -> Part:
+            paths = [page.folder / "analysis" / f"{name}.csv" for name in names]
+            return make(page, *map(pd.read_csv, paths)) if paths[0].is_file() else Part()
+
+        return part
+
+    return declare
 
 
 def principal_plane(values: Array) -> tuple[Array, Array]:

@@ -28,7 +28,7 @@ from dynamight_core.analysis.report.movie import movie
 from dynamight_core.analysis.report.page import Page, Part
 from dynamight_core.analysis.report.training import training
 from dynamight_core.analysis.report.verdict import verdict
-from dynamight_core.files import atomic_path, write_table
+from dynamight_core.files import atomic_path, write_tables
 from dynamight_core.judging.bias import record_model_bias
 from dynamight_core.registry import REPORT_SECTIONS
 from dynamight_core.reporter import PRINT, Reporter
@@ -65,8 +65,7 @@ def write_report(run: Run, path: str | Path | None = None, reporter: Reporter = 
         html = []
         for make in parts:
             part = make(page)
-            for name, table in part.tables.items():
-                write_table(tables / f"{name}.csv", table)
+            write_tables(tables, part.tables)
             html.append(_render(environment, make.__name__, part))
         sections.append((anchor, title, "".join(html)))
     text = environment.get_template("page.html.j2").render(
@@ -79,7 +78,7 @@ def write_report(run: Run, path: str | Path | None = None, reporter: Reporter = 
         script=(_ASSETS / "report.js").read_text(encoding="utf-8"),
         plotly=get_plotlyjs(),
     )
-    write_table(tables / "numbers.csv", pd.DataFrame(page.numbers, columns=["number in the text", "value"]))
+    write_tables(tables, {"numbers": pd.DataFrame(page.numbers, columns=["number in the text", "value"])})
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     size = path.stat().st_size / 2**20

@@ -56,7 +56,7 @@ def test_the_landscape_counts_particles_and_knows_the_error_of_its_free_energy()
         assert found.counts.sum() <= 3000
         middle = np.searchsorted(found.x_edges, 0.0) - 1, np.searchsorted(found.y_edges, 1.0) - 1
         energies.append(-np.log(found.density[middle]))
-        errors.append(found.free_energy_error[middle])
+        errors.append(found.relative_error[middle])
     assert np.std(energies) == pytest.approx(np.mean(errors), rel=0.35)
     steps = np.diff(found.x_edges)[0] * np.diff(found.y_edges)[0]
     assert found.density.sum() * steps == pytest.approx(3000, rel=0.02)
