@@ -12,9 +12,9 @@ from scipy.spatial import cKDTree
 from dynamight_core.analysis.molecule import all_gaussians, half_motions, spread_out
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path, header_origin, write_map, write_table
-from dynamight_core.imaging.geometry import grid_points, inside_box, nearest_voxels, to_points, to_voxels
-from dynamight_core.imaging.masks import distance_from_voxels
+from dynamight_core.imaging.geometry import grid_points, to_points, to_voxels
 from dynamight_core.options import EMBEDDINGS
+from dynamight_core.reconstruction.deformation import distance_from_points
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
 
@@ -177,7 +177,7 @@ def motion_maps(run: Run, box: int, pixel_size: float) -> tuple[np.ndarray, np.n
     # Voxels of the box in units of the coarse grid, which has the same centre.
     axis = to_voxels(to_points(np.arange(float(box)), box, pixel_size), coarse, spacing)
     where = np.meshgrid(axis, axis, axis, indexing="ij")
-    inside = _near_points(gaussians, box, pixel_size)
+    inside = distance_from_points(gaussians, box, pixel_size) <= _REACH
     fine = [ndimage.map_coordinates(part.reshape([coarse + 1] * 3), where, order=1, mode="nearest") for part in values]
     motion, error = (np.where(inside, part, 0).astype(np.float32) for part in fine)
     return motion, error
@@ -256,9 +256,3 @@ def embed(coordinates: np.ndarray, method: str, seed: int, reporter: Reporter) -
     plane = np.zeros((len(coordinates), 2))
     plane[:, : min(2, coordinates.shape[1])] = coordinates[:, :2]
     return plane, ["motion_1", "motion_2"]
-
-
-def _near_points(points: np.ndarray, box: int, pixel_size: float) -> np.ndarray:
-    """Return a (box, box, box) mask of the voxels within `_REACH` of points (x, y, z; A from the centre)."""
-    voxels = nearest_voxels(points, box, pixel_size)
-    return distance_from_voxels(voxels[inside_box(voxels, box)], box, pixel_size) <= _REACH

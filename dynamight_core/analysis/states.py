@@ -185,8 +185,18 @@ def states_of_clusters(run: Run, n: int, seed: int = 0, mixture: bool = False, t
         see `clusters.cluster_coordinates`.
     tour
         instead: number of states on a path that goes from each centre to the nearest one left.
+
+    Raises
+    ------
+    InputError
+        if there is no such number of clusters, or a tour has only one to go through.
     """
     labels, centres = cluster_coordinates(_all_coordinates(run), n, seed, mixture)
+    if tour is not None and len(centres) < 2:
+        raise InputError(
+            f"--tour is a path through clusters, but --clusters {n} gives only one; set --clusters to 2 or more, or "
+            "omit --tour"
+        )
     n = len(centres)
     if tour is not None:
         return states_through(run, list(centres[shortest_order(centres)]), tour, f"clusters{n}_tour")

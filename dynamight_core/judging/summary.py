@@ -152,13 +152,8 @@ def _write_table(run: Run, motions: PrincipalMotions, magnitude: torch.Tensor, e
 
 def _pose_columns(particles: Particles, changes: torch.Tensor) -> dict[str, np.ndarray]:
     """Return the refined poses (degrees, A) and their changes."""
-    angles, shifts = torch.rad2deg(particles.angles).numpy(), particles.shifts.numpy()
-    return {
-        "dynAngleRot": angles[:, 0],
-        "dynAngleTilt": angles[:, 1],
-        "dynAnglePsi": angles[:, 2],
-        "dynOriginXAngst": shifts[:, 0],
-        "dynOriginYAngst": shifts[:, 1],
-        "dynAngleChange": torch.rad2deg(changes[:, :3].norm(dim=1)).numpy(),
-        "dynShiftChange": changes[:, 3:].norm(dim=1).numpy(),
-    }
+    labels = ("AngleRot", "AngleTilt", "AnglePsi", "OriginXAngst", "OriginYAngst", "AngleChange", "ShiftChange")
+    poses = torch.rad2deg(particles.angles).T, particles.shifts.T
+    changed = torch.rad2deg(changes[:, :3].norm(dim=1)), changes[:, 3:].norm(dim=1)
+    values = (*poses[0], *poses[1], *changed)
+    return {f"dyn{label}": column.numpy() for label, column in zip(labels, values, strict=True)}

@@ -3,6 +3,7 @@
 import linecache
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -67,6 +68,15 @@ def write_star(
     blocks |= {name: rows.apply(_as_text) for name, rows in (more or {}).items()}
     with atomic_path(path) as temporary:
         starfile.write(blocks, temporary, na_rep="nan")
+
+
+def write_timeless(path: str | Path, blocks: dict[str, Any], number: str) -> None:
+    """Write blocks as a STAR file whose bytes depend only on them, with numbers in the format `number`."""
+    text = starfile.to_string(blocks, float_format=number)
+    # The first line that starfile writes has the time.
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    with atomic_path(path) as temporary:
+        temporary.write_text("\n".join(lines).strip() + "\n")
 
 
 def _as_text(column: pd.Series) -> pd.Series:

@@ -137,6 +137,11 @@ def model_map(run: Run, points: list[torch.Tensor]) -> torch.Tensor:
 
 def deforming_region(points: torch.Tensor, box: int, pixel_size: float, radius: float) -> torch.Tensor:
     """Return (box, box, box) weights of the displacement: 1 within `radius` (A) of (m, 3) points, 0 beyond twice it."""
-    voxels = nearest_voxels(points.cpu().numpy(), box, pixel_size)
-    distance = distance_from_voxels(voxels[inside_box(voxels, box)], box, pixel_size)
+    distance = distance_from_points(points.cpu().numpy(), box, pixel_size)
     return torch.from_numpy(raised_cosine(distance / radius - 1).astype(np.float32))
+
+
+def distance_from_points(points: np.ndarray, box: int, pixel_size: float) -> np.ndarray:
+    """Return the (box, box, box) distance (A) of each voxel from the nearest of (m, 3) points (A) inside the box."""
+    voxels = nearest_voxels(points, box, pixel_size)
+    return distance_from_voxels(voxels[inside_box(voxels, box)], box, pixel_size)

@@ -7,15 +7,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import scipy.ndimage
-import starfile
 import torch
 
 from dynamight_core.errors import InputError
-from dynamight_core.files import atomic_path
 from dynamight_core.imaging.correlation import fourier_shell_correlation, resolution_at
 from dynamight_core.imaging.fourier import fourier_to_volume, frequencies_3d, shells, volume_to_fourier
 from dynamight_core.imaging.masks import distance_from, raised_cosine
 from dynamight_core.model.initialise import find_molecule
+from dynamight_core.particles.star import write_timeless
 
 # RELION writes this for an infinite resolution.
 INFINITE = 999.0
@@ -270,8 +269,4 @@ def write_fsc_star(
         "rlnParticleBoxFractionSolventMask": factor,
         "rlnRandomiseFrom": box * pixel_size / _random_from(curves.unmasked),
     }
-    text = starfile.to_string({"general": block, "fsc": pd.DataFrame(table)}, float_format="%.8f")
-    # The first line that starfile writes has the time; without it, the same input gives the same bytes.
-    lines = [line for line in text.splitlines() if not line.startswith("#")]
-    with atomic_path(path) as temporary:
-        temporary.write_text("\n".join(lines).strip() + "\n")
+    write_timeless(path, {"general": block, "fsc": pd.DataFrame(table)}, "%.8f")

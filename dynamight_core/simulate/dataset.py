@@ -7,7 +7,6 @@ from pathlib import Path
 import mrcfile
 import numpy as np
 import pandas as pd
-import starfile
 import torch
 
 from dynamight_core.errors import InputError
@@ -17,6 +16,7 @@ from dynamight_core.imaging.fourier import expand_shells, fourier_to_image, imag
 from dynamight_core.imaging.geometry import pixel_axis
 from dynamight_core.imaging.poses import random_rotations
 from dynamight_core.options import SimulateOptions
+from dynamight_core.particles.star import write_timeless
 from dynamight_core.simulate.fourier_reconstruction import FourierReconstruction
 from dynamight_core.simulate.molecules import (
     DATA,
@@ -296,8 +296,4 @@ def write_star(path: Path, truth: Truth, groups: torch.Tensor, stack: str) -> No
             "rlnRandomSubset": truth.half,
         }
     )
-    text = starfile.to_string({"optics": optics, "particles": particles}, float_format="%.6f")
-    # The first line that starfile writes has the time; without it, the same seed gives the same bytes.
-    lines = [line for line in text.splitlines() if not line.startswith("#")]
-    with atomic_path(path) as temporary:
-        temporary.write_text("\n".join(lines).strip() + "\n")
+    write_timeless(path, {"optics": optics, "particles": particles}, "%.6f")

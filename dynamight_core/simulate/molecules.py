@@ -232,14 +232,10 @@ def atomic_molecule(path: str | Path, selection: str, axis: tuple[str, str], ato
     if np.allclose(first, second):
         raise InputError(f"axis {axis[0]}, {axis[1]}: both atoms have the same position; choose two atoms of {path}")
     moving = selected_atoms(structure, selection, path)
-    atoms = [
-        (atom.pos.tolist(), atom.element.atomic_number, (chain.name, str(residue.seqid), atom.name) in moving)
-        for chain in model
-        for residue in chain
-        for atom in residue
-    ]
-    positions = np.array([atom[0] for atom in atoms])
-    labels = torch.tensor([int(atom[2]) for atom in atoms])
+    atoms = list(model.all())
+    names = [(found.chain.name, str(found.residue.seqid), found.atom.name) for found in atoms]
+    positions = np.array([found.atom.pos.tolist() for found in atoms])
+    labels = torch.tensor([int(name in moving) for name in names])
     if labels.all():
         raise InputError(
             f"selection {selection!r} moves all of {path}; select the part that rotates relative to the rest"
@@ -248,7 +244,7 @@ def atomic_molecule(path: str | Path, selection: str, axis: tuple[str, str], ato
     direction = (second - first) / np.linalg.norm(second - first)
     return Molecule(
         positions=torch.tensor(positions - centre, dtype=torch.float32),
-        weights=torch.tensor([float(atom[1]) for atom in atoms]),
+        weights=torch.tensor([float(found.atom.element.atomic_number) for found in atoms]),
         moving=labels,
         axis_points=torch.tensor((first - centre)[None], dtype=torch.float32),
         axis_directions=torch.tensor(direction[None], dtype=torch.float32),
@@ -287,14 +283,8 @@ def _axis_atom(model: gemmi.Model, spec: str, path: str | Path) -> np.ndarray:
     parts = spec.split("/")
     if len(parts) != 3 or not all(parts):
         raise InputError(f"axis atom {spec!r} is not valid; use chain/residue/atom, such as H/213/CA")
-    chain, number, name = parts
-    matches = [
-        atom
-        for residue in (model[chain] if chain in [c.name for c in model] else [])
-        if str(residue.seqid) == number
-        for atom in residue
-        if atom.name == name
-    ]
+    names = ((found.chain.name, str(found.residue.seqid), found.atom.name, found.atom) for found in model.all())
+    matches = [atom for *name, atom in names if name == parts]
     if not matches:
         raise InputError(f"axis atom {spec!r} is not in {path}; use chain/residue/atom with the numbers of the file")
     return np.array(matches[0].pos.tolist())

@@ -51,7 +51,7 @@ def isOpticsLost(particles, first):
 def collectOptics(collected, acquisition):
     """Return the optics groups of all particles, as dicts, and the number of each particle's group.
 
-    The acquisition of the set is used, since that of its particles may be older. Particles of a joined set have
+    The acquisition of the set is used: its particles may have an older one. Particles of a joined set have
     different acquisitions, in which one number means different groups, so the groups are renumbered.
     """
     acquisitions = collected.acquisitions

@@ -10,16 +10,15 @@ from dynamight_scipion.objects import FLEX_PROGRAM
 from .errors import ConversionError
 from .poses import matricesOfPoses
 
-_OWN_ATTRIBUTES = (
-    "_flexInfo",
-    "_zFlex",
-    "_zRed",
-    "_dynHalf",
-    "_dynValidation",
-    "_dynMotionRms",
-    "_dynMotionError",
-    "_dynMotionDisagreement",
-)
+# Columns of the engine that become attributes of a particle, with an underscore before their names.
+_RESULTS = {
+    "dynHalf": Integer,
+    "dynValidation": Integer,
+    "dynMotionRms": Float,
+    "dynMotionError": Float,
+    "dynMotionDisagreement": Float,
+}
+_OWN_ATTRIBUTES = ("_flexInfo", "_zFlex", "_zRed", *(f"_{name}" for name in _RESULTS))
 
 
 def readColumns(starFile, wanted):
@@ -86,15 +85,11 @@ def fillParticles(output, particles, columns, embedding):
     rowOf = {number: row for row, number in enumerate(columns["rlnImageId"].tolist())}
     coordinates = motionCoordinates(columns).tolist()
     reduced = np.asarray(embedding, dtype=float).tolist()
-    halves = columns["dynHalf"].astype(int).tolist()
-    validation = columns["dynValidation"].astype(int).tolist()
-    motion, error = columns["dynMotionRms"].tolist(), columns["dynMotionError"].tolist()
-    disagreement = columns["dynMotionDisagreement"].tolist()
+    results = {f"_{name}": columns[name].tolist() for name in _RESULTS}
     matrices = _refinedMatrices(columns, particles.getSamplingRate())
     filled = ParticleFlex(progName=FLEX_PROGRAM)
-    filled._dynHalf, filled._dynValidation = Integer(), Integer()
-    filled._dynMotionRms, filled._dynMotionError = Float(), Float()
-    filled._dynMotionDisagreement = Float()
+    for name, kind in _RESULTS.items():
+        setattr(filled, f"_{name}", kind())
     halfSets = Integer()
     hadHalves = particles.getFirstItem().hasAttribute("_rlnRandomSubset")
     for particle in particles.iterItems():
@@ -109,17 +104,14 @@ def fillParticles(output, particles, columns, embedding):
             if name not in _OWN_ATTRIBUTES:
                 setattr(filled, name, attribute)
         if not hadHalves:
-            halfSets.set(halves[row])
+            halfSets.set(results["_dynHalf"][row])
             filled._rlnRandomSubset = halfSets
         if matrices is not None:
             filled.setTransform(Transform(matrices[row]))
         filled.setZFlex(coordinates[row])
         filled.setZRed(reduced[row])
-        filled._dynHalf.set(halves[row])
-        filled._dynValidation.set(validation[row])
-        filled._dynMotionRms.set(motion[row])
-        filled._dynMotionError.set(error[row])
-        filled._dynMotionDisagreement.set(disagreement[row])
+        for name, values in results.items():
+            getattr(filled, name).set(values[row])
         output.append(filled)
     if rowOf:
         raise ConversionError(

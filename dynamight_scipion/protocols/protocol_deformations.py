@@ -119,7 +119,7 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
             "before you interpret the maps.",
         )
         self.addOption(form, "fitStructure")
-        # The map's header has an origin of its own; the plugin writes the map anew.
+        # The map's header has an origin of its own; the plugin rewrites the map.
         self.addOption(form, "structureOrigin", without=("map",))
         self.addOptions(form, "threshold", "initialResolution", "widthClasses", "gaussianAmplitudes", "refits")
         self.addOption(form, "refitResolution", condition="refits>0")
@@ -302,7 +302,7 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
         return halves if len(halves) == 2 else []
 
     def _getBodies(self):
-        """Return of each body's mask the VolumeMask, the path on the particles' grid, and what it is called."""
+        """Return of each body's mask the VolumeMask, the path on the particles' grid, and its name."""
         masks = [pointer.get() for pointer in self.inputBodies]
         return [
             (mask, self._getExtraPath(f"body{number}.mrc"), f"mask of body {number}")

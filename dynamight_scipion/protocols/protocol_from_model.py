@@ -185,13 +185,16 @@ class StatesProtocol(ModelProtocol):
 
     def _validateStates(self):
         """Return why the chosen states are not valid, as a list of sentences."""
-        if self.inputModel.get() is None:
-            return []
-        try:
-            self._getStatesOptions()
-        except ValueError as error:
-            return [str(error)]
-        return []
+        return [] if self.inputModel.get() is None else explain(self._getStatesOptions)
+
+
+def explain(check):
+    """Return the sentence of the ValueError that a function raises, as a list; empty if it raises none."""
+    try:
+        check()
+    except ValueError as error:
+        return [str(error)]
+    return []
 
 
 # ---------------------------------------------------------------------- states as the plugin handles them

@@ -221,7 +221,7 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
         return self.rigid.get() and self.conformation.get() == CONSENSUS
 
     def _getMasks(self):
-        """Return of each mask the VolumeMask, the path on the particles' grid, and what it is called."""
+        """Return of each mask the VolumeMask, the path on the particles' grid, and its name."""
         masks = [(self.inputMask.get(), self._getExtraPath("mask.mrc"), "mask of the FSC")]
         for number, region in self._getRegions():
             masks.append((region, self._getExtraPath(f"region{number}.mrc"), f"mask of region {number}"))

@@ -13,7 +13,7 @@ from pyworkflow.utils import cleanPath, getListFromRangeString
 from dynamight_scipion.convert import ConversionError, readColumns
 
 from .protocol_base import readOptions
-from .protocol_from_model import ModelProtocol, coordinatesOfParticle, readStates, setFlexInfo, stateVolume
+from .protocol_from_model import ModelProtocol, coordinatesOfParticle, explain, readStates, setFlexInfo, stateVolume
 
 HALVES = ("both", "1", "2")
 # Options of the engine that are ranges, and the parameters of their ends.
@@ -260,12 +260,7 @@ class DynamightProtSelect(ModelProtocol, ProtAnalysis3D, ProtFlexBase):
             )
         if self.nClusters.get() > model.getNumberOfParticles():
             errors.append(f"The model has only {model.getNumberOfParticles()} particles: set fewer clusters.")
-        if not errors:
-            try:
-                self._getSelectOptions()
-            except ValueError as error:
-                errors.append(str(error))
-        return errors
+        return errors or explain(self._getSelectOptions)
 
     def _summarise(self):
         total = self.inputModel.get().getNumberOfParticles()
@@ -285,7 +280,7 @@ def parseRegion(text, nMotions):
     Raises
     ------
     ValueError
-        if the text holds something else, or a motion that the model has not.
+        if the text holds something else, or a motion that does not exist in the model.
     """
     ranges = []
     for part in filter(None, (part.strip() for part in re.split(r"[;\n]", text))):

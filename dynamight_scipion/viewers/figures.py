@@ -202,7 +202,7 @@ def drawDistributions(figure, histograms, density, above):
 
 
 def drawCoordinates(figure, histograms, shares):
-    """Draw how the particles of each half are distributed along the first principal motions.
+    """Draw how the particles of each half are distributed along principal motions; return the axes of each.
 
     Parameters
     ----------
@@ -211,28 +211,24 @@ def drawCoordinates(figure, histograms, shares):
     histograms
         the engine's table coordinates, a dict of (n,) arrays.
     shares
-        of the variance that each motion explains.
+        of the variance that each of the motions to draw explains.
     """
-    count = min(6, len(shares))
+    count = len(shares)
     columns = min(3, count)
     grid = figure.subplots(-(-count // columns), columns, squeeze=False).flat
     for axes in grid[count:]:
         axes.axis("off")
     for number, axes in enumerate(grid[:count], 1):
-        drawCoordinate(axes, histograms, number)
+        for half, colour in HALF_COLOURS.items():
+            chosen = (histograms["motion"] == number) & (histograms["half"] == half)
+            edges = np.append(histograms["from"][chosen], histograms["to"][chosen][-1:])
+            _drawSteps(axes, histograms["particles"][chosen], edges, colour, f"half {half}")
+        axes.set_xlabel("coordinate (Å rms)")
+        axes.locator_params(axis="x", nbins=4)
+        axes.margins(x=0)
         axes.set_title(f"Motion {number}: {describeShare(shares[number - 1])}", fontsize=10, color=INK)
-    figure.axes[0].legend(fontsize=8, frameon=False)
-
-
-def drawCoordinate(axes, histograms, number):
-    """Draw how the particles of each half are distributed along one motion, counted from 1."""
-    for half, colour in HALF_COLOURS.items():
-        chosen = (histograms["motion"] == number) & (histograms["half"] == half)
-        edges = np.append(histograms["from"][chosen], histograms["to"][chosen][-1:])
-        _drawSteps(axes, histograms["particles"][chosen], edges, colour, f"half {half}")
-    axes.set_xlabel("coordinate (Å rms)")
-    axes.locator_params(axis="x", nbins=4)
-    axes.margins(x=0)
+    grid[0].legend(fontsize=8, frameon=False)
+    return grid[:count]
 
 
 def _drawSteps(axes, heights, edges, colour, label):
@@ -395,7 +391,7 @@ def drawSlices(figure, layers, axis="z", index=None):
 
 
 def paletteOf(names):
-    """Return a colour for each of so many categories."""
+    """Return the colours of categories, one for each name."""
     return tuple(CATEGORY_COLOURS[number % len(CATEGORY_COLOURS)] for number in range(len(names)))
 
 

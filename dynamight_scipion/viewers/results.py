@@ -24,7 +24,7 @@ class Particles:
     halves
         (n,) 1 or 2.
     heldOut
-        (n,) bool: those that trained nothing.
+        (n,) bool: held-out (validation) particles.
     motion, error
         (n,) rms over the molecule, Å.
     """

@@ -57,7 +57,7 @@ class DynamightModelViewer(ResultsViewer):
 
     @staticmethod
     def _findModel(obj):
-        """Return the model that an object belongs to; that of an unfinished run knows its folder only."""
+        """Return the model that an object belongs to; of an unfinished run, only the folder is known."""
         if isinstance(obj, DynamightProtDeformations):
             return getattr(obj, "outputModel", None) or DynamightModel(obj._getRunFolder())
         if isinstance(obj, DynamightProtSelect):
@@ -264,8 +264,8 @@ class DynamightModelViewer(ResultsViewer):
         "Coordinates of the particles in each half-set. Both histograms match where the halves agree.",
     )
     def _showCoordinates(self):
-        shares = self._results.shares
-        size = 11, 0.6 + 2.7 * (1 + (min(6, len(shares)) > 3))
+        shares = self._results.shares[:6]
+        size = 11, 0.6 + 2.7 * (1 + (len(shares) > 3))
         table = self._results.readTable("coordinates")
         return figureView("Distribution along the motions", size, drawCoordinates, table, shares)
 

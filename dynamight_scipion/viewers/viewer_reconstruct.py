@@ -25,7 +25,7 @@ CORRECTED = "corrected for the mask"
 
 
 class DynamightReconstructViewer(ResultsViewer):
-    """The map with motion corrected, beside that of the same particles without deformation."""
+    """The map with motion corrected, beside the map of the same particles without deformation."""
 
     _label = "map before and after"
     _targets = [DynamightProtReconstruct]

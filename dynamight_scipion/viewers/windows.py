@@ -106,7 +106,7 @@ def _drawMovie(figure, names, volumes):
         below.add_axes([0.22, 0.35, 0.72, 0.3]), "state", 1, len(frames), valinit=1, valstep=1, color=HALF_COLOURS[1]
     )
     button = Button(below.add_axes([0.03, 0.15, 0.1, 0.7]), "Pause")
-    # Started anew when a frame was drawn: however slow that is, the window answers.
+    # Restarted when a frame has been drawn: however slow drawing is, the window responds.
     timer = figure.canvas.new_timer(interval=_FRAME_TIME)
     timer.single_shot = True
     # There and back: a path does not end where it began.

@@ -15,7 +15,7 @@ from dynamight_scipion.viewers.figures import (
     INK,
     SOFT,
     describeShare,
-    drawCoordinate,
+    drawCoordinates,
     greyLimits,
     sliceOf,
 )
@@ -127,17 +127,7 @@ class SlicesDialog(FigureDialog):
         if self._slider is None:
             return
         label, low, high, first, step = self._slider
-        self._scale = LabelSlider(
-            frame,
-            label,
-            from_=low,
-            to=high,
-            value=first,
-            step=step,
-            length=420,
-            showvalue=1,
-            callback=lambda *_: self._schedule(),
-        )
+        self._scale = _slider(frame, label, (low, high, first, step), 420, self._schedule)
         self._scale.grid(row=0, column=0, sticky="w")
 
     def getValue(self):
@@ -184,6 +174,13 @@ class SlicesDialog(FigureDialog):
         self.canvas.draw_idle()
 
 
+def _slider(frame, label, values, length, changed):
+    """Return a slider from the lowest, highest and initial of its values, and the step; it calls a function."""
+    low, high, first, step = values
+    limits = {"from_": low, "to": high, "value": first, "step": step}
+    return LabelSlider(frame, label, **limits, length=length, showvalue=1, callback=lambda *_: changed())
+
+
 def _label(parent, text="", colour=INK):
     return tk.Label(parent, text=text, fg=colour, justify=tk.LEFT, wraplength=560)
 
@@ -225,17 +222,7 @@ class GaussiansDialog(dialog.Dialog):
             "Volumes tend to be too large: the map is low-pass filtered to find the molecule, and masks have margins."
         )
         _label(frame, note, SOFT).grid(columnspan=2, sticky="w", padx=5, pady=5)
-        self._perResidue = LabelSlider(
-            frame,
-            "Gaussians per residue",
-            from_=0.5,
-            to=3,
-            value=2,
-            step=0.1,
-            length=260,
-            showvalue=1,
-            callback=lambda *_: self._update(),
-        )
+        self._perResidue = _slider(frame, "Gaussians per residue", (0.5, 3, 2, 0.1), 260, self._update)
         self._perResidue.grid(columnspan=2, sticky="w")
         self._result = _label(frame)
         self._result.grid(columnspan=2, sticky="w", padx=5, pady=8)
@@ -295,17 +282,8 @@ class MotionDialog(FigureDialog):
 
     def draw(self):
         """Draw a histogram for each motion."""
-        count = self._results.particles.coordinates.shape[1]
-        columns = min(3, count)
-        self._axes = self.figure.subplots(-(-count // columns), columns, squeeze=False).flatten()
-        for axes in self._axes[count:]:
-            axes.axis("off")
-        self._axes = self._axes[:count]
         histograms = self._results.readTable("coordinates")
-        for number, axes in enumerate(self._axes, 1):
-            drawCoordinate(axes, histograms, number)
-            axes.set_title(f"Motion {number}: {describeShare(self._results.shares[number - 1])}", fontsize=10)
-        self._axes[0].legend(fontsize=8, frameon=False)
+        self._axes = drawCoordinates(self.figure, histograms, self._results.shares)
         self.canvas.mpl_connect("button_press_event", self._clicked)
         self._show()
 

@@ -66,14 +66,20 @@ def _centre(mask):
 
 
 class _FormWizard(Wizard):
-    """A wizard that shows a warning if an input is missing or cannot be read."""
+    """A wizard that writes the choice to the form, or shows a warning if an input is missing or cannot be read."""
+
+    # How the form shows the chosen value; as it is if None.
+    _digits: str | None = None
 
     def show(self, form, *params):
         """Open the dialog of the parameter whose button was clicked."""
         try:
-            self._show(form, form.wizParamName)
+            shown = self._open(form, form.wizParamName)
         except (_Missing, convert.ConversionError) as error:
             dialog.showWarning("Wizard", str(error), form.root)
+            return
+        if shown.resultYes():
+            form.setVar(form.wizParamName, format(shown.value, self._digits) if self._digits else shown.value)
 
 
 class DynamightDiameterWizard(MaskRadiusWizard):
@@ -105,8 +111,9 @@ class DynamightThresholdWizard(_FormWizard):
     """Threshold of the map: where Gaussians will be placed, on slices."""
 
     _targets = [(DynamightProtDeformations, ["threshold"])]
+    _digits = ".4g"
 
-    def _show(self, form, name):
+    def _open(self, form, name):
         protocol = form.protocol
         volume, samplingRate = _mapOnParticles(protocol)
         smooth = SmoothMap.of(volume, samplingRate)
@@ -127,7 +134,7 @@ class DynamightThresholdWizard(_FormWizard):
                 fill(inside, count),
             )
 
-        shown = SlicesDialog(
+        return SlicesDialog(
             form.root,
             "Map threshold",
             "The map, low-pass filtered at 15 Å to find the molecule. Gaussians (dots) are initialised inside the "
@@ -138,8 +145,6 @@ class DynamightThresholdWizard(_FormWizard):
             overlay,
             ("Threshold", step, smooth.strongest, first, step / 10),
         )
-        if shown.resultYes():
-            form.setVar(name, f"{shown.value:.4g}")
 
 
 class DynamightGaussiansWizard(_FormWizard):
@@ -147,7 +152,7 @@ class DynamightGaussiansWizard(_FormWizard):
 
     _targets = [(DynamightProtDeformations, ["nGaussians"])]
 
-    def _show(self, form, name):
+    def _open(self, form, name):
         protocol = form.protocol
         volume, samplingRate = _mapOnParticles(protocol)
         smooth = SmoothMap.of(volume, samplingRate)
@@ -159,9 +164,7 @@ class DynamightGaussiansWizard(_FormWizard):
         if protocol.inputMask.get() is not None:
             mask, _ = _onGrid(protocol.inputMask.get(), len(volume), samplingRate, protocol, "mask", isMask=True)
             volumes["the mask of the flexible region"] = (mask > 0.5).sum() * samplingRate**3
-        shown = GaussiansDialog(form.root, volumes)
-        if shown.resultYes():
-            form.setVar(name, shown.value)
+        return GaussiansDialog(form.root, volumes)
 
 
 class DynamightMaskWizard(_FormWizard):
@@ -169,7 +172,7 @@ class DynamightMaskWizard(_FormWizard):
 
     _targets = [(DynamightProtDeformations, ["inputMask"]), (DynamightProtReconstruct, ["inputMask"])]
 
-    def _show(self, form, name):
+    def _open(self, form, name):
         protocol = form.protocol
         source = protocol.inputMask.get()
         if source is None:
@@ -189,7 +192,7 @@ class DynamightMaskWizard(_FormWizard):
         # A soft edge contains at least one layer of voxels around the inside.
         if ((mask > 0.01) & (mask < 0.99)).sum() < (mask >= 0.99).sum() ** (2 / 3):
             sentence += " The edge is hard: add a soft edge a few Å wide."
-        SlicesDialog(
+        return SlicesDialog(
             form.root,
             "Mask",
             "The mask over the consensus map. Inside the inner line it is 1; outside the outer line it is 0.",
@@ -203,8 +206,9 @@ class DynamightReachWizard(_FormWizard):
     """Distance from the Gaussians that moves with them, on slices."""
 
     _targets = [(DynamightProtReconstruct, ["regionRadius"])]
+    _digits = "g"
 
-    def _show(self, form, name):
+    def _open(self, form, name):
         results = _results(form.protocol)
         model = results.model
         volume, samplingRate = readVolume(model.getConsensusMap()), model.getSamplingRate()
@@ -223,7 +227,7 @@ class DynamightReachWizard(_FormWizard):
             )
 
         first = min(max(form.protocol.regionRadius.get() or 10.0, 2), 40)
-        shown = SlicesDialog(
+        return SlicesDialog(
             form.root,
             "Distance from Gaussians that moves",
             "Density within this distance of the Gaussians moves with them. Include the whole molecule.",
@@ -232,8 +236,6 @@ class DynamightReachWizard(_FormWizard):
             overlay,
             ("Distance (Å)", 2, 40, first, 0.5),
         )
-        if shown.resultYes():
-            form.setVar(name, f"{shown.value:g}")
 
 
 class DynamightMotionWizard(_FormWizard):
@@ -241,12 +243,10 @@ class DynamightMotionWizard(_FormWizard):
 
     _targets = [(DynamightProtStates, ["motion"]), (DynamightProtDisplaceModel, ["motion"])]
 
-    def _show(self, form, name):
+    def _open(self, form, name):
         results = _results(form.protocol)
         first = min(max(form.protocol.motion.get() or 1, 1), len(results.shares))
-        shown = MotionDialog(form.root, results, first)
-        if shown.resultYes():
-            form.setVar(name, shown.value)
+        return MotionDialog(form.root, results, first)
 
 
 class DynamightPlaneWizard(_FormWizard):
@@ -267,7 +267,5 @@ class DynamightPlaneWizard(_FormWizard):
         (DynamightProtSelect, ["region", "near"]),
     ]
 
-    def _show(self, form, name):
-        shown = PlaneDialog(form.root, _results(form.protocol), self._PURPOSES[name])
-        if shown.resultYes():
-            form.setVar(name, shown.value)
+    def _open(self, form, name):
+        return PlaneDialog(form.root, _results(form.protocol), self._PURPOSES[name])

@@ -1,6 +1,7 @@
 """States of a run whose motion is known: clusters, the ridge, maps at full resolution, files for ChimeraX."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from dynamight_core.analysis.domains import find_domains
 from dynamight_core.analysis.exports import motion_maps
 from dynamight_core.analysis.pushed import PushedMap
 from dynamight_core.analysis.state_maps import StateModels
+from dynamight_core.analysis.states import states_of_clusters
 from dynamight_core.errors import InputError
 from dynamight_core.files import read_map, write_map
 from dynamight_core.reporter import QUIET
@@ -98,12 +100,20 @@ def test_states_through_clusters_and_along_the_ridge_are_paths(folder):
     for words, reason in (
         (["--ridge", "--at", "1"], "cannot be combined"),
         (["--tour"], "--tour needs --clusters"),
+        (["--clusters", "1", "--tour"], "--clusters 1 gives only one; set --clusters to 2 or more, or omit --tour"),
         (["--clusters", "0"], "give a number from 1"),
         (["--full", "--latent", "0,0", "--half", "1"], "use --at"),
         (["--full"], "dynamight reconstruct"),
     ):
         code, text = dynamight("states", folder, *words)
         assert code == 2 and reason in text
+
+
+def test_a_tour_of_the_only_cluster_found_names_what_was_given():
+    coordinates = torch.from_numpy(np.random.default_rng(1).normal(size=(500, 3)))
+    run = SimpleNamespace(motions=SimpleNamespace(coordinates=coordinates))
+    with pytest.raises(InputError, match="--clusters 0 gives only one; set --clusters to 2 or more, or omit --tour"):
+        states_of_clusters(run, 0, mixture=True, tour=5)
 
 
 def test_particles_of_a_mixture_are_selected(folder):

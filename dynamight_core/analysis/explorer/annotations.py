@@ -12,7 +12,7 @@ from dynamight_core.errors import InputError
 # Columns of a CSV that identify the particle of a line.
 ROW_COLUMNS = ("particle", "row")
 NAME_COLUMN = "rlnImageName"
-# Most categories; of more, the most frequent are named and all others are one category.
+# Maximum number of categories; of more, the most frequent are named and all others are one category.
 _MAX_CATEGORIES = 12
 _LEVELS = 254
 MISSING = 255

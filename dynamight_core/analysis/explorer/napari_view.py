@@ -13,7 +13,7 @@ from dynamight_core.analysis.explorer.session import Explorer
 from dynamight_core.analysis.molecule import spread_out
 from dynamight_core.errors import InputError
 
-# Most particles that are drawn, sampled at random, and the number of arrows.
+# Maximum number of particles drawn, sampled at random, and the number of arrows.
 _MAX_POINTS, _ARROWS = 100_000, 300
 # Distance between molecule and particles, as a fraction of the box.
 _GAP = 0.1

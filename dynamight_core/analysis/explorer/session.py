@@ -35,7 +35,7 @@ QUANTITIES = ("particle count", "density", "free energy", "free-energy uncertain
 _PREVIEW_BOX = 96
 # Particles whose densities are averaged to the mean map of a selection.
 _AVERAGED = 128
-# Most particles whose points are sent; more are sampled at random.
+# Maximum number of particles whose points are sent; more are sampled at random.
 _MAX_POINTS = 400_000
 
 
