@@ -194,21 +194,14 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
 
     def convertInputStep(self, inputs):
         """Write particles, maps and mask as the engine reads them."""
-        particles, volume = self.inputParticles.get(), self.inputVolume.get()
-        box, samplingRate = particles.getXDim(), particles.getSamplingRate()
-        notes = convert.writeParticles(
-            particles, self._getStarFile(), self._getExtraPath("stacks"), self.opticsStar.get() or None
-        )
-        notes += convert.writeVolume(volume, box, samplingRate, self._getMapFile(), "consensus map")
-        for number, path in enumerate(self._getHalfMaps(), 1):
-            name = f"half-map {number}"
-            notes += convert.writeVolume(volume, box, samplingRate, self._getHalfMapFile(number), name, path=path)
-        if self.inputMask.get() is not None:
-            notes += convert.writeVolume(
-                self.inputMask.get(), box, samplingRate, self._getMaskFile(), "mask of the flexible region", isMask=True
-            )
-        for body, path, name in self._getBodies():
-            notes += convert.writeVolume(body, box, samplingRate, path, name, isMask=True)
+        particles, consensus = self.inputParticles.get(), self.inputVolume.get()
+        grid = particles.getXDim(), particles.getSamplingRate()
+        stacks = self._getExtraPath("stacks")
+        notes = convert.writeParticles(particles, self._getStarFile(), stacks, self.opticsStar.get() or None)
+        for volume, path, name in self._getVolumes():
+            notes += convert.writeVolume(volume, *grid, path, name, isMask=volume is not consensus)
+        for half, path in enumerate(self._getHalfMaps(), 1):
+            notes += convert.writeVolume(consensus, *grid, self._getHalfMapFile(half), f"half-map {half}", path=path)
         for note in notes:
             self.info(note)
         with open(self._getExtraPath("conversion.txt"), "w") as file:
@@ -301,6 +294,12 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
         halves = list(self.inputVolume.get().getHalfMaps(asList=True))
         return halves if len(halves) == 2 else []
 
+    def _getVolumes(self):
+        """Return of map and masks that are set: the object, the path on the particles' grid, and its name."""
+        consensus = self.inputVolume.get(), self._getMapFile(), "consensus map"
+        mask = self.inputMask.get(), self._getMaskFile(), "mask of the flexible region"
+        return [given for given in (consensus, mask) if given[0] is not None] + self._getBodies()
+
     def _getBodies(self):
         """Return of each body's mask the VolumeMask, the path on the particles' grid, and its name."""
         masks = [pointer.get() for pointer in self.inputBodies]
@@ -332,15 +331,13 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
     # ------------------------------------------------------------------ what the user is told
 
     def _validate(self):
-        particles, volume, mask = (p.get() for p in (self.inputParticles, self.inputVolume, self.inputMask))
-        errors = []
+        particles, errors = self.inputParticles.get(), []
         if particles is not None:
             errors += convert.checkParticles(particles, self.opticsStar.get())[0]
         if particles is not None and not errors:
             grid = particles.getXDim(), particles.getSamplingRate()
-            named = self._namedVolumes(volume, mask) + [(body, name) for body, _, name in self._getBodies()]
-            errors += [convert.describeVolume(v, *grid, name)[0] for v, name in named]
-            errors += self._checkHalfMaps(volume)
+            errors += [convert.describeVolume(volume, *grid, name)[0] for volume, _, name in self._getVolumes()]
+            errors += self._checkHalfMaps()
             diameter = self.particleDiameter.get()
             if diameter is not None and diameter > grid[0] * grid[1]:
                 errors.append(
@@ -352,13 +349,13 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
         return [error for error in errors if error]
 
     def _warnings(self):
-        particles, volume, mask = (p.get() for p in (self.inputParticles, self.inputVolume, self.inputMask))
+        particles = self.inputParticles.get()
         if particles is None:
             return []
         warnings = list(convert.checkParticles(particles, self.opticsStar.get())[1])
         grid = particles.getXDim(), particles.getSamplingRate()
-        warnings += [convert.describeVolume(v, *grid, name)[1] for v, name in self._namedVolumes(volume, mask)]
-        if volume is not None and not self._getHalfMaps():
+        warnings += [convert.describeVolume(volume, *grid, name)[1] for volume, _, name in self._getVolumes()]
+        if self.inputVolume.get() is not None and not self._getHalfMaps():
             warnings.append(
                 "The consensus map has no half-maps, so both half-sets are initialised from one map, low-pass filtered "
                 f"at {self.initialResolution.get():g} Å. Give a map with half-maps if you can."
@@ -372,13 +369,8 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
             warnings.append(f"One GPU is used: number {self.getGpuList()[0]}, the first of the list.")
         return [warning for warning in warnings if warning]
 
-    @staticmethod
-    def _namedVolumes(volume, mask):
-        named = [(volume, "consensus map"), (mask, "mask of the flexible region")]
-        return [(item, name) for item, name in named if item is not None]
-
-    def _checkHalfMaps(self, volume):
-        if volume is None:
+    def _checkHalfMaps(self):
+        if self.inputVolume.get() is None:
             return []
         missing = [path for path in self._getHalfMaps() if not os.path.exists(convert.plainPath(path))]
         return [f"The half-map {path} of the consensus map is missing: restore the file." for path in missing]
