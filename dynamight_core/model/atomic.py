@@ -67,7 +67,7 @@ class CoarseModel:
     atom_positions, atom_numbers, atom_groups
         (m, 3) A, (m,) atomic numbers and (m,) Gaussians of all atoms that were kept.
     notes
-        sentences on what was left out or done.
+        sentences on what was omitted or changed.
     """
 
     positions: NDArray[np.float64]
@@ -95,14 +95,14 @@ class CoarseModel:
 def coarse_grain(path: str | Path) -> CoarseModel:
     """Coarse-grain the first model of a PDB or mmCIF file.
 
-    Hydrogens, waters, alternative locations beyond the first, and atoms of unknown element are left out and counted in
+    Hydrogens, waters, alternative locations beyond the first, and atoms of unknown element are omitted and counted in
     the notes; residues that are neither amino acids nor nucleotides are divided into pieces of at most six atoms.
     Chain breaks have no edge; disulphides and other links of the file have one.
 
     Raises
     ------
     InputError
-        if the file cannot be read, or holds nothing but what is left out.
+        if the file cannot be read, or all of its atoms are omitted.
     """
     structure = read_structure(path)
     notes = _reduce(structure, path)
@@ -123,7 +123,7 @@ def coarse_grain(path: str | Path) -> CoarseModel:
     if builder.incomplete:
         notes.append(f"{builder.incomplete} residues have atoms missing: their Gaussians are those of what is there")
     if builder.unknown:
-        notes.append(f"{builder.unknown} atoms of unknown element are left out")
+        notes.append(f"{builder.unknown} atoms of unknown element are omitted")
     return builder.finish(tuple(notes))
 
 
@@ -142,7 +142,7 @@ def _reduce(structure: gemmi.Structure, path: str | Path) -> list[str]:
         remove()
         gone = before - structure[0].count_atom_sites()
         if gone:
-            notes.append(f"{gone} {what} are left out")
+            notes.append(f"{gone} {what} are omitted")
     structure.remove_empty_chains()
     if not len(structure):
         raise InputError(f"model {path} holds no atoms but hydrogens and water; give the model of the molecule")

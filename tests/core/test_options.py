@@ -56,6 +56,17 @@ def test_a_sentence_of_help_is_short_and_in_our_words(stage, name, option):
         assert word not in f"{option.help} {option.more}"
 
 
+def test_no_text_of_engine_and_plugin_says_left_out_for_omitted():
+    sources = [path for name in ("dynamight_core", "dynamight_scipion") for path in (ROOT / name).rglob("*.py")]
+    assert sources
+    said = [
+        path
+        for path in sources
+        if re.search(r"left out|allowed motion|filled anew|\b_?(LEAST|MOST)_", path.read_text())
+    ]
+    assert not said
+
+
 def test_all_commands_are_there_with_help_in_the_order_of_the_work(monkeypatch):
     assert list(app._COMMANDS) == [*COMMANDS, "options"]
     monkeypatch.setenv("COLUMNS", "80")

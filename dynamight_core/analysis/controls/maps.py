@@ -28,7 +28,7 @@ from dynamight_core.training.data import TrainingImages
 from dynamight_core.training.inference import infer_latents, random_pixels
 
 # The moving part: points with more than this fraction of the motion at this quantile.
-_MOVING, _MOST_MOBILE = 0.5, 0.95
+_MOVING, _MOBILE_QUANTILE = 0.5, 0.95
 # Steps of latent inference, as for the support of the modes.
 _STEPS = 4
 _BATCH = 32
@@ -128,7 +128,7 @@ class ControlImages:
     def moving_mask(self) -> torch.Tensor:
         """Return a (box, box, box) soft mask of the moving part: nearer to Gaussians that move than to others."""
         motion, gaussians = np.asarray(self.run.summary["point_motion"]), all_gaussians(self.run)
-        moving = motion > _MOVING * np.quantile(motion, _MOST_MOBILE)
+        moving = motion > _MOVING * np.quantile(motion, _MOBILE_QUANTILE)
         labels = moving[cKDTree(self.run.motions.points.numpy()).query(gaussians)[1]].astype(int)
         # If all Gaussians move, there is only one part.
         return self._mask(gaussians, np.where(labels.all(), 0, labels), 1 + int(not labels.all()))

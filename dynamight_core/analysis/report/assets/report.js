@@ -1,4 +1,4 @@
-// The animated motion: points = rest + coordinate * motion, drawn anew for each frame.
+// The animated motion: points = rest + coordinate * motion, redrawn for each frame.
 (() => {
   const figure = document.getElementById("figure-movie");
   if (!figure) return;
