@@ -48,7 +48,7 @@ def spread_out(points: np.ndarray, n: int) -> np.ndarray:
 
 def xyz_columns(name: str, values: np.ndarray, unit: str = "A") -> dict[str, np.ndarray]:
     """Return columns NAME_x_UNIT, NAME_y_UNIT and NAME_z_UNIT of (..., 3) values."""
-    return {f"{name}_{axis}_{unit}": values[..., i] for i, axis in enumerate("xyz")}
+    return {f"{name}_{axis}_{unit}": part for axis, part in zip("xyz", np.moveaxis(values, -1, 0), strict=True)}
 
 
 def main_rotation(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ from dynamight_core.analysis.distribution import corrected_distribution
 from dynamight_core.analysis.domain_files import write_domains
 from dynamight_core.analysis.domains import _best_count, find_domains, kabsch
 from dynamight_core.analysis.exports import write_arrows
+from dynamight_core.analysis.molecule import xyz_columns
 from dynamight_core.errors import InputError
 from dynamight_core.files import read_map
 from dynamight_core.judging.errors import SYSTEMATIC, coordinate_variances
@@ -233,3 +234,12 @@ def test_arrows_are_the_motion_and_spheres_its_error(drawn_run, tmp_path):
     assert set(np.round(sizes, 1)) <= set(np.round(table["shift_A"], 1)) and len(sizes) >= len(shown) - 2
     std = float(run.motions.coordinates[:, 0].std())
     assert table["shift_A"].max() <= std * float(run.motions.components[0].norm(dim=1).max()) + 1e-3
+
+
+def test_columns_of_points_and_of_many_points_hold_numbers():
+    for values in (np.arange(3.0), np.arange(6.0).reshape(2, 3)):
+        table = pd.DataFrame([xyz_columns("centre", values)] if values.ndim == 1 else xyz_columns("centre", values))
+        assert list(table) == ["centre_x_A", "centre_y_A", "centre_z_A"]
+        # A column of objects would be written with other digits.
+        assert all(column.dtype.kind == "f" for _, column in table.items())
+        np.testing.assert_array_equal(table.to_numpy().reshape(values.shape), values)
