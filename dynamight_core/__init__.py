@@ -9,18 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dynamight_core.version import __version__
 
 if TYPE_CHECKING:
-    from dynamight_core.api import (
-        QUIET,
-        InputError,
-        Maps,
-        Reporter,
-        Run,
-        Volume,
-        analyse,
-        open_run,
-        reconstruct,
-        train,
-    )
+    from dynamight_core.api import QUIET, InputError, Maps, Reporter, Run, Volume, analyse, open_run, reconstruct, train
 
 __all__ = [
     "QUIET",

@@ -13,13 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from dynamight_core.imaging.fourier import (
-    crop_fourier,
-    fourier_to_image,
-    frequencies_2d,
-    pad_fourier,
-    real_transform,
-)
+from dynamight_core.imaging.fourier import crop_fourier, fourier_to_image, frequencies_2d, pad_fourier, real_transform
 
 _LINEAR, _ZEROS, _ALIGN = 0, 0, True
 

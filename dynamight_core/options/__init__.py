@@ -18,13 +18,7 @@ from dynamight_core.options.analyse import (
 from dynamight_core.options.common import ORIGINS
 from dynamight_core.options.reconstruct import METHODS, InvertOptions, ReconstructOptions
 from dynamight_core.options.simulate import DemoOptions, SimulateOptions
-from dynamight_core.options.train import (
-    NORMALISATIONS,
-    REGULARISATIONS,
-    STORAGES,
-    InputOptions,
-    TrainOptions,
-)
+from dynamight_core.options.train import NORMALISATIONS, REGULARISATIONS, STORAGES, InputOptions, TrainOptions
 
 # Stages by the name of their command; the input of a run has a dataclass of its own.
 STAGES = {

@@ -107,9 +107,7 @@ class StatesOptions(Checked):
         metavar="COORDINATES",
     )
     latent: list[str] = option(
-        [],
-        "Latent of the decoder of --half, numbers separated by commas; repeat for more states.",
-        metavar="NUMBERS",
+        [], "Latent of the decoder of --half, numbers separated by commas; repeat for more states.", metavar="NUMBERS"
     )
     half: str = option(
         "both",
@@ -119,9 +117,7 @@ class StatesOptions(Checked):
         choices=HALVES,
     )
     full: bool = option(
-        False,
-        "Deform the reconstructed map along the motion instead of rendering the Gaussian model.",
-        group="Output",
+        False, "Deform the reconstructed map along the motion instead of rendering the Gaussian model.", group="Output"
     )
     maps: bool = option(
         True, "Write a map of each state; otherwise only the table of their coordinates.", group="Output"

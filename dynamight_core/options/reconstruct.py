@@ -71,9 +71,7 @@ class ReconstructOptions(Checked):
         None, "Soft mask for the FSC (.mrc, 0 to 1). Made from the map if omitted.", level="basic", metavar="FILE"
     )
     regions: list[str] = option(
-        [],
-        "Mask of a region whose FSC is also calculated; repeat for more regions.",
-        metavar="FILE",
+        [], "Mask of a region whose FSC is also calculated; repeat for more regions.", metavar="FILE"
     )
     region_radius: float = option(
         10.0,
@@ -107,10 +105,7 @@ class ReconstructOptions(Checked):
         level="basic",
     )
     local_resolution: bool = option(
-        False,
-        "Also write a local-resolution map.",
-        label="Local resolution?",
-        level="basic",
+        False, "Also write a local-resolution map.", label="Local resolution?", level="basic"
     )
     rigid: bool = option(
         True,

@@ -12,10 +12,7 @@ class SimulateOptions(Checked):
     """Options of `simulate`; lengths in A, angles in degrees."""
 
     molecule: str = option(
-        "hinge",
-        "Molecule: hinge, two-hinges, igg, or a PDB or mmCIF file.",
-        group="Molecule",
-        level="basic",
+        "hinge", "Molecule: hinge, two-hinges, igg, or a PDB or mmCIF file.", group="Molecule", level="basic"
     )
     particles: int = option(2000, "Number of images.", group="Images", level="basic", at_least=2, at_most=10**7)
     box: int = option(
@@ -109,9 +106,7 @@ class SimulateOptions(Checked):
         above=0,
     )
     selection: str | None = option(
-        None,
-        "Atoms of the file that move, such as 'H/1-213 L': chains, and ranges of residues.",
-        group="Molecule",
+        None, "Atoms of the file that move, such as 'H/1-213 L': chains, and ranges of residues.", group="Molecule"
     )
     axis: tuple[str, str] | None = option(
         None,

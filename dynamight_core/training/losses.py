@@ -167,10 +167,7 @@ TERMS = {
         lambda deformed: deformed.trainer.model.decoder.prior_energy(deformed.latents),
         lambda trainer, epoch: 1.0 if trainer.model.decoder.has_prior else None,
     ),
-    "rigidity": LossTerm(
-        _rigidity,
-        lambda trainer, epoch: None if trainer.long_edges is None else trainer.rigidity,
-    ),
+    "rigidity": LossTerm(_rigidity, lambda trainer, epoch: None if trainer.long_edges is None else trainer.rigidity),
     "sparse_motion": LossTerm(_magnitude, lambda trainer, epoch: epoch.sparse or None),
     "encoder_error": LossTerm(_encoder_error, lambda trainer, epoch: 1.0 if epoch.kind == "refinement" else None),
 }
