@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from cyclopts import App, CoercionError, CycloptsError, Group, Parameter, Token, UnusedCliTokensError
 
 from dynamight_core.errors import option_name
-from dynamight_core.options.declare import Option, declared, refusal
+from dynamight_core.options.declare import HEADING, Option, declared, refusal
 from dynamight_core.options.schema import default_of, plain_type
 from dynamight_core.version import __version__
 
@@ -185,7 +185,8 @@ def _parameter(word: Word, groups: dict[str, Group], everything: bool) -> inspec
     if kind is not bool and not word.positional:
         told["metavar"] = metavar_of(word)
     if not word.positional:
-        group = groups.setdefault(option.group, Group(option.group, sort_key=len(groups) + 2))
+        heading = option.group or HEADING
+        group = groups.setdefault(heading, Group(heading, sort_key=len(groups) + 2))
         told |= {"group": group, "show": everything or _is_shown(word)}
         told["name"] = option_name(word.name)
     if option.choices is not None:

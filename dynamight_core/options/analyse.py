@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dynamight_core.options.common import clusters, device, mixture, origin, seed, shrink, threads
-from dynamight_core.options.declare import Checked, option
+from dynamight_core.options.declare import Checked, basic, option
 
 HALVES = {"both": "both", "1": "1", "2": "2"}
 EMBEDDINGS = {"auto": "UMAP", "pca": "first two motions", "umap": "UMAP, or fail"}
@@ -19,20 +19,15 @@ CONTROLS = {
 class AnalyseOptions(Checked):
     """What the report shows."""
 
-    out: str | None = option(
-        None, "Path of the report. RUN/analysis/report.html if omitted.", level="basic", metavar="FILE"
-    )
-    embedding: str = option(
+    out: str | None = basic(None, "Path of the report. RUN/analysis/report.html if omitted.", metavar="FILE")
+    embedding: str = basic(
         "auto",
         "Plot particles in a plane by umap, pca (the first two motions), or auto (umap if installed).",
         more="The plot is for display only; its coordinates become the zRed of the particles in Scipion.",
         label="Plot particles by",
-        level="basic",
         choices=EMBEDDINGS,
     )
-    domains: int | None = option(
-        None, "Number of rigid-body domains. Chosen automatically if omitted.", level="basic", at_least=1
-    )
+    domains: int | None = basic(None, "Number of rigid-body domains. Chosen automatically if omitted.", at_least=1)
     threads: int | None = threads()
 
 
@@ -40,22 +35,21 @@ class AnalyseOptions(Checked):
 class StatesOptions(Checked):
     """Which states are written; by default along the first motion."""
 
-    motion: int = option(
+    motion: int = basic(
         1,
         "Principal motion along which states are written, from 1, the largest.",
         label="Motion",
         group="Along a motion",
-        level="basic",
         at_least=1,
     )
-    n_states: int = option(
+    n_states: int = basic(
         10,
         "Number of states along a motion or path.",
         more="A movie looks smooth with 10 or more.",
         label="Number of states",
-        level="basic",
         at_least=1,
         was=("n",),
+        group="Options",
     )
     percentiles: tuple[float, float] = option(
         (2.5, 97.5),
@@ -68,43 +62,35 @@ class StatesOptions(Checked):
         metavar="LOW HIGH",
     )
     deviations: float | None = option(
-        None,
-        "Use this many standard deviations to either side of the mean instead of percentiles.",
-        group="Along a motion",
-        above=0,
+        None, "Use this many standard deviations to either side of the mean instead of percentiles.", above=0
     )
-    between: tuple[int, int] | None = option(
+    between: tuple[int, int] | None = basic(
         None,
         "Write states between two particles, given by their rows in particles.star, from 1.",
         group="Along a path",
-        level="basic",
         metavar="ROW1 ROW2",
     )
     clusters: int | None = clusters()
     mixture: bool = mixture()
     tour: bool = option(
-        False,
-        "Write states along a path from each cluster centre to the nearest, instead of at the centres.",
-        group="Clusters",
+        False, "Write states along a path from each cluster centre to the nearest, instead of at the centres."
     )
     ridge: bool = option(
         False,
         "Write states along the ridge of the particle density, from low to high along motion 1.",
         group="Along a path",
     )
-    through: list[str] = option(
+    through: list[str] = basic(
         [],
         "Point of a path: coordinates along motion 1, 2, ... (A rms), separated by commas; repeat for each point.",
         more="States are evenly spaced along the path.",
-        group="Along a path",
-        level="basic",
         metavar="COORDINATES",
     )
-    at: list[str] = option(
+    at: list[str] = basic(
         [],
         "Coordinates of one state along motion 1, 2, ... (A rms), separated by commas; repeat for more states.",
-        level="basic",
         metavar="COORDINATES",
+        group="Options",
     )
     latent: list[str] = option(
         [], "Latent of the decoder of --half, numbers separated by commas; repeat for more states.", metavar="NUMBERS"
@@ -119,24 +105,19 @@ class StatesOptions(Checked):
     full: bool = option(
         False, "Deform the reconstructed map along the motion instead of rendering the Gaussian model.", group="Output"
     )
-    maps: bool = option(
-        True, "Write a map of each state; otherwise only the table of their coordinates.", group="Output"
-    )
-    movie: bool = option(
+    maps: bool = option(True, "Write a map of each state; otherwise only the table of their coordinates.")
+    movie: bool = basic(
         True,
         "Write a movie if the states follow a path.",
         more="The movie shows projections along z, y and x, forwards and backwards, as GIF and MP4 beside the maps.",
         label="Write a movie?",
-        group="Output",
-        level="basic",
     )
-    difference: bool = option(False, "Also write difference.mrc, the last map minus the first.", group="Output")
+    difference: bool = option(False, "Also write difference.mrc, the last map minus the first.")
     listen: bool = option(
         False,
         "Read states from standard input, for viewers.",
         more='Each line is JSON, {"at": [coordinates], "out": path of the map}. The answer is a line with the path, or '
         'with an "error".',
-        group="Output",
     )
     seed: int = seed("Random seed for clustering.")
     threads: int | None = threads()
@@ -147,23 +128,21 @@ class DisplaceOptions(Checked):
     """Which deformations are applied to points."""
 
     origin: str = origin()
-    particles: str | None = option(
+    particles: str | None = basic(
         None,
         "Rows of particles.star, from 1, separated by commas. All particles if omitted.",
-        level="basic",
         metavar="ROWS",
+        group="Options",
     )
-    state: str | None = option(
+    state: str | None = basic(
         None,
         "Also write the atomic model at this state as mmCIF: coordinates (A rms) separated by commas.",
-        level="basic",
         metavar="COORDINATES",
     )
-    models: bool = option(False, "Also write the atomic model of each of the --particles as mmCIF.", level="basic")
-    states: str | None = option(
+    models: bool = basic(False, "Also write the atomic model of each of the --particles as mmCIF.")
+    states: str | None = basic(
         None,
         "Displace to the states of this table (states.csv of dynamight states) instead of to particles.",
-        level="basic",
         metavar="FILE",
     )
     device: str = device("cpu")
@@ -174,82 +153,55 @@ class DisplaceOptions(Checked):
 class SelectOptions(Checked):
     """Which particles are kept; every condition that is given must hold."""
 
-    motion: str | None = option(
+    motion: str | None = basic(
         None,
         "Range of the motion (dynMotionRms), rms over the molecule; either limit may be omitted.",
         more="Particles with large motion and large uncertainty are often bad particles.",
         label="Motion",
         unit="A",
         group="Conditions",
-        level="basic",
         metavar="LOW:HIGH",
     )
-    error: str | None = option(
+    error: str | None = basic(
         None,
         "Range of the uncertainty of the displacement (dynMotionError), rms over the molecule.",
         more="It includes the disagreement of the half-sets and the noise of the image.",
         label="Uncertainty",
         unit="A",
-        group="Conditions",
-        level="basic",
         metavar="LOW:HIGH",
     )
-    disagreement: str | None = option(
+    disagreement: str | None = basic(
         None,
         "Range of the difference between the deformations by the two half-sets' decoders (dynMotionDisagreement).",
         more="The decoders were trained on different particles: small values mean agreement.",
         label="Disagreement of the half-sets",
         unit="A",
-        group="Conditions",
-        level="basic",
         metavar="LOW:HIGH",
     )
-    along: list[str] = option(
-        [],
-        "Range of the coordinate along motion K (A rms); repeat for more motions.",
-        group="Conditions",
-        level="basic",
-        metavar="K:LOW:HIGH",
+    along: list[str] = basic(
+        [], "Range of the coordinate along motion K (A rms); repeat for more motions.", metavar="K:LOW:HIGH"
     )
-    near: str | None = option(
+    near: str | None = basic(
         None,
         "Within a distance (A rms) of a conformation, given by its coordinates separated by commas.",
-        group="Conditions",
-        level="basic",
         metavar="COORDINATES:DISTANCE",
     )
     polygon: str | None = option(
-        None,
-        "Inside a polygon in the plane of motions K and L, corners in A rms.",
-        group="Conditions",
-        metavar="K,L:X,Y:X,Y:X,Y",
+        None, "Inside a polygon in the plane of motions K and L, corners in A rms.", metavar="K,L:X,Y:X,Y:X,Y"
     )
     clusters: int | None = clusters("Number of clusters")
     mixture: bool = mixture()
-    cluster: list[int] = option(
-        [],
-        "Keep this cluster, from 1; repeat for more. All clusters are kept if omitted.",
-        group="Clusters",
-        level="basic",
-        at_least=1,
-        metavar="N",
+    cluster: list[int] = basic(
+        [], "Keep this cluster, from 1; repeat for more. All clusters are kept if omitted.", at_least=1, metavar="N"
     )
-    half: int | None = option(
-        None,
-        "Keep particles of half-set 1 or 2 only.",
-        label="Half-set",
-        group="Conditions",
-        level="basic",
-        at_least=1,
-        at_most=2,
+    half: int | None = basic(
+        None, "Keep particles of half-set 1 or 2 only.", label="Half-set", group="Conditions", at_least=1, at_most=2
     )
-    complement: bool = option(
+    complement: bool = basic(
         False,
         "Invert the selection.",
         label="Invert selection?",
         more="Keeps the particles that do not meet all conditions.",
-        group="Conditions",
-        level="basic",
     )
     seed: int = seed("Random seed for clustering.")
 
@@ -258,30 +210,27 @@ class SelectOptions(Checked):
 class ControlOptions(Checked):
     """How a control experiment is made."""
 
-    kind: str = option(
+    kind: str = basic(
         help="Control: shuffled-latents, held-out, noise-particles or wrong-model.",
         more="Shuffled-latents asks: would random deformations improve the map as much? Held-out asks: does "
         "deformation improve the map of particles that trained nothing? Noise-particles asks: does the model turn "
         "noise into a map? Wrong-model asks: does the map follow the data or the atomic model? It repeats training and "
         "reconstruction.",
         label="Control",
-        level="basic",
         choices=CONTROLS,
     )
-    particles: int = option(
+    particles: int = basic(
         10000,
         "Maximum number of particles in each half-set, drawn at random.",
         more="Time grows in proportion; standard errors decrease with the square root.",
         label="Particles of each half-set",
-        level="basic",
         at_least=100,
     )
-    permutations: int = option(
+    permutations: int = basic(
         6,
         "Number of random permutations of the deformations among particles.",
         more="Each takes one reconstruction of both half-sets.",
         label="Permutations",
-        level="basic",
         at_least=2,
     )
     shrink: bool = shrink()
@@ -296,7 +245,6 @@ class ControlOptions(Checked):
         "Part of the atomic model to insert in wrong-model. The same part, rotated, if omitted.",
         more="Choose a part of similar size.",
         label="Part to insert",
-        group="Wrong model",
     )
     seed: int = seed()
     device: str = device()
@@ -307,26 +255,25 @@ class ControlOptions(Checked):
 class ExploreOptions(Checked):
     """How a run is shown in a browser or a window."""
 
-    port: int = option(8050, "Port of the page; 0 uses a free one.", level="basic", at_least=0, at_most=65535)
+    port: int = basic(8050, "Port of the page; 0 uses a free one.", at_least=0, at_most=65535)
     host: str = option(
         "127.0.0.1", "Address to listen at; any but the default gives other machines access.", metavar="ADDRESS"
     )
-    browser: bool = option(True, "Open the page in a browser if there is a screen.", level="basic")
-    model: str | None = option(
-        None, "Atomic model to show and displace (.pdb, .cif), in the consensus frame.", level="basic", metavar="FILE"
+    browser: bool = basic(True, "Open the page in a browser if there is a screen.")
+    model: str | None = basic(
+        None, "Atomic model to show and displace (.pdb, .cif), in the consensus frame.", metavar="FILE"
     )
     origin: str = origin()
-    table: list[str] = option(
+    table: list[str] = basic(
         [],
         "CSV of values to colour particles by; repeat for more tables.",
         more="Rows are matched by a column rlnImageName or particle (row of particles.star, from 1), else by order.",
-        level="basic",
         metavar="FILE",
+        group="Options",
     )
-    viewer: str = option(
+    viewer: str = basic(
         "browser",
         "Viewer: browser, or napari (a window with volume, Gaussians, displacements and particles as layers).",
-        level="basic",
         choices=("browser", "napari"),
     )
     threads: int | None = threads()

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dynamight_core.options.declare import option
+from dynamight_core.options.declare import basic, option
 
 # Random generators take no others.
 _MAX_SEED = 2**32 - 1
@@ -18,25 +18,22 @@ def seed(
 def device(default: str = "auto") -> Any:
     """Declare what computes."""
     text = "Processor: auto (a GPU if available), auto:N (GPU N if any is available), cpu, cuda, or a GPU number."
-    return option(default, text, group="Run", level="basic")
+    return basic(default, text, group="Run")
 
 
 def threads() -> Any:
     """Declare the number of CPU threads."""
-    return option(
-        None, "CPU threads. All available threads are used if omitted.", group="Run", level="basic", at_least=1
-    )
+    return basic(None, "CPU threads. All available threads are used if omitted.", group="Run", at_least=1)
 
 
 def clusters(label: str = "") -> Any:
     """Declare a number of clusters."""
-    return option(
+    return basic(
         None,
         "Number of clusters of similar conformation, numbered by their centres on motion 1.",
         more="Motion is mostly continuous: clusters divide it, and their number is your choice.",
         label=label,
         group="Clusters",
-        level="basic",
         at_least=0,
     )
 
@@ -53,13 +50,12 @@ def mixture() -> Any:
 
 def shrink() -> Any:
     """Declare whether motion counts as far as it is supported."""
-    return option(
+    return basic(
         True,
         "Down-weight each mode of motion by its support from validation particles.",
         more="No motion is used if the verdict is 'not supported'. With this option off, motion is used as learned.",
         label="Down-weight motion not supported by validation particles?",
         group="Motion",
-        level="basic",
     )
 
 

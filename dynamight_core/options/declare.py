@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Collection, Iterator
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
 from dynamight_core.errors import InputError, option_name
 
 LEVELS = ("basic", "advanced", "paper")
+# Of options before the first heading.
+HEADING = "Options"
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Option:
     unit
         of the value.
     group
-        heading that the option stands under.
+        heading above the option and those after it, up to the next heading.
     level
         "basic" options are shown by ``--help``, all by ``--help-all``; "paper" marks what only reproduces the paper.
     choices
@@ -46,7 +49,7 @@ class Option:
     label: str = ""
     more: str = ""
     unit: str = ""
-    group: str = "Options"
+    group: str = ""
     level: str = "advanced"
     choices: Collection[str] | None = None
     at_least: float = -math.inf
@@ -99,10 +102,15 @@ def option(default: Any = MISSING, help: str = "", **declared: Any) -> Any:
     return field(default=default, metadata=metadata)
 
 
+basic, paper = partial(option, level="basic"), partial(option, level="paper")
+
+
 def declared(options: Any) -> Iterator[tuple[Field[Any], Option]]:
-    """Yield fields and declarations of an options dataclass, or of an instance of one."""
+    """Yield fields and declarations of an options dataclass, or of an instance of one, each with its heading."""
+    group = HEADING
     for each in fields(options):
-        yield each, each.metadata["option"]
+        group = each.metadata["option"].group or group
+        yield each, replace(each.metadata["option"], group=group)
 
 
 class Checked:

@@ -4,74 +4,53 @@ from dataclasses import dataclass
 
 from dynamight_core.errors import InputError
 from dynamight_core.options.common import device, seed, threads
-from dynamight_core.options.declare import Checked, option
+from dynamight_core.options.declare import Checked, basic, option
 
 
 @dataclass
 class SimulateOptions(Checked):
     """Options of `simulate`; lengths in A, angles in degrees."""
 
-    molecule: str = option(
-        "hinge", "Molecule: hinge, two-hinges, igg, or a PDB or mmCIF file.", group="Molecule", level="basic"
-    )
-    particles: int = option(2000, "Number of images.", group="Images", level="basic", at_least=2, at_most=10**7)
-    box: int = option(
-        64, "Box of the images.", unit="px", group="Images", level="basic", at_least=16, at_most=1024, even=True
-    )
-    pixel_size: float = option(
-        3.0,
-        "Pixel size of the images; 4 A suits igg.",
-        unit="A",
-        group="Images",
-        level="basic",
-        at_least=0.1,
-        at_most=100,
-    )
-    snr: float = option(
+    molecule: str = basic("hinge", "Molecule: hinge, two-hinges, igg, or a PDB or mmCIF file.", group="Molecule")
+    particles: int = basic(2000, "Number of images.", group="Images", at_least=2, at_most=10**7)
+    box: int = basic(64, "Box of the images.", unit="px", at_least=16, at_most=1024, even=True)
+    pixel_size: float = basic(3.0, "Pixel size of the images; 4 A suits igg.", unit="A", at_least=0.1, at_most=100)
+    snr: float = basic(
         0.5,
         "Signal-to-noise ratio: variance of projections before the CTF, inside the particle disc, over noise variance.",
-        group="Images",
-        level="basic",
         at_least=1e-6,
         at_most=1e6,
     )
-    motion_range: float | None = option(
+    motion_range: float | None = basic(
         None,
         "Largest rotation of the domain to either side; 0 is rigid. 40 for igg and 20 for others if omitted.",
         unit="degrees",
         group="Molecule",
-        level="basic",
         at_least=0,
         at_most=180,
     )
     angle_distribution: str = option(
         "uniform",
         "Distribution of the rotation: uniform, or two-peaks at +-0.6 of the range.",
-        group="Molecule",
         choices=("uniform", "two-peaks"),
     )
     defocus_min: float = option(5000.0, "Smallest underfocus with uniform defoci.", unit="A", group="Microscope")
-    defocus_max: float = option(20000.0, "Largest underfocus with uniform defoci.", unit="A", group="Microscope")
+    defocus_max: float = option(20000.0, "Largest underfocus with uniform defoci.", unit="A")
     shifts: float = option(
         6.0, "Largest origin offset in x and y; at most a quarter of the box.", unit="A", group="Images", at_least=0
     )
     noise: str = option(
-        "white",
-        "Noise: white, or coloured as measured in ice (EMPIAR-10076).",
-        group="Images",
-        choices=("white", "coloured"),
+        "white", "Noise: white, or coloured as measured in ice (EMPIAR-10076).", choices=("white", "coloured")
     )
     views: str = option(
         "uniform",
         "Viewing directions: uniform over the sphere, or measured (EMPIAR-10180).",
-        group="Images",
         choices=("uniform", "measured"),
     )
     cone: float = option(
         90.0,
         "Restrict uniform views to this angle from one axis, in both directions; 90 is the whole sphere.",
         unit="degrees",
-        group="Images",
         at_least=1,
         at_most=90,
     )
@@ -84,7 +63,6 @@ class SimulateOptions(Checked):
     optics_groups: int = option(
         1,
         "Number of optics groups, which differ in voltage, spherical aberration and beam tilt.",
-        group="Microscope",
         at_least=1,
         at_most=4,
     )
@@ -92,17 +70,15 @@ class SimulateOptions(Checked):
         0.0,
         "Largest phase shift; each particle's is uniform between 0 and this.",
         unit="degrees",
-        group="Microscope",
         at_least=0,
         at_most=180,
     )
-    aberrations: bool = option(False, "Add trefoil, tetrafoil and anisotropic magnification.", group="Microscope")
+    aberrations: bool = option(False, "Add trefoil, tetrafoil and anisotropic magnification.")
     float16: bool = option(False, "Store the images in half precision.", group="Images")
     particle_diameter: float | None = option(
         None,
         "Diameter of the disc that --snr refers to. Contains the molecule in every conformation if omitted.",
         unit="A",
-        group="Images",
         above=0,
     )
     selection: str | None = option(
@@ -111,7 +87,6 @@ class SimulateOptions(Checked):
     axis: tuple[str, str] | None = option(
         None,
         "Two atoms of the file that define the axis of rotation, such as H/213/CA L/107/CA.",
-        group="Molecule",
         metavar="ATOM1 ATOM2",
     )
     seed: int = seed("Random seed; the same seed gives the same files.")
@@ -133,12 +108,12 @@ class SimulateOptions(Checked):
 class DemoOptions(Checked):
     """How large the demonstration is."""
 
-    particles: int = option(1200, "Number of simulated images.", level="basic", at_least=2)
-    box: int = option(64, "Box of the images.", unit="px", level="basic", at_least=16, even=True)
-    pixel_size: float = option(3.0, "Pixel size of the images.", unit="A", level="basic", above=0)
-    n_gaussians: int = option(2000, "Number of Gaussians in each half-set's model.", level="basic", at_least=50)
-    epochs: int | None = option(
-        None, "Epochs after the warm-up. Same default as dynamight train if omitted.", level="basic", at_least=1
+    particles: int = basic(1200, "Number of simulated images.", at_least=2)
+    box: int = basic(64, "Box of the images.", unit="px", at_least=16, even=True)
+    pixel_size: float = basic(3.0, "Pixel size of the images.", unit="A", above=0)
+    n_gaussians: int = basic(2000, "Number of Gaussians in each half-set's model.", at_least=50)
+    epochs: int | None = basic(
+        None, "Epochs after the warm-up. Same default as dynamight train if omitted.", at_least=1
     )
     seed: int = seed()
     device: str = device()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from dynamight_core.errors import InputError
 from dynamight_core.options.common import device, origin, seed, threads
-from dynamight_core.options.declare import Checked, option
+from dynamight_core.options.declare import Checked, basic, option, paper
 from dynamight_core.registry import DECODERS, LOSS_TERMS
 
 REGULARISATIONS = {"fixed": "fixed weight", "dynamic": "gradient ratio (paper)"}
@@ -18,42 +18,25 @@ STORAGES = {"auto": "auto", "memory": "memory", "device": "GPU", "file": "file"}
 class InputOptions(Checked):
     """What a run works on, and how its images are prepared."""
 
-    star: str = option("", "Particles with poses and CTFs: STAR file of RELION 3.0 to 5.", group="Input", level="basic")
-    map: str = option(
-        "",
-        "Consensus map of the particles (.mrc), same box and pixel size.",
-        group="Input",
-        level="basic",
-        metavar="FILE",
-    )
-    half_maps: list[str] | None = option(
+    star: str = basic("", "Particles with poses and CTFs: STAR file of RELION 3.0 to 5.", group="Input")
+    map: str = basic("", "Consensus map of the particles (.mrc), same box and pixel size.", metavar="FILE")
+    half_maps: list[str] | None = basic(
         None,
         "Two half-maps of the consensus; each half-set is initialised from its own.",
-        group="Input",
-        level="basic",
         words=(2, 2),
         metavar="MAP1 MAP2",
     )
-    mask: str | None = option(
-        None,
-        "Soft mask of the flexible region, 0 to 1. Motion is allowed everywhere if omitted.",
-        group="Input",
-        level="basic",
-        metavar="FILE",
+    mask: str | None = basic(
+        None, "Soft mask of the flexible region, 0 to 1. Motion is allowed everywhere if omitted.", metavar="FILE"
     )
     bodies: list[str] | None = option(
         None,
         "Masks of two or more rigid bodies, which move instead of a free deformation.",
-        group="Input",
         words=(2, None),
         metavar="MASK...",
     )
-    start_from: str | None = option(
-        None,
-        "Finished run of the same particles; its models initialise this run instead of the map.",
-        group="Input",
-        level="basic",
-        metavar="RUN",
+    start_from: str | None = basic(
+        None, "Finished run of the same particles; its models initialise this run instead of the map.", metavar="RUN"
     )
     atomic_model: str | None = option(
         None,
@@ -65,7 +48,6 @@ class InputOptions(Checked):
         False,
         "Fit the atomic model to the map as a rigid body, close to its current position.",
         label="Fit the atomic model to the map?",
-        group="Atomic model",
     )
     origin: str = origin()
     project: str | None = option(
@@ -74,14 +56,13 @@ class InputOptions(Checked):
         group="Input",
         metavar="FOLDER",
     )
-    particle_diameter: float | None = option(
+    particle_diameter: float | None = basic(
         None,
         "Diameter of the particle. 90 % of the box if omitted.",
         more="Choose a circle that contains the particle in every conformation. The noise is measured outside it.",
         label="Particle diameter",
         unit="A",
         group="Images",
-        level="basic",
         above=0,
     )
     working_box: int | None = option(
@@ -90,39 +71,33 @@ class InputOptions(Checked):
         more="The Gaussians cannot explain finer detail. Maps keep the full box.",
         label="Working box",
         unit="px",
-        group="Images",
         # Smaller images have no frequencies left that the encoder or a Gaussian could see.
         at_least=16,
         even=True,
     )
-    invert_contrast: bool = option(
+    invert_contrast: bool = basic(
         False,
         "Invert the contrast of the images (particles are dark).",
         more="Training expects white particles, and stops if the images correlate negatively with the map.",
         label="Invert contrast (particles are dark)?",
-        group="Images",
-        level="basic",
     )
     premultiplied: bool | None = option(
         None,
         "Images were premultiplied by the CTF. Read from the STAR file if omitted.",
         more="RELION records this in the optics table.",
         label="Were images premultiplied by the CTF?",
-        group="Images",
     )
     normalise: str = option(
         "image",
         "Normalise the noise of each image by itself, of the whole set by the same factors, or not at all.",
         more="The noise is measured outside the particle diameter.",
         label="Normalise the noise of",
-        group="Images",
         choices=NORMALISATIONS,
     )
     storage: str = option(
         "auto",
         "Where to keep prepared images: memory, device (the GPU), file (in the run), or auto (by their size).",
         label="Keep images in",
-        group="Images",
         choices=STORAGES,
     )
 
@@ -144,30 +119,23 @@ class InputOptions(Checked):
 class TrainOptions(Checked):
     """How deformations are learned."""
 
-    n_gaussians: int = option(
+    n_gaussians: int = basic(
         10000,
         "Number of Gaussians in each half-set's model; use 1 or 2 per residue.",
         more="Memory and time grow in proportion.",
         label="Number of Gaussians",
         group="Gaussian model",
-        level="basic",
         at_least=50,
     )
     width_classes: int = option(
-        1,
-        "Number of classes of Gaussians, each with its own width.",
-        label="Number of width classes",
-        group="Gaussian model",
-        at_least=1,
+        1, "Number of classes of Gaussians, each with its own width.", label="Number of width classes", at_least=1
     )
-    threshold: float | None = option(
+    threshold: float | None = basic(
         None,
         "Threshold of the consensus map after a 15 A low-pass filter (map units). Chosen automatically if omitted.",
         more="Gaussians fill the map above this value. The automatic choice keeps weak, flexible density and excludes "
         "solvent.",
         label="Map threshold",
-        group="Gaussian model",
-        level="basic",
     )
     initial_resolution: float = option(
         12.0,
@@ -175,15 +143,13 @@ class TrainOptions(Checked):
         more="It keeps the half-sets independent where both are initialised from the same map.",
         label="Initial low-pass filter",
         unit="A",
-        group="Gaussian model",
         above=0,
     )
-    n_latents: int = option(
+    n_latents: int = basic(
         6,
         "Number of latent dimensions; at least the number of independent motions.",
         label="Latent dimensions",
         group="Motion",
-        level="basic",
         at_least=1,
     )
     decoder: str = option(
@@ -191,7 +157,6 @@ class TrainOptions(Checked):
         "Deformation model: basis (learned deformation fields) or coordinate (the paper's coordinate network, slower)."
         + DECODERS.help,
         label="Decoder",
-        group="Motion",
         choices=DECODERS,
     )
     regularisation: str = option(
@@ -202,23 +167,19 @@ class TrainOptions(Checked):
         group="Restraints",
         choices=REGULARISATIONS,
     )
-    stiffness: float = option(
+    stiffness: float = basic(
         30.0,
         "Weight of distance and repulsion restraints with fixed regularisation; reduced automatically for weak signal.",
         more="The weight is relative to the log-likelihood of one particle. Increase it if motion looks torn, "
         "decrease it if motion looks too small.",
         label="Stiffness",
         unit="1/A^2",
-        group="Restraints",
-        level="basic",
         at_least=0,
     )
-    regularisation_ratio: float = option(
+    regularisation_ratio: float = paper(
         0.9,
         "Gradient norm of the restraints relative to the data with dynamic regularisation.",
         label="Regularisation ratio",
-        group="Restraints",
-        level="paper",
         at_least=0,
     )
     rigidity: float = option(
@@ -227,7 +188,6 @@ class TrainOptions(Checked):
         more="It is reduced together with the stiffness for weak signal.",
         label="Rigidity",
         unit="1/A^2",
-        group="Restraints",
         at_least=0,
     )
     sparse_motion: float = option(
@@ -236,23 +196,20 @@ class TrainOptions(Checked):
         more="It increases to its full value in the second third of the epochs.",
         label="Sparse motion",
         unit="1/A",
-        group="Restraints",
         at_least=0,
     )
     loss_weights: str | None = option(
         None,
         "Weights of loss terms that other packages add: NAME=VALUE, separated by commas." + LOSS_TERMS.help,
         label="Weights of added loss terms" if LOSS_TERMS else "",
-        group="Restraints",
         metavar="TERMS",
     )
-    epochs: int = option(
+    epochs: int = basic(
         18,
         "Number of epochs after the warm-up.",
         more="Every epoch uses each particle once.",
         label="Epochs",
         group="Training",
-        level="basic",
         at_least=1,
     )
     warm_up_epochs: int = option(
@@ -262,59 +219,42 @@ class TrainOptions(Checked):
         group="Schedule",
         at_least=0,
     )
-    encoder_epochs: int = option(
+    encoder_epochs: int = paper(
         0,
         "First epochs after the warm-up that train encoder and decoder together (paper). 0 initialises from a linear "
         "motion estimate.",
         more="In later epochs, latents are inferred.",
         label="Encoder epochs",
-        group="Schedule",
-        level="paper",
         at_least=0,
     )
-    latent_refinement: bool = option(
+    latent_refinement: bool = paper(
         True,
         "Infer each particle's latent with the decoder fixed; otherwise train the encoder in all epochs (paper).",
         label="Infer latents?",
-        group="Schedule",
-        level="paper",
     )
     inference_interval: int = option(
-        2,
-        "Epochs between two rounds of latent inference.",
-        label="Epochs between inferences",
-        group="Schedule",
-        at_least=1,
+        2, "Epochs between two rounds of latent inference.", label="Epochs between inferences", at_least=1
     )
-    batch_size: int = option(
+    batch_size: int = basic(
         128,
         "Number of particles per step; lower it if memory runs out.",
         more="Small sets use smaller batches, so that each epoch has at least 8.",
         label="Batch size",
         group="Training",
-        level="basic",
         at_least=1,
     )
     learning_rate: float = option(
         5e-3, "Learning rate of the decoder (Adam).", label="Decoder", group="Learning rates", above=0
     )
-    encoder_learning_rate: float = option(
-        1e-3, "Learning rate of the encoder (Adam).", label="Encoder", group="Learning rates", level="paper", above=0
-    )
+    encoder_learning_rate: float = paper(1e-3, "Learning rate of the encoder (Adam).", label="Encoder", above=0)
     gaussian_learning_rate: float = option(
-        0.1,
-        "Learning rate of the Gaussian positions (Adam).",
-        label="Gaussian positions",
-        unit="A",
-        group="Learning rates",
-        above=0,
+        0.1, "Learning rate of the Gaussian positions (Adam).", label="Gaussian positions", unit="A", above=0
     )
-    kl_weight: float = option(
+    kl_weight: float = paper(
         0.03,
         "Weight of the Kullback-Leibler term in encoder epochs; 1 is the full evidence lower bound.",
         label="KL weight",
         group="Schedule",
-        level="paper",
         at_least=0,
     )
     motion_resolution: float | None = option(
@@ -340,16 +280,10 @@ class TrainOptions(Checked):
         "Number of Gaussian refits to the half-set's own motion-corrected map during training.",
         more="The initial map is blurred by the motion.",
         label="Number of Gaussian refits",
-        group="Gaussian model",
         at_least=0,
     )
     refit_resolution: float = option(
-        9.0,
-        "Low-pass filter of the map for Gaussian refits.",
-        label="Low-pass filter for refits",
-        unit="A",
-        group="Gaussian model",
-        above=0,
+        9.0, "Low-pass filter of the map for Gaussian refits.", label="Low-pass filter for refits", unit="A", above=0
     )
     reference_interval: int = option(
         12,
@@ -362,14 +296,12 @@ class TrainOptions(Checked):
         2,
         "Epochs of a reference update, in which only the Gaussians move.",
         label="Epochs per reference update",
-        group="Schedule",
         at_least=0,
     )
     stop_after_rises: int = option(
         40,
         "Stop after this many epochs with a higher data loss than the epoch before.",
         label="Stop after rises of the loss",
-        group="Schedule",
         at_least=1,
     )
     validation_fraction: float = option(
@@ -381,12 +313,11 @@ class TrainOptions(Checked):
         above=0,
         below=0.5,
     )
-    validation_trains_encoders: bool = option(
+    validation_trains_encoders: bool = paper(
         False,
         "Let validation particles train the encoders (paper); they are then no longer independent.",
         label="Train encoders on validation particles (paper)?",
         group="Schedule",
-        level="paper",
     )
     refine_poses: bool = option(
         False,
@@ -400,7 +331,6 @@ class TrainOptions(Checked):
         "Number of principal motions to keep, largest first.",
         more="The half-sets share these motions. Coordinates along them become the zFlex of the particles in Scipion.",
         label="Principal motions",
-        group="Motion",
         at_least=1,
     )
     seed: int = seed()
