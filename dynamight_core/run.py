@@ -152,8 +152,7 @@ class Run:
     @cached_property
     def summary(self) -> dict[str, Any]:
         """Verdict, statistics and warnings."""
-        summary: dict[str, Any] = json.loads(self._summarised("analysis/summary.json").read_text())
-        return summary
+        return json.loads(self._summarised("analysis/summary.json").read_text())
 
     @cached_property
     def table(self) -> pd.DataFrame:

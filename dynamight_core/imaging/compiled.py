@@ -60,8 +60,7 @@ def _pool() -> ThreadPoolExecutor:
     threads = torch.get_num_threads()
     if getattr(_local, "threads", None) != threads:
         _local.pool, _local.threads = ThreadPoolExecutor(threads), threads
-    pool: ThreadPoolExecutor = _local.pool
-    return pool
+    return _local.pool
 
 
 def in_threads(function: Callable[..., None], bounds: Integers, *arguments: object) -> None:

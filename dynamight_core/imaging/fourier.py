@@ -17,16 +17,14 @@ def real_transform(values: torch.Tensor, ndim: int = 2) -> torch.Tensor:
 
     Differentiable, at half the cost of torch's own gradient, which pads to the full plane and transforms that.
     """
-    transforms: torch.Tensor = _RealTransform.apply(values, ndim)  # type: ignore[no-untyped-call]  # torch has no type
-    return transforms
+    return _RealTransform.apply(values, ndim)  # type: ignore[no-untyped-call]  # torch has no type
 
 
 class _RealTransform(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: torch.Tensor, ndim: int) -> torch.Tensor:
         ctx.shape = values.shape[-ndim:]
-        transforms: torch.Tensor = torch.fft.rfftn(values, dim=tuple(range(-ndim, 0)))
-        return transforms
+        return torch.fft.rfftn(values, dim=tuple(range(-ndim, 0)))
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
@@ -39,28 +37,24 @@ class _RealTransform(torch.autograd.Function):
 
 def image_to_fourier(images: torch.Tensor) -> torch.Tensor:
     """Transform (..., box, box) images to (..., box, box//2+1) half-plane transforms."""
-    transforms: torch.Tensor = torch.fft.rfft2(torch.fft.ifftshift(images, dim=(-2, -1)))
-    return transforms
+    return torch.fft.rfft2(torch.fft.ifftshift(images, dim=(-2, -1)))
 
 
 def fourier_to_image(transforms: torch.Tensor, box: int) -> torch.Tensor:
     """Transform (..., box, box//2+1) half-plane transforms to (..., box, box) images."""
-    images: torch.Tensor = torch.fft.fftshift(torch.fft.irfft2(transforms, s=(box, box)), dim=(-2, -1))
-    return images
+    return torch.fft.fftshift(torch.fft.irfft2(transforms, s=(box, box)), dim=(-2, -1))
 
 
 def volume_to_fourier(volumes: torch.Tensor) -> torch.Tensor:
     """Transform (..., box, box, box) volumes to (..., box, box, box//2+1) transforms."""
     dims = (-3, -2, -1)
-    transforms: torch.Tensor = torch.fft.rfftn(torch.fft.ifftshift(volumes, dim=dims), dim=dims)
-    return transforms
+    return torch.fft.rfftn(torch.fft.ifftshift(volumes, dim=dims), dim=dims)
 
 
 def fourier_to_volume(transforms: torch.Tensor, box: int) -> torch.Tensor:
     """Transform (..., box, box, box//2+1) transforms to (..., box, box, box) volumes."""
     dims = (-3, -2, -1)
-    volumes: torch.Tensor = torch.fft.fftshift(torch.fft.irfftn(transforms, s=(box,) * 3, dim=dims), dim=dims)
-    return volumes
+    return torch.fft.fftshift(torch.fft.irfftn(transforms, s=(box,) * 3, dim=dims), dim=dims)
 
 
 @lru_cache(maxsize=32)
@@ -85,8 +79,7 @@ def frequencies_3d(box: int, device: torch.device | str = "cpu") -> torch.Tensor
 def shells(box: int, ndim: int = 2, device: torch.device | str = "cpu") -> torch.Tensor:
     """Return the integer shell (radius in Fourier pixels, rounded) of each element of a half-plane transform."""
     grid = frequencies_2d(box, device) if ndim == 2 else frequencies_3d(box, device)
-    index: torch.Tensor = (grid.norm(dim=-1) * box).round().long()
-    return index
+    return (grid.norm(dim=-1) * box).round().long()
 
 
 @lru_cache(maxsize=32)

@@ -58,14 +58,12 @@ def to_grid(points: torch.Tensor, size: int, extent: float) -> torch.Tensor:
 
 def nearest_voxels(points: NDArray[np.floating[Any]], box: int, pixel_size: float) -> NDArray[np.int64]:
     """Return the (n, 3) indices z, y, x of the voxels nearest to (n, 3) points x, y, z (A); some may lie outside."""
-    voxels: NDArray[np.int64] = np.rint(points / pixel_size).astype(np.int64)[:, ::-1] + box // 2
-    return voxels
+    return np.rint(points / pixel_size).astype(np.int64)[:, ::-1] + box // 2
 
 
 def inside_box(voxels: NDArray[np.int64], box: int) -> NDArray[np.bool_]:
     """Return (n,) whether (n, 3) voxels lie in the box."""
-    inside: NDArray[np.bool_] = ((voxels >= 0) & (voxels < box)).all(1)
-    return inside
+    return ((voxels >= 0) & (voxels < box)).all(1)
 
 
 def mask_points(mask: NDArray[np.bool_], pixel_size: float) -> NDArray[np.float64]:

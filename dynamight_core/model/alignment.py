@@ -210,8 +210,7 @@ class _FilteredMap:
     def correlation(self, points: torch.Tensor, weights: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
         """Return the (b,) correlations of (b, n, 3) points (A) of (n,) weights, whose map has this norm."""
         values = interpolate(self.field[None], points.reshape(-1, 3), self.box * self.pixel_size, "zeros")
-        correlations: torch.Tensor = (values.reshape(points.shape[:2]) @ weights) / (norm * self.norm)
-        return correlations
+        return (values.reshape(points.shape[:2]) @ weights) / (norm * self.norm)
 
 
 def _fit(

@@ -44,8 +44,7 @@ class PrincipalMotions:
 
     def displacement(self, coordinates: torch.Tensor) -> torch.Tensor:
         """Return (b, m, 3) displacements (A) of the points at (b, K) coordinates."""
-        displacement: torch.Tensor = self.mean + torch.tensordot(coordinates, self.components, dims=1)
-        return displacement
+        return self.mean + torch.tensordot(coordinates, self.components, dims=1)
 
     def save(self, path: str | Path) -> None:
         """Write to a safetensors file, atomically."""

@@ -78,8 +78,7 @@ class OpenStack:
     def __getitem__(self, frame: int) -> NDArray[Any]:
         if self._images is None:
             raise ValueError("the stack is closed")
-        image: NDArray[Any] = self._images[frame]
-        return image
+        return self._images[frame]
 
     def close(self) -> None:
         """Unmap the file."""

@@ -66,8 +66,7 @@ class BasisDecoder(Decoder):
 
     def coefficients(self, latents: torch.Tensor) -> torch.Tensor:
         """Return (b, n_fields) coefficients w of (b, d) latents."""
-        coefficients: torch.Tensor = self.network(latents) - self.rest
-        return coefficients
+        return self.network(latents) - self.rest
 
     @torch.no_grad()
     def absorb(self, latents: torch.Tensor) -> None:

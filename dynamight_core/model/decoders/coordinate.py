@@ -60,7 +60,6 @@ class CoordinateDecoder(Decoder):
 
         def evaluate(latents: torch.Tensor) -> torch.Tensor:
             hidden = position_part + (latents @ first[:, code.shape[-1] :].T)[:, None]
-            displacements: torch.Tensor = self.layers[1:](hidden) * self.unit
-            return displacements
+            return self.layers[1:](hidden) * self.unit
 
         return evaluate
