@@ -9,17 +9,17 @@ points outside the image read zero without a branch.
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-P = ParamSpec("P")
-R = TypeVar("R")
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
+# Its arguments have the types that docstrings say: whoever calls it from Python is not checked.
+Loop = Callable[..., None]
 
 # Lets the compiler turn rows of a few numbers into one instruction. It must be set before anything is compiled.
 numba.config.SLP_VECTORIZE = True  # type: ignore[attr-defined]  # numba creates its settings at run time
@@ -31,19 +31,17 @@ BORDER = (1, 2)
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz", "arcp"}}
 
 
-def compiled(function: Callable[P, R], inline: bool = False) -> Callable[P, R]:
+def compiled(function: Loop, inline: bool = False) -> Loop:
     """Compile a function. The result is cached beside the module or, if that is read-only, in the user's cache."""
     options = _OPTIONS | {"forceinline": inline}
-    kernel: Callable[P, R]
     try:
-        kernel = numba.njit(cache=True, **options)(function)
+        return numba.njit(cache=True, **options)(function)
     except RuntimeError:
         # No cache folder is writable: compile once per process.
-        kernel = numba.njit(**options)(function)
-    return kernel
+        return numba.njit(**options)(function)
 
 
-def part_of_a_loop(function: Callable[P, R]) -> Callable[P, R]:
+def part_of_a_loop(function: Loop) -> Loop:
     """Compile a function inline, as a part of the compiled functions that call it.
 
     A separate function would be optimised twice, alone and within its cached caller: a process that compiles and one
@@ -63,7 +61,7 @@ def _pool() -> ThreadPoolExecutor:
     return _local.pool
 
 
-def in_threads(function: Callable[..., None], bounds: Integers, *arguments: object) -> None:
+def in_threads(function: Loop, bounds: Integers, *arguments: object) -> None:
     """Call ``function(first, last, *arguments)`` for each pair of neighbours in `bounds`, on torch's threads."""
     tasks = list(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True))
     if len(tasks) == 1:
@@ -73,9 +71,7 @@ def in_threads(function: Callable[..., None], bounds: Integers, *arguments: obje
 
 
 @part_of_a_loop
-def _displacements(
-    run: Integers, shift: Floats, nodes: Integers, corner: Integers, spacing: int, across: Floats, down: Floats
-) -> None:
+def _displacements(run, shift, nodes, corner, spacing, across, down):
     """Write the displacement (pixels) of each voxel of a row to `across` and `down`; see `read_rows`."""
     x0, n = run[2], run[3] - run[2]
     if spacing == 1:
@@ -114,16 +110,7 @@ def _displacements(
 
 
 @part_of_a_loop
-def _positions(
-    run: Integers,
-    pose: Floats,
-    across: Floats,
-    down: Floats,
-    stride: int,
-    index: NDArray[np.int32],
-    right: Floats,
-    lower: Floats,
-) -> None:
+def _positions(run, pose, across, down, stride, index, right, lower):
     """Write the pixel before each voxel of a row to `index`, and the fraction beyond it to `right` and `lower`.
 
     Parameters are those of `read_rows`.
@@ -149,19 +136,7 @@ def _positions(
 
 
 @compiled
-def read_rows(
-    first: int,
-    last: int,
-    images: Floats,
-    poses: Floats,
-    tiles: Integers,
-    runs: Integers,
-    shifts: Floats,
-    nodes: Integers,
-    corner: Integers,
-    spacing: int,
-    out: Floats,
-) -> None:
+def read_rows(first, last, images, poses, tiles, runs, shifts, nodes, corner, spacing, out):
     """Add the values of images at voxels to `out`.
 
     Parameters
@@ -169,24 +144,25 @@ def read_rows(
     first, last
         range of tiles to work on. No voxel is in two tiles.
     images
-        (b, size, size) with their border.
+        (b, size, size) float32 with their border.
     poses
-        (b, 2, 4) from (x, y, z, 1) in voxels to pixels of the bordered images.
+        (b, 2, 4) float32 from (x, y, z, 1) in voxels to pixels of the bordered images.
     tiles
-        (t + 1,) index of the first run of each tile, and the end. Tiles are small, so that the pixels that one covers
-        stay in the processor's cache.
+        (t + 1,) int64 index of the first run of each tile, and the end. Tiles are small, so that the pixels that one
+        covers stay in the processor's cache.
     runs
-        (r, 6) z, y, first x and end x of voxels in a row, and the index of the first one in `out` and among all voxels.
+        (r, 6) int64 z, y, first x and end x of voxels in a row, and the index of the first one in `out` and among all
+        voxels.
     shifts
-        (b, 2, n) displacements in pixels, of all voxels (`spacing` 1) or of the nodes of a lattice.
+        (b, 2, n) float32 displacements in pixels, of all voxels (`spacing` 1) or of the nodes of a lattice.
     nodes
-        (z, y, x) index of each lattice node among the n.
+        (z, y, x) int64 index of each lattice node among the n.
     corner
-        (3,) z, y, x in voxels of the first node.
+        (3,) int64 z, y, x in voxels of the first node.
     spacing
         of the nodes in voxels; 0 without displacements.
     out
-        (m,).
+        (m,) float32.
     """
     stride = images.shape[2]
     length = 0
@@ -214,19 +190,7 @@ def read_rows(
 
 
 @compiled
-def spread_rows(
-    first: int,
-    last: int,
-    values: Floats,
-    poses: Floats,
-    tiles: Integers,
-    runs: Integers,
-    shifts: Floats,
-    nodes: Integers,
-    corner: Integers,
-    spacing: int,
-    images: Floats,
-) -> None:
+def spread_rows(first, last, values, poses, tiles, runs, shifts, nodes, corner, spacing, images):
     """Add the values of voxels to images: the transpose of `read_rows`.
 
     Parameters are those of `read_rows`, but `first` and `last` are a range of images, and `values` (m,) replaces `out`.

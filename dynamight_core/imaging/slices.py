@@ -69,13 +69,6 @@ def _largest_factor(number: int) -> int:
     return largest
 
 
-def slice_memory(box: int) -> int:
-    """Return the bytes that sums of slices and their transform to a map of `box` voxels take."""
-    grid = padded_size(box)
-    columns = grid // 2 + 1 + 2 * _MARGIN
-    return 4 * _CHANNELS * grid**2 * columns + 8 * box * grid * (grid // 2 + 1)
-
-
 class SliceSums:
     """Sums over particles of their images and of their point spreads, without deformation.
 
