@@ -23,15 +23,13 @@ class Encoder(nn.Module):
         of the soft circular mask, pixels.
     """
 
-    mask: torch.Tensor
-
     def __init__(self, box: int, n_latents: int, mask_radius: float):
         super().__init__()
         self.pooled = box // 2
         self.layers = nn.Sequential(nn.Linear(self.pooled**2, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU())
         self.mean = nn.Linear(128, n_latents)
         self.log_variance = nn.Linear(128, n_latents)
-        self.register_buffer("mask", soft_circle(box, 1.0, 2 * mask_radius, _EDGE), persistent=False)
+        self.mask = nn.Buffer(soft_circle(box, 1.0, 2 * mask_radius, _EDGE), persistent=False)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return mean and log-variance, (b, n_latents) each, of (b, box, box) centred images."""

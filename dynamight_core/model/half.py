@@ -49,13 +49,6 @@ class HalfModel(nn.Module):
     """
 
     decoder: Decoder
-    latent_mean: torch.Tensor
-    latent_covariance: torch.Tensor
-    latent_centres: torch.Tensor
-    resolution: torch.Tensor
-    regularisation_share: torch.Tensor
-    noise_power: torch.Tensor
-    reference_shift: torch.Tensor
     motion_mask: torch.Tensor | None
 
     def __init__(
@@ -77,17 +70,17 @@ class HalfModel(nn.Module):
         self.decoder = DECODERS.load(decoder).build(DecoderInputs(n_latents, box, pixel_size, bodies))
         width = float(gaussians.widths.detach().min())
         self.projector = Projector(box, pixel_size, 1 if width > _MIN_WIDTH * pixel_size else 2)
-        self.register_buffer("latent_mean", torch.zeros(n_latents))
-        self.register_buffer("latent_covariance", torch.eye(n_latents))
+        self.latent_mean = nn.Buffer(torch.zeros(n_latents))
+        self.latent_covariance = nn.Buffer(torch.eye(n_latents))
         # Where the latents of the training particles cluster; known once training has ended.
-        self.register_buffer("latent_centres", torch.zeros(_CENTRES, n_latents))
+        self.latent_centres = nn.Buffer(torch.zeros(_CENTRES, n_latents))
         # Filter of the images where motion is learned and latents are inferred, A; 0 is none.
-        self.register_buffer("resolution", torch.zeros(()))
+        self.resolution = nn.Buffer(torch.zeros(()))
         # Weight of regularisation as a fraction of the options': what does not freeze the motions that images show.
-        self.register_buffer("regularisation_share", torch.ones(()))
-        self.register_buffer("noise_power", torch.full((box // 2 + 1,), float(box**2)))
+        self.regularisation_share = nn.Buffer(torch.ones(()))
+        self.noise_power = nn.Buffer(torch.full((box // 2 + 1,), float(box**2)))
         # Displacement of each Gaussian from the consensus frame to the reference, A; known once training has ended.
-        self.register_buffer("reference_shift", torch.zeros_like(gaussians.positions.detach()))
+        self.reference_shift = nn.Buffer(torch.zeros_like(gaussians.positions.detach()))
         self.register_buffer("motion_mask", motion_mask)
 
     def project(

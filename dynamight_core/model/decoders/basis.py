@@ -32,8 +32,6 @@ class BasisDecoder(Decoder):
         A, shortest wavelength of the encoding: the scale below which neighbours move together.
     """
 
-    rest: torch.Tensor
-
     def __init__(
         self,
         n_latents: int,
@@ -54,7 +52,7 @@ class BasisDecoder(Decoder):
         )
         self.network = nn.Sequential(nn.Linear(n_latents, hidden), nn.ELU(), nn.Linear(hidden, n_fields, bias=False))
         # Coefficients of the reference conformation, where nothing is displaced.
-        self.register_buffer("rest", torch.zeros(n_fields))
+        self.rest = nn.Buffer(torch.zeros(n_fields))
         # No motion at the start, but a gradient: the fields are zero, the coefficients are not.
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
@@ -71,7 +69,7 @@ class BasisDecoder(Decoder):
     @torch.no_grad()
     def absorb(self, latents: torch.Tensor) -> None:
         """Follow a reference that moved by the mean displacement of (b, d) latents: those are at rest now."""
-        self.rest += self.coefficients(latents).mean(0)
+        self.rest.add_(self.coefficients(latents).mean(0))
 
     def basis(self, positions: torch.Tensor) -> torch.Tensor:
         """Return (n_fields, n, 3) basis fields (A) at (n, 3) positions (A)."""

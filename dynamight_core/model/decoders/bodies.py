@@ -50,10 +50,6 @@ class BodiesDecoder(Decoder):
     centres: torch.Tensor
     radii: torch.Tensor
     shares: torch.Tensor
-    moving: torch.Tensor
-    along: torch.Tensor
-    jointed: torch.Tensor
-    rest: torch.Tensor
 
     def __init__(self, n_latents: int, extent: float, bodies: RigidBodies):
         super().__init__()
@@ -61,7 +57,7 @@ class BodiesDecoder(Decoder):
         for name, value in vars(bodies).items():
             self.register_buffer(name, torch.as_tensor(value))
         others = torch.arange(len(bodies))
-        self.register_buffer("moving", others[others != bodies.largest], persistent=False)
+        self.moving = nn.Buffer(others[others != bodies.largest], persistent=False)
         # Which moving bodies move along with each: itself and what hangs on it.
         parents = bodies.parents.tolist()
         along = torch.eye(len(bodies))
@@ -71,14 +67,14 @@ class BodiesDecoder(Decoder):
                 along[above, body] = 1
                 above = parents[above]
         moving = self.moving.tolist()
-        self.register_buffer("along", along[moving][:, moving], persistent=False)
+        self.along = nn.Buffer(along[moving][:, moving], persistent=False)
         # Moving bodies, as indices into `moving`, parents before what hangs on them, with the index of each parent that
         # moves.
         order = sorted(range(len(moving)), key=lambda index: -int(self.along[index].sum()))
         self._chain = [(k, moving.index(parents[moving[k]]) if parents[moving[k]] in moving else None) for k in order]
-        self.register_buffer("jointed", bodies.parents[moving] >= 0, persistent=False)
+        self.jointed = nn.Buffer(bodies.parents[moving] >= 0, persistent=False)
         # Latent of the reference conformation, where nothing is displaced.
-        self.register_buffer("rest", torch.zeros(n_latents))
+        self.rest = nn.Buffer(torch.zeros(n_latents))
         self.motion = nn.Linear(n_latents, 6 * (len(bodies) - 1), bias=False)
         nn.init.zeros_(self.motion.weight)
 
