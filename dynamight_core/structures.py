@@ -8,7 +8,7 @@ import numpy as np
 from dynamight_core.errors import InputError
 from dynamight_core.files import header_origin, read_map
 from dynamight_core.imaging.geometry import inside_box, nearest_voxels
-from dynamight_core.options import ORIGINS
+from dynamight_core.options.common import ORIGINS
 
 ORIGIN_NAMES = {"centre": "centre of the box", "corner": "first voxel", "map": "origin in the consensus map's header"}
 ATOMIC = (".pdb", ".cif", ".mmcif", ".ent")

@@ -13,7 +13,7 @@ from dynamight_core.analysis.molecule import all_gaussians, half_motions, spread
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path, header_origin, write_map, write_table
 from dynamight_core.imaging.geometry import grid_points, to_points, to_voxels
-from dynamight_core.options import EMBEDDINGS
+from dynamight_core.options.analyse import EMBEDDINGS
 from dynamight_core.reconstruction.deformation import distance_from_points
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run

@@ -15,7 +15,7 @@ from dynamight_core.analysis.pushed import PushedMap
 from dynamight_core.analysis.states import States, state_coordinates
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path, header_origin, write_map, write_table
-from dynamight_core.options import StatesOptions
+from dynamight_core.options.analyse import StatesOptions
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
 

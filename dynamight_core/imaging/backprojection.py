@@ -24,11 +24,11 @@ from dynamight_core.imaging.fourier import (
     shells,
     volume_to_fourier,
 )
-from dynamight_core.imaging.geometry import squared_radius
+from dynamight_core.imaging.geometry import Field, squared_radius
 from dynamight_core.imaging.masks import raised_cosine, sphere
 from dynamight_core.imaging.projector import Projector, kernel_correction
 from dynamight_core.imaging.slices import SliceSums
-from dynamight_core.imaging.voxels import Field, bordered, moving_voxels, passes_within
+from dynamight_core.imaging.voxels import bordered, moving_voxels, passes_within
 
 OVERSAMPLING = 2
 # A shell with less power than this fraction of the strongest shell's (scaled to its radius) counts as empty.

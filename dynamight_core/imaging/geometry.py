@@ -4,7 +4,8 @@ The origin of an image or map of `box` pixels is the centre of pixel ``box // 2`
 arrays are indexed [z, y, x]. See docs/conventions.md.
 """
 
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +14,14 @@ from numpy.typing import NDArray
 
 # Either library's arrays: the result is of the kind that was given.
 Array = TypeVar("Array", NDArray[np.floating[Any]], torch.Tensor)
+Evaluator = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Field(Protocol):
+    """A deformation field: a decoder, a model, an inverse field, or the true one of a simulation."""
+
+    def evaluator(self, points: torch.Tensor, /) -> Evaluator:
+        """Return the map from (b, d) latents to (b, m, 3) displacements (A) of fixed (m, 3) points (A)."""
 
 
 def pixel_axis(box: int, device: torch.device | str = "cpu") -> torch.Tensor:

@@ -5,7 +5,6 @@ lattice as coarse as its smoothness allows, projected by the pose, and interpola
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,8 +12,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from dynamight_core.imaging.compiled import BORDER, Integers, in_threads, read_rows, spread_rows
+from dynamight_core.imaging.geometry import Evaluator, Field
 
-Evaluator = Callable[[torch.Tensor], torch.Tensor]
 # Particles as `read` and `spread` take them: poses and displacements, both in pixels; see `Voxels.place`.
 Placed = tuple[torch.Tensor, torch.Tensor]
 
@@ -28,13 +27,6 @@ _SPACINGS, _MAX_ERROR, _SAMPLE = (8, 4, 2), 0.01, 400
 _SHIFTS, _BYTES_PER_POINT = 2**25, 512
 # Reads of a batch at a time where each needs its own memory.
 _READS = 2**24
-
-
-class Field(Protocol):
-    """A deformation field: a decoder, an inverse field, or the true one of a simulation."""
-
-    def evaluator(self, points: torch.Tensor) -> Evaluator:
-        """Return the function from (b, d) latents to (b, m, 3) displacements (A) of fixed (m, 3) points (A)."""
 
 
 class ModalField:

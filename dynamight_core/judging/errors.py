@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dynamight_core.imaging.voxels import Evaluator
+from dynamight_core.imaging.geometry import Evaluator
 from dynamight_core.model.half import HalfModel
 from dynamight_core.run import Run
 

@@ -1,7 +1,7 @@
 """The model of one half-set: Gaussians, encoder, decoder, the latents' prior and the noise."""
 
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Self
 
 import safetensors.torch
 import torch
@@ -12,10 +12,10 @@ from torch import nn
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
 from dynamight_core.imaging.fourier import expand_shells, plane_multiplicity, shells
-from dynamight_core.imaging.geometry import interpolate
+from dynamight_core.imaging.geometry import Evaluator, Field, interpolate
 from dynamight_core.imaging.projector import Projector
 from dynamight_core.model.bodies import RigidBodies
-from dynamight_core.model.decoders.base import Decoder, DecoderInputs, Evaluator
+from dynamight_core.model.decoders.base import Decoder, DecoderInputs
 from dynamight_core.model.encoder import Encoder
 from dynamight_core.model.gaussians import GaussianModel
 from dynamight_core.registry import DECODERS
@@ -234,13 +234,6 @@ class HalfModel(nn.Module):
             raise InputError(f"{path} was written by another version of dynamight; train the run again") from error
         model.projector = Projector(model.box, model.pixel_size, int(metadata["oversampling"]))
         return model.to(device).eval()
-
-
-class Field(Protocol):
-    """A deformation field: displacements of points under latents."""
-
-    def evaluator(self, positions: torch.Tensor, /) -> Evaluator:
-        """Return the map from (b, d) latents to (b, m, 3) displacements (A) of fixed (m, 3) points (A)."""
 
 
 class ConsensusField:

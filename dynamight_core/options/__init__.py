@@ -5,9 +5,6 @@ The command line, the tables of docs and the schema that the Scipion plugin read
 """
 
 from dynamight_core.options.analyse import (
-    CONTROLS,
-    EMBEDDINGS,
-    HALVES,
     AnalyseOptions,
     ControlOptions,
     DisplaceOptions,
@@ -15,10 +12,9 @@ from dynamight_core.options.analyse import (
     SelectOptions,
     StatesOptions,
 )
-from dynamight_core.options.common import ORIGINS
-from dynamight_core.options.reconstruct import METHODS, InvertOptions, ReconstructOptions
+from dynamight_core.options.reconstruct import InvertOptions, ReconstructOptions
 from dynamight_core.options.simulate import DemoOptions, SimulateOptions
-from dynamight_core.options.train import NORMALISATIONS, REGULARISATIONS, STORAGES, InputOptions, TrainOptions
+from dynamight_core.options.train import InputOptions, TrainOptions
 
 # Stages by the name of their command; the input of a run has a dataclass of its own.
 STAGES = {
@@ -35,27 +31,3 @@ STAGES = {
     "explore": ExploreOptions,
     "demo": DemoOptions,
 }
-
-__all__ = [
-    "CONTROLS",
-    "EMBEDDINGS",
-    "HALVES",
-    "METHODS",
-    "NORMALISATIONS",
-    "ORIGINS",
-    "REGULARISATIONS",
-    "STAGES",
-    "STORAGES",
-    "AnalyseOptions",
-    "ControlOptions",
-    "DemoOptions",
-    "DisplaceOptions",
-    "ExploreOptions",
-    "InputOptions",
-    "InvertOptions",
-    "ReconstructOptions",
-    "SelectOptions",
-    "SimulateOptions",
-    "StatesOptions",
-    "TrainOptions",
-]

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from dynamight_core.options.common import device, seed, shrink, threads
 from dynamight_core.options.declare import Checked, basic, option, paper
 
-METHODS = {"auto": "automatic", "wbp": "weighted backprojection", "cg": "least squares"}
-
 
 @dataclass
 class InvertOptions(Checked):
@@ -38,7 +36,7 @@ class ReconstructOptions(Checked):
         "fast. Least squares finds the map that explains the images best, by conjugate gradients. It is several times "
         "slower, and better where viewing directions are missing.",
         label="Method",
-        choices=METHODS,
+        choices={"auto": "automatic", "wbp": "weighted backprojection", "cg": "least squares"},
     )
     through_inverse: bool = paper(
         False,

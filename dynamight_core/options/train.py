@@ -9,7 +9,6 @@ from dynamight_core.options.common import device, origin, seed, threads
 from dynamight_core.options.declare import Checked, basic, option, paper
 from dynamight_core.registry import DECODERS, LOSS_TERMS
 
-REGULARISATIONS = {"fixed": "fixed weight", "dynamic": "gradient ratio (paper)"}
 NORMALISATIONS = {"image": "each image", "set": "the whole set", "none": "none"}
 STORAGES = {"auto": "auto", "memory": "memory", "device": "GPU", "file": "file"}
 
@@ -165,7 +164,7 @@ class TrainOptions(Checked):
         more="The restraints keep neighbouring Gaussians at their distance.",
         label="Regularisation",
         group="Restraints",
-        choices=REGULARISATIONS,
+        choices={"fixed": "fixed weight", "dynamic": "gradient ratio (paper)"},
     )
     stiffness: float = basic(
         30.0,

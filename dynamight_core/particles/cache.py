@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dynamight_core.errors import InputError
 from dynamight_core.imaging.ctf import Index
-from dynamight_core.options import STORAGES
+from dynamight_core.options.train import STORAGES
 from dynamight_core.particles.images import ImageReader
 from dynamight_core.particles.memory import available_memory
 from dynamight_core.particles.metadata import Particles

@@ -10,7 +10,7 @@ from dynamight_core.imaging.ctf import CtfParameters, Index, evaluate_ctf
 from dynamight_core.imaging.fourier import fourier_to_image, image_to_fourier, resample_image, translation_phases
 from dynamight_core.imaging.geometry import image_radius
 from dynamight_core.imaging.masks import soft_circle
-from dynamight_core.options import NORMALISATIONS
+from dynamight_core.options.train import NORMALISATIONS
 from dynamight_core.particles.images import ImageReader
 
 # Particle diameter as a fraction of the box, and the smallest fraction of pixels outside it.

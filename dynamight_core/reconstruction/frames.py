@@ -2,7 +2,7 @@
 
 import torch
 
-from dynamight_core.imaging.voxels import Evaluator, Field
+from dynamight_core.imaging.geometry import Evaluator, Field
 
 # Fixed-point iteration converges fast: motion changes little between neighbouring voxels.
 _STEPS = 12

@@ -18,7 +18,7 @@ from torch import nn
 
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
-from dynamight_core.imaging.voxels import Field
+from dynamight_core.imaging.geometry import Field
 from dynamight_core.model.decoders.coordinate import CoordinateDecoder
 from dynamight_core.options import InvertOptions
 

@@ -14,7 +14,8 @@ import torch
 
 from dynamight_core.imaging.backprojection import ParticleData, denominator_floor, filter_volume
 from dynamight_core.imaging.fourier import expand_shells, plane_multiplicity
-from dynamight_core.imaging.voxels import Field, Placed, Voxels, bordered, moving_voxels
+from dynamight_core.imaging.geometry import Field
+from dynamight_core.imaging.voxels import Placed, Voxels, bordered, moving_voxels
 
 
 class DeformedProjection:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from dynamight_core.imaging.voxels import Field, ModalField
+from dynamight_core.imaging.geometry import Field
+from dynamight_core.imaging.voxels import ModalField
 
 # Points and particles of the PCA; fields are fitted to the same particles.
 _POINTS, _PARTICLES = 600, 400

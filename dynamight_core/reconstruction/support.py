@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dynamight_core.imaging.voxels import Field
+from dynamight_core.imaging.geometry import Field
 from dynamight_core.model.half import HalfModel
 from dynamight_core.reconstruction.modes import Modes
 from dynamight_core.training.data import Batch, TrainingImages

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dynamight_core.model.decoders.base import Evaluator
+from dynamight_core.imaging.geometry import Evaluator
 from dynamight_core.model.half import HalfModel
 from dynamight_core.training.data import Batch, Batches
 

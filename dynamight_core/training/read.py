@@ -15,18 +15,8 @@ from dynamight_core.particles.halves import assign_halves, choose_validation
 from dynamight_core.particles.metadata import Particles, check_enough, read_particles
 from dynamight_core.particles.preprocess import Preprocessing
 from dynamight_core.reporter import Reporter
+from dynamight_core.training import validate
 from dynamight_core.training.atomic import AtomicModel, read_atomic_model
-from dynamight_core.training.validate import (
-    check_bodies,
-    check_body_mask,
-    check_half_maps,
-    check_half_sets,
-    check_held_out,
-    check_initial_resolution,
-    check_mask_range,
-    check_premultiplied,
-    complete_options,
-)
 
 # Working pixels per mean distance between Gaussians, which cannot explain finer frequencies.
 _PIXELS_PER_SPACING = 0.6
@@ -121,7 +111,7 @@ def open_particles(inputs: InputOptions, seed: int) -> tuple[Particles, torch.Te
     if inputs.premultiplied is not None:
         particles.premultiplied = inputs.premultiplied
     halves, random = assign_halves(particles, seed)
-    check_half_sets(particles, halves)
+    validate.check_half_sets(particles, halves)
     return particles, halves, random
 
 
@@ -134,7 +124,7 @@ def hold_out(particles: Particles, halves: torch.Tensor, options: TrainOptions) 
         if a half-set has too few of them for a verdict.
     """
     validation = choose_validation(halves, particles.image_groups, options.validation_fraction, options.seed)
-    check_held_out(particles, halves, validation, options)
+    validate.check_held_out(particles, halves, validation, options)
     return validation
 
 
@@ -146,7 +136,7 @@ def read_inputs(inputs: InputOptions, options: TrainOptions) -> Prepared:
     InputError
         if they cannot be used.
     """
-    options = complete_options(inputs, options)
+    options = validate.complete_options(inputs, options)
     particles, halves, random = open_particles(inputs, options.seed)
     notes = []
     if random:
@@ -157,25 +147,25 @@ def read_inputs(inputs: InputOptions, options: TrainOptions) -> Prepared:
     consensus = read_volume("map", inputs.map, particles)
     if inputs.half_maps:
         volumes = [read_volume("half-map", path, particles) for path in inputs.half_maps]
-        check_half_maps(inputs.half_maps, volumes)
+        validate.check_half_maps(inputs.half_maps, volumes)
     else:
         volumes = [consensus, consensus]
         notes.append(
             f"both half-sets are initialised from one map, low-pass filtered at {options.initial_resolution:g} A; set "
             "--half-maps to keep them independent"
         )
-    check_initial_resolution(particles, options)
+    validate.check_initial_resolution(particles, options)
     mask = None
     if inputs.mask:
         mask = read_volume("mask", inputs.mask, particles)
-        check_mask_range("mask", inputs.mask, mask)
+        validate.check_mask_range("mask", inputs.mask, mask)
     region = _find_molecule(inputs, options, particles, consensus)
     atomic = read_atomic_model(inputs, options, particles, consensus, region)
     if atomic is not None:
         options = replace(options, n_gaussians=len(atomic.coarse))
         notes += atomic.sentences()
     bodies = read_bodies(inputs.bodies, particles, region) if inputs.bodies else None
-    warnings = [*region.warnings, *check_premultiplied(particles, inputs.premultiplied, options.seed)]
+    warnings = [*region.warnings, *validate.check_premultiplied(particles, inputs.premultiplied, options.seed)]
     box = _working_box(inputs, options, particles, region)
     pair = volumes[0], volumes[1]
     return Prepared(
@@ -204,10 +194,10 @@ def read_bodies(paths: list[str], particles: Particles, region: MolecularRegion)
     masks = []
     for path in paths:
         mask = read_volume("body mask", path, particles)
-        check_body_mask(path, mask, region)
+        validate.check_body_mask(path, mask, region)
         masks.append(mask.numpy())
     bodies = RigidBodies.from_masks(masks, particles.pixel_size, region.mask)
-    check_bodies(paths, masks, bodies, particles, region)
+    validate.check_bodies(paths, masks, bodies, particles, region)
     return bodies
 
 

@@ -1,17 +1,16 @@
 """What a decoder is, and what it is built from."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
 from torch import nn
 
+from dynamight_core.imaging.geometry import Evaluator
 from dynamight_core.model.bodies import RigidBodies
 from dynamight_core.options import InputOptions, TrainOptions
-
-Evaluator = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from roma import rotvec_to_rotmat
 from torch import nn
 
 from dynamight_core.errors import InputError
+from dynamight_core.imaging.geometry import Evaluator
 from dynamight_core.model.bodies import RigidBodies, memberships
-from dynamight_core.model.decoders.base import Decoder, DecoderInputs, Evaluator
+from dynamight_core.model.decoders.base import Decoder, DecoderInputs
 from dynamight_core.options import InputOptions, TrainOptions
 
 # What an output of one moves the rim of a body by, A: outputs are of order one where motions are large.

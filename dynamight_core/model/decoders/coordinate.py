@@ -6,7 +6,8 @@ from typing import Self
 import torch
 from torch import nn
 
-from dynamight_core.model.decoders.base import Decoder, DecoderInputs, Evaluator
+from dynamight_core.imaging.geometry import Evaluator
+from dynamight_core.model.decoders.base import Decoder, DecoderInputs
 from dynamight_core.model.decoders.encoding import positional_encoding
 
 
