@@ -65,18 +65,14 @@ def words_of(name: str) -> list[Word]:
     for parameter in inspect.signature(function).parameters.values():
         annotation = annotations[parameter.name]
         if is_dataclass(annotation):
-            fields += _fields(parameter.name, annotation)
+            kinds, owner = typing.get_type_hints(annotation), parameter.name
+            fields += [Word(f.name, kinds[f.name], default_of(f), o, owner=owner) for f, o in declared(annotation)]
             continue
         kind, option = typing.get_args(annotation)
         default = MISSING if parameter.default is parameter.empty else parameter.default
         positional = parameter.kind is not parameter.KEYWORD_ONLY
         own.append(Word(parameter.name, kind, default, option, positional))
     return own + [word for word in fields if word.name not in {each.name for each in own}]
-
-
-def _fields(owner: str, option_class: Any) -> list[Word]:
-    kinds = typing.get_type_hints(option_class)
-    return [Word(f.name, kinds[f.name], default_of(f), option, owner=owner) for f, option in declared(option_class)]
 
 
 def make_app(everything: bool = False) -> App:

@@ -175,8 +175,8 @@ def evaluate_ctf(parameters: CtfParameters, box: int, pixel_size: float) -> torc
         image_shape=(box, box),
         rfft=True,
         fftshift=False,
-        # torch-ctf maps frequencies by the inverse transpose of this matrix; RELION's M maps them itself.
-        transform_matrix=None if matrix is None else _swap_axes(torch.linalg.inv(matrix).T),
+        # torch-ctf maps frequencies (y, x) by the inverse transpose of this matrix; RELION's M maps (x, y) itself.
+        transform_matrix=None if matrix is None else torch.linalg.inv(matrix).T.flip(0, 1),
         return_complex_ctf=True,
     )
     frequency = frequencies_2d(box, device) / pixel_size
@@ -193,11 +193,6 @@ def evaluate_ctf(parameters: CtfParameters, box: int, pixel_size: float) -> torc
         odd = zernike_phase(p.odd_zernike, frequency, odd=True) + beam_tilt_phase(p, frequency)
         ctf = ctf * torch.polar(torch.ones_like(odd), odd)
     return ctf
-
-
-def _swap_axes(matrix: torch.Tensor) -> torch.Tensor:
-    """Return a 2x2 matrix on (x, y) as the one on (y, x)."""
-    return matrix.flip(0, 1)
 
 
 def electron_wavelength(voltage: torch.Tensor) -> torch.Tensor:

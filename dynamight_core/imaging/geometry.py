@@ -43,8 +43,7 @@ def image_radius(box: int, device: torch.device | str = "cpu") -> torch.Tensor:
 
 def grid_points(coordinates: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the (n^3, 3) x, y, z of a cubic grid with (n,) coordinates on each axis, x running fastest."""
-    points: NDArray[np.float64] = np.stack(np.meshgrid(*[coordinates] * 3, indexing="ij")[::-1], -1)
-    return points.reshape(-1, 3)
+    return np.stack(np.meshgrid(*[coordinates] * 3, indexing="ij")[::-1], -1).reshape(-1, 3)
 
 
 def to_points(voxels: Array, box: int, pixel_size: float) -> Array:

@@ -209,13 +209,9 @@ class Projector:
 
     def reading_grid(self, images: torch.Tensor) -> torch.Tensor:
         """Return the (..., grid_size, grid_size) real images that `backproject` reads."""
-        padded = self._to_grid(images)
-        return fourier_to_image(padded, self.grid_size) * self.oversampling**2
-
-    def _to_grid(self, transforms: torch.Tensor) -> torch.Tensor:
         # Padding to the same box drops Nyquist, so that oversampling 1 and 2 treat it the same way.
-        corrected = transforms * kernel_correction(self.box, self.oversampling, transforms.device)
-        return pad_fourier(corrected, self.box, self.grid_size)
+        corrected = images * kernel_correction(self.box, self.oversampling, images.device)
+        return fourier_to_image(pad_fourier(corrected, self.box, self.grid_size), self.grid_size) * self.oversampling**2
 
 
 def kernel_correction(box: int, oversampling: int, device: torch.device | str) -> torch.Tensor:

@@ -96,8 +96,9 @@ class Alignment:
         if self.moved > _MISPLACED and self.fitted > self.correlation + _GAIN:
             raise InputError(
                 f"the atomic model {model} is not fitted to {consensus}: it correlates to {self.correlation:.2f} where "
-                f"it is and to {self.fitted:.2f} {self._elsewhere()}; fit it, or give --fit to have it done, or "
-                "--origin if its coordinates count from elsewhere"
+                f"it is and to {self.fitted:.2f} rotated by {self.angle:.0f} degrees with its Gaussians moved by "
+                f"{self.moved:.1f} A rms; fit it, or give --fit to have it done, or --origin if its coordinates count "
+                "from elsewhere"
             )
 
     def refuse_fit(self, model: str, consensus: str) -> None:
@@ -120,9 +121,6 @@ class Alignment:
                 f"above {self.fitted:.2f} at {self.resolution:.0f} A, and their centres are {self.centre_offset:.0f} A "
                 "apart; fit it to the map, and check that it is of this molecule"
             )
-
-    def _elsewhere(self) -> str:
-        return f"rotated by {self.angle:.0f} degrees with its Gaussians moved by {self.moved:.1f} A rms"
 
 
 def align(
@@ -148,7 +146,8 @@ def align(
     seed
         of the fit's starts.
     """
-    density = volume * _soft(torch.from_numpy(mask).float(), pixel_size)
+    inside = lowpass_volume(torch.from_numpy(mask).float(), pixel_size, max(20.0, 3 * pixel_size)).clamp(0, 1)
+    density = volume * inside
     points = torch.from_numpy(np.asarray(positions, dtype=np.float32))
     weights = torch.from_numpy(np.asarray(amplitudes, dtype=np.float32))
     centre = (weights @ points) / weights.sum()
@@ -201,16 +200,20 @@ class _FilteredMap:
 
     def norm_of(self, points: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Return the norm of the map of a model that lies inside the box."""
-        model = GaussianModel(points, self.width, 1.0)
-        with torch.no_grad():
-            model.relative_amplitudes.copy_(weights)
-            norm: torch.Tensor = model.render(self.box, self.pixel_size).norm()
-        return norm
+        return _rendered(points, weights, self.width, self.box, self.pixel_size).norm()
 
     def correlation(self, points: torch.Tensor, weights: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
         """Return the (b,) correlations of (b, n, 3) points (A) of (n,) weights, whose map has this norm."""
         values = interpolate(self.field[None], points.reshape(-1, 3), self.box * self.pixel_size, "zeros")
         return (values.reshape(points.shape[:2]) @ weights) / (norm * self.norm)
+
+
+@torch.no_grad()
+def _rendered(points: torch.Tensor, weights: torch.Tensor, width: float, box: int, pixel_size: float) -> torch.Tensor:
+    """Return the (box, box, box) map of Gaussians of one width (A) at (n, 3) points (A) with (n,) weights."""
+    model = GaussianModel(points, width, 1.0)
+    model.relative_amplitudes.copy_(weights)
+    return model.render(box, pixel_size)
 
 
 def _fit(
@@ -262,10 +265,6 @@ def _mirror_images(points: torch.Tensor, centre: torch.Tensor) -> list[torch.Ten
     return [*planes, points * torch.tensor([1.0, 1.0, -1.0])]
 
 
-def _soft(mask: torch.Tensor, pixel_size: float) -> torch.Tensor:
-    return lowpass_volume(mask, pixel_size, max(20.0, 3 * pixel_size)).clamp(0, 1)
-
-
 def _centre_of_mass(density: torch.Tensor, pixel_size: float) -> torch.Tensor:
     """Return the (3,) centre (A) of the positive part of a map."""
     positive = density.clamp(min=0)
@@ -277,8 +276,5 @@ def _centre_of_mass(density: torch.Tensor, pixel_size: float) -> torch.Tensor:
 def _fsc_resolution(points: torch.Tensor, weights: torch.Tensor, density: torch.Tensor, pixel_size: float) -> float:
     """Return where the FSC of the model and the masked map falls below 0.5, A."""
     box = len(density)
-    model = GaussianModel(points, max(1.0, 0.5 * pixel_size), 1.0)
-    with torch.no_grad():
-        model.relative_amplitudes.copy_(weights)
-        rendered = model.render(box, pixel_size)
+    rendered = _rendered(points, weights, max(1.0, 0.5 * pixel_size), box, pixel_size)
     return resolution_at(fourier_shell_correlation(rendered, density), box, pixel_size, 0.5)

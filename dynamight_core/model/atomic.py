@@ -168,10 +168,8 @@ class _Builder:
     positions: list[Point] = field(default_factory=list)
     amplitudes: list[float] = field(default_factory=list)
     edges: set[tuple[int, int]] = field(default_factory=set)
-    chains: list[str] = field(default_factory=list)
-    residues: list[str] = field(default_factory=list)
-    kinds: list[str] = field(default_factory=list)
-    atoms: list[tuple[str, ...]] = field(default_factory=list)
+    # Chain, residue, kind and names of the atoms of each.
+    labels: list[tuple[str, str, str, tuple[str, ...]]] = field(default_factory=list)
     atom_positions: list[Point] = field(default_factory=list)
     atom_numbers: list[int] = field(default_factory=list)
     atom_groups: list[int] = field(default_factory=list)
@@ -183,18 +181,13 @@ class _Builder:
 
     def add(self, chain: str, residue: gemmi.Residue, before: "_Residue | None") -> "_Residue | None":
         """Add a residue, join it to the one before it in the chain, and return what the next one is joined to."""
-        names: list[str] = []
-        points: list[Point] = []
-        numbers: list[int] = []
-        for atom in residue:
-            if atom.element.atomic_number == 0:
-                self.unknown += 1
-                continue
-            names.append(atom.name)
-            points.append(atom.pos.tolist())
-            numbers.append(atom.element.atomic_number)
-        if not names:
+        known = [atom for atom in residue if atom.element.atomic_number]
+        self.unknown += len(residue) - len(known)
+        if not known:
             return before
+        names = [atom.name for atom in known]
+        points = [atom.pos.tolist() for atom in known]
+        numbers = [atom.element.atomic_number for atom in known]
         kind = _residue_kind(residue.name, names)
         # What little is there of a residue still counts.
         groups = list(_GROUPS[kind](residue.name, names, points)) or [
@@ -211,11 +204,7 @@ class _Builder:
         for i, number in enumerate(numbers):
             self.amplitudes[owner[i]] += number
         name = f"{residue.name} {residue.seqid}"
-        for label, members in groups:
-            self.chains.append(chain)
-            self.residues.append(name)
-            self.kinds.append(label)
-            self.atoms.append(tuple(names[i] for i in members))
+        self.labels += [(chain, name, label, tuple(names[i] for i in members)) for label, members in groups]
         self.atom_positions += points
         self.atom_numbers += numbers
         self.atom_groups += [owner[i] for i in range(len(names))]
@@ -287,7 +276,7 @@ class _Builder:
         edges = np.array(sorted(self.edges), int).reshape(-1, 2)
         graph = coo_matrix((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), (n, n))
         _, labels = connected_components(graph, directed=False)
-        bound = set(labels[np.array(self.kinds) != "ligand"].tolist())
+        bound = set(labels[np.array([kind for _, _, kind, _ in self.labels]) != "ligand"].tolist())
         positions, tree = np.array(self.positions), cKDTree(np.array(self.positions))
         tied = 0
         for label in sorted(set(labels.tolist()) - bound):
@@ -305,14 +294,15 @@ class _Builder:
 
     def finish(self, notes: tuple[str, ...]) -> CoarseModel:
         """Return the model."""
+        chains, residues, kinds, atoms = map(list, zip(*self.labels, strict=True))
         return CoarseModel(
             np.array(self.positions),
             np.array(self.amplitudes),
             np.array(sorted(self.edges), int).reshape(-1, 2),
-            self.chains,
-            self.residues,
-            self.kinds,
-            self.atoms,
+            chains,
+            residues,
+            kinds,
+            atoms,
             np.array(self.atom_positions),
             np.array(self.atom_numbers, float),
             np.array(self.atom_groups, int),

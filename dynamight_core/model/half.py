@@ -198,7 +198,8 @@ class HalfModel(nn.Module):
             "oversampling": str(self.projector.oversampling),
         }
         with atomic_path(path) as temporary:
-            safetensors.torch.save_file(_contiguous(self.state_dict()), temporary, metadata)
+            state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+            safetensors.torch.save_file(state, temporary, metadata)
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> Self:
@@ -263,7 +264,3 @@ class ConsensusField:
 def _part(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     """Return the tensors of a part of the model by its own names."""
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-
-
-def _contiguous(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.contiguous() for name, tensor in state.items()}

@@ -26,6 +26,12 @@ def threads() -> Any:
     return basic(None, "CPU threads. All available threads are used if omitted.", group="Run", at_least=1)
 
 
+def batch_size(default: int, more: str = "", group: str = "") -> Any:
+    """Declare how many particles are worked on at a time."""
+    text = "Number of particles per step; lower it if memory runs out."
+    return basic(default, text, more=more, label="Batch size", group=group, at_least=1)
+
+
 def clusters(label: str = "") -> Any:
     """Declare a number of clusters."""
     return basic(

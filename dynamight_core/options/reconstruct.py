@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dynamight_core.options.common import device, seed, shrink, threads
+from dynamight_core.options.common import batch_size, device, seed, shrink, threads
 from dynamight_core.options.declare import Checked, basic, option, paper
 
 
@@ -99,9 +99,7 @@ class ReconstructOptions(Checked):
         "Also reconstruct without deformation, by the same method and mask, into RUN/reconstruction/rigid.",
         label="Also reconstruct without deformation?",
     )
-    batch_size: int = basic(
-        32, "Number of particles per step; lower it if memory runs out.", label="Batch size", group="Map", at_least=1
-    )
+    batch_size: int = batch_size(32, group="Map")
     seed: int = seed("Random seed for the phases in the FSC and the held-out Fourier pixels.")
     device: str = device()
     threads: int | None = threads()

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass, replace
 
 from dynamight_core.errors import InputError
-from dynamight_core.options.common import device, origin, seed, threads
+from dynamight_core.options.common import batch_size, device, origin, seed, threads
 from dynamight_core.options.declare import Checked, basic, option, paper
 from dynamight_core.registry import DECODERS, LOSS_TERMS
 
@@ -234,14 +234,7 @@ class TrainOptions(Checked):
     inference_interval: int = option(
         2, "Epochs between two rounds of latent inference.", label="Epochs between inferences", at_least=1
     )
-    batch_size: int = basic(
-        128,
-        "Number of particles per step; lower it if memory runs out.",
-        more="Small sets use smaller batches, so that each epoch has at least 8.",
-        label="Batch size",
-        group="Training",
-        at_least=1,
-    )
+    batch_size: int = batch_size(128, "Small sets use smaller batches, so that each epoch has at least 8.", "Training")
     learning_rate: float = option(
         5e-3, "Learning rate of the decoder (Adam).", label="Decoder", group="Learning rates", above=0
     )
