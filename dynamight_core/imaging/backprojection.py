@@ -15,11 +15,11 @@ import torch
 
 from dynamight_core.errors import InputError
 from dynamight_core.imaging.fourier import (
-    crop_fourier,
     expand_shells,
     fourier_to_volume,
     image_to_fourier,
     plane_multiplicity,
+    resize_fourier,
     shell_means,
     shells,
     volume_to_fourier,
@@ -28,7 +28,7 @@ from dynamight_core.imaging.geometry import Field, squared_radius
 from dynamight_core.imaging.masks import raised_cosine, sphere
 from dynamight_core.imaging.projector import Projector, kernel_correction
 from dynamight_core.imaging.slices import SliceSums
-from dynamight_core.imaging.voxels import bordered, moving_voxels, passes_within
+from dynamight_core.imaging.voxels import Voxels, bordered, moving_voxels, passes_within
 
 OVERSAMPLING = 2
 # A shell with less power than this fraction of the strongest shell's (scaled to its radius) counts as empty.
@@ -135,7 +135,7 @@ class ParticleData:
         """
         size = self.projector.grid_size
         correction = kernel_correction(self.box, self.projector.oversampling, grid.device)
-        return crop_fourier(image_to_fourier(grid), size, self.box) * correction
+        return resize_fourier(image_to_fourier(grid), size, self.box) * correction
 
     def power(self, transfer: torch.Tensor) -> torch.Tensor:
         """Return the weighted squared modulus of transfer functions."""
@@ -201,7 +201,7 @@ def accumulate(
     inside = sphere(box, device=device) | moving
     parts = []
     if field is not None and latents is not None and moving.any():
-        parts = moving_voxels(moving, centre, data.pixel_size, field, region, latents, batch_size)
+        parts = moving_voxels(Voxels(moving, centre, data.pixel_size, field, region), latents, batch_size)
     passes = passes_within(memory, parts)
     still, deformed = SliceSums(box, device), torch.zeros((box,) * 3, device=device)
     # Reads of the finer grid have more power than slices: the correction of the bilinear kernel amplifies its aliases,

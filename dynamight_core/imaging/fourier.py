@@ -5,6 +5,7 @@ Real-space images and volumes have their origin at index ``box // 2``; their tra
 """
 
 from functools import lru_cache
+from itertools import product
 from typing import Any
 
 import torch
@@ -123,23 +124,13 @@ def expand_shells(curve: torch.Tensor, box: int, ndim: int = 2) -> torch.Tensor:
     return curve[..., shells(box, ndim, curve.device).clamp(max=box // 2)]
 
 
-def crop_fourier(transforms: torch.Tensor, box: int, new_box: int) -> torch.Tensor:
-    """Crop half-plane transforms of `box` to `new_box` pixels, Nyquist frequencies of the new box set to zero.
+def resize_fourier(transforms: torch.Tensor, box: int, new_box: int) -> torch.Tensor:
+    """Crop or zero-pad half-plane transforms of `box` to `new_box` pixels; Nyquist of the smaller box becomes zero.
 
-    Fourier coefficients keep their values: pixels of the smaller image are larger, and their sum stays the same.
-    Zeroing Nyquist makes `pad_fourier` the exact adjoint.
+    Fourier coefficients keep their values: pixels of a smaller image are larger, and their sum stays the same.
+    Zeroing Nyquist makes cropping and padding between two boxes exact adjoints.
     """
-    half = (new_box - 1) // 2
-    out = transforms.new_zeros(*transforms.shape[:-2], new_box, new_box // 2 + 1)
-    out[..., : half + 1, : half + 1] = transforms[..., : half + 1, : half + 1]
-    if half:
-        out[..., -half:, : half + 1] = transforms[..., -half:, : half + 1]
-    return out
-
-
-def pad_fourier(transforms: torch.Tensor, box: int, new_box: int) -> torch.Tensor:
-    """Zero-pad half-plane transforms of `box` to `new_box` pixels (Nyquist of the old box dropped)."""
-    half = (box - 1) // 2
+    half = (min(box, new_box) - 1) // 2
     out = transforms.new_zeros(*transforms.shape[:-2], new_box, new_box // 2 + 1)
     out[..., : half + 1, : half + 1] = transforms[..., : half + 1, : half + 1]
     if half:
@@ -162,9 +153,7 @@ def resample_image(images: torch.Tensor, new_box: int) -> torch.Tensor:
     box = images.shape[-1]
     if new_box == box:
         return images
-    transforms = image_to_fourier(images)
-    resize = crop_fourier if new_box < box else pad_fourier
-    return fourier_to_image(resize(transforms, box, new_box), new_box) * (new_box / box) ** 2
+    return fourier_to_image(resize_fourier(image_to_fourier(images), box, new_box), new_box) * (new_box / box) ** 2
 
 
 def resample_volume(volume: torch.Tensor, new_box: int) -> torch.Tensor:
@@ -175,12 +164,9 @@ def resample_volume(volume: torch.Tensor, new_box: int) -> torch.Tensor:
     half = (min(box, new_box) - 1) // 2
     source = volume_to_fourier(volume)
     target = source.new_zeros(new_box, new_box, new_box // 2 + 1)
-    parts = [(slice(0, half + 1), slice(0, half + 1))]
-    if half:
-        parts.append((slice(-half, None), slice(-half, None)))
-    for z_out, z_in in parts:
-        for y_out, y_in in parts:
-            target[z_out, y_out, : half + 1] = source[z_in, y_in, : half + 1]
+    kept = [slice(0, half + 1), slice(-half, None)] if half else [slice(0, 1)]
+    for z, y in product(kept, kept):
+        target[z, y, : half + 1] = source[z, y, : half + 1]
     return fourier_to_volume(target, new_box) * (new_box / box) ** 3
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from dynamight_core.imaging.fourier import crop_fourier, fourier_to_image, frequencies_2d, pad_fourier, real_transform
+from dynamight_core.imaging.fourier import fourier_to_image, frequencies_2d, real_transform, resize_fourier
 
 _LINEAR, _ZEROS, _ALIGN = 0, 0, True
 
@@ -179,7 +179,7 @@ class Projector:
             weights = weights.expand(len(points), -1)[:, None]
         transforms = real_transform(spread_bilinear(weights.expand(len(points), -1, -1), points, self.grid_size))
         if self.oversampling > 1:
-            transforms = crop_fourier(transforms, self.grid_size, self.box)
+            transforms = resize_fourier(transforms, self.grid_size, self.box)
         correction = grid_correction(self.box, self.oversampling, points.device)
         images = transforms * (correction if transfer is None else correction * transfer)
         return images if has_channels else images[:, 0]
@@ -211,7 +211,9 @@ class Projector:
         """Return the (..., grid_size, grid_size) real images that `backproject` reads."""
         # Padding to the same box drops Nyquist, so that oversampling 1 and 2 treat it the same way.
         corrected = images * kernel_correction(self.box, self.oversampling, images.device)
-        return fourier_to_image(pad_fourier(corrected, self.box, self.grid_size), self.grid_size) * self.oversampling**2
+        return (
+            fourier_to_image(resize_fourier(corrected, self.box, self.grid_size), self.grid_size) * self.oversampling**2
+        )
 
 
 def kernel_correction(box: int, oversampling: int, device: torch.device | str) -> torch.Tensor:

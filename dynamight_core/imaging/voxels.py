@@ -5,6 +5,7 @@ lattice as coarse as its smoothness allows, projected by the pose, and interpola
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 
 import numpy as np
 import torch
@@ -164,10 +165,8 @@ class Voxels:
         corner = rows.min(1)
         cells = (rows - corner[:, None]) // self.spacing
         used = np.zeros(cells.max(1) + 2, bool)
-        for dz in (0, 1):
-            for dy in (0, 1):
-                for dx in (0, 1):
-                    used[cells[0] + dz, cells[1] + dy, cells[2] + dx] = True
+        for dz, dy, dx in product((0, 1), repeat=3):
+            used[cells[0] + dz, cells[1] + dy, cells[2] + dx] = True
         numbers = np.where(used, np.cumsum(used.ravel()).reshape(used.shape) - 1, 0)
         nodes = np.argwhere(used) * self.spacing + corner
         return torch.from_numpy(nodes[:, ::-1].copy()).to(self.device), numbers, corner
@@ -285,14 +284,12 @@ class Voxels:
         cells = at // self.spacing
         fraction = (at - cells * self.spacing).float() / self.spacing
         total = torch.zeros(*shifts.shape[:2], rows.shape[1], device=rows.device)
-        for dz in (0, 1):
-            for dy in (0, 1):
-                for dx in (0, 1):
-                    weight = torch.ones_like(fraction[0])
-                    for axis, step in enumerate((dz, dy, dx)):
-                        weight = weight * (fraction[axis] if step else 1 - fraction[axis])
-                    number = nodes[cells[0] + dz, cells[1] + dy, cells[2] + dx]
-                    total = total + weight * shifts[:, :, number]
+        for corner in product((0, 1), repeat=3):
+            weight = torch.ones_like(fraction[0])
+            for axis, step in enumerate(corner):
+                weight = weight * (fraction[axis] if step else 1 - fraction[axis])
+            number = nodes[tuple(cells[axis] + step for axis, step in enumerate(corner))]
+            total = total + weight * shifts[:, :, number]
         return total
 
     def _rows(self, runs_of_voxels: Integers) -> tuple[torch.Tensor, torch.Tensor]:
@@ -306,29 +303,24 @@ class Voxels:
         return rows, runs[number, 4] + within
 
 
-def lattice_spacing(
-    mask: torch.Tensor,
-    origin: Sequence[int],
-    pixel_size: float,
-    field: ModalField,
-    scale: torch.Tensor | None,
-    coordinates: torch.Tensor,
-) -> int:
-    """Return the widest spacing (voxels) of a lattice from which a field can be interpolated accurately.
+def lattice_spacing(voxels: Voxels, coordinates: torch.Tensor) -> int:
+    """Return the widest spacing (voxels) of a lattice from which the field of voxels can be interpolated accurately.
 
-    The error of interpolation is measured at a sample of the voxels, for (n, K) coordinates of the field. See `Voxels`
-    for the other parameters.
+    The error of interpolation is measured at a sample of the voxels, for (n, K) coordinates of a modal field. Other
+    fields are evaluated at every voxel.
     """
-    voxels_inside = mask.nonzero()
-    chosen = voxels_inside[torch.linspace(0, len(voxels_inside) - 1, min(len(voxels_inside), _SAMPLE)).long()]
+    field = voxels.field
+    if not isinstance(field, ModalField):
+        return 1
+    inside = voxels._rows(voxels.runs)[0][:3].T.round().long()
+    origin = inside.new_tensor(voxels.origin)
+    chosen = inside[torch.linspace(0, len(inside) - 1, min(len(inside), _SAMPLE)).long()].flip(1) + origin
     moment = coordinates.T @ coordinates / len(coordinates)
 
-    def fields(voxels: torch.Tensor) -> torch.Tensor:
-        values = field.fields((voxels - voxels.new_tensor(origin)).flip(1).float() * pixel_size)
-        if scale is not None and scale.is_floating_point():
-            inside = [voxels[:, axis].clamp(0, scale.shape[axis] - 1) for axis in range(3)]
-            values = values * scale[tuple(inside)][:, None]
-        return values
+    def fields(indices: torch.Tensor) -> torch.Tensor:
+        at = (indices - origin).flip(1)
+        values = field.fields(at.float() * voxels.pixel_size)
+        return values if voxels.scale is None else values * voxels._scale_at(at, voxels.scale)
 
     exact = fields(chosen)
     for spacing in _SPACINGS:
@@ -339,30 +331,20 @@ def lattice_spacing(
             weight = torch.where(corner.bool(), fraction, 1 - fraction).prod(1)
             total += weight[:, None] * fields(lower + corner * spacing)
         error = (total - exact).permute(1, 2, 0)
-        if float(((error @ moment) * error).sum(-1).sum(-1).mean()) < (_MAX_ERROR * pixel_size) ** 2:
+        if float(((error @ moment) * error).sum(-1).sum(-1).mean()) < (_MAX_ERROR * voxels.pixel_size) ** 2:
             return spacing
     return 1
 
 
-def moving_voxels(
-    mask: torch.Tensor,
-    origin: Sequence[int],
-    pixel_size: float,
-    field: Field | None,
-    scale: torch.Tensor | None,
-    latents: torch.Tensor | None,
-    batch_size: int,
-) -> list[Voxels]:
-    """Return voxels under a field, in parts whose displacements for a batch of particles take a bounded memory.
+def moving_voxels(voxels: Voxels, latents: torch.Tensor | None, batch_size: int) -> list[Voxels]:
+    """Return voxels under a field in parts whose displacements for a batch of particles take a bounded memory.
 
-    `latents` are the (n, d) latents that the field will have. See `Voxels` for the other parameters.
+    `latents` are the (n, d) latents that the field will have; they decide the spacing of its lattice.
     """
-    spacing = 1
-    if isinstance(field, ModalField) and latents is not None:
-        spacing = lattice_spacing(mask, origin, pixel_size, field, scale, latents)
-    voxels = Voxels(mask, origin, pixel_size, field, scale, spacing)
+    if latents is not None:
+        voxels.spacing = lattice_spacing(voxels, latents)
     # A lattice has some nodes beyond its voxels.
-    nodes_per_voxel = min(1, 2 / spacing**3)
+    nodes_per_voxel = min(1, 2 / voxels.spacing**3)
     return voxels.split(max(1024, int(_SHIFTS / (8 * batch_size * nodes_per_voxel))))
 
 

@@ -44,9 +44,8 @@ class DeformedProjection:
         self.data, self.latents = data, latents
         self.region = region.to(data.device)
         self.shape = self.region > 0
-        self.parts = moving_voxels(
-            self.shape, (data.box // 2,) * 3, data.pixel_size, field, self.region, latents, batch_size
-        )
+        voxels = Voxels(self.shape, (data.box // 2,) * 3, data.pixel_size, field, self.region)
+        self.parts = moving_voxels(voxels, latents, batch_size)
 
     def __len__(self) -> int:
         return int(self.shape.sum())

@@ -69,7 +69,7 @@ class HalfTrainer:
         # Transform of the undeformed point spread function, once it is needed.
         self.point_spread: torch.Tensor | None = None
         self.optimizers = {
-            "gaussians": self._gaussian_optimizer(),
+            "gaussians": self.gaussian_optimizer(),
             "encoder": torch.optim.Adam(model.encoder.parameters(), lr=options.encoder_learning_rate),
             "decoder": torch.optim.Adam(model.decoder.parameters(), lr=options.learning_rate),
             # No momentum: it would move particles that are not in the batch.
@@ -94,7 +94,8 @@ class HalfTrainer:
         # The paper's lambda is found as training goes.
         self.stiffness = self.options.stiffness * (fraction if self.options.regularisation == "fixed" else 1)
 
-    def _gaussian_optimizer(self) -> torch.optim.Optimizer:
+    def gaussian_optimizer(self) -> torch.optim.Optimizer:
+        """Return an optimiser of the Gaussians without momentum."""
         gaussians, options = self.model.gaussians, self.options
         if gaussians.fixed:
             return torch.optim.Adam([gaussians.log_widths, gaussians.log_amplitudes], lr=5e-3, betas=(0.9, 0.99))
@@ -107,10 +108,6 @@ class HalfTrainer:
             ],
             betas=(0.9, 0.99),
         )
-
-    def reset_gaussian_optimizer(self) -> None:
-        """Forget the momentum of Gaussians that have been replaced."""
-        self.optimizers["gaussians"] = self._gaussian_optimizer()
 
     def batches(self, epoch: int) -> tuple[list[torch.Tensor], torch.Generator]:
         """Return the rows of each batch of an epoch, and its generator: the same for the same seed, half and epoch."""

@@ -98,5 +98,6 @@ def refit_gaussians(trainer: HalfTrainer, resolution: float, seed: int) -> None:
     with torch.no_grad():
         for name, value in fitted.state_dict().items():
             getattr(model.gaussians, name).copy_(value)
-    trainer.reset_gaussian_optimizer()
+    # These Gaussians have no momentum.
+    trainer.optimizers["gaussians"] = trainer.gaussian_optimizer()
     trainer.rebuild_graph()

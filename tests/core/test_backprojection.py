@@ -295,7 +295,7 @@ def test_a_map_of_slices_is_as_good_as_one_whose_voxels_are_all_read(hinge, rigi
 def test_a_field_is_evaluated_as_coarsely_as_its_smoothness_allows():
     mask, coordinates = sphere(32, radius=12), torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
     arguments = (mask, (16, 16, 16), 1.0)
-    spacings = [lattice_spacing(*arguments, Waves(length), None, coordinates) for length in (400.0, 80.0, 4.0)]
+    spacings = [lattice_spacing(Voxels(*arguments, Waves(length)), coordinates) for length in (400.0, 80.0, 4.0)]
     assert spacings[0] > spacings[1] > spacings[2] == 1
     exact, coarse = torch.zeros(32, 32, 32), torch.zeros(32, 32, 32)
     poses = torch.cat([rotation_matrices(torch.zeros(50, 3))[:, :2], torch.full((50, 2, 1), 16.0)], 2)
