@@ -101,11 +101,8 @@ def make_app(everything: bool = False) -> App:
 def current_names(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the words of a command line with former names of options replaced, and a note for each of these."""
     now, notes = list(words), []
-    former = (
-        {f"--{old}": word for word in words_of(now[0]) for old in word.option.was}
-        if now and now[0] in _COMMANDS
-        else {}
-    )
+    known = words_of(now[0]) if now and now[0] in _COMMANDS else []
+    former = {f"--{old}": word for word in known for old in word.option.was}
     for number, text in enumerate(now):
         old, equals, value = text.partition("=")
         if old in former:

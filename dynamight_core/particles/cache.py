@@ -88,12 +88,6 @@ class ImageCache:
         """Free the memory or the file of the images."""
         self._images = torch.empty(0, dtype=torch.half)
 
-    def __enter__(self) -> "ImageCache":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
     def _choose_storage(self, needed: int) -> str:
         if self.device.type == "cuda" and needed <= _MAX_FRACTION * torch.cuda.mem_get_info(self.device)[0]:
             return "device"

@@ -42,22 +42,19 @@ class AtomicModel:
         """Return what the user should know about it."""
         coarse = self.coarse
         fitted = self.record["fit"]
-        moved = (
-            []
-            if fitted is None
-            else [
-                f"--fit rotated the atomic model by {fitted['angle']:.1f} degrees and moved its Gaussians by "
-                f"{fitted['moved']:.1f} A rms; its correlation with the map changed from "
-                f"{self.alignment.correlation:.2f} to {self.alignment.fitted:.2f}"
-            ]
-        )
-        return [
+        sentences = [
             f"{self.record['file']}: {len(coarse.atom_numbers)} atoms became {len(coarse)} Gaussians; coordinate "
             f"origin: {ORIGIN_NAMES[self.record['origin']]} (--origin)",
             *coarse.notes,
             self.alignment.describe(),
-            *moved,
         ]
+        if fitted is not None:
+            sentences.append(
+                f"--fit rotated the atomic model by {fitted['angle']:.1f} degrees and moved its Gaussians by "
+                f"{fitted['moved']:.1f} A rms; its correlation with the map changed from "
+                f"{self.alignment.correlation:.2f} to {self.alignment.fitted:.2f}"
+            )
+        return sentences
 
     def write_fitted(self, path: Path) -> None:
         """Write the model as moved by --fit, in the coordinates of the file; do nothing without a fit."""

@@ -75,13 +75,8 @@ class Prepared:
 
     def preprocessing(self, mask: bool = True) -> Preprocessing:
         """Return the preprocessing of the run's images at the working box."""
-        return Preprocessing(
-            working_box=self.working_box,
-            diameter=self.inputs.particle_diameter,
-            mask=mask,
-            invert=self.inputs.invert_contrast,
-            normalise=self.inputs.normalise,
-        )
+        inputs = self.inputs
+        return Preprocessing(self.working_box, inputs.particle_diameter, mask, inputs.invert_contrast, inputs.normalise)
 
     def report(self, reporter: Reporter) -> None:
         """Report notes, warnings and the working box."""

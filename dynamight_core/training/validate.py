@@ -125,19 +125,16 @@ def check_premultiplied(particles: Particles, given: bool | None, seed: int) -> 
     """Compare the images with their declared premultiplication; warn if the user declared it, or else refuse."""
     with ImageReader(particles) as reader:
         left = power_at_ctf_zeros(reader, seed)
-    if left is None or (particles.premultiplied and left < NOT_MULTIPLIED):
+    declared = particles.premultiplied
+    if left is None or (left < NOT_MULTIPLIED if declared else left > MULTIPLIED):
         return []
-    if not particles.premultiplied and left > MULTIPLIED:
-        return []
-    looks, option = (
-        ("do not appear to be premultiplied by the CTF", "--no-premultiplied")
-        if particles.premultiplied
-        else ("appear to be premultiplied by the CTF", "--premultiplied")
-    )
-    found = f"the images {looks} ({100 * max(left, 0):.0f} % of their power is left at its zeros)"
+    now, right = ("--premultiplied", "--no-premultiplied") if declared else ("--no-premultiplied", "--premultiplied")
+    looks = "do not appear" if declared else "appear"
+    power = f"{100 * max(left, 0):.0f} % of their power is left at its zeros"
+    found = f"the images {looks} to be premultiplied by the CTF ({power})"
     if given is not None:
-        return [f"{found}, against {'--premultiplied' if given else '--no-premultiplied'}"]
+        return [f"{found}, against {now}"]
     raise InputError(
-        f"{found}, but {particles.star_path} says otherwise (rlnCtfDataAreCtfPremultiplied); set {option}, or "
-        f"{'--premultiplied' if particles.premultiplied else '--no-premultiplied'} if it is right"
+        f"{found}, but {particles.star_path} says otherwise (rlnCtfDataAreCtfPremultiplied); set {right}, or {now} if "
+        "it is right"
     )

@@ -1,5 +1,7 @@
 """The image cache: the same images from every storage, to half precision, and nothing left behind."""
 
+from contextlib import closing
+
 import numpy as np
 import pytest
 import torch
@@ -26,8 +28,8 @@ def test_images_come_back_to_half_precision(reader, tmp_path, storage, monkeypat
     monkeypatch.setattr(cache_module, "batch_size", lambda box: 5)
     expected = read_prepared(reader, slice(None), PREPROCESSING)
     done = []
-    with ImageCache(
-        reader, PREPROCESSING, storage=storage, folder=tmp_path / "c", progress=lambda *d: done.append(d)
+    with closing(
+        ImageCache(reader, PREPROCESSING, storage=storage, folder=tmp_path / "c", progress=lambda *d: done.append(d))
     ) as cache:
         assert len(cache) == 12
         for index in ([3, 0, 3], slice(2, 9), torch.arange(12), np.arange(12) % 2 == 0):
