@@ -139,7 +139,7 @@ def true_share(run, truth, seed):
     images = ControlImages(run, torch.arange(len(run.halves)), torch.device("cpu"))
     if images.box != truth.box or not truth.domain_mask(1).any():
         return None
-    particles, plain = images.particles, Preprocessing(images.box, mask=False, normalise="none")
+    particles, plain = images.particles, Preprocessing(images.box, normalise="none")
     pair = []
     for half in (1, 2):
         deformations = HalfDeformations.of(images, half, ControlOptions("noise-particles", seed=seed))

@@ -132,7 +132,7 @@ def compare_maps(trained, truth, inputs):
     particles = trained.prepared.particles
     box, pixel_size = particles.box, particles.pixel_size
     reader = ImageReader(particles)
-    preprocessing = Preprocessing(working_box=box, mask=False)
+    preprocessing = Preprocessing(working_box=box)
     region = torch.nn.functional.max_pool3d(
         torch.from_numpy(trained.prepared.region.mask)[None, None].float(), 7, stride=1, padding=3
     )[0, 0]

@@ -1,4 +1,4 @@
-"""Preprocessing of particle images: centre, normalise, crop to the working box, mask."""
+"""Preprocessing of particle images: centre, normalise, crop to the working box."""
 
 from dataclasses import dataclass, replace
 
@@ -9,7 +9,6 @@ from dynamight_core.errors import InputError
 from dynamight_core.imaging.ctf import CtfParameters, Index, evaluate_ctf
 from dynamight_core.imaging.fourier import fourier_to_image, image_to_fourier, resample_image, translation_phases
 from dynamight_core.imaging.geometry import image_radius
-from dynamight_core.imaging.masks import soft_circle
 from dynamight_core.options.train import NORMALISATIONS
 from dynamight_core.particles.images import ImageReader
 
@@ -29,9 +28,7 @@ class Preprocessing:
     working_box
         pixels after Fourier cropping, even, at most the images' box.
     diameter
-        of the particle circle, A; 0.9 of the box if None. Noise is measured outside it, and the mask keeps its inside.
-    mask
-        whether to set pixels outside the circle to zero, with a soft edge.
+        of the particle circle, A; 0.9 of the box if None. Noise is measured outside it.
     invert
         whether the particles are dark: grey values change sign.
     normalise
@@ -49,7 +46,6 @@ class Preprocessing:
 
     working_box: int
     diameter: float | None = None
-    mask: bool = True
     invert: bool = False
     normalise: str = "image"
     set_noise: float | None = None
@@ -109,7 +105,6 @@ def prepare_images(
     4. The image is multiplied by the mean NormCorrection over its own, as in RELION's refinement.
     5. Contrast is inverted.
     6. The image is Fourier-cropped; grey values are kept.
-    7. Pixels outside the circle are masked.
 
     Multiplication by the CTF C is undone by C / (C^2 + 0.01): an image C (C x + n) becomes C x + n, except near zeros
     of C, and is then treated as any other image. RELION multiplies by the real CTF: the phases of beam tilt and odd
@@ -153,12 +148,7 @@ def prepare_images(
             deviation = torch.full_like(deviation, p.set_noise)
         images = (images - mean[:, None, None]) / deviation[:, None, None]
     scale = (-1.0 if p.invert else 1.0) / norm_correction
-    images = resample_image(images * scale[:, None, None], p.working_box)
-    if p.mask:
-        images = images * soft_circle(
-            p.working_box, pixel_size * box / p.working_box, p.circle_diameter(box, pixel_size), device=images.device
-        )
-    return images
+    return resample_image(images * scale[:, None, None], p.working_box)
 
 
 def read_prepared(

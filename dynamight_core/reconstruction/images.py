@@ -34,7 +34,6 @@ class FullImages:
         self.preprocessing = Preprocessing(
             self.box,
             config.inputs.particle_diameter,
-            mask=False,
             invert=config.inputs.invert_contrast,
             normalise=config.inputs.normalise,
         ).with_set_noise(self.reader, config.train.seed)

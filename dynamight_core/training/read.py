@@ -73,10 +73,10 @@ class Prepared:
         """Pixel size of the Fourier-cropped images, A."""
         return self.particles.pixel_size * self.particles.box / self.working_box
 
-    def preprocessing(self, mask: bool = True) -> Preprocessing:
+    def preprocessing(self) -> Preprocessing:
         """Return the preprocessing of the run's images at the working box."""
         inputs = self.inputs
-        return Preprocessing(self.working_box, inputs.particle_diameter, mask, inputs.invert_contrast, inputs.normalise)
+        return Preprocessing(self.working_box, inputs.particle_diameter, inputs.invert_contrast, inputs.normalise)
 
     def report(self, reporter: Reporter) -> None:
         """Report notes, warnings and the working box."""

@@ -57,7 +57,7 @@ class ControlImages:
         self.box, self.pixel_size = run.models[0].box, run.models[0].pixel_size
         inputs = run.config.inputs
         preprocessing = Preprocessing(
-            self.box, inputs.particle_diameter, mask=False, invert=inputs.invert_contrast, normalise=inputs.normalise
+            self.box, inputs.particle_diameter, invert=inputs.invert_contrast, normalise=inputs.normalise
         ).with_set_noise(ImageReader(run.particles), run.config.train.seed)
         self.particles = run.particles.subset(rows.numpy())
         self.matrices = self.particles.matrices
