@@ -16,6 +16,8 @@ from dynamight_core.model.half import HalfModel
 
 # Of the variance of a half's coordinates: directions with less determine no fields of their own.
 _DAMPING = 1e-3
+# Particles at a time.
+_BATCH = 256
 
 
 @dataclass
@@ -58,11 +60,7 @@ class PrincipalMotions:
 
 
 def principal_motions(
-    displacements: Callable[[torch.Tensor], torch.Tensor],
-    n: int,
-    points: torch.Tensor,
-    n_motions: int,
-    batch: int = 256,
+    displacements: Callable[[torch.Tensor], torch.Tensor], n: int, points: torch.Tensor, n_motions: int
 ) -> PrincipalMotions:
     """Analyse the displacements of n particles at common points.
 
@@ -82,11 +80,11 @@ def principal_motions(
     """
     n_points = len(points)
     sample = torch.linspace(0, n - 1, min(n, 2000)).long().unique()
-    sketch = torch.cat([displacements(rows).flatten(1) for rows in sample.split(batch)])
+    sketch = torch.cat([displacements(rows).flatten(1) for rows in sample.split(_BATCH)])
     rank = min(4 * n_motions, *sketch.shape)
     basis = torch.linalg.svd(sketch - sketch.mean(0), full_matrices=False)[2][:rank]
     parts, mean, power = [], torch.zeros(3 * n_points), 0.0
-    for rows in torch.arange(n).split(batch):
+    for rows in torch.arange(n).split(_BATCH):
         shift = displacements(rows).flatten(1)
         mean += shift.sum(0) / n
         power += float(shift.square().sum()) / n
