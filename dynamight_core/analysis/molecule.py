@@ -5,7 +5,7 @@ import torch
 
 from dynamight_core.errors import InputError
 from dynamight_core.model.motions import motion_fields
-from dynamight_core.options import HALVES
+from dynamight_core.options.analyse import HALVES
 from dynamight_core.run import Run
 
 
