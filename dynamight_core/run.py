@@ -152,7 +152,8 @@ class Run:
     @cached_property
     def summary(self) -> dict[str, Any]:
         """Verdict, statistics and warnings."""
-        return json.loads(self._summarised("analysis/summary.json").read_text())
+        summary: dict[str, Any] = json.loads(self._summarised("analysis/summary.json").read_text())
+        return summary
 
     @cached_property
     def table(self) -> pd.DataFrame:

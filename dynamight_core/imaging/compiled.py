@@ -58,7 +58,8 @@ def _pool() -> ThreadPoolExecutor:
     threads = torch.get_num_threads()
     if getattr(_local, "threads", None) != threads:
         _local.pool, _local.threads = ThreadPoolExecutor(threads), threads
-    return _local.pool
+    pool: ThreadPoolExecutor = _local.pool
+    return pool
 
 
 def in_threads(function: Loop, bounds: Integers, *arguments: object) -> None:

@@ -18,14 +18,16 @@ def real_transform(values: torch.Tensor, ndim: int = 2) -> torch.Tensor:
 
     Differentiable, at half the cost of torch's own gradient, which pads to the full plane and transforms that.
     """
-    return _RealTransform.apply(values, ndim)  # type: ignore[no-untyped-call]  # torch has no type
+    transforms: torch.Tensor = _RealTransform.apply(values, ndim)  # type: ignore[no-untyped-call]  # torch has no type
+    return transforms
 
 
 class _RealTransform(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: torch.Tensor, ndim: int) -> torch.Tensor:
         ctx.shape = values.shape[-ndim:]
-        return torch.fft.rfftn(values, dim=tuple(range(-ndim, 0)))
+        transforms: torch.Tensor = torch.fft.rfftn(values, dim=tuple(range(-ndim, 0)))
+        return transforms
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
@@ -38,24 +40,28 @@ class _RealTransform(torch.autograd.Function):
 
 def image_to_fourier(images: torch.Tensor) -> torch.Tensor:
     """Transform (..., box, box) images to (..., box, box//2+1) half-plane transforms."""
-    return torch.fft.rfft2(torch.fft.ifftshift(images, dim=(-2, -1)))
+    transforms: torch.Tensor = torch.fft.rfft2(torch.fft.ifftshift(images, dim=(-2, -1)))
+    return transforms
 
 
 def fourier_to_image(transforms: torch.Tensor, box: int) -> torch.Tensor:
     """Transform (..., box, box//2+1) half-plane transforms to (..., box, box) images."""
-    return torch.fft.fftshift(torch.fft.irfft2(transforms, s=(box, box)), dim=(-2, -1))
+    images: torch.Tensor = torch.fft.fftshift(torch.fft.irfft2(transforms, s=(box, box)), dim=(-2, -1))
+    return images
 
 
 def volume_to_fourier(volumes: torch.Tensor) -> torch.Tensor:
     """Transform (..., box, box, box) volumes to (..., box, box, box//2+1) transforms."""
     dims = (-3, -2, -1)
-    return torch.fft.rfftn(torch.fft.ifftshift(volumes, dim=dims), dim=dims)
+    transforms: torch.Tensor = torch.fft.rfftn(torch.fft.ifftshift(volumes, dim=dims), dim=dims)
+    return transforms
 
 
 def fourier_to_volume(transforms: torch.Tensor, box: int) -> torch.Tensor:
     """Transform (..., box, box, box//2+1) transforms to (..., box, box, box) volumes."""
     dims = (-3, -2, -1)
-    return torch.fft.fftshift(torch.fft.irfftn(transforms, s=(box,) * 3, dim=dims), dim=dims)
+    volumes: torch.Tensor = torch.fft.fftshift(torch.fft.irfftn(transforms, s=(box,) * 3, dim=dims), dim=dims)
+    return volumes
 
 
 @lru_cache(maxsize=32)
@@ -80,7 +86,8 @@ def frequencies_3d(box: int, device: torch.device | str = "cpu") -> torch.Tensor
 def shells(box: int, ndim: int = 2, device: torch.device | str = "cpu") -> torch.Tensor:
     """Return the integer shell (radius in Fourier pixels, rounded) of each element of a half-plane transform."""
     grid = frequencies_2d(box, device) if ndim == 2 else frequencies_3d(box, device)
-    return (grid.norm(dim=-1) * box).round().long()
+    index: torch.Tensor = (grid.norm(dim=-1) * box).round().long()
+    return index
 
 
 @lru_cache(maxsize=32)

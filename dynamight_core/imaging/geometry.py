@@ -43,7 +43,8 @@ def image_radius(box: int, device: torch.device | str = "cpu") -> torch.Tensor:
 
 def grid_points(coordinates: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the (n^3, 3) x, y, z of a cubic grid with (n,) coordinates on each axis, x running fastest."""
-    return np.stack(np.meshgrid(*[coordinates] * 3, indexing="ij")[::-1], -1).reshape(-1, 3)
+    points: NDArray[np.float64] = np.stack(np.meshgrid(*[coordinates] * 3, indexing="ij")[::-1], -1).reshape(-1, 3)
+    return points
 
 
 def to_points(voxels: Array, box: int, pixel_size: float) -> Array:
@@ -66,12 +67,14 @@ def to_grid(points: torch.Tensor, size: int, extent: float) -> torch.Tensor:
 
 def nearest_voxels(points: NDArray[np.floating[Any]], box: int, pixel_size: float) -> NDArray[np.int64]:
     """Return the (n, 3) indices z, y, x of the voxels nearest to (n, 3) points x, y, z (A); some may lie outside."""
-    return np.rint(points / pixel_size).astype(np.int64)[:, ::-1] + box // 2
+    voxels: NDArray[np.int64] = np.rint(points / pixel_size).astype(np.int64)[:, ::-1] + box // 2
+    return voxels
 
 
 def inside_box(voxels: NDArray[np.int64], box: int) -> NDArray[np.bool_]:
     """Return (n,) whether (n, 3) voxels lie in the box."""
-    return ((voxels >= 0) & (voxels < box)).all(1)
+    inside: NDArray[np.bool_] = ((voxels >= 0) & (voxels < box)).all(1)
+    return inside
 
 
 def mask_points(mask: NDArray[np.bool_], pixel_size: float) -> NDArray[np.float64]:

@@ -14,7 +14,8 @@ _EDGE, _MIN_EDGE_PIXELS = 5.0, 3.0
 def raised_cosine(fraction: Array) -> Array:
     """Return a soft edge: 1 where `fraction` of the edge's width is 0 or less, 0 where it is 1 or more."""
     angle = np.pi * fraction.clip(0, 1)
-    return 0.5 + 0.5 * (np.cos(angle) if isinstance(angle, np.ndarray) else angle.cos())
+    edge: Array = 0.5 + 0.5 * (np.cos(angle) if isinstance(angle, np.ndarray) else angle.cos())
+    return edge
 
 
 def soft_circle(
@@ -54,7 +55,8 @@ def sphere(box: int, radius: float | None = None, device: torch.device | str = "
 
 def distance_from(mask: NDArray[np.bool_], pixel_size: float) -> NDArray[np.float64]:
     """Return the distance (A) of each voxel from the nearest one in a mask; 0 inside."""
-    return ndimage.distance_transform_edt(~mask, sampling=pixel_size)
+    distance: NDArray[np.float64] = ndimage.distance_transform_edt(~mask, sampling=pixel_size)
+    return distance
 
 
 def distance_from_voxels(voxels: NDArray[np.int64], box: int, pixel_size: float) -> NDArray[np.float64]:

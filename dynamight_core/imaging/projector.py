@@ -55,7 +55,8 @@ def spread_bilinear(weights: torch.Tensor, points: torch.Tensor, size: int) -> t
     torch.Tensor
         (b, c, size, size) or (b, c, size, size, size). Differentiable with respect to weights and points.
     """
-    return _Spread.apply(weights, points, size)  # type: ignore[no-untyped-call]  # torch has no type
+    images: torch.Tensor = _Spread.apply(weights, points, size)  # type: ignore[no-untyped-call]  # torch has no type
+    return images
 
 
 class _Spread(torch.autograd.Function):
@@ -95,7 +96,8 @@ def _read_gradients(
     """Return the gradients of a linear read with respect to the image and to the points."""
     aten = torch.ops.aten
     backward = aten.grid_sampler_2d_backward if grid.shape[-1] == 2 else aten.grid_sampler_3d_backward
-    return backward(gradient, image, grid, _LINEAR, _ZEROS, _ALIGN, wanted)
+    gradients: tuple[torch.Tensor, torch.Tensor] = backward(gradient, image, grid, _LINEAR, _ZEROS, _ALIGN, wanted)
+    return gradients
 
 
 @dataclass(frozen=True)

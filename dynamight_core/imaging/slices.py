@@ -48,7 +48,8 @@ def _correction(box: int, grid: int) -> Floats:
     nodes, weights = np.polynomial.legendre.leggauss(64)  # type: ignore[no-untyped-call]  # numpy has no type for it
     nodes, weights = nodes * WIDTH / 2, weights * WIDTH / 2
     phases = np.cos(2 * np.pi * np.outer(np.arange(box) - box // 2, nodes) / grid)
-    return (1 / (phases @ (weights * _kernel(nodes)))).astype(np.float32)
+    correction: Floats = (1 / (phases @ (weights * _kernel(nodes)))).astype(np.float32)
+    return correction
 
 
 def padded_size(box: int) -> int:

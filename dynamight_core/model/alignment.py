@@ -200,12 +200,14 @@ class _FilteredMap:
 
     def norm_of(self, points: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Return the norm of the map of a model that lies inside the box."""
-        return _rendered(points, weights, self.width, self.box, self.pixel_size).norm()
+        norm: torch.Tensor = _rendered(points, weights, self.width, self.box, self.pixel_size).norm()
+        return norm
 
     def correlation(self, points: torch.Tensor, weights: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
         """Return the (b,) correlations of (b, n, 3) points (A) of (n,) weights, whose map has this norm."""
         values = interpolate(self.field[None], points.reshape(-1, 3), self.box * self.pixel_size, "zeros")
-        return (values.reshape(points.shape[:2]) @ weights) / (norm * self.norm)
+        correlations: torch.Tensor = (values.reshape(points.shape[:2]) @ weights) / (norm * self.norm)
+        return correlations
 
 
 @torch.no_grad()

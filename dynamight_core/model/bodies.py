@@ -157,7 +157,7 @@ def _resample(volume: NDArray[np.floating[Any]], size: int) -> NDArray[np.float3
     """Return a cubic volume on `size` voxels of the same extent, trilinear, origins at the middle of either."""
     box = volume.shape[0]
     scale = box / size
-    return ndimage.affine_transform(
+    resampled: NDArray[np.float32] = ndimage.affine_transform(
         volume.astype(np.float32),
         scale * np.eye(3),
         box // 2 - scale * (size // 2),
@@ -165,3 +165,4 @@ def _resample(volume: NDArray[np.floating[Any]], size: int) -> NDArray[np.float3
         order=1,
         mode="nearest",
     )
+    return resampled

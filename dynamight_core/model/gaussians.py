@@ -74,7 +74,8 @@ class GaussianModel(nn.Module):
     def masses(self, pixel_size: float) -> torch.Tensor:
         """Return (classes, n) integrals of each Gaussian over its volume, map units times voxels."""
         unit = self.log_amplitudes.exp() * (2 * torch.pi) ** 1.5 * (self.widths / pixel_size) ** 3
-        return unit[:, None] * torch.softmax(self.composition, 1).T * self.relative_amplitudes
+        masses: torch.Tensor = unit[:, None] * torch.softmax(self.composition, 1).T * self.relative_amplitudes
+        return masses
 
     def filters(self, box: int, pixel_size: float, ndim: int = 2) -> torch.Tensor:
         """Return (classes, box, ..., box//2+1) Fourier transforms of unit-mass Gaussians."""
@@ -127,7 +128,10 @@ class GaussianModel(nn.Module):
 
         Of (b, n, 3) positions, the mean of the b densities.
         """
-        return torch.fft.irfftn(self.transform(box, pixel_size, positions), s=(box,) * 3, dim=(-3, -2, -1))
+        density: torch.Tensor = torch.fft.irfftn(
+            self.transform(box, pixel_size, positions), s=(box,) * 3, dim=(-3, -2, -1)
+        )
+        return density
 
 
 @lru_cache(maxsize=16)

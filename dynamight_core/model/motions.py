@@ -46,7 +46,8 @@ class PrincipalMotions:
 
     def displacement(self, coordinates: torch.Tensor) -> torch.Tensor:
         """Return (b, m, 3) displacements (A) of the points at (b, K) coordinates."""
-        return self.mean + torch.tensordot(coordinates, self.components, dims=1)
+        displacement: torch.Tensor = self.mean + torch.tensordot(coordinates, self.components, dims=1)
+        return displacement
 
     def save(self, path: str | Path) -> None:
         """Write to a safetensors file, atomically."""

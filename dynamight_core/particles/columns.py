@@ -98,7 +98,8 @@ class Columns:
             row[: len(values)] = values
         if not np.isfinite(filled).all():
             raise InputError(f"{self.star} has values that are not finite in column {label}; correct them")
-        return filled[codes][rows]
+        out: NDArray[np.float64] = filled[codes][rows]
+        return out
 
     def _refuse_row(self, label: str, row: int, wanted: str) -> NoReturn:
         """Raise the error for a value of the particles table that is not `wanted`."""

@@ -87,4 +87,5 @@ def _draw_groups(groups: NDArray[np.int64], n_rows: float, generator: np.random.
     middle = np.cumsum(sizes[order]) - sizes[order] / 2
     drawn = np.zeros(len(sizes), dtype=np.bool_)
     drawn[order[middle < n_rows]] = True
-    return drawn[group.ravel()]
+    mask: NDArray[np.bool_] = drawn[group.ravel()]
+    return mask

@@ -78,7 +78,8 @@ class OpenStack:
     def __getitem__(self, frame: int) -> NDArray[Any]:
         if self._images is None:
             raise ValueError("the stack is closed")
-        return self._images[frame]
+        image: NDArray[Any] = self._images[frame]
+        return image
 
     def close(self) -> None:
         """Unmap the file."""

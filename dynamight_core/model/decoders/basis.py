@@ -65,7 +65,8 @@ class BasisDecoder(Decoder):
 
     def coefficients(self, latents: torch.Tensor) -> torch.Tensor:
         """Return (b, n_fields) coefficients w of (b, d) latents."""
-        return self.network(latents) - self.rest
+        coefficients: torch.Tensor = self.network(latents) - self.rest
+        return coefficients
 
     @torch.no_grad()
     def absorb(self, latents: torch.Tensor) -> None:
@@ -77,7 +78,8 @@ class BasisDecoder(Decoder):
         code = positional_encoding(positions, self.extent, self.n_frequencies, self.shortest)
         # The coordinates themselves: rotations and other linear fields need no wave.
         code = torch.cat([positions * (4 / self.extent), code], -1)
-        return self.fields(code).reshape(len(positions), self.n_fields, 3).transpose(0, 1)
+        fields: torch.Tensor = self.fields(code)
+        return fields.reshape(len(positions), self.n_fields, 3).transpose(0, 1)
 
     def evaluator(self, positions: torch.Tensor) -> Evaluator:
         """Return the map from (b, d) latents to (b, n, 3) displacements of fixed (n, 3) positions."""

@@ -153,7 +153,8 @@ class BodiesDecoder(Decoder):
         """
         output = _UNIT * self.motion(latents).reshape(len(latents), -1, 2, 3)
         slides = output[:, self.jointed, 1]
-        return 0.5 * slides.square().sum((1, 2)).mean() / _SLIDE**2
+        energy: torch.Tensor = 0.5 * slides.square().sum((1, 2)).mean() / _SLIDE**2
+        return energy
 
     def linear_basis(self, positions: torch.Tensor) -> torch.Tensor:
         """Return (k, n, 3) fields of small motions of moving bodies at (n, 3) positions (A), of about 1 A.

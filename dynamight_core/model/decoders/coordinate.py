@@ -61,6 +61,7 @@ class CoordinateDecoder(Decoder):
 
         def evaluate(latents: torch.Tensor) -> torch.Tensor:
             hidden = position_part + (latents @ first[:, code.shape[-1] :].T)[:, None]
-            return self.layers[1:](hidden) * self.unit
+            displacements: torch.Tensor = self.layers[1:](hidden) * self.unit
+            return displacements
 
         return evaluate
