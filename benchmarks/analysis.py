@@ -24,8 +24,8 @@ from dynamight_core.analysis.distribution import corrected_distribution
 from dynamight_core.analysis.domains import find_domains
 from dynamight_core.judging.errors import coordinate_variances, motion_errors
 from dynamight_core.run import Run
+from dynamight_core.simulate.measures import hinge_angle
 from dynamight_core.simulate.truth import Truth, load_truth
-from tools.measures import hinge_angle
 
 
 def overlap(run: Run, truth: Truth) -> float:

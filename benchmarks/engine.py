@@ -47,9 +47,9 @@ from dynamight_core.particles.preprocess import Preprocessing, read_prepared
 from dynamight_core.reconstruction.half_map import MIN_REGULARISATION
 from dynamight_core.reporter import QUIET
 from dynamight_core.run import Run
+from dynamight_core.simulate.measures import HingeField, mean_fsc
 from dynamight_core.simulate.truth import load_truth
 from dynamight_core.training.stage import train
-from tools.measures import HingeField, mean_fsc
 
 
 def body_masks(kind, case, seed, folder, truth):

@@ -33,9 +33,9 @@ from dynamight_core.imaging.correlation import fourier_shell_correlation
 from dynamight_core.imaging.fourier import shells, volume_to_fourier
 from dynamight_core.model.atomic import coarse_grain
 from dynamight_core.reconstruction.deformation import model_map, model_points
+from dynamight_core.simulate.measures import mean_fsc
 from dynamight_core.simulate.molecules import DATA
 from dynamight_core.simulate.truth import load_truth
-from tools.measures import mean_fsc
 
 
 def structures(truth, paths):

@@ -35,8 +35,8 @@ from benchmarks.common.runs import CASES, case_set, trained_run
 from dynamight_core.files import read_map
 from dynamight_core.options import ReconstructOptions
 from dynamight_core.reconstruction.fsc import fourier_shell_correlation, half_map_fsc, resolution_at
+from dynamight_core.simulate.measures import mean_fsc
 from dynamight_core.simulate.truth import load_truth
-from tools.measures import mean_fsc
 
 # Shells that the mask blurs across the one from which phases are random.
 BLUR = 3

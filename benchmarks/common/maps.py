@@ -20,7 +20,7 @@ from dynamight_core.reconstruction.inverse import ForwardFromInverse, load_inver
 from dynamight_core.reconstruction.modes import find_modes
 from dynamight_core.reconstruction.stage import HELD_OUT, invert_run
 from dynamight_core.reporter import QUIET
-from tools.measures import HingeField, oracle_angles
+from dynamight_core.simulate.measures import HingeField, oracle_angles
 
 # The learned field with and without shrinking, by error weights, through the inverse network, and what no run has.
 WAYS = ("learned", "unshrunk", "errors", "inverse", "true", "oracle")

@@ -5,7 +5,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from dynamight_core.analysis.domains import kabsch
-from tools.measures import correlation, hinge_angle, knn_r2
+from dynamight_core.simulate.measures import correlation, hinge_angle, knn_r2
 
 
 def compare(trained, run, truth, share):

@@ -25,9 +25,9 @@ from dynamight_core.imaging.slices import SliceSums
 from dynamight_core.imaging.voxels import ModalField, Voxels, bordered, lattice_spacing
 from dynamight_core.model.decoders.basis import BasisDecoder
 from dynamight_core.reconstruction.images import FullImages
+from dynamight_core.simulate.measures import HingeField
 from tests.support.fourier_maps import reconstruct_fourier
 from tests.support.hinge_images import BOX, PIXEL, HingeImages, wbp
-from tools.measures import HingeField
 
 
 def random_setup(box=12, n=5, seed=0):

@@ -13,8 +13,8 @@ from dynamight_core.reconstruction.inverse import (
     load_inverse,
     save_inverse,
 )
+from dynamight_core.simulate.measures import HingeField
 from tests.support.hinge_images import BOX, PIXEL, wbp
-from tools.measures import HingeField
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ from dynamight_core.reconstruction.half_map import HalfReconstruction, noise_to_
 from dynamight_core.reconstruction.least_squares import DeformedProjection
 from dynamight_core.reconstruction.modes import find_modes
 from dynamight_core.reporter import Reporter
+from dynamight_core.simulate.measures import HingeField
 from tests.support.hinge_images import BOX, PIXEL, wbp
-from tools.measures import HingeField
 
 
 def test_modes_reproduce_a_rotation_on_and_between_the_points_they_were_found_on(hinge):

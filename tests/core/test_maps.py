@@ -24,8 +24,8 @@ from dynamight_core.reconstruction.fsc import (
 from dynamight_core.reconstruction.half_map import HalfReconstruction
 from dynamight_core.reconstruction.maps import final_map, guinier_b_factor, sharpen, write_reconstruction
 from dynamight_core.reconstruction.modes import find_modes
+from dynamight_core.simulate.measures import HingeField
 from tests.support.hinge_images import BOX, PIXEL, noise, wbp
-from tools.measures import HingeField
 
 
 @pytest.mark.parametrize("box", [16, 17])

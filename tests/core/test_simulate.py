@@ -17,10 +17,10 @@ from dynamight_core.imaging.ctf import CtfParameters, electron_wavelength
 from dynamight_core.imaging.fourier import fourier_to_image, image_to_fourier, shell_means, volume_to_fourier
 from dynamight_core.imaging.poses import random_rotations, rotation_matrices
 from dynamight_core.simulate.dataset import SimulateOptions, draw_angles, draw_truth, noisy_images, simulate
+from dynamight_core.simulate.measures import hinge_angle, knn_r2, oracle_angles
 from dynamight_core.simulate.molecules import DATA, atomic_molecule, hinge_molecule, igg_molecule, two_hinge_molecule
 from dynamight_core.simulate.truth import load_truth
 from tests.support.fourier_maps import reconstruct_fourier
-from tools.measures import hinge_angle, knn_r2, oracle_angles
 
 SMALL = SimulateOptions(particles=240, box=32, pixel_size=6.0, seed=7)
 FAB_AXIS = ("H/213/CA", "H/244/CA")

@@ -10,8 +10,8 @@ from dynamight_core.imaging.fourier import fourier_to_image, image_to_fourier, t
 from dynamight_core.imaging.poses import rotation_matrices
 from dynamight_core.options import SimulateOptions
 from dynamight_core.simulate.dataset import simulate
+from dynamight_core.simulate.measures import mean_fsc
 from dynamight_core.simulate.truth import load_truth
-from tools.measures import mean_fsc
 
 BOX, PIXEL = 32, 6.0
 
