@@ -52,7 +52,7 @@ def make_run(folder: Path, particles: int, n_gaussians: int = 600, seed: int = 0
         both = [evaluate(latents[half][rows]) for half, evaluate in enumerate(evaluators)]
         return torch.where((halves[rows] == 1)[:, None, None], *both)
 
-    motions = principal_motions(displacements, n, points, 3, batch=2048)
+    motions = principal_motions(displacements, n, points, 3)
     motions.save(run / "analysis" / "motions.safetensors")
     magnitude = motions.coordinates.square().sum(1).sqrt()
     error = ERROR * float(motions.coordinates[:, 0].std()) * (0.7 + 0.6 * torch.rand(n))
