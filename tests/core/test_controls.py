@@ -267,13 +267,9 @@ def test_what_permuting_takes_decides_what_a_gain_comes_from(own, of_map, of_all
     # 400 particles, whose mean has an error of 0.015, and six draws.
     generator = np.random.default_rng(1)
     halves = torch.tensor([1, 2]).repeat(200)
-    images = SimpleNamespace(
-        rows=torch.arange(400),
-        halves=halves,
-        box=16,
-        pixel_size=6.0,
-        particles=SimpleNamespace(image_groups=torch.arange(400)),
-    )
+    images = ControlImages.__new__(ControlImages)
+    images.rows, images.halves, images.box, images.pixel_size = torch.arange(400), halves, 16, 6.0
+    images.particles = SimpleNamespace(image_groups=torch.arange(400))
     gains = {"own": own + 0.3 * centred(generator.normal(size=400))}
     for kind, mean in (("map", of_map), ("all", of_all)):
         draws = scatter * np.apply_along_axis(centred, 0, generator.normal(size=(6, 2)))
