@@ -8,7 +8,7 @@ all differences x of two voxels. Differences beyond half the box are omitted: im
 power spectrum more finely.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -187,52 +187,106 @@ def accumulate(
     ValueError
         if there is a field but no latents.
     """
-    indices = torch.as_tensor(indices, device="cpu").long()
-    box, device = data.box, data.device
-    if not len(indices):
+    return accumulate_groups(
+        data,
+        [indices],
+        field=field,
+        latents=latents,
+        region=region,
+        kernel=kernel,
+        batch_size=batch_size,
+        progress=progress,
+        memory=memory,
+    )[0]
+
+
+@torch.no_grad()
+def accumulate_groups(
+    data: ParticleData,
+    groups: Sequence[torch.Tensor],
+    *,
+    field: Field | None = None,
+    latents: torch.Tensor | None = None,
+    region: torch.Tensor | None = None,
+    kernel: bool = True,
+    batch_size: int = 32,
+    progress: Callable[[int, int], None] | None = None,
+    memory: int = 2**30,
+) -> list[BackprojectionSums]:
+    """Return the sums of each of several groups of particles; see `accumulate`. The field is evaluated once for all."""
+    groups = [torch.as_tensor(group, device="cpu").long() for group in groups]
+    box, device, total = data.box, data.device, sum(map(len, groups))
+    if not all(map(len, groups)):
         raise InputError("there are no particles to reconstruct from; check the half-sets and the selection")
     if field is not None and latents is None:
         raise ValueError("a field needs the latents of the particles")
     region = check_region(region, box).to(device)
     moving = region > 0 if field is not None else torch.zeros_like(region, dtype=torch.bool)
 
-    centre = (box // 2,) * 3
     # Beyond the inscribed sphere some views are missing, and no filter can make up for them.
     inside = sphere(box, device=device) | moving
     parts = []
     if field is not None and latents is not None and moving.any():
-        parts = moving_voxels(Voxels(moving, centre, data.pixel_size, field, region), latents, batch_size)
+        voxels = Voxels(moving, (box // 2,) * 3, data.pixel_size, field, region)
+        parts = moving_voxels(voxels, latents, batch_size)
     passes = passes_within(memory, parts)
-    still, deformed = SliceSums(box, device), torch.zeros((box,) * 3, device=device)
-    # Reads of the finer grid have more power than slices: the correction of the bilinear kernel amplifies its aliases,
-    # which fall anywhere in the map's transform. They add a constant to the denominator of reads.
-    aliases = (kernel_correction(box, OVERSAMPLING, device) - 1) * plane_multiplicity(box, device) / box**2
-    floor = torch.zeros((), device=device)
+    still = [_StillSums(data, inside) for _ in groups]
+    deformed = [torch.zeros((box,) * 3, device=device) for _ in groups]
+    done = 0
     for number, movers in enumerate(passes):
-        for start in range(0, len(indices), batch_size):
-            batch = indices[start : start + batch_size]
-            transfer = data.transfer(batch)
-            transforms = data.transforms(batch) * transfer.conj() * data.weights
+        for group, resting, summed in zip(groups, still, deformed, strict=True):
+            for batch in group.split(batch_size):
+                transfer = data.transfer(batch)
+                transforms = data.transforms(batch) * transfer.conj() * data.weights
+                if number == 0:
+                    resting.add(batch, transforms, data.power(transfer))
+                if movers:
+                    poses, images = data.poses(batch), bordered(data.projector.reading_grid(transforms))
+                    chosen = None if latents is None else latents[batch].to(device)
+                    for part in movers:
+                        part.read(images, part.place(poses, chosen), summed)
+                done += len(batch)
+                if progress is not None:
+                    progress(done, len(passes) * total)
             if number == 0:
-                power = data.power(transfer)
-                still.add(data.matrices(batch), transforms, power)
-                floor += (power * aliases)[:, :, :-1].sum()
-            if movers:
-                poses, images = data.poses(batch), bordered(data.projector.reading_grid(transforms))
-                chosen = None if latents is None else latents[batch].to(device)
-                for part in movers:
-                    part.read(images, part.place(poses, chosen), deformed)
-            if progress is not None:
-                progress(number * len(indices) + start + len(batch), len(passes) * len(indices))
+                resting.finish(kernel)
         for part in movers:
             part.release()
-    rigid = still.images() * inside
-    deformed = torch.where(moving, deformed, rigid)
-    if not kernel:
-        return BackprojectionSums(deformed, rigid, None, len(indices))
-    point_spread = _faded(still.point_spread())
-    point_spread[centre] += floor
-    return BackprojectionSums(deformed, rigid, point_spread, len(indices))
+    return [
+        BackprojectionSums(torch.where(moving, summed, resting.rigid), resting.rigid, resting.kernel, len(group))
+        for group, resting, summed in zip(groups, still, deformed, strict=True)
+    ]
+
+
+class _StillSums:
+    """Sums without deformation: `rigid` and `kernel` of `BackprojectionSums`, once finished."""
+
+    rigid: torch.Tensor
+    kernel: torch.Tensor | None = None
+
+    def __init__(self, data: ParticleData, inside: torch.Tensor):
+        self._data, self._inside = data, inside
+        self._slices: SliceSums | None = None
+        self._floor = torch.zeros((), device=data.device)
+        # Reads of the finer grid have more power than slices: the correction of the bilinear kernel amplifies its
+        # aliases, which fall anywhere in the map's transform. They add a constant to the denominator of reads.
+        aliases = kernel_correction(data.box, OVERSAMPLING, data.device) - 1
+        self._aliases = aliases * plane_multiplicity(data.box, data.device) / data.box**2
+
+    def add(self, batch: torch.Tensor, transforms: torch.Tensor, power: torch.Tensor) -> None:
+        if self._slices is None:
+            self._slices = SliceSums(self._data.box, self._data.device)
+        self._slices.add(self._data.matrices(batch), transforms, power)
+        self._floor += (power * self._aliases)[:, :, :-1].sum()
+
+    def finish(self, kernel: bool) -> None:
+        """Free the slices, which take more memory than their sum."""
+        assert self._slices is not None
+        self.rigid = self._slices.images() * self._inside
+        if kernel:
+            self.kernel = _faded(self._slices.point_spread())
+            self.kernel[(self._data.box // 2,) * 3] += self._floor
+        self._slices = None
 
 
 def fourier_denominator(kernel: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """The deformations of a half-set for a reconstruction: their field, weight and frame."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from dynamight_core.imaging.geometry import inside_box, nearest_voxels
 from dynamight_core.imaging.masks import distance_from_voxels, raised_cosine
 from dynamight_core.model.half import ConsensusField
 from dynamight_core.options import ReconstructOptions
-from dynamight_core.reconstruction.frames import FrameField
+from dynamight_core.reconstruction.frames import StateField
 from dynamight_core.reconstruction.images import FullImages
 from dynamight_core.reconstruction.inverse import ForwardFromInverse, load_inverse
 from dynamight_core.reconstruction.modes import Modes, find_modes
@@ -89,17 +90,15 @@ def half_conformation(run: Run, half: int, conformation: str, device: torch.devi
     )
 
 
-def in_conformation(
-    run: Run, half: int, modes: Modes, conformation: str, pixel_size: float
-) -> tuple[Modes, torch.Tensor]:
+def in_conformation(run: Run, half: int, modes: Modes, conformation: str) -> tuple[Modes, torch.Tensor]:
     """Return the modes in the frame of a conformation, and the (m, 3) Gaussians in that conformation, A."""
     points = run.models[half - 1].consensus_positions
     latent = half_conformation(run, half, conformation, points.device)
     if latent is None or not len(modes):
         return modes, points
-    coordinates = _coordinates(run, half, modes, latent)
-    moved = points + modes.field.evaluator(points)(coordinates[None])[0]
-    return find_modes(FrameField(modes.field, coordinates), modes.coordinates, moved, pixel_size), moved
+    state = _coordinates(run, half, modes, latent)
+    field = StateField(modes.field, state, points)
+    return replace(modes, field=field, coordinates=modes.coordinates - state), field.positions
 
 
 def _coordinates(run: Run, half: int, modes: Modes, latent: torch.Tensor) -> torch.Tensor:

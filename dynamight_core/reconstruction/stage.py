@@ -189,7 +189,7 @@ class _HalfSums:
             if support is not None:
                 reporter.say(support.sentence(half))
             self.modes.append(modes)
-            modes, points = in_conformation(run, half, modes, options.conformation, images.pixel_size)
+            modes, points = in_conformation(run, half, modes, options.conformation)
             region = deforming_region(points, images.box, images.pixel_size, options.region_radius)
             errors = torch.tensor(run.table["dynMotionError"].to_numpy()) if options.error_weights else None
             summed = HalfReconstruction.of(

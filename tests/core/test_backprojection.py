@@ -12,6 +12,7 @@ from dynamight_core.imaging.backprojection import (
     ParticleData,
     _faded,
     accumulate,
+    accumulate_groups,
     fourier_denominator,
     solve,
 )
@@ -86,6 +87,19 @@ def test_sums_of_parts_add_up_whatever_the_batches_and_the_memory(hinge):
     for name in ("numerator", "kernel"):
         a, b = getattr(whole, name), getattr(parts, name)
         assert torch.allclose(a, b, atol=1e-4 * float(a.abs().max()))
+
+
+def test_groups_are_summed_as_each_by_itself(hinge):
+    field, groups = HingeField(hinge.truth), [hinge.everything[:5], hinge.everything[5:45]]
+    data, latents = hinge.particles(), hinge.truth.angles
+    together = accumulate_groups(data, groups, field=field, latents=latents, memory=1)
+    for group, summed in zip(groups, together, strict=True):
+        alone = accumulate(data, group, field=field, latents=latents)
+        assert summed.n_particles == len(group)
+        for name in ("numerator", "rigid", "kernel"):
+            assert torch.allclose(
+                getattr(summed, name), getattr(alone, name), atol=1e-4 * float(alone.rigid.abs().max())
+            )
 
 
 def test_kernel_is_symmetric_and_strongest_at_its_origin(rigid_sums):

@@ -11,10 +11,11 @@ from dynamight_core.imaging.correlation import fourier_shell_correlation
 from dynamight_core.imaging.fourier import fourier_to_image, frequencies_2d, image_to_fourier, shells
 from dynamight_core.imaging.masks import sphere
 from dynamight_core.imaging.projector import Projector
+from dynamight_core.imaging.voxels import ModalField
 from dynamight_core.options import ReconstructOptions
 from dynamight_core.reconstruction import checks
 from dynamight_core.reconstruction.checks import check_halves, check_views
-from dynamight_core.reconstruction.frames import FrameField
+from dynamight_core.reconstruction.frames import StateField, sampled_field
 from dynamight_core.reconstruction.half_map import HalfReconstruction, noise_to_signal
 from dynamight_core.reconstruction.least_squares import DeformedProjection
 from dynamight_core.reconstruction.modes import find_modes
@@ -61,15 +62,38 @@ def test_dropped_modes_move_nothing(hinge):
     assert torch.equal(still.sums.numerator, still.sums.rigid)
 
 
-def test_a_frame_keeps_its_own_conformation_still_and_moves_the_consensus(hinge):
+def test_a_state_keeps_its_own_conformation_still_and_moves_back_to_the_consensus(hinge):
     t = hinge.truth
-    angle = torch.tensor([0.3])
     atoms = t.molecule.positions
-    there = atoms + _Exact(t).evaluator(atoms)(angle[None])[0]
-    field = FrameField(_Exact(t), angle)
-    assert float(field.evaluator(there)(angle[None]).abs().max()) < 1e-2
-    back = there + field.evaluator(there)(torch.zeros(1, 1))[0]
+    modes = find_modes(_Exact(t), t.angles, atoms, PIXEL)
+    state = modes.coordinates[t.angles[:, 0].argmax()]
+    field = StateField(modes.field, state, atoms)
+    assert torch.equal(field.positions, atoms + modes.field.evaluator(atoms)(state[None])[0])
+    back = field.positions + field.evaluator(field.positions)(-state[None])[0]
     assert float((back - atoms).abs().max()) < 1e-2
+    assert float(field.evaluator(field.positions)(0 * state[None]).abs().max()) == 0
+
+
+def test_a_state_that_is_turned_half_round_is_found_again_in_the_consensus():
+    # A rotation by any angle about z: the cosine minus one, and the sine.
+    turn = torch.tensor([[[-1.0, 0, 0], [0, -1, 0], [0, 0, 0]], [[0, -1, 0], [1, 0, 0], [0, 0, 0]]])
+    field = ModalField(lambda points: torch.einsum("kij,mj->kmi", turn, points))
+    angle = torch.tensor(2.8)
+    points = 20 * torch.randn(800, 3, generator=torch.Generator().manual_seed(0))
+    state = StateField(field, torch.stack([1 - angle.cos(), angle.sin()]), points)
+    between = (state.positions[:50] + state.positions[50:100]) / 2
+    inverse = torch.linalg.inv(torch.eye(3) + (1 - angle.cos()) * turn[0] + angle.sin() * turn[1])
+    assert float((state.consensus(between) - between @ inverse.T).norm(dim=1).max()) < 0.01
+
+
+def test_a_field_read_from_a_grid_is_the_field_near_the_molecule_and_none_far_away(hinge):
+    t = hinge.truth
+    modes = find_modes(_Exact(t), t.angles, t.molecule.positions, PIXEL)
+    sampled = sampled_field(modes.field, t.molecule.positions, BOX * PIXEL)
+    near = t.molecule.positions[::9] + 3
+    error = (sampled.fields(near) - modes.field.fields(near)).square().sum(-1).mean(1).sqrt()
+    assert float(error.max()) < 0.05
+    assert not sampled.fields(torch.full((1, 3), 0.49 * BOX * PIXEL)).any()
 
 
 class _Exact(HingeField):
