@@ -1,7 +1,8 @@
 """Maps of states, the files beside them, and states rendered on request."""
 
 import json
-from collections.abc import Callable, Iterable
+import shutil
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from dynamight_core.analysis.states import States, state_coordinates
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path, header_origin, write_map, write_table
 from dynamight_core.options.analyse import StatesOptions
+from dynamight_core.reconstruction.local_states import LocalStates
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
 
@@ -111,23 +113,25 @@ def write_states(
     Raises
     ------
     InputError
-        if `options.difference` is set without at least two maps, or `options.full` for latents.
+        if `options.difference` is set without at least two maps, `options.full` for latents, or `options.method` with
+        what it cannot use.
     """
     o = options or StatesOptions()
-    if o.full and states.latents is not None:
-        raise InputError("--full deforms the map along principal motions; use --at instead of --latent")
-    if o.difference and (len(states) < 2 or not o.maps):
-        raise InputError("--difference is the last map minus the first; write at least two states, with maps")
+    _check(states, o)
     out = Path(run.path) / "analysis" / "states" / states.name if out is None else Path(out)
     models = PushedMap(run, o.half) if o.full else StateModels(run, o.half)
+    local = LocalStates(run, reporter) if o.maps and o.method == "local" else None
     _remove_earlier(out)
     if not o.maps:
         _write_table(out, states, o.maps)
         reporter.say(f"Coordinates of {len(states)} states: {out / 'states.csv'}.")
         return out
-    projections, ends = [], []
+    projections, ends, rows = [], [], []
     for i, label in enumerate(states.labels):
-        if states.latents is None or isinstance(models, PushedMap):
+        if local is not None:
+            volume, row = local.write(local.reconstruct(states.coordinates[i]), out / label)
+            rows.append(row)
+        elif states.latents is None or isinstance(models, PushedMap):
             volume = models.volume(states.coordinates[i])
         else:
             volume = models.volume_at_latent(states.half, states.latents[i])
@@ -136,7 +140,7 @@ def write_states(
             ends.append(volume)
         projections.append(projections_of(volume))
         reporter.progress("rendering states", i + 1, len(states))
-    _write_table(out, states, o.maps)
+    _write_table(out, states, o.maps, rows)
     _write_script(out, states, float(np.quantile(ends[0], _LEVEL)))
     reporter.say(f"Maps of {len(states)} states and states.csv: {out}. Open states.cxc in ChimeraX.")
     path = states.ordered and len(states) > 1
@@ -179,12 +183,32 @@ def serve_states(run: Run, requests: Iterable[str], answer: Callable[[str], None
         answer(json.dumps(reply))
 
 
+def _check(states: States, options: StatesOptions) -> None:
+    """Refuse options of `write_states` that contradict each other."""
+    o = options
+    if o.full and states.latents is not None:
+        raise InputError("--full deforms the map along principal motions; use --at instead of --latent")
+    if o.difference and (len(states) < 2 or not o.maps):
+        raise InputError("--difference is the last map minus the first; write at least two states, with maps")
+    if o.method != "local":
+        return
+    if states.latents is not None:
+        raise InputError("--method local finds particles by their coordinates; use --at instead of --latent")
+    if o.full:
+        raise InputError("--full deforms one map to all states; omit it with --method local")
+    if o.half != "both":
+        raise InputError(f"--half {o.half} is for Gaussian models; omit it: --method local writes both half-maps")
+
+
 def _remove_earlier(out: Path) -> None:
     """Remove the files of earlier states from the folder."""
-    table = out / "states.csv"
-    if table.exists():
-        for name in [*pd.read_csv(table).get("file", []), *_OTHER_FILES]:
+    path = out / "states.csv"
+    if path.exists():
+        table = pd.read_csv(path)
+        for name in [*table.get("file", []), *_OTHER_FILES]:
             (out / name).unlink(missing_ok=True)
+        for name in table.get("folder", []):
+            shutil.rmtree(out / name, ignore_errors=True)
 
 
 def _write_script(out: Path, states: States, level: float) -> None:
@@ -200,8 +224,8 @@ def _write_script(out: Path, states: States, level: float) -> None:
         path.write_text("\n".join(lines) + "\n")
 
 
-def _write_table(out: Path, states: States, maps: bool) -> None:
-    """Write states.csv, with the names of the map files if there are `maps`."""
+def _write_table(out: Path, states: States, maps: bool, rows: Sequence[dict[str, float]] = ()) -> None:
+    """Write states.csv, with the names of the map files if there are `maps`, and how local ones were made."""
     table = pd.DataFrame({"state": states.labels})
     if maps:
         table["file"] = [f"{label}.mrc" for label in states.labels]
@@ -213,4 +237,7 @@ def _write_table(out: Path, states: States, maps: bool) -> None:
             table[f"latent{k + 1}"] = states.latents[:, k].numpy()
     if states.particles is not None:
         table["particles"] = states.particles
+    if rows:
+        table["folder"] = states.labels
+        table = table.join(pd.DataFrame(rows))
     write_table(out / "states.csv", table, "%.4f")

@@ -6,6 +6,7 @@ from dynamight_core.options.common import clusters, device, mixture, origin, see
 from dynamight_core.options.declare import Checked, basic, option
 
 HALVES = {"both": "both", "1": "1", "2": "2"}
+STATE_METHODS = {"model": "from the Gaussian models", "local": "from the particles near each state"}
 EMBEDDINGS = {"auto": "UMAP", "pca": "first two motions", "umap": "UMAP, or fail"}
 CONTROLS = {
     "shuffled-latents": "shuffled latents",
@@ -94,6 +95,15 @@ class StatesOptions(Checked):
     )
     latent: list[str] = option(
         [], "Latent of the decoder of --half, numbers separated by commas; repeat for more states.", metavar="NUMBERS"
+    )
+    method: str = option(
+        "model",
+        "Maps of states: model renders the Gaussian models, local reconstructs from the particles near each state.",
+        more="local writes half-maps, FSC, mask and local resolution for each state; it takes seconds per state and "
+        "1,000 particles.",
+        label="Maps of states",
+        level="basic",
+        choices=STATE_METHODS,
     )
     half: str = option(
         "both",

@@ -1,0 +1,237 @@
+"""Half-maps of the molecule at one state: kernel regression over the particles near it, helped by the field.
+
+Particles are weighted by a kernel of their distance to the state in the common coordinates, wider for particles whose
+coordinates are uncertain (kernel regression: Gilles & Singer, PNAS 2025, "RECOVAR"). Each is moved by its remaining
+displacement from the state, or not at all: the trust in the field is 1 or 0, and between where maps are blended. At the
+largest bandwidth all particles have the same weight, as in the map of the consensus.
+
+Bandwidth and trust are chosen around each voxel by the other half-set: a candidate from one half is compared with the
+narrowest kernel's map from the other, which has little blur and independent noise. Their correlation is the product of
+the correlations of both with the truth, so that the best candidate has the largest, whatever its noise.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from dynamight_core.imaging.backprojection import ParticleData, accumulate_groups, fourier_denominator, solve
+from dynamight_core.imaging.fourier import fourier_to_volume, frequencies_3d, volume_to_fourier
+from dynamight_core.reconstruction.deformation import deforming_region
+from dynamight_core.reconstruction.frames import StateField, sampled_field
+from dynamight_core.reconstruction.half_map import MIN_REGULARISATION
+from dynamight_core.reconstruction.modes import Modes
+
+TRUSTS = (0.0, 1.0)
+# The narrowest kernel has this effective number of particles, and each next one as many times more as `_RATIO`, up to
+# this fraction of all.
+MIN_PARTICLES, _RATIO, _MOST = 100, 2.0, 0.7
+# Particles of almost the same weights are summed together: as many as this fraction of those nearer to the state.
+_FIRST, _GROWTH = 25, 0.5
+# Narrowest bandwidth, A rms: particles of exact coordinates have finite weights.
+_NARROWEST = 1e-3
+# The moving part is this near (A) to Gaussians that move more than this fraction of what the most mobile ones do.
+_MOVING_REACH, _MOVING, _MOST_MOBILE = 6.0, 0.5, 0.95
+# Standard deviation (A) of the window in which candidates are compared; ratio of the centres of neighbouring bands of
+# frequency, and their standard deviation over their centre.
+WINDOW, _STEP, _BAND = 16.0, 1.6, 0.25
+
+
+def kernel_weights(
+    coordinates: torch.Tensor, variances: torch.Tensor, centre: torch.Tensor, bandwidth: float
+) -> torch.Tensor:
+    """Return (n,) weights N(c_i - c; 0, h^2 + variance_i), relative to the largest; 1 if h is infinite.
+
+    Parameters
+    ----------
+    coordinates, variances
+        (n, K) of the particles, A rms and A^2.
+    centre
+        (K,) c of the state, A rms.
+    bandwidth
+        h, A rms.
+    """
+    if bandwidth == float("inf"):
+        return torch.ones(len(coordinates))
+    total = variances.double() + bandwidth**2
+    logarithm = -0.5 * ((coordinates - centre).double().square() / total + total.log()).sum(1)
+    return (logarithm - logarithm.max()).exp().float()
+
+
+def effective_number(weights: torch.Tensor) -> float:
+    """Return the number of particles of equal weight that have as little noise as particles of (n,) weights."""
+    return float(weights.sum().square() / weights.square().sum())
+
+
+def bandwidths_at(coordinates: torch.Tensor, variances: torch.Tensor, centre: torch.Tensor) -> list[float]:
+    """Return the bandwidths (A rms) to choose from, narrow to wide; the last is infinite."""
+
+    def number(bandwidth: float) -> float:
+        return effective_number(kernel_weights(coordinates, variances, centre, bandwidth))
+
+    bandwidths: list[float] = []
+    wanted = float(MIN_PARTICLES)
+    while wanted < _MOST * len(coordinates):
+        low, high = _NARROWEST, 10 * float((coordinates - centre).norm(dim=1).max()) + 1
+        for _ in range(30):
+            middle = (low * high) ** 0.5
+            low, high = (middle, high) if number(middle) < wanted else (low, middle)
+        # Uncertain coordinates alone may spread the weights farther than wanted.
+        if not bandwidths or high > 1.05 * bandwidths[-1]:
+            bandwidths.append(high)
+        wanted *= _RATIO
+    return [*bandwidths, float("inf")]
+
+
+@dataclass
+class Candidates:
+    """Half-maps of one state by bandwidth and trust.
+
+    Parameters
+    ----------
+    volumes
+        (bandwidths, trusts, box, box, box).
+    numbers
+        (bandwidths,) effective numbers of particles.
+    region, moving
+        (box, box, box) where the molecule is in this state, and its moving part, 0 to 1.
+    """
+
+    volumes: torch.Tensor
+    numbers: list[float]
+    region: torch.Tensor
+    moving: torch.Tensor
+
+
+class LocalHalf:
+    """The particles of a half-set, from which half-maps of states are made.
+
+    Parameters
+    ----------
+    data
+        images, transfer functions and poses.
+    rows
+        (p,) particles of the half-set.
+    modes
+        their deformations.
+    coordinates, variances
+        (n, K) of all particles, A rms and A^2.
+    points
+        (m, 3) of the molecule, consensus frame, A.
+    region_radius
+        voxels this near to the molecule (A) move.
+    """
+
+    def __init__(
+        self,
+        data: ParticleData,
+        rows: torch.Tensor,
+        modes: Modes,
+        coordinates: torch.Tensor,
+        variances: torch.Tensor,
+        points: torch.Tensor,
+        region_radius: float,
+    ):
+        self.data, self.rows, self.modes, self.points = data, rows, modes, points
+        self.coordinates, self.variances = coordinates[rows], variances[rows]
+        self.region_radius = region_radius
+        self._field = sampled_field(modes.field, points, data.box * data.pixel_size)
+        shifts = torch.tensordot(modes.coordinates[rows].var(0), modes.field.fields(points).square().sum(-1), 1).sqrt()
+        self._mobile = shifts >= _MOVING * shifts.quantile(_MOST_MOBILE)
+        design = torch.cat([torch.ones(len(rows), 1), self.coordinates], 1).double()
+        self._slopes = torch.linalg.lstsq(design, modes.coordinates[rows].double()).solution[1:].float()
+
+    def state(self, centre: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Return the (M,) modal coordinates of a state from those of particles around it, of (p,) weights."""
+        near = self.modes.coordinates[self.rows] - (self.coordinates - centre) @ self._slopes
+        return (near * (weights / weights.sum())[:, None]).sum(0)
+
+    def candidates(self, centre: torch.Tensor, bandwidths: Sequence[float], batch_size: int = 32) -> Candidates:
+        """Return the half-maps of the state at (K,) `centre` (A rms)."""
+        weights = torch.stack([kernel_weights(self.coordinates, self.variances, centre, h) for h in bandwidths])
+        state = self.state(centre, weights[0])
+        field = StateField(self._field, state, self.points)
+        box = self.data.box
+        region = deforming_region(field.positions, box, self.data.pixel_size, self.region_radius)
+        groups = self._groups(centre)
+        sums = accumulate_groups(
+            self.data,
+            [self.rows[group] for group in groups],
+            field=field,
+            latents=self.modes.coordinates - state,
+            region=region,
+            batch_size=batch_size,
+        )
+        volumes = torch.empty(len(bandwidths), len(TRUSTS), box, box, box)
+        for row, maps in zip(weights, volumes, strict=True):
+            shares = [float(row[group].mean()) for group in groups]
+            kernel, rigid, deformed = (torch.zeros(box, box, box) for _ in range(3))
+            for share, summed in zip(shares, sums, strict=True):
+                assert summed.kernel is not None
+                kernel += share * summed.kernel
+                rigid += share * summed.rigid
+                deformed += share * summed.numerator
+            denominator = fourier_denominator(kernel)
+            for to, numerator in zip(maps, (rigid, deformed), strict=True):
+                to[:] = solve(numerator, denominator, MIN_REGULARISATION)
+        moving = deforming_region(field.positions[self._mobile], box, self.data.pixel_size, _MOVING_REACH)
+        return Candidates(volumes, [effective_number(row) for row in weights], region, moving)
+
+    def _groups(self, centre: torch.Tensor) -> list[torch.Tensor]:
+        """Return groups of particles that have almost the same weights at all bandwidths, the nearest first."""
+        order = ((self.coordinates - centre).square() + self.variances).sum(1).argsort()
+        bounds = [0]
+        size = float(_FIRST)
+        while bounds[-1] + size < len(order):
+            bounds.append(int(bounds[-1] + size))
+            size = max(_FIRST, _GROWTH * bounds[-1])
+        return list(order.tensor_split(bounds[1:]))
+
+
+def blend_weights(first: Candidates, second: Candidates, pixel_size: float) -> torch.Tensor:
+    """Return (bandwidths, trusts, box, box, box) weights of the candidates, which add up to 1 at every voxel.
+
+    Around each voxel of the region, the candidate of highest correlation with the other half-set's narrowest map is
+    chosen, and both half-sets have the same choice. Beyond the region, all particles are used as they are.
+
+    Parameters
+    ----------
+    first, second
+        candidates of both half-sets for the same bandwidths.
+    pixel_size
+        A.
+    """
+    shape = first.volumes.shape
+    box = shape[-1]
+    radius = frequencies_3d(box).norm(dim=-1) / pixel_size
+    window = torch.exp(-2 * (torch.pi * WINDOW * radius).square())
+    score = torch.zeros(len(TRUSTS) * shape[0], box, box, box)
+    for centre in _band_centres(pixel_size):
+        band = torch.exp(-0.5 * ((radius / centre - 1) / _BAND).square())
+        for own, other in ((first, second), (second, first)):
+            # The narrowest kernel, moved by the field: its particles have little left to move.
+            reference = _filtered(other.volumes[0, -1], band)
+            power = _filtered(reference.square(), window).clamp(min=0)
+            for to, volume in zip(score, own.volumes.flatten(0, 1), strict=True):
+                filtered = _filtered(volume, band)
+                norm = (_filtered(filtered.square(), window).clamp(min=0) * power).sqrt()
+                to += _filtered(filtered * reference, window) / norm.clamp(min=1e-6 * float(norm.max()))
+    chosen = score.argmax(0)
+    region = torch.maximum(first.region, second.region)
+    smooth = torch.exp(-2 * (torch.pi * WINDOW / 2 * radius).square())
+    weights = torch.stack([_filtered((chosen == k).float(), smooth).clamp(min=0) for k in range(len(score))])
+    weights *= region / weights.sum(0)
+    weights[-1] += 1 - region
+    return weights.view(shape)
+
+
+def _band_centres(pixel_size: float) -> list[float]:
+    """Return the centres (1/A) of bands of frequency, each `_STEP` times the last, up to Nyquist."""
+    centres = [1 / (4 * WINDOW)]
+    while centres[-1] * _STEP < 0.5 / pixel_size:
+        centres.append(centres[-1] * _STEP)
+    return centres
+
+
+def _filtered(volume: torch.Tensor, transfer: torch.Tensor) -> torch.Tensor:
+    return fourier_to_volume(volume_to_fourier(volume) * transfer, volume.shape[-1])
