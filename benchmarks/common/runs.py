@@ -33,6 +33,7 @@ CASES = {
     "faint": {"snr": 0.1, "particles": 4000},
     "noise": {"snr": 1e-6},
 }
+CASES["turn"] = {"molecule": "igg", "particles": 4000, "pixel_size": 4.0, "motion_range": 180.0, "snr": 1.75}
 _IGG = {"molecule": "igg", "particles": 4000, "pixel_size": 4.0, "motion_range": 40.0}
 for _fine, _sampling in {"": {}, "128": {"box": 128, "pixel_size": 2.0}}.items():
     CASES["igg" + _fine] = _IGG | _sampling

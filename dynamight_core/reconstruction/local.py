@@ -1,9 +1,9 @@
 """Half-maps of the molecule at one state: kernel regression over the particles near it, helped by the field.
 
 Particles are weighted by a kernel of their distance to the state in the common coordinates, wider for particles whose
-coordinates are uncertain (kernel regression: Gilles & Singer, PNAS 2025, "RECOVAR"). Each is moved by its remaining
-displacement from the state, or not at all: the trust in the field is 1 or 0, and between where maps are blended. At the
-largest bandwidth all particles have the same weight, as in the map of the consensus.
+coordinates are uncertain (kernel regression, as in RECOVAR: Gilles & Singer, bioRxiv 2023.10.28.564422). Each is moved
+by its remaining displacement from the state, or not at all: the trust in the field is 1 or 0, and between where maps
+are blended. At the largest bandwidth all particles have the same weight, as in the map of the consensus.
 
 Bandwidth and trust are chosen around each voxel by the other half-set: a candidate from one half is compared with the
 narrowest kernel's map from the other, which has little blur and independent noise. Their correlation is the product of
@@ -15,11 +15,17 @@ from dataclasses import dataclass
 
 import torch
 
-from dynamight_core.imaging.backprojection import ParticleData, accumulate_groups, fourier_denominator, solve
-from dynamight_core.imaging.fourier import fourier_to_volume, frequencies_3d, volume_to_fourier
+from dynamight_core.imaging.backprojection import (
+    ParticleData,
+    accumulate_groups,
+    filter_volume,
+    fourier_denominator,
+    solve,
+)
 from dynamight_core.reconstruction.deformation import deforming_region
 from dynamight_core.reconstruction.frames import StateField, sampled_field
 from dynamight_core.reconstruction.half_map import MIN_REGULARISATION
+from dynamight_core.reconstruction.local_filter import frequency_bands, window
 from dynamight_core.reconstruction.modes import Modes
 
 TRUSTS = (0.0, 1.0)
@@ -32,9 +38,8 @@ _FIRST, _GROWTH = 25, 0.5
 _NARROWEST = 1e-3
 # The moving part is this near (A) to Gaussians that move more than this fraction of what the most mobile ones do.
 _MOVING_REACH, _MOVING, _MOST_MOBILE = 6.0, 0.5, 0.95
-# Standard deviation (A) of the window in which candidates are compared; ratio of the centres of neighbouring bands of
-# frequency, and their standard deviation over their centre.
-WINDOW, _STEP, _BAND = 16.0, 1.6, 0.25
+# Standard deviations (A) of the window in which candidates are compared, and of the border between choices.
+WINDOW, _SMOOTH = 16.0, 12.0
 
 
 def kernel_weights(
@@ -203,35 +208,21 @@ def blend_weights(first: Candidates, second: Candidates, pixel_size: float) -> t
     """
     shape = first.volumes.shape
     box = shape[-1]
-    radius = frequencies_3d(box).norm(dim=-1) / pixel_size
-    window = torch.exp(-2 * (torch.pi * WINDOW * radius).square())
+    around = window(box, pixel_size, WINDOW)
     score = torch.zeros(len(TRUSTS) * shape[0], box, box, box)
-    for centre in _band_centres(pixel_size):
-        band = torch.exp(-0.5 * ((radius / centre - 1) / _BAND).square())
+    for band in frequency_bands(box, pixel_size):
         for own, other in ((first, second), (second, first)):
-            # The narrowest kernel, moved by the field: its particles have little left to move.
-            reference = _filtered(other.volumes[0, -1], band)
-            power = _filtered(reference.square(), window).clamp(min=0)
+            # The narrowest kernel, half with and half without what the field moves, so that it decides for neither.
+            reference = filter_volume(other.volumes[0].mean(0), band)
+            power = filter_volume(reference.square(), around).clamp(min=0)
             for to, volume in zip(score, own.volumes.flatten(0, 1), strict=True):
-                filtered = _filtered(volume, band)
-                norm = (_filtered(filtered.square(), window).clamp(min=0) * power).sqrt()
-                to += _filtered(filtered * reference, window) / norm.clamp(min=1e-6 * float(norm.max()))
+                part = filter_volume(volume, band)
+                norm = (filter_volume(part.square(), around).clamp(min=0) * power).sqrt()
+                to += filter_volume(part * reference, around) / norm.clamp(min=1e-6 * float(norm.max()))
     chosen = score.argmax(0)
     region = torch.maximum(first.region, second.region)
-    smooth = torch.exp(-2 * (torch.pi * WINDOW / 2 * radius).square())
-    weights = torch.stack([_filtered((chosen == k).float(), smooth).clamp(min=0) for k in range(len(score))])
+    smooth = window(box, pixel_size, _SMOOTH)
+    weights = torch.stack([filter_volume((chosen == k).float(), smooth).clamp(min=0) for k in range(len(score))])
     weights *= region / weights.sum(0)
     weights[-1] += 1 - region
     return weights.view(shape)
-
-
-def _band_centres(pixel_size: float) -> list[float]:
-    """Return the centres (1/A) of bands of frequency, each `_STEP` times the last, up to Nyquist."""
-    centres = [1 / (4 * WINDOW)]
-    while centres[-1] * _STEP < 0.5 / pixel_size:
-        centres.append(centres[-1] * _STEP)
-    return centres
-
-
-def _filtered(volume: torch.Tensor, transfer: torch.Tensor) -> torch.Tensor:
-    return fourier_to_volume(volume_to_fourier(volume) * transfer, volume.shape[-1])

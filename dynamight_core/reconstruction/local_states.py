@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from dynamight_core.errors import InputError
-from dynamight_core.files import header_origin, read_map
+from dynamight_core.files import header_origin
 from dynamight_core.imaging.backprojection import ParticleData
 from dynamight_core.imaging.correlation import resolution_at
 from dynamight_core.imaging.fourier import resample_volume
@@ -18,7 +18,8 @@ from dynamight_core.reconstruction.checks import check_run
 from dynamight_core.reconstruction.deformation import half_modes, supported
 from dynamight_core.reconstruction.fsc import half_map_fsc
 from dynamight_core.reconstruction.images import FullImages
-from dynamight_core.reconstruction.local import TRUSTS, LocalHalf, bandwidths_at, blend_weights
+from dynamight_core.reconstruction.local import TRUSTS, Candidates, LocalHalf, bandwidths_at, blend_weights
+from dynamight_core.reconstruction.local_filter import locally_filtered
 from dynamight_core.reconstruction.maps import write_reconstruction
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
@@ -105,11 +106,16 @@ class LocalStates:
                 LocalHalf(data, rows, modes, self._coordinates, self._variances, points, options.region_radius)
             )
 
-    def reconstruct(self, coordinates) -> LocalState:
-        """Return the maps of the state at (K,) coordinates (A rms)."""
+    def candidates(self, coordinates) -> tuple[list[float], Candidates, Candidates]:
+        """Return the bandwidths, and the candidates of both half-sets, at (K,) coordinates (A rms)."""
         centre = torch.as_tensor(np.asarray(coordinates), dtype=torch.float32)[self._known]
         bandwidths = bandwidths_at(self._coordinates, self._variances, centre)
         first, second = (half.candidates(centre, bandwidths) for half in self._halves)
+        return bandwidths, first, second
+
+    def reconstruct(self, coordinates) -> LocalState:
+        """Return the maps of the state at (K,) coordinates (A rms)."""
+        bandwidths, first, second = self.candidates(coordinates)
         weights = blend_weights(first, second, self.pixel_size)
         box = self.run.particles.box
 
@@ -131,13 +137,13 @@ class LocalStates:
         )
 
     def write(self, state: LocalState, folder: Path) -> tuple[np.ndarray, dict[str, float]]:
-        """Write half-maps, filtered and sharpened map, mask, fsc.star and local resolution of a state to a folder.
+        """Write half-maps, map, sharpened map, mask, fsc.star and local resolution of a state to a folder.
 
         Returns
         -------
         tuple
-            (box, box, box) filtered map, and the state's entries in the table of states: `LocalState.row`, and the
-            resolution at FSC 0.143 (A) in the mask and in the moving part.
+            (box, box, box) map filtered by its local FSC, and the state's entries in the table of states:
+            `LocalState.row`, and the resolution at FSC 0.143 (A) in the mask and in the moving part.
         """
         pixel_size = self.run.particles.pixel_size
         moving = half_map_fsc(*state.half_maps, state.moving)
@@ -153,7 +159,7 @@ class LocalStates:
             "resolution_A": files.resolution,
             "moving_resolution_A": resolution_at(moving.corrected, self.run.particles.box, pixel_size),
         }
-        return read_map(files.final)[0], state.row() | resolutions
+        return locally_filtered(*state.half_maps, pixel_size).numpy(), state.row() | resolutions
 
 
 def _in_memory(images: FullImages, weights: torch.Tensor, reporter: Reporter) -> ParticleData:

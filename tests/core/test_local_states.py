@@ -18,6 +18,7 @@ from dynamight_core.reconstruction.local import (
     effective_number,
     kernel_weights,
 )
+from dynamight_core.reconstruction.local_filter import frequency_bands, locally_filtered
 from dynamight_core.reconstruction.modes import find_modes
 from dynamight_core.simulate.measures import HingeField
 from tests.support.command_line import dynamight
@@ -86,6 +87,21 @@ def test_maps_without_motion_are_those_of_all_particles(hinge):
     weights = blend_weights(*pair, PIXEL)
     inside = truth > 0.3 * float(truth.max())
     assert float(weights[-1].sum(0)[inside].mean()) > 0.9
+
+
+def test_a_map_is_filtered_where_its_half_maps_disagree(hinge):
+    generator = torch.Generator().manual_seed(0)
+    truth, (first, second) = hinge.truth.true_map(), torch.randn(2, BOX, BOX, BOX, generator=generator)
+    noise = 0.3 * float(truth.std())
+    # Four times the noise in one half of the box.
+    scale = noise * torch.where(torch.arange(BOX) < BOX // 2, 1.0, 4.0)
+    pair = truth + scale * first, truth + scale * second
+    volume, mean = locally_filtered(*pair, PIXEL), (pair[0] + pair[1]) / 2
+    assert float((volume - truth).square().mean()) < 0.5 * float((mean - truth).square().mean())
+    # Where there is no noise, nothing is lost; noise alone vanishes.
+    assert torch.allclose(locally_filtered(truth, truth, PIXEL), truth, atol=0.02 * float(truth.max()))
+    assert float(locally_filtered(first, second, PIXEL).std()) < 0.2
+    assert torch.allclose(sum(frequency_bands(BOX, PIXEL)), torch.ones(BOX, BOX, BOX // 2 + 1))
 
 
 def test_local_states_are_written_with_half_maps_and_what_was_chosen(trained, tmp_path):
