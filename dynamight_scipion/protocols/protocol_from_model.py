@@ -6,7 +6,7 @@ import re
 
 import pyworkflow.protocol.params as params
 from pwem.objects import VolumeFlex
-from pyworkflow.object import Integer
+from pyworkflow.object import Float, Integer
 from pyworkflow.protocol.constants import LEVEL_ADVANCED
 
 from dynamight_scipion.objects import FLEX_PROGRAM, DynamightModel
@@ -14,6 +14,10 @@ from dynamight_scipion.objects import FLEX_PROGRAM, DynamightModel
 from .protocol_base import EngineProtocol, Limits, readOptions
 
 ALONG_MOTION, AT_CLUSTERS, BETWEEN_PARTICLES, ALONG_PATH = range(4)
+# Maps of states: rendered models, or reconstructions from the particles near them.
+MODEL, LOCAL = range(2)
+# Columns of states that were reconstructed from particles.
+_LOCAL_COLUMNS = "bandwidth_A", "effective_particles", "trust", "resolution_A", "moving_resolution_A"
 
 
 class ModelProtocol(EngineProtocol):
@@ -206,8 +210,9 @@ def readStates(path):
     Returns
     -------
     list
-        of dicts: `state` (its name), `file` (of its map, or None), `coordinates` (Å rms, one for each motion) and
-        `particles` (how many it stands for, or None).
+        of dicts: `state` (its name), `file` (of its map, or None), `coordinates` (Å rms, one for each motion),
+        `particles` (how many it stands for, or None), `folder` (of its half-maps, or None) and `local` (how it was
+        reconstructed, numbers by column; empty for rendered models).
     """
     with open(path, newline="") as file:
         table = list(csv.DictReader(file))
@@ -217,6 +222,8 @@ def readStates(path):
             "file": row.get("file"),
             "coordinates": [float(value) for name, value in row.items() if re.fullmatch(r"motion\d+_A", name)],
             "particles": int(row["particles"]) if row.get("particles") else None,
+            "folder": row.get("folder"),
+            "local": {name: float(row[name]) for name in _LOCAL_COLUMNS if row.get(name)},
         }
         for row in table
     ]
@@ -239,6 +246,11 @@ def stateVolume(model, row, folder):
     volume.setObjLabel(row["state"])
     if row["particles"] is not None:
         volume._dynParticles = Integer(row["particles"])
+    if row["folder"]:
+        volume.setHalfMaps([os.path.join(folder, row["folder"], f"half{half}_unfil.mrc") for half in (1, 2)])
+        volume._dynEffectiveParticles = Float(row["local"]["effective_particles"])
+        volume._dynTrust = Float(row["local"]["trust"])
+        volume._dynResolution = Float(row["local"]["resolution_A"])
     setFlexInfo(volume, model)
     return volume
 

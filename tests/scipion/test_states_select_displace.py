@@ -15,7 +15,7 @@ from dynamight_core.files import read_map
 from dynamight_core.run import Run
 from dynamight_scipion.objects import FLEX_PROGRAM
 from dynamight_scipion.protocols import DynamightProtDisplaceModel, DynamightProtSelect, DynamightProtStates
-from dynamight_scipion.protocols.protocol_from_model import ALONG_PATH, AT_CLUSTERS, BETWEEN_PARTICLES
+from dynamight_scipion.protocols.protocol_from_model import ALONG_PATH, AT_CLUSTERS, BETWEEN_PARTICLES, LOCAL
 
 CENTRE = 32 // 2 * 6.0
 
@@ -82,6 +82,21 @@ def test_states_leave_the_model_alone_and_are_found_from_it(workflow, chain, sta
     model = chain["deformations"].outputModel
     warned = any("do not support the motion" in line and model.getVerdict() in line for line in states.summary())
     assert warned is not model.isMotionSupported()
+
+
+def test_states_from_particles_have_half_maps_and_say_how_they_were_made(workflow, chain, model):
+    if chain["deformations"].outputModel.getVerdict() == "not supported":
+        (error,) = workflow.new(DynamightProtStates, model, method=LOCAL).validate()
+        assert "render the Gaussian models" in error
+        return
+    protocol = workflow.run(DynamightProtStates, model, method=LOCAL, nStates=2, doMovie=False, numberOfThreads=1)
+    for volume in protocol.outputStates.iterItems():
+        for path in volume.getHalfMaps(asList=True):
+            assert read_map(path)[0].shape == read_map(volume.getFileName())[0].shape
+        assert 0 <= volume._dynTrust.get() <= 1
+        assert 0 < volume._dynEffectiveParticles.get() <= 1.01 * chain["deformations"].outputParticles.getSize()
+    assert sum("trust in the field" in line for line in protocol.summary()) == 2
+    assert "near each state" in protocol.methods()[0]
 
 
 @pytest.mark.parametrize(
