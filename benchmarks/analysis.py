@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from sklearn.metrics import rand_score
 
-from dynamight_core.analysis.distribution import corrected_distribution
 from dynamight_core.analysis.domains import find_domains
+from dynamight_core.judging.distribution import corrected_distribution
 from dynamight_core.judging.errors import coordinate_variances, motion_errors
 from dynamight_core.run import Run
 from dynamight_core.simulate.measures import hinge_angle

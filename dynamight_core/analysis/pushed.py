@@ -30,12 +30,12 @@ class PushedMap:
     half
         "1", "2" or "both": half-set whose field is used.
     path
-        of the map; RUN/reconstruction/map.mrc if None.
+        of the map, in the frame of the run's maps; RUN/reconstruction/map.mrc if None.
 
     Raises
     ------
     InputError
-        if there is no map.
+        if there is no map, or it is in a frame of unknown coordinates.
     """
 
     def __init__(self, run: Run, half: str = "both", path: Path | None = None):
@@ -43,6 +43,7 @@ class PushedMap:
         if not path.exists():
             raise InputError(f"{path} is missing, which --full deforms; make it with dynamight reconstruct {run.path}")
         self._map, self.pixel_size = read_map(path)
+        self._frame = _frame_of_maps(run)
         self._origin = header_origin(path)
         extent = len(self._map) * self.pixel_size
         self._n_grid = max(2, round(extent / _SPACING)) + 1
@@ -60,22 +61,46 @@ class PushedMap:
 
     def volume(self, coordinates) -> np.ndarray:
         """Return the (box, box, box) map of the state at (K,) coordinates (A rms)."""
-        shift = np.tensordot(np.concatenate([[1.0], np.asarray(coordinates, dtype=float)]), self._fields, 1)
-        grid = np.zeros((len(self._near), 3))
-        grid[self._near] = shift
-        # Components z, y, x in voxels of the map, on the coarse grid.
-        field = grid.reshape([self._n_grid] * 3 + [3])[..., ::-1] / self.pixel_size
         box = len(self._map)
+        field = self._field(coordinates)
         voxels = np.stack(np.meshgrid(*[np.arange(box, dtype=float)] * 3, indexing="ij"))
         # A voxel came from x, where x + shift(x) is its position.
         source = voxels.copy()
         for _ in range(_ITERATIONS):
-            at = to_points(source, box, self.pixel_size) / self._step + (self._n_grid - 1) / 2
-            source = voxels - np.stack(
-                [ndimage.map_coordinates(field[..., axis], at, order=1, mode="nearest") for axis in range(3)]
-            )
+            source = voxels - self._read(field, source)
+        if self._frame is not None:
+            source = source + self._read(self._field(self._frame), source)
         return ndimage.map_coordinates(self._map, source, order=3, mode="nearest").astype(np.float32)
+
+    def _field(self, coordinates) -> np.ndarray:
+        """Return the displacement from the consensus to a state: z, y, x in voxels of the map, on the coarse grid."""
+        grid = np.zeros((len(self._near), 3))
+        grid[self._near] = np.tensordot(np.concatenate([[1.0], np.asarray(coordinates, dtype=float)]), self._fields, 1)
+        return grid.reshape([self._n_grid] * 3 + [3])[..., ::-1] / self.pixel_size
+
+    def _read(self, field: np.ndarray, voxels: np.ndarray) -> np.ndarray:
+        """Return the displacements at (3, ...) voxels z, y, x."""
+        at = to_points(voxels, len(self._map), self.pixel_size) / self._step + (self._n_grid - 1) / 2
+        return np.stack([ndimage.map_coordinates(field[..., axis], at, order=1, mode="nearest") for axis in range(3)])
 
     def write(self, path: Path, volume: np.ndarray) -> None:
         """Write a (box, box, box) map with the origin of the reconstruction's header."""
         write_map(path, volume, self.pixel_size, self._origin)
+
+
+def _frame_of_maps(run: Run) -> np.ndarray | None:
+    """Return the (K,) coordinates (A rms) of the conformation that the maps of a run show, None for the consensus."""
+    conformation = run.config.stages.get("reconstruct", {}).get("conformation", "reference")
+    kind, _, text = conformation.partition(":")
+    coordinates = run.motions.coordinates.numpy().astype(float)
+    if kind == "particle":
+        return coordinates[int(text) - 1]
+    if kind == "motions":
+        values = [float(part) for part in text.split(",")]
+        return np.array(values + [0.0] * (coordinates.shape[1] - len(values)))
+    if kind == "latent":
+        raise InputError(
+            f"the maps of {run.path} are in the frame of a latent, which has no coordinates; reconstruct again without "
+            "--conformation"
+        )
+    return None

@@ -52,10 +52,12 @@ class ReconstructOptions(Checked):
         label="Weight particles by the uncertainty of their deformation?",
     )
     conformation: str = option(
-        "reference",
-        "Frame of the map: reference (the consensus), particle:ROW of particles.star, or latent:NUMBERS.",
-        more="Rows count from 1. A latent is of half 1's decoder, numbers separated by commas. Only the reference is "
-        "available if no motion is used.",
+        "auto",
+        "Frame of the map: auto, reference (the consensus), particle:ROW of particles.star, motions:NUMBERS or "
+        "latent:NUMBERS.",
+        more="auto is the consensus frame if many particles are near it or masks are given, else the densest "
+        "conformation. Rows count from 1. Motions are coordinates (A rms), a latent is of half 1's decoder; separate "
+        "numbers by commas. Only the reference is available if no motion is used.",
     )
     mask: str | None = basic(
         None, "Soft mask for the FSC (.mrc, 0 to 1). Made from the map if omitted.", metavar="FILE", group="Options"

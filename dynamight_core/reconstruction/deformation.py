@@ -9,6 +9,7 @@ import torch
 from dynamight_core.errors import InputError
 from dynamight_core.imaging.geometry import inside_box, nearest_voxels
 from dynamight_core.imaging.masks import distance_from_voxels, raised_cosine
+from dynamight_core.judging.distribution import densest_conformation
 from dynamight_core.model.half import ConsensusField
 from dynamight_core.options import ReconstructOptions
 from dynamight_core.reconstruction.frames import StateField
@@ -16,10 +17,14 @@ from dynamight_core.reconstruction.images import FullImages
 from dynamight_core.reconstruction.inverse import ForwardFromInverse, load_inverse
 from dynamight_core.reconstruction.modes import Modes, find_modes
 from dynamight_core.reconstruction.support import MIN_PARTICLES, Support, mode_support
+from dynamight_core.reporter import Reporter
 from dynamight_core.run import Run
 
 # Particles that represent a latent under the decoder of the other half-set.
 _NEIGHBOURS = 8
+# Fraction of a half-set's particles whose mean latent is that of coordinates, and the density of the consensus frame,
+# relative to the densest conformation, from which on it stays the frame of the maps.
+_NEAR, _DENSE = 0.01, 0.5
 
 
 def inverse_path(run: Run, half: int) -> Path:
@@ -61,6 +66,31 @@ def half_modes(run: Run, half: int, images: FullImages, options: ReconstructOpti
     return modes.scaled(support.factors), support
 
 
+def chosen_conformation(run: Run, conformation: str, stays: bool, reporter: Reporter) -> str:
+    """Return the conformation that "auto" stands for: the densest, or the reference if that is almost as dense.
+
+    It is the reference as well where the maps have to stay in the consensus frame. Any other conformation is returned
+    as it is.
+    """
+    if conformation != "auto":
+        return conformation
+    if stays:
+        return "reference"
+    densest, density = densest_conformation(run)
+    if density >= _DENSE:
+        reporter.say(
+            "Frame of the maps: the consensus, because particles are "
+            f"{'as' if density > 0.9 else f'{density:.1f} times as'} dense there as in the densest conformation."
+        )
+        return "reference"
+    values = ",".join(f"{value:.2f}" for value in densest)
+    reporter.say(
+        f"Frame of the maps: the densest conformation, motions {values} A; particles are {density:.2f} times as dense "
+        "in the consensus frame. Use --conformation reference for the consensus frame."
+    )
+    return f"motions:{values}"
+
+
 def half_conformation(run: Run, half: int, conformation: str, device: torch.device | str) -> torch.Tensor | None:
     """Return the latent of a conformation under a half-set's decoder, None for the reference.
 
@@ -73,20 +103,28 @@ def half_conformation(run: Run, half: int, conformation: str, device: torch.devi
         return None
     latents = run.latents[half - 1].to(device)
     kind, _, text = conformation.partition(":")
+    n_motions = run.motions.coordinates.shape[1]
     try:
         numbers = [float(part) for part in text.split(",")]
         if kind == "particle" and len(numbers) == 1 and 1 <= int(text) <= len(latents):
             return latents[int(text) - 1]
     except ValueError:
         numbers = []
+    if kind == "motions" and 1 <= len(numbers) <= n_motions:
+        own = torch.where(run.halves == half)[0]
+        centre = torch.zeros(n_motions)
+        centre[: len(numbers)] = torch.tensor(numbers)
+        distance = (run.motions.coordinates[own] - centre).norm(dim=1)
+        return latents[own[distance.argsort()[: max(_NEIGHBOURS, int(_NEAR * len(own)))]].to(device)].mean(0)
     if kind == "latent" and len(numbers) == latents.shape[1]:
         # Latents of different half-sets cannot be compared, but every particle has one under both decoders.
         distance = (run.latents[0] - torch.tensor(numbers)).norm(dim=1)
         nearest = distance.argsort()[:_NEIGHBOURS].to(device)
         return torch.tensor(numbers, device=device) if half == 1 else latents[nearest].mean(0)
     raise InputError(
-        f"--conformation is '{conformation}'; use reference, particle:ROW with a row of particles.star from 1 to "
-        f"{len(latents)}, or latent: and {latents.shape[1]} numbers, separated by commas, for half-set 1's decoder"
+        f"--conformation is '{conformation}'; use auto, reference, particle:ROW with a row of particles.star from 1 to "
+        f"{len(latents)}, motions: and up to {n_motions} coordinates (A rms), or latent: and {latents.shape[1]} "
+        "numbers for half-set 1's decoder; separate numbers by commas"
     )
 
 

@@ -139,7 +139,9 @@ def conservative_fsc(fsc: torch.Tensor, error: torch.Tensor, coherence: torch.Te
     return lower if coherence is None else include_residual_motion(lower, coherence)
 
 
-def points_in_mask(run: Run, mask: torch.Tensor, pixel_size: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def points_in_mask(
+    run: Run, mask: torch.Tensor, pixel_size: float, gaussians: list[torch.Tensor] | None = None, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return a sample of both half-sets' Gaussians in a mask: (m, 3) A in the consensus frame, and (m,) weights.
 
     Parameters
@@ -150,12 +152,15 @@ def points_in_mask(run: Run, mask: torch.Tensor, pixel_size: float, seed: int = 
         (box, box, box), 0 to 1.
     pixel_size
         A.
+    gaussians
+        (m, 3) of each half-set in the frame of the mask, A; the consensus frame if None.
     seed
         of the sample, which is empty if the mask holds no Gaussian.
     """
     points = torch.cat([model.consensus_positions.detach().cpu() for model in run.models])
     amplitudes = torch.cat([model.gaussians.masses(pixel_size).sum(0).detach().cpu() for model in run.models])
-    voxels = nearest_voxels(points.numpy(), mask.shape[-1], pixel_size)
+    placed = points if gaussians is None else torch.cat([positions.cpu() for positions in gaussians])
+    voxels = nearest_voxels(placed.numpy(), mask.shape[-1], pixel_size)
     inside = inside_box(voxels, mask.shape[-1])
     weights = torch.zeros(len(points))
     weights[inside] = mask[tuple(voxels[inside].T)] * amplitudes[inside].clamp(min=0)

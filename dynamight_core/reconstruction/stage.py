@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,6 +25,7 @@ from dynamight_core.reconstruction.checks import (
     read_regions,
 )
 from dynamight_core.reconstruction.deformation import (
+    chosen_conformation,
     deforming_region,
     half_conformation,
     half_modes,
@@ -119,8 +120,13 @@ def reconstruct_run(run: Run, options: ReconstructOptions, reporter: Reporter = 
     device = choose_device(options.device)
     particles = run.particles
     check_run(run)
-    motionless, in_frame = options.shrink and not supported(run), options.conformation == "reference"
-    if motionless and not in_frame:
+    motionless = options.shrink and not supported(run)
+    # Only the consensus frame and the densest conformation have the rigid map beside them.
+    rigid = options.rigid and options.conformation in ("auto", "reference")
+    # Masks that the user has are in the frame of the consensus.
+    stays = motionless or options.mask is not None or bool(options.regions)
+    options = replace(options, conformation=chosen_conformation(run, options.conformation, stays, reporter))
+    if motionless and options.conformation != "reference":
         raise InputError(
             f"--conformation is '{options.conformation}', but motion is not supported in {run.path} and not applied; "
             "use reference, or --no-shrink to apply the motion as learned"
@@ -133,7 +139,6 @@ def reconstruct_run(run: Run, options: ReconstructOptions, reporter: Reporter = 
     images = FullImages(run, device)
     check_memory(images.box, images.device, options)
     check_halves(run.halves, reporter)
-    rigid = options.rigid and in_frame
     folder = Path(run.path) / "reconstruction"
 
     if motionless:
@@ -153,7 +158,7 @@ def reconstruct_run(run: Run, options: ReconstructOptions, reporter: Reporter = 
         fsc = half_map_fsc(*first, mask, options.seed).corrected
         regularisation = noise_to_signal(fsc)[: images.box // 2 + 1]
 
-    judged = _Judgement(run, options, mask, regions, model_map(run, gaussians), consensus, sums.modes)
+    judged = _Judgement(run, options, mask, regions, gaussians, consensus, sums.modes)
     # Rigid maps of an earlier reconstruction may have another mask.
     shutil.rmtree(folder / "rigid", ignore_errors=True)
     columns, written = {}, {}
@@ -248,8 +253,10 @@ class _Judgement:
         of the reconstruction.
     mask, regions
         in the particles' box; regions by name.
-    model, consensus
-        map of the Gaussian model in the frame of the maps, and the consensus map, in the particles' box.
+    gaussians
+        (m, 3) of both half-sets in the frame of the maps, A.
+    consensus
+        map in the particles' box.
     modes
         of each half-set, the motion that is applied.
     """
@@ -260,16 +267,14 @@ class _Judgement:
         options: ReconstructOptions,
         mask: torch.Tensor,
         regions: dict[str, torch.Tensor],
-        model: torch.Tensor,
+        gaussians: list[torch.Tensor],
         consensus: torch.Tensor,
         modes: list[Modes],
     ):
         self._run, self._options, self._mask, self.regions = run, options, mask, regions
-        self._model, self._modes = model, modes
+        self._gaussians, self._model, self._modes = gaussians, model_map(run, gaussians), modes
         self._deviations = {name: fsc_deviation(volume) for name, volume in regions.items()}
-        self.with_consensus = fourier_shell_correlation(model, consensus, mask)
-        # Residual motion is known in the consensus frame only.
-        self.in_frame = options.conformation == "reference"
+        self.with_consensus = fourier_shell_correlation(self._model, consensus, mask)
 
     def columns(self, pair: tuple[torch.Tensor, torch.Tensor], deformed: bool) -> dict[str, torch.Tensor]:
         """Return further columns of fsc.star for two half-maps."""
@@ -305,10 +310,10 @@ class _Judgement:
         )
 
     def _coherence(self, volume: torch.Tensor, deformed: bool) -> torch.Tensor | None:
-        """Return the `motion_coherence` in a mask, or None if it is unknown."""
+        """Return the `motion_coherence` in a mask, or None if no Gaussian is in it."""
         run, options = self._run, self._options
-        points, weights = points_in_mask(run, volume, run.particles.pixel_size, options.seed)
-        if not self.in_frame or not len(points):
+        points, weights = points_in_mask(run, volume, run.particles.pixel_size, self._gaussians, options.seed)
+        if not len(points):
             return None
         residuals = [
             residual_motion(run, half, self._modes[half - 1] if deformed else None, points, options.seed)
@@ -324,10 +329,9 @@ def _outcome(
     files, without = written[True], ""
     if False in written:
         without = f", {_resolutions(written[False])} without deformation (same method and mask)"
-    residual = "residual motion and " if judged.in_frame else ""
     lines = [
         f"Resolution at FSC 0.143: {_resolutions(files)} with motion corrected{without}.",
-        f"In parentheses: a conservative estimate that includes {residual}one standard error of the FSC.",
+        "In parentheses: a conservative estimate that includes residual motion and one standard error of the FSC.",
     ]
     box, pixel_size = run.particles.box, run.particles.pixel_size
     for name in judged.regions:

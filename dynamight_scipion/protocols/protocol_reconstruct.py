@@ -22,7 +22,7 @@ METHOD_TEXTS = {
     "cg": "least squares",
 }
 BACKPROJECTION = METHODS.index("wbp")
-CONSENSUS, OF_PARTICLE, AT_LATENT = range(3)
+CONSENSUS, OF_PARTICLE, AT_LATENT, AUTOMATIC = range(4)
 RIGID = "rigid"
 # FSC threshold of the resolution.
 THRESHOLD = 0.143
@@ -98,12 +98,13 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
         form.addParam(
             "conformation",
             params.EnumParam,
-            choices=["consensus", "of a particle", "at a latent"],
-            default=CONSENSUS,
+            choices=["consensus", "of a particle", "at a latent", "automatic"],
+            default=AUTOMATIC,
             display=params.EnumParam.DISPLAY_HLIST,
             expertLevel=LEVEL_ADVANCED,
             label="Conformation of the map",
-            help="All particles are deformed to this conformation, usually the consensus.",
+            help="All particles are deformed to this conformation. *Automatic* is the consensus if many particles are "
+            "near it, else the densest conformation.",
         )
         form.addParam(
             "particle",
@@ -217,8 +218,8 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
         return model.getBoxSize(), model.getSamplingRate()
 
     def _hasRigid(self):
-        """Whether there are maps without deformation: in the consensus conformation only."""
-        return self.rigid.get() and self.conformation.get() == CONSENSUS
+        """Whether there are maps without deformation: not beside a conformation that the user chose."""
+        return self.rigid.get() and self.conformation.get() in (CONSENSUS, AUTOMATIC)
 
     def _getMasks(self):
         """Return of each mask the VolumeMask, the path on the particles' grid, and its name."""
@@ -240,6 +241,8 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
     def _getOptions(self):
         """Return the engine's options that change the result, as a list of words."""
         arguments = self._getOptionWords("reconstruct")
+        if self.conformation.get() == CONSENSUS:
+            arguments.append("--conformation=reference")
         if self.conformation.get() == AT_LATENT:
             arguments.append(f"--conformation=latent:{self.latent.get('').replace(' ', '')}")
         return arguments
@@ -262,7 +265,8 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
 
     def _validateConformation(self):
         model = self.inputModel.get()
-        if self.conformation.get() != CONSENSUS and self.shrink and model.getVerdict() == "not supported":
+        chosen = self.conformation.get() not in (CONSENSUS, AUTOMATIC)
+        if chosen and self.shrink and model.getVerdict() == "not supported":
             return [
                 "The images do not support the motion of this model, so the map is reconstructed without it: set "
                 "*conformation* to consensus, or *down-weight motion* to No to use the motion as learned."
@@ -299,9 +303,9 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
                 lines.append("Motion correction did not improve the resolution: use outputRigid.")
         cautious = readResolution(self._getMapPath("fsc.star"), "dynResolutionAtLeast")
         if cautious is not None:
-            residual = "residual motion and " if self.conformation.get() == CONSENSUS else ""
             lines.append(
-                f"Conservative estimate: *{cautious:.2f} Å*, including {residual}one standard error of the FSC."
+                f"Conservative estimate: *{cautious:.2f} Å*, including residual motion and one standard error of the "
+                "FSC."
             )
         if self.throughInverse:
             lines += self._describeInverse()
