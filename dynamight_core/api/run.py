@@ -22,7 +22,10 @@ from dynamight_core.api.arguments import PathLike, dataclasses_of, python_words,
 from dynamight_core.api.maps import Maps, Volume
 from dynamight_core.errors import InputError
 from dynamight_core.files import header_origin
-from dynamight_core.options import SelectOptions
+from dynamight_core.options.analyse import HALVES, STATE_METHODS, SelectOptions
+from dynamight_core.reconstruction.local_filter import locally_filtered
+from dynamight_core.reconstruction.local_states import LocalState, LocalStates
+from dynamight_core.reporter import QUIET
 from dynamight_core.run import Run as StoredRun
 
 if TYPE_CHECKING:
@@ -58,6 +61,8 @@ class Run:
         # The engine's own view of the run, on torch tensors.
         self.stored = StoredRun(self.path)
         self._renderers: dict[tuple[str, bool], StateModels | PushedMap] = {}
+        self._local: LocalStates | None = None
+        self._local_state: tuple[Floats, LocalState] | None = None
 
     def __len__(self) -> int:
         return len(self.stored.halves)
@@ -125,7 +130,9 @@ class Run:
             done += len(chunk)
         return moved
 
-    def volume(self, coordinates: ArrayLike, half: str | int = "both", full: bool = False) -> Volume:
+    def volume(
+        self, coordinates: ArrayLike, half: str | int = "both", full: bool = False, method: str = "model"
+    ) -> Volume:
         """Return the map of the molecule at coordinates along the principal motions.
 
         Parameters
@@ -136,12 +143,20 @@ class Run:
             whose Gaussian model: 1, 2, or "both" for the average.
         full
             whether to deform the reconstructed map, at its resolution, instead of rendering the Gaussians.
+        method
+            "model", or "local" to reconstruct the state from the particles near it: an unfiltered half-map for `half` 1
+            or 2, or their mean filtered by their local FSC. The images are read once.
 
         Raises
         ------
         InputError
-            if there are more coordinates than motions, or with `full` no reconstruction.
+            if there are more coordinates than motions, with `full` no reconstruction, or `method` cannot be used.
         """
+        if method not in STATE_METHODS:
+            raise InputError(f"method is {method!r}; use one of {', '.join(STATE_METHODS)}")
+        origin = tuple(header_origin(self.stored.config.inputs.map).tolist())
+        if method == "local":
+            return Volume(self._local_values(coordinates, str(half), full), self.stored.particles.pixel_size, origin)
         if full:
             self._need_maps("volume(full=True)")
         with python_words():
@@ -150,8 +165,24 @@ class Run:
                 kind = PushedMap if full else StateModels
                 renderer = self._renderers[str(half), full] = kind(self.stored, str(half))
             values = renderer.volume(state_coordinates(self.stored, coordinates))
-        origin = tuple(header_origin(self.stored.config.inputs.map).tolist())
         return Volume(np.asarray(values, np.float32), renderer.pixel_size, origin)
+
+    def _local_values(self, coordinates: ArrayLike, half: str, full: bool) -> Floats:
+        """Return the values of `volume` for a state that is reconstructed from particles."""
+        if full:
+            raise InputError("full deforms one map to all states; omit it with method='local'")
+        if half not in HALVES:
+            raise InputError(f"half is {half!r}; use one of {', '.join(HALVES)}")
+        with python_words():
+            centre = state_coordinates(self.stored, coordinates)
+            if self._local is None:
+                self._local = LocalStates(self.stored, QUIET)
+            if self._local_state is None or not np.array_equal(centre, self._local_state[0]):
+                self._local_state = centre, self._local.reconstruct(centre)
+        pair = self._local_state[1].half_maps
+        if half != "both":
+            return pair[int(half) - 1].numpy().copy()
+        return locally_filtered(*pair, self.stored.particles.pixel_size).numpy()
 
     @property
     def maps(self) -> Maps:

@@ -102,6 +102,19 @@ def test_points_may_be_a_file(run, tmp_path):
             run.displacements(wrong)
 
 
+def test_a_volume_from_particles_is_the_mean_of_half_maps_that_resemble_the_model(trained):
+    run = dm.open_run(trained[1].path)
+    both, first, second = (run.volume([2.0], half, method="local") for half in ("both", 1, 2))
+    model = run.volume([2.0])
+    assert both.values.shape == model.values.shape and both.pixel_size == pytest.approx(model.pixel_size)
+    assert not np.array_equal(first.values, second.values)
+    assert np.corrcoef(both.values.ravel(), model.values.ravel())[0, 1] > 0.8
+    with pytest.raises(dm.InputError, match="use one of model, local"):
+        run.volume([2.0], method="near")
+    with pytest.raises(dm.InputError, match="omit it"):
+        run.volume([2.0], full=True, method="local")
+
+
 def expected_volume(run, coordinates, half="both"):
     return StateModels(run, half).volume(state_coordinates(run, coordinates)).astype(np.float32)
 
