@@ -31,13 +31,13 @@ from dynamight_core.reconstruction.modes import Modes
 TRUSTS = (0.0, 1.0)
 # The narrowest kernel has this effective number of particles, and each next one as many times more as `_RATIO`, up to
 # this fraction of all.
-MIN_PARTICLES, _RATIO, _MOST = 100, 2.0, 0.7
+MIN_PARTICLES, _RATIO, _MAX_FRACTION = 100, 2.0, 0.7
 # Particles of almost the same weights are summed together: as many as this fraction of those nearer to the state.
 _FIRST, _GROWTH = 25, 0.5
 # Narrowest bandwidth, A rms: particles of exact coordinates have finite weights.
 _NARROWEST = 1e-3
 # The moving part is this near (A) to Gaussians that move more than this fraction of what the most mobile ones do.
-_MOVING_REACH, _MOVING, _MOST_MOBILE = 6.0, 0.5, 0.95
+_MOVING_REACH, _MOVING, _MOBILE_QUANTILE = 6.0, 0.5, 0.95
 # Standard deviations (A) of the window in which candidates are compared, and of the border between choices.
 WINDOW, _SMOOTH = 16.0, 12.0
 
@@ -76,7 +76,7 @@ def bandwidths_at(coordinates: torch.Tensor, variances: torch.Tensor, centre: to
 
     bandwidths: list[float] = []
     wanted = float(MIN_PARTICLES)
-    while wanted < _MOST * len(coordinates):
+    while wanted < _MAX_FRACTION * len(coordinates):
         low, high = _NARROWEST, 10 * float((coordinates - centre).norm(dim=1).max()) + 1
         for _ in range(30):
             middle = (low * high) ** 0.5
@@ -142,7 +142,7 @@ class LocalHalf:
         self.region_radius = region_radius
         self._field = sampled_field(modes.field, points, data.box * data.pixel_size)
         shifts = torch.tensordot(modes.coordinates[rows].var(0), modes.field.fields(points).square().sum(-1), 1).sqrt()
-        self._mobile = shifts >= _MOVING * shifts.quantile(_MOST_MOBILE)
+        self._mobile = shifts >= _MOVING * shifts.quantile(_MOBILE_QUANTILE)
         design = torch.cat([torch.ones(len(rows), 1), self.coordinates], 1).double()
         self._slopes = torch.linalg.lstsq(design, modes.coordinates[rows].double()).solution[1:].float()
 
