@@ -48,14 +48,15 @@ def _reference(trainer: HalfTrainer, epoch: Epoch, number: int) -> EpochMeans:
     """Move only the Gaussians, encoder and decoder fixed (paper, Methods: reference update), unfiltered."""
     model = trainer.model
     latents = trainer.current_latents(trainer.rows)
-    with torch.no_grad():
-        evaluate = model.evaluator(model.gaussians.positions)
 
-    @torch.no_grad()
     def displacement(rows: torch.Tensor) -> torch.Tensor:
-        return evaluate(latents[trainer.slot[rows]])
+        # With its derivative by the position: where a part rotates, so does a move of its reference in the images.
+        return model.displacements(latents[trainer.slot[rows]])
 
-    return _fit_gaussians(trainer, number, displacement)
+    model.decoder.requires_grad_(False)
+    means = _fit_gaussians(trainer, number, displacement)
+    model.decoder.requires_grad_(True)
+    return means
 
 
 def _fit_gaussians(
