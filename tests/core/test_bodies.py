@@ -72,6 +72,13 @@ def random(*shape, seed=1):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def axes_of(outputs):
+    """Return the (b, 2, 3) rotation vectors that small (b, 24) outputs of the decoder's motion are to first order."""
+    matrices = outputs.reshape(len(outputs), 2, 4, 3)[:, :, :3]
+    skew = (matrices - matrices.transpose(2, 3)) / 2
+    return torch.stack([skew[..., 2, 1], skew[..., 0, 2], skew[..., 1, 0]], -1)
+
+
 def points_along_x(n=1200):
     return torch.stack([torch.linspace(-58, 58, n), torch.full((n,), 3.0), torch.full((n,), -5.0)], 1)
 
@@ -108,16 +115,16 @@ def test_a_body_at_the_end_of_a_chain_moves_along_with_the_one_before():
     assert bodies.parents.tolist() == [1, 2, -1]
     made = decoder(bodies)
     # The first body does nothing by itself: it and the second are one body, generators included.
-    made.motion.weight.data[:6] = 0
+    made.motion.weight.data[:12] = 0
     points = torch.tensor([[40.0, 2.0, 0.0], [18.0, 0.0, 1.0], [52.0, -5.0, 3.0], [-30.0, 0.0, 0.0]])
     moved = points + made.displacements(random(5, 4), points).detach()
     distances = (moved[:, 1:3] - moved[:, :1]).norm(dim=2)
     torch.testing.assert_close(distances, (points[1:3] - points[0]).norm(dim=1).expand(5, 2), atol=1e-3, rtol=0)
     assert (moved - points)[:, :3].norm(dim=2).min() > 0.1
     step = 1e-3
-    outputs = 10.0 * step * made.motion(random(5, 4)).reshape(5, 2, 2, 3)
-    made.motion.weight.data[9:] = 0
-    outputs = outputs[:, :, 0].flatten(1)
+    turned = axes_of(10.0 * step * made.motion(random(5, 4)))
+    made.motion.weight.data[21:] = 0
+    outputs = turned.flatten(1)
     # Axes come before bodies.
     fields = made.linear_basis(points).reshape(3, 2, 4, 3).transpose(0, 1).flatten(0, 1)
     expected = torch.einsum("bk,knc->bnc", outputs, fields)
@@ -201,19 +208,33 @@ def test_generators_are_the_derivatives_of_the_motions():
     made = decoder()
     points, latents, step = random(200, 3) * 20, random(3, 4), 1e-3
     made.jointed = torch.tensor([True, False])
-    outputs = 10.0 * step * made.motion(latents).reshape(3, 2, 2, 3)
+    outputs = 10.0 * step * made.motion(latents)
     # Turns about x, y, z of both, then shifts of the last, which has no joint; the other has no shift.
-    made.motion.weight.data[3:6] = 0
-    outputs = torch.cat([outputs[:, :, 0].transpose(1, 2).flatten(1), outputs[:, 1, 1]], 1)
+    made.motion.weight.data[9:12] = 0
+    outputs = torch.cat([axes_of(outputs).transpose(1, 2).flatten(1), outputs.reshape(3, 2, 4, 3)[:, 1, 3]], 1)
     expected = torch.einsum("bk,knc->bnc", outputs, made.linear_basis(points))
     torch.testing.assert_close(made.displacements(step * latents, points), expected, atol=2e-4, rtol=0)
+
+
+def test_a_circle_of_latents_turns_a_body_through_the_whole_circle():
+    made = decoder(n_latents=2, size=0.0)
+    angles = torch.linspace(-torch.pi, torch.pi, 25)
+    wanted = rotvec_to_rotmat(angles[:, None] * torch.tensor([1.0, 0.0, 0.0]))
+    with torch.no_grad():
+        made.base[0] = torch.diag(torch.tensor([1.0, 0.0, 0.0]))
+        # cos and sin in the plane of the rotation.
+        cosine, sine = torch.diag(torch.tensor([0.0, 1.0, 1.0])), torch.tensor([[0, 0, 0], [0, 0, -1], [0, 1, 0.0]])
+        matrices = torch.stack([cosine, sine], -1) * made.radii[made.moving[0]] / 10
+        made.motion.weight.data.reshape(2, 4, 3, 2)[0, :3] = matrices
+    rotations = made.motions(torch.stack([angles.cos(), angles.sin()], 1))[0][:, 0]
+    torch.testing.assert_close(rotations @ rotations[12].T, wanted, atol=1e-5, rtol=0)
 
 
 def test_a_model_with_bodies_is_read_back_as_it_was(tmp_path):
     gaussians = GaussianModel(random(50, 3) * 20, 6.0, 1.0)
     model = HalfModel(gaussians, BOX, PIXEL, 4, "bodies", 120.0, bodies=three_bodies())
     torch.nn.init.normal_(model.decoder.motion.weight)
-    model.set_consensus_frame(random(200, 4))
+    model.set_consensus_frame(random(10, 4))
     model.save(tmp_path / "model.safetensors")
     read = HalfModel.load(tmp_path / "model.safetensors")
     latents, points = random(3, 4), random(30, 3) * 20
@@ -225,11 +246,11 @@ def test_a_model_with_bodies_is_read_back_as_it_was(tmp_path):
 
 def test_a_turn_about_a_joint_costs_nothing_and_a_slide_its_square():
     made = decoder()
-    weight = made.motion.weight.data.reshape(2, 2, 3, 4)
-    weight[:, 1] = 0
+    weight = made.motion.weight.data.reshape(2, 4, 3, 4)
+    weight[:, 3] = 0
     assert made.prior_energy(random(10, 4)) == 0
     # 10 A per unit of the latent, in the first body alone: half of (10 A / 2 A) squared.
-    weight[0, 1, 0, 0] = 1
+    weight[0, 3, 0, 0] = 1
     assert made.prior_energy(torch.eye(4)[:1]).item() == pytest.approx(12.5)
     made.jointed = torch.zeros(2, dtype=torch.bool)
     assert made.prior_energy(random(10, 4)) == 0

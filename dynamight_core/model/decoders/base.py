@@ -10,6 +10,7 @@ from torch import nn
 
 from dynamight_core.imaging.geometry import Evaluator
 from dynamight_core.model.bodies import RigidBodies
+from dynamight_core.model.regions import Regions
 from dynamight_core.options import InputOptions, TrainOptions
 
 
@@ -111,6 +112,13 @@ class Decoder(nn.Module, ABC):
         """Return (k, n, 3) small motions (A) of (n, 3) positions (A) that linear motions are sums of.
 
         None where any smooth motion is possible.
+        """
+        return None
+
+    def regions(self, positions: torch.Tensor) -> Regions | None:
+        """Return the regions of (n, 3) positions (A) that move as rigid bodies; None where any deformation is possible.
+
+        They define the reference, which then stays where they are.
         """
         return None
 

@@ -5,13 +5,14 @@ from dataclasses import fields
 from typing import Self
 
 import torch
-from roma import rotvec_to_rotmat
+from roma import special_procrustes
 from torch import nn
 
 from dynamight_core.errors import InputError
 from dynamight_core.imaging.geometry import Evaluator
 from dynamight_core.model.bodies import RigidBodies, memberships
 from dynamight_core.model.decoders.base import Decoder, DecoderInputs
+from dynamight_core.model.regions import Regions
 from dynamight_core.options import InputOptions, TrainOptions
 
 # What an output of one moves the rim of a body by, A: outputs are of order one where motions are large.
@@ -24,9 +25,11 @@ class BodiesDecoder(Decoder):
     """Rigid bodies: each rotates and shifts, and where bodies meet their motions are blended.
 
     delta(z, x) = sum_b s_b(x) (T_b(z) T_b(rest)^-1 x - x), s_b being the membership of the point in the body and T_b(z)
-    the rotation by the rotation vector w_b(z) about its pivot and the shift by t_b(z), after which it moves along with
-    its parent. Both are linear in the latent, so that the latents' Gaussian prior is one of the motions, and the
-    exponential map keeps large rotations rigid. The largest body stays where it is: its motion is the particle's pose.
+    the rotation R_b(z) about its pivot and the shift by t_b(z), after which it moves along with its parent. R_b(z) is
+    the rotation nearest to the matrix B_b + A_b(z). A_b and t_b are linear in the latent, so that the latents' Gaussian
+    prior is one of the motions where they are small; a full circle of rotations belongs to a circle of latents, which
+    rotation vectors linear in the latent would cut open. The largest body stays where it is: its motion is the
+    particle's pose.
 
     Distances inside bodies stay and those between them must change, so that distances are not restrained.
 
@@ -76,8 +79,10 @@ class BodiesDecoder(Decoder):
         self.jointed = nn.Buffer(bodies.parents[moving] >= 0, persistent=False)
         # Latent of the reference conformation, where nothing is displaced.
         self.rest = nn.Buffer(torch.zeros(n_latents))
-        self.motion = nn.Linear(n_latents, 6 * (len(bodies) - 1), bias=False)
+        # A and t of each moving body, and B.
+        self.motion = nn.Linear(n_latents, 12 * (len(bodies) - 1), bias=False)
         nn.init.zeros_(self.motion.weight)
+        self.base = nn.Parameter(torch.eye(3).repeat(len(bodies) - 1, 1, 1))
 
     @classmethod
     def check(cls, inputs: InputOptions, options: TrainOptions) -> None:
@@ -114,10 +119,10 @@ class BodiesDecoder(Decoder):
 
     def _transforms(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return T_b(z) of (b, d) latents as (b, B - 1, 3, 3) rotations R and (b, B - 1, 3) shifts u: x -> R x + u."""
-        output = _UNIT * self.motion(latents).reshape(len(latents), -1, 2, 3)
+        output = _UNIT * self.motion(latents).reshape(len(latents), -1, 4, 3)
         pivots = self.pivots[self.moving]
-        rotations = rotvec_to_rotmat(output[:, :, 0] / self.radii[self.moving, None])
-        shifts = output[:, :, 1] + pivots - (rotations @ pivots[..., None])[..., 0]
+        rotations = special_procrustes(self.base + output[:, :, :3] / self.radii[self.moving, None, None])
+        shifts = output[:, :, 3] + pivots - (rotations @ pivots[..., None])[..., 0]
         # Of each moving body by itself, then after its parent.
         rotated, shifted = list(rotations.unbind(1)), list(shifts.unbind(1))
         for index, parent in self._chain:
@@ -151,8 +156,8 @@ class BodiesDecoder(Decoder):
         blurred reference a motion shows at first as a shift of the body's centre; with a joint that holds, that is a
         rotation.
         """
-        output = _UNIT * self.motion(latents).reshape(len(latents), -1, 2, 3)
-        slides = output[:, self.jointed, 1]
+        output = _UNIT * self.motion(latents).reshape(len(latents), -1, 4, 3)
+        slides = output[:, self.jointed, 3]
         energy: torch.Tensor = 0.5 * slides.square().sum((1, 2)).mean() / _SLIDE**2
         return energy
 
@@ -169,6 +174,13 @@ class BodiesDecoder(Decoder):
         shifts = axes[:, None, None].expand_as(rotations)[:, :, ~self.jointed]
         motions = [rotations * weights[..., None], shifts * weights[:, ~self.jointed, None]]
         return torch.cat([part.transpose(1, 2).flatten(0, 1) for part in motions])
+
+    def regions(self, positions: torch.Tensor) -> Regions:
+        """Return the bodies as regions of (n, 3) positions (A)."""
+        moving = self.memberships(positions)
+        weights = torch.cat([1 - moving.sum(1, keepdim=True), moving], 1)
+        centres = weights.T @ positions / weights.sum(0).clamp(min=1e-6)[:, None]
+        return Regions(positions, centres, weights)
 
     @torch.no_grad()
     def memberships(self, positions: torch.Tensor) -> torch.Tensor:
