@@ -23,6 +23,8 @@ from dynamight_core.registry import DECODERS
 # Gaussians narrower than this many pixels are spread on a finer grid. At the limit, bilinear spreading errs by
 # some per cent of the image's norm, at frequencies where the noise is many times stronger.
 _MIN_WIDTH = 0.6
+# Where the most central particle is farther from the mean than this fraction of the mean square, none is near it.
+_HOLLOW = 0.25
 # Starting points of an inference beside the mean.
 _CENTRES = 8
 
@@ -156,28 +158,33 @@ class HalfModel(nn.Module):
         return [start.expand(n, -1) for start in (self.latent_mean, *self.latent_centres)]
 
     @torch.no_grad()
-    def set_consensus_frame(self, latents: torch.Tensor) -> None:
-        """Set the consensus frame to the conformation of the most central particles.
+    def central_latents(self, latents: torch.Tensor) -> tuple[torch.Tensor, bool]:
+        """Return the latents of the most central of (n, d) particles, and whether their mean is near any particle.
 
-        The consensus map shows the mean of the particles. The reference may lie elsewhere: positions and field can
-        exchange a constant displacement while they are trained, differently in each half.
-
-        Parameters
-        ----------
-        latents
-            (n, d) of this half's particles.
+        The mean of points on an arc lies inside the arc; the particles nearest to it lie on the arc. On a circle all
+        are as near: the most central one stands for those around it, but another half-set may have another one.
         """
         sample = latents[torch.linspace(0, len(latents) - 1, min(len(latents), 1000)).long().unique()]
         shifts = torch.cat([self.displacements(part) for part in sample.split(64)])
-        # The mean of points on an arc lies inside the arc; the particles nearest to it lie on the arc.
         distances = (shifts - shifts.mean(0)).square().sum((1, 2))
-        central = distances.argsort()[: max(1, len(shifts) // 20)]
+        common = bool(distances.min() <= _HOLLOW * distances.mean())
+        if not common:
+            distances = (shifts - shifts[distances.argmin()]).square().sum((1, 2))
+        return sample[distances.argsort()[: max(1, len(shifts) // 20)]], common
+
+    @torch.no_grad()
+    def set_consensus_frame(self, central: torch.Tensor) -> None:
+        """Set the consensus frame to the mean conformation of (n, d) latents.
+
+        The consensus map shows the mean of the particles. The reference may lie elsewhere: positions and field can
+        exchange a constant displacement while they are trained, differently in each half.
+        """
         if self.decoder.moves_reference:
-            middle = sample[central].mean(0, keepdim=True)
+            middle = central.mean(0, keepdim=True)
             self.gaussians.positions.add_(self.displacements(middle)[0])
             self.decoder.absorb(middle)
             return
-        self.reference_shift.copy_(-shifts[central].mean(0))
+        self.reference_shift.copy_(-self.displacements(central).mean(0))
 
     def consensus_evaluator(self, points: torch.Tensor) -> Evaluator:
         """Return the map from (b, d) latents to (b, p, 3) displacements (A) of (p, 3) points of the consensus frame."""

@@ -36,6 +36,8 @@ class HalfTrainer:
         1 or 2; seeds differ by it.
     encoder_only_rows
         validation particles that train the encoder alone (the paper's way); usually empty.
+    held_out
+        validation particles of this half.
     """
 
     def __init__(
@@ -46,9 +48,11 @@ class HalfTrainer:
         options: TrainOptions,
         half: int,
         encoder_only_rows: torch.Tensor | None = None,
+        held_out: torch.Tensor | None = None,
     ):
         self.model, self.data, self.rows, self.options, self.half = model, data, rows, options, half
         self.encoder_only_rows = rows[:0] if encoder_only_rows is None else encoder_only_rows
+        self.held_out = rows[:0] if held_out is None else held_out
         n, d = len(rows), options.n_latents
         self.slot = torch.full((len(data),), -1, dtype=torch.long)
         self.slot[rows] = torch.arange(n)
@@ -71,7 +75,7 @@ class HalfTrainer:
         self.optimizers = {
             "gaussians": self.gaussian_optimizer(),
             "encoder": torch.optim.Adam(model.encoder.parameters(), lr=options.encoder_learning_rate),
-            "decoder": torch.optim.Adam(model.decoder.parameters(), lr=options.learning_rate),
+            "decoder": self._decoder_optimizer(),
             # No momentum: it would move particles that are not in the batch.
             "poses": torch.optim.Adam(
                 [{"params": [self.rotations], "lr": 5e-4}, {"params": [self.shifts], "lr": 0.03}], betas=(0.0, 0.99)
@@ -109,6 +113,14 @@ class HalfTrainer:
             betas=(0.9, 0.99),
         )
 
+    def _decoder_optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.model.decoder.parameters(), lr=self.options.learning_rate)
+
+    def restart_optimizers(self) -> None:
+        """Forget the momentum of Gaussians and decoder that have been replaced."""
+        self.optimizers["gaussians"] = self.gaussian_optimizer()
+        self.optimizers["decoder"] = self._decoder_optimizer()
+
     def batches(self, epoch: int) -> tuple[list[torch.Tensor], torch.Generator]:
         """Return the rows of each batch of an epoch, and its generator: the same for the same seed, half and epoch."""
         generator = torch.Generator().manual_seed(self.options.seed * 1_000_003 + epoch * 10 + self.half)
@@ -141,7 +153,7 @@ class HalfTrainer:
         with torch.no_grad():
             self.model.gaussians.relative_amplitudes.clamp_(min=0)
 
-    def infer(self, steps: int = 2, restart: bool = False) -> float:
+    def infer(self, steps: int = 2, restart: bool = False, others: int = 0) -> float:
         """Infer the training particles' latents, then their prior; return the mean energy.
 
         Parameters
@@ -150,14 +162,21 @@ class HalfTrainer:
             Gauss-Newton steps.
         restart
             from the encoder, whose means also give the first prior, instead of from the last inference.
+        others
+            number of other particles' latents to start from as well: a large motion has several fits to one image.
         """
         if restart:
             self.latents = self.encode(self.rows)
             self._set_prior(self.latents, 1e-3 * torch.eye(self.options.n_latents, device=self.data.device))
-        posterior = infer_latents(self.model, self.posed_data(), self.rows, [self.latents], steps)
+        starts = [self.latents, *(start.expand(len(self.rows), -1) for start in self.some_latents(others))]
+        posterior = infer_latents(self.model, self.posed_data(), self.rows, starts, steps)
         self.latents, self.covariances = posterior.latents, posterior.covariances
         self._set_prior(self.latents, self.covariances.mean(0))
         return float(posterior.energies.mean())
+
+    def some_latents(self, number: int) -> torch.Tensor:
+        """Return (m, d) latents of about `number` of the training particles."""
+        return self.latents[:: max(1, len(self.latents) // number)] if number else self.latents[:0]
 
     def _set_prior(self, latents: torch.Tensor, width: torch.Tensor) -> None:
         """Set the prior to the mean and covariance of the latents, their posterior width included."""

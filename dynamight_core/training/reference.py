@@ -1,11 +1,15 @@
 """Reference updates: the reference stays a conformation of particles, the same in both half-sets."""
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from dynamight_core.imaging.geometry import to_grid
 from dynamight_core.imaging.masks import distance_from_voxels
+from dynamight_core.model.decoders.base import Decoder
+from dynamight_core.model.half import HalfModel
+from dynamight_core.training.decoder_fit import fit_decoder
 from dynamight_core.training.half import HalfTrainer
 
 # Radius around Gaussians of the mask through which the half-sets' conformations are compared, A (paper, Methods).
@@ -14,6 +18,9 @@ _MASK_RADIUS = 6.0
 _VOXEL = 2.0
 # Number of averaged predictions.
 _AVERAGED = 100
+# A reference that moves farther than this anywhere leaves the place where its field was learned, A: a fraction of the
+# shortest wavelength of the fields.
+_FAR = 8.0
 
 
 @torch.no_grad()
@@ -26,12 +33,35 @@ def update_references(trainers: tuple[HalfTrainer, HalfTrainer]) -> tuple[float,
     """
     first, second = trainers
     moved_first = _move(first, _smallest(first))
-    return moved_first, _move(second, _most_inside(second, _mask_around(first)))
+    mask = _mask_around(first.model, first.model.gaussians.positions)
+    return moved_first, _move(second, _most_inside(second.model, second.current_latents(second.rows), mask))
 
 
-def _displacements(trainer: HalfTrainer, latents: torch.Tensor) -> Iterator[torch.Tensor]:
+@torch.no_grad()
+def central_latents(models: Sequence[HalfModel], latents: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return latents whose mean conformation is the consensus frame of each half-set, the same in both.
+
+    Those of the most central particles. Where no particles are near the mean, the second half-set takes the predictions
+    with most Gaussians within 6 A of the first's, as in `update_references`.
+
+    Parameters
+    ----------
+    models
+        of the half-sets.
+    latents
+        (n, d) of the training particles of each.
+    """
+    found = [model.central_latents(each) for model, each in zip(models, latents, strict=True)]
+    first, second = (central for central, _ in found)
+    if not all(common for _, common in found):
+        around = models[0].gaussians.positions + models[0].displacements(first).mean(0)
+        second = _most_inside(models[1], latents[1], _mask_around(models[0], around), max(1, len(latents[1]) // 20))
+    return [first, second]
+
+
+def _displacements(model: HalfModel, latents: torch.Tensor) -> Iterator[torch.Tensor]:
     """Yield the (b, n, 3) displacements of (n, d) latents in batches."""
-    evaluate = trainer.model.evaluator(trainer.model.gaussians.positions)
+    evaluate = model.evaluator(model.gaussians.positions)
     for part in latents.split(64):
         yield evaluate(part)
 
@@ -39,18 +69,17 @@ def _displacements(trainer: HalfTrainer, latents: torch.Tensor) -> Iterator[torc
 def _smallest(trainer: HalfTrainer) -> torch.Tensor:
     """Return the latents of the predictions with the smallest displacement."""
     latents = trainer.current_latents(trainer.rows)
-    sizes = torch.cat([shift.square().sum((1, 2)) for shift in _displacements(trainer, latents)])
+    sizes = torch.cat([shift.square().sum((1, 2)) for shift in _displacements(trainer.model, latents)])
     return latents[sizes.argsort()[: min(_AVERAGED, max(1, len(sizes) // 10))]]
 
 
-def _mask_around(trainer: HalfTrainer) -> torch.Tensor:
-    """Return the (m, m, m) bool mask of voxels within 6 A of the reference's Gaussians."""
-    model = trainer.model
+def _mask_around(model: HalfModel, positions: torch.Tensor) -> torch.Tensor:
+    """Return the (m, m, m) bool mask of voxels within 6 A of (n, 3) positions, A."""
     extent = model.box * model.pixel_size
     size = round(extent / _VOXEL)
-    voxels = _voxels(model.gaussians.positions, extent, size).flip(-1).cpu().numpy()
+    voxels = _voxels(positions, extent, size).flip(-1).cpu().numpy()
     distance = distance_from_voxels(voxels, size, extent / size)
-    return torch.from_numpy(distance < _MASK_RADIUS).to(trainer.data.device)
+    return torch.from_numpy(distance < _MASK_RADIUS).to(positions.device)
 
 
 def _voxels(points: torch.Tensor, extent: float, size: int) -> torch.Tensor:
@@ -58,23 +87,38 @@ def _voxels(points: torch.Tensor, extent: float, size: int) -> torch.Tensor:
     return to_grid(points, size, extent).round().long().clamp(0, size - 1)
 
 
-def _most_inside(trainer: HalfTrainer, mask: torch.Tensor) -> torch.Tensor:
-    """Return the latents of the predictions with most Gaussians in the mask."""
-    model = trainer.model
-    latents = trainer.current_latents(trainer.rows)
+def _most_inside(model: HalfModel, latents: torch.Tensor, mask: torch.Tensor, number: int = _AVERAGED) -> torch.Tensor:
+    """Return a number of (n, d) latents, whose predictions have most Gaussians in the mask."""
     counts = []
-    for shift in _displacements(trainer, latents):
+    for shift in _displacements(model, latents):
         x, y, z = _voxels(model.gaussians.positions + shift, model.box * model.pixel_size, len(mask)).unbind(-1)
         counts.append(mask[z, y, x].sum(1))
-    best = torch.cat(counts).argsort(descending=True, stable=True)[: min(_AVERAGED, len(latents))]
+    best = torch.cat(counts).argsort(descending=True, stable=True)[:number]
     return latents[best]
 
 
 def _move(trainer: HalfTrainer, latents: torch.Tensor) -> float:
     """Move the reference by the mean displacement of (b, d) latents; return the displacement, A rms."""
-    total = sum((part.sum(0) for part in _displacements(trainer, latents)), torch.zeros(()))
+    total = sum((part.sum(0) for part in _displacements(trainer.model, latents)), torch.zeros(()))
     shift = total / len(latents)
-    trainer.model.gaussians.positions.add_(shift)
-    trainer.model.decoder.absorb(latents)
+    model = trainer.model
+    learned, before = copy.deepcopy(model.decoder), model.gaussians.positions.clone()
+    model.gaussians.positions.add_(shift)
+    model.decoder.absorb(latents)
+    if float(shift.norm(dim=1).max()) > _FAR and not model.decoder.moves_reference:
+        _keep_conformations(trainer, learned, before)
     trainer.rebuild_graph()
     return float(shift.square().sum(-1).mean().sqrt())
+
+
+@torch.enable_grad()
+def _keep_conformations(trainer: HalfTrainer, learned: Decoder, before: torch.Tensor) -> None:
+    """Bring the decoder to the conformations that it had with (n, 3) Gaussians `before` they moved, A."""
+    after = trainer.model.gaussians.positions.detach()
+
+    def wanted(particles: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+        latents = trainer.current_latents(trainer.rows[particles.cpu()])
+        displaced = before[chosen] + learned.displacements(latents, before[chosen])
+        return displaced - after[chosen]
+
+    fit_decoder(trainer, wanted)

@@ -29,9 +29,10 @@ from dynamight_core.training.data import TrainingImages
 from dynamight_core.training.epochs import balance_regularisation, run_epoch
 from dynamight_core.training.half import HalfTrainer
 from dynamight_core.training.inference import infer_latents
+from dynamight_core.training.large_motion import FollowedMotion, follow_large_motion
 from dynamight_core.training.linear import initialise, linear_motions
 from dynamight_core.training.read import Prepared, read_inputs
-from dynamight_core.training.reference import update_references
+from dynamight_core.training.reference import central_latents, update_references
 from dynamight_core.training.refit import refit_gaussians
 from dynamight_core.training.schedule import Epoch, schedule
 from dynamight_core.version import __version__
@@ -122,6 +123,9 @@ class Trained:
         """
         data = self.data
         side_by_side(lambda index: self._infer_half(index, reporter), (0, 1), data.device)
+        latents = [self.latents[index, trainer.rows].to(data.device) for index, trainer in enumerate(self.trainers)]
+        for model, central in zip(self.models, central_latents(self.models, latents), strict=True):
+            model.set_consensus_frame(central)
 
     def _infer_half(self, index: int, reporter: Reporter) -> None:
         trainer, model = self.trainers[index], self.models[index]
@@ -143,7 +147,6 @@ class Trained:
             posterior = infer_latents(model, source, rows, starts, steps, integrate=True, progress=progress)
             self.latents[index, rows] = posterior.latents.cpu()
             self.covariances[index, rows] = posterior.covariances.cpu()
-        model.set_consensus_frame(self.latents[index, own].to(self.data.device))
 
     def save(self) -> None:
         """Write the models and the latents."""

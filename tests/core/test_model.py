@@ -263,7 +263,7 @@ def test_consensus_frame_lies_on_the_arc_of_a_rotation():
     angles = torch.linspace(-0.5, 0.9, 201)[:, None]
     arc = 40 * torch.cat([angles.cos() - 1, angles.sin(), 0 * angles], 1)
     model.displacements = lambda latents: (40 * torch.cat([latents.cos() - 1, latents.sin(), 0 * latents], 1))[:, None]
-    model.set_consensus_frame(angles)
+    model.set_consensus_frame(model.central_latents(angles)[0])
     assert arc[100] == pytest.approx([40 * (np.cos(0.2) - 1), 40 * np.sin(0.2), 0], abs=1e-3)
     assert (model.consensus_positions.norm() - 40).abs() < 0.1
     assert (model.consensus_positions[0] - torch.tensor([40.0, 0, 0]) - arc[100]).norm() < 2
