@@ -277,6 +277,13 @@ class TrainOptions(Checked):
     refit_resolution: float = option(
         9.0, "Low-pass filter of the map for Gaussian refits.", label="Low-pass filter for refits", unit="A", above=0
     )
+    large_motions: bool = option(
+        True,
+        "Follow large motions from neighbour to neighbour in latent space, and initialise the deformations again.",
+        more="Only where regions move far, and if held-out particles are better explained.",
+        label="Follow large motions?",
+        group="Schedule",
+    )
     reference_interval: int = option(
         12,
         "Epochs between two updates of the reference conformation.",

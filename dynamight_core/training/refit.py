@@ -19,6 +19,7 @@ from dynamight_core.imaging.fourier import (
 )
 from dynamight_core.imaging.projector import Projector
 from dynamight_core.imaging.voxels import Voxels, bordered
+from dynamight_core.model.half import HalfModel
 from dynamight_core.model.initialise import fill_region, find_molecule, fit_to_map
 from dynamight_core.training.half import HalfTrainer
 
@@ -87,6 +88,21 @@ def refit_gaussians(trainer: HalfTrainer, resolution: float, seed: int) -> None:
     around = find_molecule(density.cpu(), pixel_size).mask
     around = ndimage.binary_dilation(around, iterations=max(1, round(_MARGIN / pixel_size)))
     sharp = deformed_map(trainer, around).cpu()
+    place_gaussians(model, sharp, resolution, seed)
+    # These Gaussians have no momentum.
+    trainer.optimizers["gaussians"] = trainer.gaussian_optimizer()
+    trainer.rebuild_graph()
+
+
+def place_gaussians(model: HalfModel, sharp: torch.Tensor, resolution: float, seed: int) -> None:
+    """Place a model's Gaussians in a (box, box, box) map, low-pass filtered at `resolution` (A), with equal amplitudes.
+
+    Raises
+    ------
+    ValueError
+        if the map has no molecule.
+    """
+    pixel_size = model.pixel_size
     volume = lowpass_volume(sharp, pixel_size, max(resolution, 2.5 * pixel_size))
     mask = find_molecule(volume, pixel_size).mask
     soft = ndimage.gaussian_filter(ndimage.binary_dilation(mask).astype(np.float32), 1.0)
@@ -98,6 +114,3 @@ def refit_gaussians(trainer: HalfTrainer, resolution: float, seed: int) -> None:
     with torch.no_grad():
         for name, value in fitted.state_dict().items():
             getattr(model.gaussians, name).copy_(value)
-    # These Gaussians have no momentum.
-    trainer.optimizers["gaussians"] = trainer.gaussian_optimizer()
-    trainer.rebuild_graph()

@@ -20,6 +20,8 @@ class Epoch:
         estimate), "encoder" or "again" (by the previous inference).
     update_reference
         whether the reference is moved before it.
+    follow
+        whether large motions are followed before it.
     refit
         whether the Gaussians are refitted before it.
     finer
@@ -32,6 +34,7 @@ class Epoch:
     sparse: float = 0.0
     infer: str = "no"
     update_reference: bool = False
+    follow: bool = False
     refit: bool = False
     finer: bool = False
     prepare: bool = True
@@ -43,8 +46,9 @@ def schedule(options: TrainOptions, continued: bool = False, fixed: bool = False
     After the warm-up come refinement epochs, initialised by the linear motion estimate or by encoder epochs (paper).
     After every `reference_interval` epochs, only the Gaussians move for `reference_epochs`, and at every third of the
     interval the reference is moved (paper, Methods: 30, 5 and 10). The sparse-motion prior increases to its full value
-    over the second third of the epochs, because from the first step it would suppress all motion. In the last third,
-    the low-pass filter of the images is finer. Reference epochs use all frequencies; they are also the last epochs.
+    over the second third of the epochs, because from the first step it would suppress all motion. After a third of the
+    refinement epochs, latents are good enough to follow large motions by. In the last third, the low-pass filter of the
+    images is finer. Reference epochs use all frequencies; they are also the last epochs.
 
     Parameters
     ----------
@@ -76,8 +80,9 @@ def schedule(options: TrainOptions, continued: bool = False, fixed: bool = False
             and not fixed
             and any(refined == round(rounds * (k + 1) / (options.refits + 2)) for k in range(options.refits))
         )
+        follow = options.large_motions and not fixed and refined > 0 and refined == round(rounds / 3)
         finer = not (continued or first) and options.motion_resolution is None and refined == round(2 * rounds / 3)
-        epochs.append(Epoch(kind, ramp * options.sparse_motion, infer, update, refit, finer))
+        epochs.append(Epoch(kind, ramp * options.sparse_motion, infer, update, follow, refit, finer))
     if not fixed and (not first or options.motion_resolution):
         # Fit the detail that the filter removed, with the final motion.
         epochs += alone

@@ -6,6 +6,7 @@ import platform
 import shlex
 import sys
 import time
+from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -208,6 +209,9 @@ def _train_epochs(
         if epoch.infer == "linear":
             for trainer in trainers:
                 reporter.say(_describe_start(trainer))
+        if epoch.follow:
+            for entry in entries:
+                reporter.say(f"Half-set {entry['half']}: {FollowedMotion(**entry['large_motion']).sentence}")
         for index, entry in enumerate(entries):
             entry |= pace
             # Losses of different frequencies cannot be compared.
@@ -241,6 +245,7 @@ def _run_epoch(epoch: Epoch, number: int, trainer: HalfTrainer) -> dict:
         trainer.model.resolution.mul_(_FINER)
     if epoch.infer != "no":
         trainer.infer(steps=1 if epoch.infer == "again" else 4, restart=epoch.infer == "encoder")
+    followed = follow_large_motion(trainer, number) if epoch.follow else None
     if epoch.refit:
         refit_gaussians(trainer, trainer.options.refit_resolution, trainer.options.seed * 1000 + number)
     if epoch.prepare:
@@ -263,6 +268,7 @@ def _run_epoch(epoch: Epoch, number: int, trainer: HalfTrainer) -> dict:
         "sparse_weight": epoch.sparse,
         "gaussian_width": float(trainer.model.gaussians.widths.detach().mean()),
         "noise": float(trainer.model.noise_power.mean()) / trainer.model.box**2,
+        **({} if followed is None else {"large_motion": asdict(followed)}),
     }
 
 

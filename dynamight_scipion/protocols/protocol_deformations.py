@@ -178,6 +178,7 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
         self.addOption(form, "encoderEpochs", condition="latentRefinement")
         self.addOption(form, "klWeight", condition="encoderEpochs>0 or not latentRefinement")
         self.addOption(form, "inferenceInterval", condition="latentRefinement")
+        self.addOption(form, "largeMotions", condition="latentRefinement")
         self.addOptions(form, "referenceInterval", "referenceEpochs", "stopAfterRises", "validationTrainsEncoders")
 
     # ------------------------------------------------------------------ steps

@@ -1,0 +1,282 @@
+"""Large motions: a half's field is started again from maps of neighbours in latent space.
+
+Gradients of images reach as far as a detail of the image is wide. Where a part turns by more, the decoder learns to
+carry it around without turning it, and stays there; but the latents that it comes to tell where each particle is on the
+way. So the particles around places in latent space are summed, undeformed, and the molecule is followed from place to
+place: regions that rotate and shift are fitted to each place's particles, from the fit at its neighbour on. Steps are
+small, and a rotation costs nothing, since restraints are on distances. The decoder is brought to what is found, and
+training goes on from it, if particles that trained nothing are better explained.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.cluster.vq import kmeans2
+from scipy.spatial import cKDTree
+
+from dynamight_core.imaging.map_likelihood import MapLikelihood, likelihood_box, solved_map
+from dynamight_core.model.gaussians import GaussianModel
+from dynamight_core.model.graph import LongEdges, NeighbourGraph, deformation_regularity, edge_lengths, rigidity
+from dynamight_core.model.regions import Placement, Regions
+from dynamight_core.parallel import check_stopped
+from dynamight_core.training.decoder_fit import fit_decoder
+from dynamight_core.training.epochs import run_epoch
+from dynamight_core.training.half import HalfTrainer
+from dynamight_core.training.inference import infer_latents, random_pixels
+from dynamight_core.training.nodes import MIN_PARTICLES, Nodes, node_likelihoods, particle_conformations, particle_sums
+from dynamight_core.training.refit import place_gaussians
+from dynamight_core.training.schedule import Epoch
+
+# A region that moves by more than this, rms over particles, may turn unnoticed, A.
+_LARGE = 12.0
+# Low-pass filters of nodes' particles, and of the map that the Gaussians are placed in, A.
+_RESOLUTION, _PLACING = 16.0, 15.0
+# Regions that rotate and shift, and parts of some regions each, which do so first.
+_REGIONS, _PARTS = 40, 4
+# Steps of the parts, then of parts and regions; step sizes of rotations (radians) and shifts (A).
+_STEPS, _TURN, _SHIFT = 30, 0.03, 0.6
+# Weights of restraints, as those of training.
+_STIFFNESS, _RIGIDITY = 30.0, 10.0
+# Latents of other particles that inference also starts from.
+_STARTS = 16
+# Standard errors by which held-out pixels must be better explained.
+_SIGMAS = 3.0
+
+
+@dataclass(frozen=True)
+class FollowedMotion:
+    """What came of a search for large motions.
+
+    Parameters
+    ----------
+    largest
+        rms displacement of the region that moves most before it, A.
+    gain, gain_error
+        by which held-out pixels of a held-out image are better explained by the new field, nats; None if none was
+        fitted.
+    taken
+        whether training goes on from the new field.
+    """
+
+    largest: float
+    gain: float | None = None
+    gain_error: float | None = None
+    taken: bool = False
+
+    @property
+    def sentence(self) -> str:
+        """What came of it, for the user."""
+        if self.largest < _LARGE:
+            return f"no large motion to follow (at most {self.largest:.0f} A rms)."
+        if self.gain is None:
+            return f"a large motion ({self.largest:.0f} A rms) was not followed: particles are too few or too noisy."
+        change = f"changes the log-likelihood of held-out pixels by {self.gain:.2f} +- {self.gain_error:.2f} nats"
+        outcome = "training continues from it" if self.taken else "training continues without it"
+        return f"following a large motion ({self.largest:.0f} A rms) through latent space {change}; {outcome}."
+
+
+def follow_large_motion(trainer: HalfTrainer, number: int) -> FollowedMotion:
+    """Start the field of a half again from maps of neighbours in latent space, where that explains more.
+
+    Parameters
+    ----------
+    trainer
+        with inferred latents; unchanged except for these, unless the new field is taken.
+    number
+        of the epoch, for random numbers.
+    """
+    _, largest = particle_conformations(trainer)
+    if largest < _LARGE or len(trainer.held_out) < 2 or len(trainer.rows) < MIN_PARTICLES:
+        return FollowedMotion(largest)
+    # An image can fit far from where its latent was found, the more so the better the field is.
+    trainer.infer(steps=2, others=_STARTS)
+    nodes = Nodes.choose(trainer, particle_conformations(trainer)[0])
+    followed, kept = _trial(trainer), _trial(trainer)
+    if not _restart(followed, nodes, number):
+        return FollowedMotion(largest)
+    # The new Gaussians come from few particles, and the new field from few nodes; the old ones get the same epochs.
+    for trial in (followed, kept):
+        trial.rebuild_graph()
+        for kind in ("refinement", "reference"):
+            run_epoch(trial, Epoch(kind), number)
+    gains = _held_out_misfit(kept, number) - _held_out_misfit(followed, number)
+    gain, error = float(gains.mean()), float(gains.std() / len(gains) ** 0.5)
+    taken = gain > _SIGMAS * error
+    if taken:
+        trainer.model.load_state_dict(followed.model.state_dict())
+        trainer.restart_optimizers()
+        trainer.infer(steps=2)
+        trainer.estimate_noise(True)
+        trainer.rebuild_graph()
+    return FollowedMotion(largest, gain, error, taken)
+
+
+def _trial(trainer: HalfTrainer) -> HalfTrainer:
+    """Return a trainer of a copy of a half's model, with the same latents, whose Gaussians may be trained."""
+    model = copy.deepcopy(trainer.model)
+    trial = HalfTrainer(model, trainer.data, trainer.rows, trainer.options, trainer.half, held_out=trainer.held_out)
+    trial.latents, trial.covariances, trial.started = trainer.latents, trainer.covariances, True
+    trial.rotations.data, trial.shifts.data = trainer.rotations.data, trainer.shifts.data
+    return trial
+
+
+def _restart(trainer: HalfTrainer, nodes: Nodes, number: int) -> bool:
+    """Replace a half's Gaussians and field by what the nodes' particles show.
+
+    Return whether they show a molecule: around the densest node, particles may be too few or too noisy.
+    """
+    model = trainer.model
+    with torch.no_grad():
+        before = model.gaussians.positions + model.displacements(nodes.latents)
+    likelihoods = node_likelihoods(trainer, nodes, _RESOLUTION)
+    bodies = model.decoder.regions(model.gaussians.positions.detach())
+    if bodies is None:
+        # The consensus map is blurred by the motion. The Gaussians are placed in a conformation that particles have.
+        root = nodes.densest()
+        sums = particle_sums(trainer, nodes.nearest[root])
+        try:
+            place_gaussians(model, solved_map(sums).cpu(), _PLACING, trainer.options.seed * 1000 + number)
+        except ValueError:
+            return False
+    molecule = _Molecule(copy.deepcopy(model.gaussians).requires_grad_(False), model.box, model.pixel_size)
+    positions = molecule.gaussians.positions
+    transform = molecule.transform(positions)
+    if bodies is not None:
+        root = int(torch.stack([likelihood.energy(transform) for likelihood in likelihoods]).argmin())
+    scale = float(np.log(max(likelihoods[root].best_scale(transform), 1e-3)))
+    for gaussians in (model.gaussians, molecule.gaussians):
+        gaussians.log_amplitudes.data += scale
+    # The old Gaussians near each new one say how it moved with the old field.
+    nearest = torch.from_numpy(cKDTree(before[root].numpy(force=True)).query(positions.numpy(force=True))[1])
+    carried = before[:, nearest] - before[root, nearest]
+    follower = _Follower(molecule, bodies, carried, likelihoods, trainer.generator())
+    displacements = follower.follow(root, nodes.walk(root)) - positions
+
+    def wanted(particles: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+        at, weights = nodes.memberships(particles)
+        return torch.einsum("bk,bknc->bnc", weights, displacements[:, chosen][at])
+
+    fit_decoder(trainer, wanted)
+    return True
+
+
+class _Molecule:
+    """Gaussians as a `MapLikelihood` sees them."""
+
+    def __init__(self, gaussians: GaussianModel, box: int, pixel_size: float):
+        self.gaussians = gaussians
+        self._box = likelihood_box(box, pixel_size, _RESOLUTION)
+        self._pixel_size = box * pixel_size / self._box
+        # Amplitudes are densities: with larger voxels the same sum needs less.
+        self._unit = (self._pixel_size / pixel_size) ** 3
+
+    def transform(self, positions: torch.Tensor) -> torch.Tensor:
+        """Return the transform of the Gaussians at (n, 3) positions, A."""
+        return self._unit * self.gaussians.transform(self._box, self._pixel_size, positions)
+
+
+class _Follower:
+    """Follows a molecule from node to node.
+
+    Parameters
+    ----------
+    molecule
+        at the root.
+    regions
+        of its Gaussians that move as rigid bodies; any if None.
+    carried
+        (N, n, 3) by which the old field displaced the Gaussians from the root to each node, A.
+    likelihoods
+        of the N nodes.
+    generator
+        of random edges.
+    """
+
+    def __init__(
+        self,
+        molecule: _Molecule,
+        regions: Regions | None,
+        carried: torch.Tensor,
+        likelihoods: list[MapLikelihood],
+        generator: torch.Generator,
+    ):
+        self._molecule, self._likelihoods = molecule, likelihoods
+        positions = molecule.gaussians.positions
+        self._regions = Regions.build(positions, _REGIONS, 0) if regions is None else regions
+        shares = self._regions.weights / self._regions.weights.sum(0).clamp(min=1e-6)
+        # (N, R, 3)
+        self._carried = torch.einsum("nr,knc->krc", shares, carried)
+        paths = self._carried.transpose(0, 1).flatten(1)
+        # Regions that the old field carries along alike.
+        number = min(_PARTS, len(paths))
+        labels = kmeans2(paths.cpu().numpy().astype(float), number, minit="++", seed=0)[1]
+        self._parts = torch.from_numpy(labels).long().to(positions.device)
+        self._graph = NeighbourGraph.build(positions)
+        self._long_edges = LongEdges.build(positions, positions + carried, generator)
+
+    def follow(self, root: int, walk: list[tuple[int, int]]) -> torch.Tensor:
+        """Return the (N, n, 3) Gaussians at all nodes, A, from the root on along pairs of a node and its parent."""
+        placements = {root: self._fitted(self._regions.at_rest(), root)}
+        parents = dict(walk)
+        for node, parent in walk:
+            here = placements[parent]
+            starts = [here, here.shifted(self._carried[node] - self._carried[parent])]
+            if parent in parents:
+                starts.append(here.repeated(placements[parents[parent]]))
+            with torch.no_grad():
+                energies = [float(self._energy(start, node)) for start in starts]
+            placements[node] = self._fitted(starts[int(np.argmin(energies))], node)
+        nodes = range(len(self._likelihoods))
+        return torch.stack([self._regions.move(placements[node]) for node in nodes])
+
+    def _energy(self, placement: Placement, node: int) -> torch.Tensor:
+        """Return minus the log-likelihood of a node's particles under a placement, and its restraints."""
+        positions = self._regions.move(placement)
+        data = self._likelihoods[node].energy(self._molecule.transform(positions))
+        restraint = deformation_regularity(self._graph, edge_lengths(self._graph.edges, positions[None]))
+        return data + _STIFFNESS * restraint + _RIGIDITY * rigidity(self._long_edges, positions[None])
+
+    def _fitted(self, start: Placement, node: int) -> Placement:
+        """Return the placement at a node by gradient descent: first of parts, then of regions as well."""
+        # Rotations and shifts of parts, then of regions.
+        numbers = (int(self._parts.max()) + 1, len(self._regions))
+        moves = [start.positions.new_zeros(n, 3).requires_grad_() for n in numbers for _ in range(2)]
+        alone = torch.arange(len(self._regions), device=self._parts.device)
+
+        def placed() -> Placement:
+            part_turns, part_shifts, turns, shifts = moves
+            return start.turned(self._parts, part_turns, part_shifts).turned(alone, turns, shifts)
+
+        rates = [_TURN, _SHIFT], [_TURN / 3, _SHIFT / 3, _TURN / 2, _SHIFT / 3]
+        for stage in rates:
+            groups = [{"params": [move], "lr": rate} for move, rate in zip(moves, stage, strict=False)]
+            optimizer = torch.optim.Adam(groups, betas=(0.8, 0.95))
+            for _ in range(_STEPS):
+                check_stopped()
+                energy = self._energy(placed(), node)
+                optimizer.zero_grad()
+                energy.backward()
+                optimizer.step()
+        return placed().detach()
+
+
+@torch.no_grad()
+def _held_out_misfit(trainer: HalfTrainer, number: int) -> torch.Tensor:
+    """Return (n,) minus log-likelihoods of held-out pixels of held-out images, their latents inferred from the others.
+
+    Pixels are the same for the same number. Not filtered: detail shows what is turned wrongly.
+    """
+    model, rows, data = trainer.model, trainer.held_out, trainer.data
+    pixels = random_pixels(len(rows), model.box, torch.Generator().manual_seed(number))
+    starts = [trainer.encode(rows), *(start.expand(len(rows), -1) for start in trainer.some_latents(_STARTS))]
+    latents = infer_latents(model, data, rows, starts, steps=4, pixels=pixels).latents
+    weights = model.frequency_weights(resolution=0)
+    misfits = []
+    for part in torch.arange(len(rows)).split(128):
+        batch = data.batch(rows[part])
+        positions = model.gaussians.positions + model.displacements(latents[part])
+        residual = model.project(batch.matrices, batch.transfer, positions) - batch.transforms
+        misfits.append(0.5 * (residual.abs().square() * weights * ~pixels[part].to(weights.device)).sum((-2, -1)))
+    return torch.cat(misfits).cpu()
