@@ -105,15 +105,17 @@ class HalfModel(nn.Module):
         """Return (box, box//2+1) weights that make a sum of |residual|^2 minus twice the log-likelihood.
 
         One over the noise power, twice for columns that stand for two, zero at the origin and beyond Nyquist. The
-        low-pass filter falls to 1/e at `resolution` (A), the model's own if None; 0 is no filter. Detail carries no
-        information on motions larger than itself.
+        low-pass filter ends at `resolution` (A), the model's own if None; 0 is no filter. Detail carries no information
+        on motions larger than itself. The filter has no soft edge: with weights between 0 and 1, images would have less
+        noise than the likelihood expects, and weak motion would be lost.
         """
         device = self.noise_power.device
         radius = shells(self.box, 2, device)
         inside = (radius > 0) & (radius < self.box // 2)
         weights = expand_shells(1 / self.noise_power, self.box) * plane_multiplicity(self.box, device) * inside
         filtered_at = self.resolution if resolution is None else resolution
-        return weights * torch.exp(-((radius / (self.box * self.pixel_size) * filtered_at) ** 4))
+        seen: torch.Tensor = weights * (radius * filtered_at <= self.box * self.pixel_size)
+        return seen
 
     def evaluator(self, positions: torch.Tensor) -> Evaluator:
         """Return the map from (b, d) latents to (b, n, 3) displacements (A) of (n, 3) reference positions (A)."""

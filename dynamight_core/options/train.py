@@ -168,7 +168,7 @@ class TrainOptions(Checked):
     )
     stiffness: float = basic(
         30.0,
-        "Weight of distance and repulsion restraints with fixed regularisation; reduced automatically for weak signal.",
+        "Weight of distance and repulsion restraints if fixed; reduced for weak signal and for many particles.",
         more="The weight is relative to the log-likelihood of one particle. Increase it if motion looks torn, "
         "decrease it if motion looks too small.",
         label="Stiffness",

@@ -64,11 +64,10 @@ def build_trainers(
         mine = prepared.halves == half
         rows = torch.where(mine & ~prepared.validation)[0]
         held_out = torch.where(mine & prepared.validation)[0]
-        encoder_only = held_out if options.validation_trains_encoders else None
         # Trained models have the grey scale of the images.
         if previous is None and match_grey_scale(model, data, rows) <= _CHANCE:
             reporter.warn("the images do not correlate with the map; check that they belong together")
-        trainers.append(HalfTrainer(model, data, rows, options, half, encoder_only, held_out))
+        trainers.append(HalfTrainer(model, data, rows, options, half, held_out))
         if previous is not None:
             previous.start(trainers[-1])
     return trainers[0], trainers[1]

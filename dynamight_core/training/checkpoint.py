@@ -44,6 +44,7 @@ def save_checkpoint(folder: Path, trainer: HalfTrainer, epoch: int, progress: di
         "epoch": epoch,
         "stiffness": trainer.stiffness,
         "started": trainer.started,
+        "followed": trainer.followed,
         "mean_spacing": trainer.graph.mean_spacing,
         "progress": progress,
     }
@@ -88,7 +89,7 @@ def load_checkpoint(folder: Path, epoch: int, trainer: HalfTrainer) -> dict:
     if "long_edges.edges" in tensors:
         trainer.long_edges = LongEdges(*(tensors[f"long_edges.{field.name}"] for field in fields(LongEdges)))
     trainer.scale_regularisation(float(trainer.model.regularisation_share))
-    trainer.stiffness, trainer.started = state["stiffness"], state["started"]
+    trainer.stiffness, trainer.started, trainer.followed = state["stiffness"], state["started"], state["followed"]
     for name, optimizer in trainer.optimizers.items():
         stored: dict[int, dict] = {}
         for key, value in tensors.items():

@@ -117,8 +117,8 @@ def _fit_motion(
 
 def _train_encoder_only(trainer: HalfTrainer, generator: torch.Generator, frequency_weights: torch.Tensor) -> None:
     """Let validation particles train the encoder through the fixed decoder (the paper's way)."""
-    model, rows = trainer.model, trainer.encoder_only_rows
-    if not len(rows):
+    model, rows = trainer.model, trainer.held_out
+    if not trainer.options.validation_trains_encoders or not len(rows):
         return
     order = torch.randperm(len(rows), generator=generator)
     for part in rows[order].split(trainer.batch_size):

@@ -9,12 +9,16 @@ from dynamight_core.model.graph import LongEdges, NeighbourGraph
 from dynamight_core.model.half import HalfModel
 from dynamight_core.options import TrainOptions
 from dynamight_core.training.data import Batch, Batches, TrainingImages
-from dynamight_core.training.inference import infer_latents
+from dynamight_core.training.inference import LatentPosterior, infer_latents
 
 # Restraints are computed on this many particles of a batch: their gradient needs no more.
 RESTRAINED = 32
 # Minimum number of batches in an epoch.
 _MIN_BATCHES = 8
+# Particles up to which the weight of regularisation is the options'; with more, it falls with their number.
+_PRIOR_PARTICLES = 900
+# Steps of expectation maximisation for the prior of the latents, and particles that they use.
+_PRIOR_STEPS, _PRIOR_SAMPLE = 100, 5000
 # Particles whose residual gives the noise spectrum.
 _NOISE_PARTICLES = 512
 
@@ -34,10 +38,8 @@ class HalfTrainer:
         of training.
     half
         1 or 2; seeds differ by it.
-    encoder_only_rows
-        validation particles that train the encoder alone (the paper's way); usually empty.
     held_out
-        validation particles of this half.
+        (v,) validation particles of this half, which train no decoder.
     """
 
     def __init__(
@@ -47,11 +49,9 @@ class HalfTrainer:
         rows: torch.Tensor,
         options: TrainOptions,
         half: int,
-        encoder_only_rows: torch.Tensor | None = None,
         held_out: torch.Tensor | None = None,
     ):
         self.model, self.data, self.rows, self.options, self.half = model, data, rows, options, half
-        self.encoder_only_rows = rows[:0] if encoder_only_rows is None else encoder_only_rows
         self.held_out = rows[:0] if held_out is None else held_out
         n, d = len(rows), options.n_latents
         self.slot = torch.full((len(data),), -1, dtype=torch.long)
@@ -66,6 +66,8 @@ class HalfTrainer:
             model.resolution.fill_(options.motion_resolution)
         # Whether the networks have been trained: before, displacements are those of no motion.
         self.started = False
+        # Whether the field was started again to follow a large motion.
+        self.followed = False
         self.graph = NeighbourGraph.of(model.gaussians)
         self.long_edges: LongEdges | None = None
         # Few particles must not mean few steps of the optimiser.
@@ -94,9 +96,16 @@ class HalfTrainer:
     def scale_regularisation(self, fraction: float) -> None:
         """Weight regularisation by a fraction of the options' weights, here and in runs that start from this one."""
         self.model.regularisation_share.fill_(fraction)
+        # As it is stored, so that a resumed run has the same. All particles share the fields: their prior does not
+        # grow with the number of particles.
+        fraction = float(self.model.regularisation_share) * min(1.0, _PRIOR_PARTICLES / len(self.rows))
         self.rigidity = self.options.rigidity * fraction
         # The paper's lambda is found as training goes.
         self.stiffness = self.options.stiffness * (fraction if self.options.regularisation == "fixed" else 1)
+
+    def set_decoder_rate(self, factor: float) -> None:
+        """Multiply the options' learning rate of the decoder by a factor."""
+        self.optimizers["decoder"].param_groups[0]["lr"] = self.options.learning_rate * factor
 
     def gaussian_optimizer(self) -> torch.optim.Optimizer:
         """Return an optimiser of the Gaussians without momentum."""
@@ -170,13 +179,47 @@ class HalfTrainer:
             self._set_prior(self.latents, 1e-3 * torch.eye(self.options.n_latents, device=self.data.device))
         starts = [self.latents, *(start.expand(len(self.rows), -1) for start in self.some_latents(others))]
         posterior = infer_latents(self.model, self.posed_data(), self.rows, starts, steps)
-        self.latents, self.covariances = posterior.latents, posterior.covariances
-        self._set_prior(self.latents, self.covariances.mean(0))
+        self.latents, self.covariances = self.fit_prior(posterior)
         return float(posterior.energies.mean())
 
     def some_latents(self, number: int) -> torch.Tensor:
         """Return (m, d) latents of about `number` of the training particles."""
         return self.latents[:: max(1, len(self.latents) // number)] if number else self.latents[:0]
+
+    def fit_prior(self, posterior: LatentPosterior) -> tuple[torch.Tensor, torch.Tensor]:
+        """Set the prior to the most likely one; return the (n, d) latents and (n, d, d) covariances under it.
+
+        What an image says about its latent is its posterior without the prior. Given that of all images, expectation
+        maximisation finds mean and covariance of the prior. One step per inference would take dozens of inferences to
+        remove a latent that images say nothing about. No direction becomes wider than after the first step, because
+        far from where a latent is, what its image says is not known.
+        """
+        model = self.model
+        mean, prior = model.latent_mean.double(), torch.linalg.inv(model.latent_covariance.double())
+        precisions = torch.linalg.inv(posterior.covariances.double())
+        seen = precisions - prior
+        pulls = (precisions @ posterior.latents.double()[..., None])[..., 0] - prior @ mean
+
+        def under_prior(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+            covariances = torch.linalg.inv(seen[::step] + prior)
+            return (covariances @ (pulls[::step] + prior @ mean)[..., None])[..., 0], covariances
+
+        root = None
+        for _ in range(_PRIOR_STEPS):
+            latents, covariances = under_prior(-(-len(pulls) // _PRIOR_SAMPLE))
+            mean, covariance = latents.mean(0), torch.cov(latents.T).reshape(prior.shape) + covariances.mean(0)
+            if root is None:
+                root = torch.linalg.cholesky(covariance)
+            relative = torch.linalg.solve_triangular(root, covariance, upper=False)
+            relative = torch.linalg.solve_triangular(root, relative.T, upper=False)
+            widths, axes = torch.linalg.eigh((relative + relative.T) / 2)
+            axes = root @ axes
+            covariance = (axes * widths.clamp(max=1)) @ axes.T
+            prior = torch.linalg.inv(covariance)
+        latents, covariances = under_prior(1)
+        model.latent_mean.copy_(mean)
+        model.latent_covariance.copy_(covariance)
+        return latents.float(), covariances.float()
 
     def _set_prior(self, latents: torch.Tensor, width: torch.Tensor) -> None:
         """Set the prior to the mean and covariance of the latents, their posterior width included."""

@@ -105,6 +105,7 @@ def follow_large_motion(trainer: HalfTrainer, number: int) -> FollowedMotion:
     gain, error = float(gains.mean()), float(gains.std() / len(gains) ** 0.5)
     taken = gain > _SIGMAS * error
     if taken:
+        trainer.followed = True
         trainer.model.load_state_dict(followed.model.state_dict())
         trainer.restart_optimizers()
         trainer.infer(steps=2)

@@ -1,20 +1,21 @@
 """Linear motions: a first-order estimate from the images, which training is initialised with.
 
-Move the reference by a field sum_m c_m B_m(x) of some smooth functions. To first order an image's score, the gradient
-of its log-likelihood by c, is H c + noise of covariance H, H being the mean information of an image. Over particles
-the scores then have the covariance H + H C H, with C that of the coefficients: the principal components of the
-whitened scores H^-1/2 g whose variance exceeds that of noise are motions, and a particle's projections are its
-coordinates along them. How far noise alone reaches is measured on scores of simulated noise. The size of a motion is
-corrected for the noise that added to it (Baik, Ben Arous & Peche, Annals of Probability 2005).
+The score of an image is the gradient of its log-likelihood with respect to the coefficients c of a field that moves the
+reference, sum_m c_m B_m(x). To first order it is H c + noise of covariance H, where H is the mean information of an
+image. Over particles, the scores have the covariance H + H C H, where C is that of the coefficients. Principal
+components of the whitened scores H^-1/2 g with more variance than noise are motions, and the projections of a particle
+are its coordinates along them. H and the reach of noise are measured on scores of simulated noise. The size of a motion
+is corrected for the noise that added to it (Baik, Ben Arous & Peche, Annals of Probability 2005).
 
-First order holds as far as a motion is smaller than the details that are looked at. So the images are filtered, at the
-resolution at which they show most: too fine, and large motions look like noise; too coarse, and there is little to see.
-Likelihood and information are then those with filtered weights, which training climbs. Their noise is less than H, and
-a motion's strength understated, the more the filter takes: whitening by the noise as it is would find motions as well
-in the coarsest images, where they are blurred, and where training would not find them again.
+The functions B_m are the motions of parts of the molecule that move by themselves (`dynamight_core.training.parts`), or
+if there are none, shifts of overlapping regions of the whole molecule.
+
+First order holds for motions that are smaller than the visible detail. The images are therefore low-pass filtered, at
+the resolution at which they show the motions best: with finer detail, large motions look like noise; with coarser
+detail, there is little to see.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,22 +26,26 @@ from dynamight_core.model.graph import LongEdges, NeighbourGraph, deformation_re
 from dynamight_core.options import TrainOptions
 from dynamight_core.parallel import check_stopped
 from dynamight_core.training.half import RESTRAINED, HalfTrainer
+from dynamight_core.training.parts import Parts, moving_parts
 
 # Regions of the molecule that move each by itself; three functions each.
 _REGIONS = 30
-_INFORMATION_PARTICLES = 48
 # Low-pass filters that are tried, A; 0 is none. The best is chosen on this many particles at most.
 _RESOLUTIONS = (0.0, 10.0, 14.0, 20.0, 28.0, 40.0)
 _MAX_CHOOSING = 10_000
+# The next finer filter than that of the largest gain is used if motions gain at least this fraction with it.
+_FINER = 0.8
+# Scores of noise for each of its two uses, at least.
+_MIN_NOISE = 2000
 # Variance of a motion over the largest that simulated noise has, which itself fluctuates by some per cent.
 _MARGIN = 1.1
-# Finite-difference step of the information, A.
-_STEP = 0.5
+# Directions with less information than this fraction of the largest are not used.
+_SEEN = 1e-4
 # Adam's steps and step size that bring a decoder to the motions.
 _FIT_STEPS, _FIT_RATE = 300, 5e-3
 # Regularisation may cost these motions, which are ragged, at most this many times what they gain; in training it
 # freezes them where it costs more (chosen on simulated molecules, seeds 10 and 11 of benchmarks/engine.py).
-_BEARABLE = 3.0
+_BEARABLE = 6.0
 
 
 @dataclass
@@ -57,12 +62,15 @@ class LinearMotions:
         of the log-likelihood of an image by them, nats.
     resolution
         low-pass filter at which they were found, A; 0 is none.
+    basis
+        (p, n, 3) functions that the fields are combined from, A.
     """
 
     fields: torch.Tensor
     latents: torch.Tensor
     gain: float
     resolution: float
+    basis: torch.Tensor
 
 
 def linear_motions(trainer: HalfTrainer, max_motions: int) -> LinearMotions:
@@ -70,58 +78,79 @@ def linear_motions(trainer: HalfTrainer, max_motions: int) -> LinearMotions:
 
     At the resolution of the options, or where they gain most; unfiltered where no motion is found.
     """
-    options, model = trainer.options, trainer.model
-    positions = model.gaussians.positions.detach()
-    basis = model.decoder.linear_basis(positions)
-    if basis is None:
-        basis = _smooth_basis(positions, options.seed)
-    resolution, rows = options.motion_resolution, trainer.rows
-    if resolution is not None:
-        return _strongest(trainer, rows, basis, [resolution], max_motions)
+    options, rows = trainer.options, trainer.rows
+    positions = trainer.model.gaussians.positions.detach()
+    resolutions = _RESOLUTIONS if options.motion_resolution is None else (options.motion_resolution,)
     subset = rows[:: -(-len(rows) // _MAX_CHOOSING)]
-    motions = _strongest(trainer, subset, basis, _RESOLUTIONS, max_motions)
+    basis = trainer.model.decoder.linear_basis(positions)
+    motions = None
+    if basis is None:
+        parts = Parts(positions, options.seed)
+        motions = _motions_of_parts(trainer, subset, parts, resolutions, max_motions)
+        basis = _smooth_basis(positions, options.seed) if motions is None else motions.basis
+    if motions is None:
+        motions = _strongest(trainer, subset, basis, resolutions, max_motions)
     if len(subset) == len(rows):
         return motions
     # What is not found in some may be found in all.
-    resolutions = [motions.resolution] if len(motions.fields) else _RESOLUTIONS
-    return _strongest(trainer, rows, basis, resolutions, max_motions)
+    return _strongest(trainer, rows, basis, [motions.resolution] if len(motions.fields) else resolutions, max_motions)
+
+
+def _motions_of_parts(
+    trainer: HalfTrainer, rows: torch.Tensor, parts: Parts, resolutions: Sequence[float], max_motions: int
+) -> LinearMotions | None:
+    """Return the motions of the parts that move, at the resolution at which they gain most; None if no part moves."""
+    found = []
+    for resolution, scores in zip(resolutions, _scores(trainer, rows, parts.along, resolutions), strict=True):
+        moving = moving_parts(*scores, parts.overlaps)
+        if moving:
+            basis = torch.cat([parts.fields(part) for part in moving])
+            images, noise, null = (part[:, moving].flatten(1) for part in scores)
+            motions = _principal_components(images, noise, null, basis, max_motions)
+            found.append(LinearMotions(*motions, resolution, basis))
+    if not found:
+        return None
+    # In the order of detail.
+    gains = [motions.gain for motions in found]
+    best = gains.index(max(gains))
+    return found[best - 1 if best and gains[best - 1] > _FINER * gains[best] else best]
 
 
 def _strongest(
     trainer: HalfTrainer, rows: torch.Tensor, basis: torch.Tensor, resolutions: Sequence[float], max_motions: int
 ) -> LinearMotions:
     """Return the motions of (n,) particles at the resolution at which they gain most."""
-    weights = [trainer.model.frequency_weights(resolution) for resolution in resolutions]
-    scores = _scores(trainer, rows, basis, weights)
-    information = _information(trainer, rows, basis, weights)
+    flat = basis.flatten(1).T
     tried = [
-        LinearMotions(*_principal_components(*pair, seen, basis, max_motions), resolution)
-        for pair, seen, resolution in zip(scores, information, resolutions, strict=True)
+        LinearMotions(*_principal_components(*scores, basis, max_motions), resolution, basis)
+        for scores, resolution in zip(
+            _scores(trainer, rows, lambda forces: forces.flatten(1) @ flat, resolutions), resolutions, strict=True
+        )
     ]
     return max(tried, key=lambda motions: motions.gain)
 
 
 def _principal_components(
-    scores: torch.Tensor, noise: torch.Tensor, information: torch.Tensor, basis: torch.Tensor, max_motions: int
+    scores: torch.Tensor, noise: torch.Tensor, null: torch.Tensor, basis: torch.Tensor, max_motions: int
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Return fields, latents and gain of the motions in (particles, p) scores, beside those of noise.
+    """Return fields, latents and gain of the motions in the (n, p) scores of images.
 
     Parameters
     ----------
-    scores, noise
-        (n, p) of images, and of noise in their place.
-    information
-        (p, p) H.
+    scores
+        (n, p) of images, with a mean of 0.
+    noise, null
+        (k n, p) each, of simulated noise: for H, and to find how far noise reaches in n images.
     basis
         (p, n, 3).
     """
-    values, vectors = torch.linalg.eigh(information.double())
-    seen = values > 1e-6 * values[-1]
+    values, vectors = torch.linalg.eigh(noise.double().T @ noise.double() / len(noise))
+    seen = values > _SEEN * values[-1]
     whiten = vectors[:, seen] / values[seen].sqrt()
-    white, null = (part.double() @ whiten for part in (scores - scores.mean(0), noise))
+    white, null = scores.double() @ whiten, null.double() @ whiten
     n, p = white.shape
     variances, axes = torch.linalg.eigh(white.T @ white / n)
-    edge = _MARGIN * torch.linalg.eigvalsh(null.T @ null / n)[-1]
+    edge = _MARGIN * max(float(torch.linalg.eigvalsh(part.T @ part / n)[-1]) for part in null.split(n))
     kept = torch.arange(p, device=axes.device).flip(0)[:max_motions]
     # Below the second bound a motion cannot be distinguished from noise, whatever the noise happened to be.
     kept = kept[variances[kept] > max(edge, (1 + (p / n) ** 0.5) ** 2)]
@@ -194,39 +223,43 @@ def _smooth_basis(positions: torch.Tensor, seed: int) -> torch.Tensor:
 
 
 def _scores(
-    trainer: HalfTrainer, rows: torch.Tensor, basis: torch.Tensor, weights: list[torch.Tensor]
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Return for each of the weights two (n, p) tensors: scores of (n,) images, and those of noise in their place."""
+    trainer: HalfTrainer,
+    rows: torch.Tensor,
+    along: Callable[[torch.Tensor], torch.Tensor],
+    resolutions: Sequence[float],
+) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Return the scores of images, with a mean of 0, and of two sets of noise images, at each resolution.
+
+    Parameters
+    ----------
+    rows
+        (n,) particles.
+    along
+        from (b, n, 3) forces on the Gaussians to their components along the functions, (b, ...).
+    """
     model, data = trainer.model, trainer.posed_data()
     generator = trainer.generator()
     amplitude = expand_shells(model.noise_power.sqrt(), model.box) / model.box
-    found: list[tuple[list[torch.Tensor], list[torch.Tensor]]] = [([], []) for _ in weights]
+    weights = [model.frequency_weights(resolution) for resolution in resolutions]
+    draws = -(-_MIN_NOISE // len(rows))
+    found: list[tuple[list[torch.Tensor], ...]] = [([], [], []) for _ in weights]
     for part in rows.split(128):
+        check_stopped()
         batch = data.batch(part)
         positions = model.gaussians.positions.detach().repeat(len(part), 1, 1).requires_grad_()
         image = model.project(batch.matrices, batch.transfer, positions)
-        white = torch.randn(len(part), model.box, model.box, generator=generator).to(amplitude)
-        for kind, residual in enumerate((batch.transforms - image.detach(), image_to_fourier(white) * amplitude)):
+        residuals = [(0, batch.transforms - image.detach())]
+        for kind in (1, 2) * draws:
+            white = torch.randn(len(part), model.box, model.box, generator=generator).to(amplitude)
+            residuals.append((kind, image_to_fourier(white) * amplitude))
+        for kind, residual in residuals:
             products = image.real * residual.real + image.imag * residual.imag
-            for pair, weight in zip(found, weights, strict=True):
+            for sets, weight in zip(found, weights, strict=True):
                 # Its gradient is that of the log-likelihood of an image with this residual.
-                (gradient,) = torch.autograd.grad((products * weight).sum(), positions, retain_graph=True)
-                pair[kind].append(gradient.flatten(1) @ basis.flatten(1).T)
-    return [(torch.cat(scores), torch.cat(noise)) for scores, noise in found]
-
-
-@torch.no_grad()
-def _information(trainer: HalfTrainer, rows: torch.Tensor, basis: torch.Tensor, weights: list[torch.Tensor]):
-    """Return for each of the weights the (p, p) mean information of an image about the coefficients, 1/A^2."""
-    model, data = trainer.model, trainer.posed_data()
-    chosen = rows[:: max(1, len(rows) // _INFORMATION_PARTICLES)]
-    total = basis.new_zeros(len(weights), len(basis), len(basis))
-    for row in chosen:
-        batch = data.batch(row[None])
-        matrices, transfer = (part.expand(len(basis), -1, -1) for part in (batch.matrices, batch.transfer))
-        ends = [model.project(matrices, transfer, model.gaussians.positions + step * basis) for step in (_STEP, -_STEP)]
-        change = (ends[0] - ends[1]) / (2 * _STEP)
-        for each, weight in zip(total, weights, strict=True):
-            seen = torch.view_as_real(change * weight.sqrt()).flatten(1)
-            each += seen @ seen.T
-    return total / len(chosen)
+                (forces,) = torch.autograd.grad((products * weight).sum(), positions, retain_graph=True)
+                sets[kind].append(along(forces))
+    scores = []
+    for sets in found:
+        images, noise, null = (torch.cat(parts) for parts in sets)
+        scores.append((images - images.mean(0), noise, null))
+    return scores

@@ -30,6 +30,8 @@ _FLOOR = 0.1
 # Particles for the undeformed point spread function; more change it little.
 _KERNEL_PARTICLES = 300
 _BATCH = 16
+# Refits in turn with inferences at the start.
+_SHARPENINGS = 3
 
 
 @torch.no_grad()
@@ -114,3 +116,14 @@ def place_gaussians(model: HalfModel, sharp: torch.Tensor, resolution: float, se
     with torch.no_grad():
         for name, value in fitted.state_dict().items():
             getattr(model.gaussians, name).copy_(value)
+
+
+def sharpen_reference(trainer: HalfTrainer) -> None:
+    """Let the reference follow the linear motions, before a gradient changes their fields.
+
+    A reference that the motion has blurred asks for motion that is too small, and weak motion would be lost before the
+    reference is sharper. The fields of the linear motions are kept; latents and Gaussians are found in turn.
+    """
+    for step in range(_SHARPENINGS):
+        refit_gaussians(trainer, trainer.options.refit_resolution, trainer.options.seed * 1000 + step)
+        trainer.infer(steps=2)

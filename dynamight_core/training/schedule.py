@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from dynamight_core.options import TrainOptions
 
+# Learning rate of the decoder in the last refinement epoch, over that in the first.
+_LAST_RATE = 0.3
+
 
 @dataclass(frozen=True)
 class Epoch:
@@ -21,11 +24,13 @@ class Epoch:
     update_reference
         whether the reference is moved before it.
     follow
-        whether large motions are followed before it.
+        whether large motions are followed before it, unless they have been.
     refit
         whether the Gaussians are refitted before it.
     finer
         whether the low-pass filter of the images becomes finer before it.
+    decoder_rate
+        factor on the learning rate of the decoder.
     prepare
         whether noise and dynamic lambda are estimated again and the graph is rebuilt before it.
     """
@@ -37,6 +42,7 @@ class Epoch:
     follow: bool = False
     refit: bool = False
     finer: bool = False
+    decoder_rate: float = 1.0
     prepare: bool = True
 
 
@@ -47,8 +53,9 @@ def schedule(options: TrainOptions, continued: bool = False, fixed: bool = False
     After every `reference_interval` epochs, only the Gaussians move for `reference_epochs`, and at every third of the
     interval the reference is moved (paper, Methods: 30, 5 and 10). The sparse-motion prior increases to its full value
     over the second third of the epochs, because from the first step it would suppress all motion. After a third of the
-    refinement epochs, latents are good enough to follow large motions by. In the last third, the low-pass filter of the
-    images is finer. Reference epochs use all frequencies; they are also the last epochs.
+    refinement epochs, latents are good enough to follow large motions by; after half of them it is tried again where it
+    failed. In the last third, the low-pass filter of the images is finer. Reference epochs use all frequencies; they
+    are also the last epochs.
 
     Parameters
     ----------
@@ -80,9 +87,13 @@ def schedule(options: TrainOptions, continued: bool = False, fixed: bool = False
             and not fixed
             and any(refined == round(rounds * (k + 1) / (options.refits + 2)) for k in range(options.refits))
         )
-        follow = options.large_motions and not fixed and refined > 0 and refined == round(rounds / 3)
+        follow = (
+            options.large_motions and not fixed and refined > 0 and refined in (round(rounds / 3), round(rounds / 2))
+        )
         finer = not (continued or first) and options.motion_resolution is None and refined == round(2 * rounds / 3)
-        epochs.append(Epoch(kind, ramp * options.sparse_motion, infer, update, follow, refit, finer))
+        # Large steps first; later, small ones average over the noise of the batches.
+        rate = 1.0 if kind == "encoder" else _LAST_RATE ** (refined / max(1, rounds - 1))
+        epochs.append(Epoch(kind, ramp * options.sparse_motion, infer, update, follow, refit, finer, rate))
     if not fixed and (not first or options.motion_resolution):
         # Fit the detail that the filter removed, with the final motion.
         epochs += alone

@@ -22,6 +22,7 @@ from dynamight_core.options import InputOptions, TrainOptions
 from dynamight_core.parallel import side_by_side
 from dynamight_core.reporter import PRINT, QUIET, Reporter
 from dynamight_core.run import holds_run, remove_run
+from dynamight_core.training.amplitude import adjust_regularisation
 from dynamight_core.training.build import build_trainers, load_images
 from dynamight_core.training.checkpoint import checkpoint_epochs, load_checkpoint, save_checkpoint
 from dynamight_core.training.continuation import PreviousRun
@@ -34,7 +35,7 @@ from dynamight_core.training.large_motion import FollowedMotion, follow_large_mo
 from dynamight_core.training.linear import initialise, linear_motions
 from dynamight_core.training.read import Prepared, read_inputs
 from dynamight_core.training.reference import central_latents, update_references
-from dynamight_core.training.refit import refit_gaussians
+from dynamight_core.training.refit import refit_gaussians, sharpen_reference
 from dynamight_core.training.schedule import Epoch, schedule
 from dynamight_core.version import __version__
 
@@ -209,8 +210,8 @@ def _train_epochs(
         if epoch.infer == "linear":
             for trainer in trainers:
                 reporter.say(_describe_start(trainer))
-        if epoch.follow:
-            for entry in entries:
+        for entry in entries:
+            if "large_motion" in entry:
                 reporter.say(f"Half-set {entry['half']}: {FollowedMotion(**entry['large_motion']).sentence}")
         for index, entry in enumerate(entries):
             entry |= pace
@@ -245,7 +246,10 @@ def _run_epoch(epoch: Epoch, number: int, trainer: HalfTrainer) -> dict:
         trainer.model.resolution.mul_(_FINER)
     if epoch.infer != "no":
         trainer.infer(steps=1 if epoch.infer == "again" else 4, restart=epoch.infer == "encoder")
-    followed = follow_large_motion(trainer, number) if epoch.follow else None
+    if epoch.infer == "linear" and trainer.latents.any() and not trainer.model.gaussians.fixed:
+        sharpen_reference(trainer)
+    amplitude = adjust_regularisation(trainer) if epoch.infer == "again" else None
+    followed = follow_large_motion(trainer, number) if epoch.follow and not trainer.followed else None
     if epoch.refit:
         refit_gaussians(trainer, trainer.options.refit_resolution, trainer.options.seed * 1000 + number)
     if epoch.prepare:
@@ -255,6 +259,7 @@ def _run_epoch(epoch: Epoch, number: int, trainer: HalfTrainer) -> dict:
         trainer.rebuild_graph()
         if trainer.options.regularisation == "dynamic" and deformed:
             balance_regularisation(trainer, number)
+    trainer.set_decoder_rate(epoch.decoder_rate)
     means = run_epoch(trainer, epoch, number)
     trainer.started = trainer.started or epoch.kind != "warm-up"
     return {
@@ -269,6 +274,8 @@ def _run_epoch(epoch: Epoch, number: int, trainer: HalfTrainer) -> dict:
         "gaussian_width": float(trainer.model.gaussians.widths.detach().mean()),
         "noise": float(trainer.model.noise_power.mean()) / trainer.model.box**2,
         **({} if followed is None else {"large_motion": asdict(followed)}),
+        # On held-out particles, where latents have been inferred again.
+        "held_out": None if amplitude is None else asdict(amplitude),
     }
 
 

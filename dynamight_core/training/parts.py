@@ -1,0 +1,112 @@
+"""A scan of the molecule for parts that move as rigid bodies, to first order.
+
+Principal components of the whole molecule look for motion along p = 90 directions. In n images they find what exceeds
+sqrt(p / n) times the noise (Baik, Ben Arous & Peche, Annals of Probability 2005). The motion of a small domain in a
+large molecule is below that. But a rigid body has only three shifts and three rotations, so parts of many places and
+sizes are tried one by one, with p = 6 each. The motion of a part that was found is removed from the scores before the
+next part is looked for. How far noise reaches, over all parts, is measured on scores of simulated noise.
+"""
+
+import torch
+from scipy.cluster.vq import kmeans2
+
+# Number of places of parts, and radii of parts in units of the molecule's radius.
+_PLACES = 60
+_RADII = (0.2, 0.3, 0.43, 0.6, 0.8)
+# Width of a part's soft edge in units of its radius.
+_EDGE = 0.5
+# Smallest number of Gaussians in a part, and largest fraction of all Gaussians.
+_MIN_GAUSSIANS, _MAX_FRACTION = 12, 0.6
+# A motion must have this many times the largest variance of simulated noise, which itself fluctuates by some per cent.
+_MARGIN = 1.05
+_MAX_PARTS, _MAX_OVERLAP = 6, 0.5
+
+
+class Parts:
+    """Candidates: soft spheres in the molecule, with three shifts and three rotations about the centre of each.
+
+    Parameters
+    ----------
+    positions
+        (n, 3) Gaussians, A.
+    seed
+        of the places.
+    """
+
+    def __init__(self, positions: torch.Tensor, seed: int):
+        self.positions = positions
+        # That of a homogeneous sphere with the same radius of gyration.
+        radius = float((5 / 3 * (positions - positions.mean(0)).square().sum(1).mean()).sqrt())
+        count = max(1, min(_PLACES, len(positions) // 5))
+        places = torch.from_numpy(kmeans2(positions.cpu().numpy(), count, minit="++", seed=seed)[0]).to(positions)
+        relative = torch.cdist(places, positions)[:, None] / (radius * places.new_tensor(_RADII)[:, None])
+        depth = ((relative.flatten(0, 1) - 1) / _EDGE + 0.5).clamp(0, 1)
+        weights = 0.5 + 0.5 * torch.cos(torch.pi * depth)
+        sizes = weights.sum(1)
+        self.weights = weights[(sizes >= _MIN_GAUSSIANS) & (sizes <= _MAX_FRACTION * len(positions))]
+        total = self.weights.sum(1, keepdim=True)
+        self.centres = self.weights @ positions / total
+        spread = self.weights @ positions.square() / total - self.centres.square()
+        self.radii = spread.sum(1, keepdim=True).clamp(min=1e-6).sqrt()
+
+    @property
+    def overlaps(self) -> torch.Tensor:
+        """(parts, parts) correlation of the weights of two parts, 0 to 1."""
+        unit = self.weights / self.weights.norm(dim=1, keepdim=True)
+        return unit @ unit.T
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def along(self, forces: torch.Tensor) -> torch.Tensor:
+        """Return the (b, parts, 6) components of (b, n, 3) forces on the Gaussians along the motions of each part."""
+        torques = torch.linalg.cross(self.positions.expand_as(forces), forces)
+        sums = torch.einsum("pn,bnk->bpk", self.weights, torch.cat([forces, torques], 2))
+        shifts, torques = sums.split(3, 2)
+        rotations = torques - torch.linalg.cross(self.centres.expand_as(shifts), shifts)
+        return torch.cat([shifts, rotations / self.radii], 2)
+
+    def fields(self, part: int) -> torch.Tensor:
+        """Return the (6, n, 3) displacements of the motions of a part, each of about 1 A."""
+        arms = (self.positions - self.centres[part]) / self.radii[part]
+        axes = torch.eye(3).to(arms)[:, None].expand(3, len(arms), 3)
+        rotations = torch.linalg.cross(axes, arms.expand_as(axes))
+        return torch.cat([axes, rotations]) * self.weights[part][:, None]
+
+
+def moving_parts(scores: torch.Tensor, noise: torch.Tensor, null: torch.Tensor, overlaps: torch.Tensor) -> list[int]:
+    """Return the parts that move, the most certain first.
+
+    Parameters
+    ----------
+    scores
+        (n, parts, 6) of images, with a mean of 0.
+    noise, null
+        (k n, parts, 6) each, of simulated noise: to whiten the scores, and to find how far noise reaches in n images.
+    overlaps
+        (parts, parts) as in `Parts`; parts that are found overlap little.
+    """
+    scores, noise, null = (part.double().transpose(0, 1) for part in (scores, noise, null))
+    found: list[int] = []
+    while len(found) < _MAX_PARTS and len(scores):
+        values, vectors = torch.linalg.eigh(noise.transpose(1, 2) @ noise / noise.shape[1])
+        whiten = vectors / values.clamp(min=1e-9 * float(values.max())).sqrt()[:, None]
+        variances, axes = _variances(scores @ whiten)
+        reach = max(float(_variances(part @ whiten)[0].max()) for part in null.split(scores.shape[1], 1))
+        free = (overlaps[found] <= _MAX_OVERLAP).all(0)
+        best = int((variances[:, -1] * free).argmax())
+        if float(variances[best, -1]) <= _MARGIN * reach:
+            break
+        found.append(best)
+        # This motion also adds to the scores of other parts: by as much as its noise is shared with them.
+        axis = (whiten[best] @ axes[best, :, -1])[:, None]
+        own = noise[best] @ axis
+        shared = torch.einsum("mk,pmc->pkc", own, noise) / own.square().sum()
+        scores, noise, null = (part - (part[best] @ axis) @ shared for part in (scores, noise, null))
+    return found
+
+
+def _variances(white: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the (p, 6) variances of (p, n, 6) scores along their principal axes, ascending, and the axes."""
+    variances, axes = torch.linalg.eigh(white.transpose(1, 2) @ white / white.shape[1])
+    return variances, axes

@@ -1,0 +1,140 @@
+"""What training starts from and is steered by: moving parts, prior of the latents, size of the motion."""
+
+import copy
+
+import pytest
+import torch
+
+from dynamight_core.model.half import HalfModel
+from dynamight_core.options import TrainOptions
+from dynamight_core.training.amplitude import Amplitude, adjust_regularisation, motion_amplitude
+from dynamight_core.training.half import HalfTrainer
+from dynamight_core.training.inference import LatentPosterior, infer_latents
+from dynamight_core.training.linear import _smooth_basis, _strongest, linear_motions
+from dynamight_core.training.parts import Parts, moving_parts
+from dynamight_core.training.schedule import schedule
+from tests.support.known_motion import known_motion
+
+
+def small_part_rotates(positions):
+    """Return fields of which the first rotates a small part at the side of the molecule about its own edge."""
+    fields = torch.zeros(2, len(positions), 3)
+    part = (positions - positions.new_tensor([18.0, 0.0, 0.0])).norm(dim=1) < 13
+    arms = (positions[part] - positions.new_tensor([8.0, 0.0, 0.0])) * 0.35
+    fields[0, part] = torch.linalg.cross(positions.new_tensor([0.0, 0.0, 1.0]).expand_as(arms), arms)
+    return fields
+
+
+def untrained(model, data, rows, **others):
+    fresh = HalfModel(copy.deepcopy(model.gaussians), model.box, model.pixel_size, 2, "basis", 100.0)
+    fresh.noise_power.copy_(model.noise_power)
+    return HalfTrainer(fresh, data, rows, TrainOptions(n_latents=2), 1, **others)
+
+
+def likeness(motions, latents):
+    """Return the largest correlation of a motion with the true latent."""
+    return max(
+        (float(torch.corrcoef(torch.stack([found, latents]))[0, 1].abs()) for found in motions.latents.T), default=0.0
+    )
+
+
+@pytest.mark.slow
+def test_a_small_part_is_found_where_principal_components_of_the_whole_find_nothing():
+    model, data, latents = known_motion(n=1500, noise=5.0, field=small_part_rotates)
+    trainer = untrained(model, data, torch.arange(1500))
+    basis = _smooth_basis(model.gaussians.positions.detach(), 0)
+    of_all = _strongest(trainer, trainer.rows, basis, (10.0, 20.0), 2)
+    of_parts = linear_motions(trainer, 2)
+    assert likeness(of_parts, latents[:, 0]) > likeness(of_all, latents[:, 0]) + 0.1
+    moving = small_part_rotates(model.gaussians.positions)[0].any(1)
+    strongest = of_parts.fields[0].square().sum(1)
+    assert strongest[moving].sum() > 0.5 * strongest.sum()
+
+
+def test_parts_move_as_rigid_bodies_and_forces_are_the_gradient_along_their_motions():
+    positions = 20 * torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    parts = Parts(positions, 0)
+    assert 0 < len(parts) and parts.weights.min() >= 0 and parts.weights.max() <= 1
+    forces = torch.randn(5, 200, 3, generator=torch.Generator().manual_seed(1))
+    for part in (0, len(parts) - 1):
+        direct = torch.einsum("bnc,knc->bk", forces, parts.fields(part))
+        assert torch.allclose(parts.along(forces)[:, part], direct, rtol=1e-3, atol=1e-3)
+        inside = parts.weights[part] == 1
+        field = parts.fields(part)[:, inside]
+        if inside.sum() > 2:
+            # To first order, distances within stay.
+            lines = positions[inside][:, None] - positions[inside]
+            change = (field[:, :, None] - field[:, None]) * lines
+            assert change.sum(-1).abs().max() < 1e-2
+
+
+def test_noise_has_no_moving_part_and_a_planted_one_is_found_first():
+    generator = torch.Generator().manual_seed(0)
+    scores, noise, null = (torch.randn(400, 50, 6, generator=generator) for _ in range(3))
+    assert moving_parts(scores, noise, null, torch.eye(50)) == []
+    scores[:, 7] += torch.randn(400, 1, generator=generator) * torch.tensor([1.5, 0, 0, 0.5, 0, 0])
+    assert moving_parts(scores, noise, null, torch.eye(50)) == [7]
+
+
+def test_a_latent_that_images_say_little_about_loses_its_variance_and_none_runs_away():
+    model, data, _ = known_motion(n=4)
+    trainer = HalfTrainer(model, data, torch.arange(4), TrainOptions(n_latents=2), 1)
+    generator = torch.Generator().manual_seed(0)
+    true = torch.randn(4000, 2, generator=generator) * torch.tensor([2.0, 0.1]) + torch.tensor([1.0, 0.0])
+    # An image measures its latent with variance 4; the prior starts as the standard normal distribution.
+    measured = true + 2 * torch.randn(4000, 2, generator=generator)
+    model.latent_mean.zero_()
+    model.latent_covariance.copy_(torch.eye(2))
+    widths = []
+    for _ in range(12):
+        # What an inference with this prior would give.
+        prior = torch.linalg.inv(model.latent_covariance)
+        covariance = torch.linalg.inv(prior + torch.eye(2) / 4)
+        latents = (measured / 4 + model.latent_mean @ prior) @ covariance
+        posterior = LatentPosterior(latents, covariance.expand(4000, 2, 2), torch.zeros(4000))
+        latents, covariances = trainer.fit_prior(posterior)
+        widths.append(model.latent_covariance.diagonal().clone())
+    # The second loses its variance at once; the first grows a step at a time, to what it is.
+    assert widths[0][1] < 0.35 and widths[0][0] < 1.5
+    assert widths[-1][0] == pytest.approx(4.0, abs=1.2) and widths[-1][1] < 0.2
+    assert model.latent_mean.tolist() == pytest.approx([1.0, 0.0], abs=0.15)
+    assert latents[:, 1].std() < 0.2 and covariances.shape == (4000, 2, 2)
+
+
+@pytest.mark.slow
+def test_held_out_images_tell_how_large_the_motion_is():
+    model, data, latents = known_motion(n=400, noise=1.0)
+    trainer = HalfTrainer(model, data, torch.arange(200), TrainOptions(n_latents=2), 1, torch.arange(200, 400))
+    trainer.latents = infer_latents(model, data, trainer.rows, [latents[:200]], 3).latents
+    right = motion_amplitude(trainer, trainer.held_out)
+    assert abs(right.slope - 1) < 3 * right.error < 0.2
+    assert right.gain > 3 * right.gain_error
+    with torch.no_grad():
+        model.decoder.fields[-1].weight.mul_(0.5)
+        model.decoder.fields[-1].bias.mul_(0.5)
+    small = motion_amplitude(trainer, trainer.held_out)
+    assert small.slope > 1.2 and small.gain < right.gain
+    before = trainer.stiffness
+    assert adjust_regularisation(trainer).slope == small.slope
+    assert trainer.stiffness < before
+    # It grows again, but not beyond the options.
+    assert Amplitude(0.5, 0.1, 0.0, 0.0).factor > 1
+    trainer.scale_regularisation(1.0)
+    assert trainer.stiffness == before
+
+
+def test_the_weight_of_the_restraints_is_paid_once():
+    model, data, _ = known_motion(n=40)
+    weights = []
+    for n in (900, 9000):
+        rows = torch.zeros(n, dtype=torch.long)
+        weights.append(HalfTrainer(model, data, rows, TrainOptions(n_latents=2), 1).stiffness * n)
+    assert weights[0] == pytest.approx(weights[1])
+    few = HalfTrainer(model, data, torch.arange(20), TrainOptions(n_latents=2), 1)
+    assert few.stiffness == TrainOptions().stiffness
+
+
+def test_the_decoder_takes_smaller_steps_as_refinement_goes_on():
+    rates = [epoch.decoder_rate for epoch in schedule(TrainOptions()) if epoch.kind == "refinement"]
+    assert rates[0] == 1 and rates[-1] == pytest.approx(0.3) and rates == sorted(rates, reverse=True)
+    assert {epoch.decoder_rate for epoch in schedule(TrainOptions(latent_refinement=False))} == {1.0}
