@@ -1,8 +1,9 @@
 """Parallel work that ends as a whole."""
 
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Executor, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -55,3 +56,15 @@ def side_by_side(function: Callable[[_Item], _Result], items: Sequence[_Item], d
     finally:
         torch.set_num_threads(threads)
     return [future.result() for future in futures]
+
+
+@contextmanager
+def single_threads() -> Iterator[Executor]:
+    """Give as many workers as torch has threads, each of which computes with one: their number changes no result."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)

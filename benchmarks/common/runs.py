@@ -16,7 +16,7 @@ from dynamight_core.simulate.truth import Truth, load_truth
 from dynamight_core.training.stage import train
 
 FOLDER = Path(tempfile.gettempdir()) / "dynamight-benchmarks"
-CASES = {
+CASES: dict[str, dict] = {
     "hinge": {},
     "peaks": {"angle_distribution": "two-peaks"},
     "rigid": {"motion_range": 0.0},
@@ -40,6 +40,38 @@ for _fine, _sampling in {"": {}, "128": {"box": 128, "pixel_size": 2.0}}.items()
     CASES["igg" + _fine + "-coloured"] = _IGG | _sampling | {"noise": "coloured"}
     CASES["igg" + _fine + "-measured"] = _IGG | _sampling | {"views": "measured"}
     CASES["igg" + _fine + "-both"] = _IGG | _sampling | {"noise": "coloured", "views": "measured"}
+
+_FAB = "H/1-213 L"
+# Atoms as sharp as CryoBench's (molmap at 3 A), whose noise for IgG at 64 pixels this ratio is.
+_CRYOBENCH = {"particles": 4000, "pixel_size": 4.0, "atom_sigma": 0.68, "snr": 1.75}
+_IGG64 = {"molecule": "igg"} | _CRYOBENCH
+_SPIKE = str(Path(__file__).parents[1] / "data" / "6vxx.pdb.gz")
+
+
+def _receptors(chains: str, motion: str) -> list[str]:
+    """Return receptor domains of the spike as `--part` has them; rotations lift them."""
+    return [f"{c}/331-528; axis {c}/529/CA {c}/331/CA; {motion}" for c in chains]
+
+
+# Cases like the world, of benchmarks/cases.py.
+WORLD = {
+    "full-turn": _IGG64 | {"motion_range": 180.0},
+    "linker": _IGG64 | {"part": [f"{_FAB}; pivot H/213/CA; cone 70; twist 90"]},
+    "three-domains": _CRYOBENCH | {"molecule": _SPIKE, "part": _receptors("ABC", "peaks 0 42")},
+    "preferred-views": _IGG64 | {"motion_range": 45.0, "cone": 15.0, "cone_fraction": 0.85},
+    "two-small-domains": {
+        "molecule": _SPIKE,
+        "particles": 6000,
+        "pixel_size": 4.0,
+        "part": _receptors("AB", "range 25"),
+    },
+    "missing-part": _IGG64 | {"part": [f"{_FAB}; missing 0.4"]},
+    "wrong-poses": _IGG64 | {"motion_range": 0.0, "pose_error": 5.0},
+    "junk": _IGG64 | {"motion_range": 40.0, "junk": 0.2, "junk_content": "other"},
+}
+for _particles in (2000, 20000):
+    WORLD[f"two-small-domains-{_particles}"] = WORLD["two-small-domains"] | {"particles": _particles}
+CASES |= WORLD
 
 
 def case_set(case: str, seed: int) -> Path:

@@ -40,7 +40,8 @@ def project_folder(folder):
 
 def simulated_files(folder):
     """Simulate particles of a molecule with a hinge, and an atomic model of it; return the folder of the files."""
-    from dynamight_core.simulate.dataset import SimulateOptions, make_molecule, simulate
+    from dynamight_core.simulate.dataset import SimulateOptions, simulate
+    from dynamight_core.simulate.draw import make_molecule
     from tools.structures import write_chains
 
     out = Path(folder).resolve() / "simulated"

@@ -66,27 +66,3 @@ def random_rotations(n: int, generator: torch.Generator) -> torch.Tensor:
     uniform = torch.rand(n, 3, generator=generator)
     rot, psi = 2 * torch.pi * uniform[:, 0] - torch.pi, 2 * torch.pi * uniform[:, 2] - torch.pi
     return torch.stack([rot, torch.arccos(1 - 2 * uniform[:, 1]), psi], -1)
-
-
-def axis_rotations(axis: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-    """Return the matrices of rotations about one axis (Rodrigues' formula).
-
-    Simulated data sets are made with it: roma's formula would change their last digits.
-
-    Parameters
-    ----------
-    axis
-        (3,) direction; need not be of unit length.
-    angles
-        (...,) radians, right-handed about `axis`.
-
-    Returns
-    -------
-    torch.Tensor
-        (..., 3, 3) matrices.
-    """
-    x, y, z = (axis / axis.norm()).tolist()
-    cross = torch.tensor([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]], dtype=angles.dtype, device=angles.device)
-    angles = angles[..., None, None]
-    identity = torch.eye(3, dtype=angles.dtype, device=angles.device)
-    return identity + torch.sin(angles) * cross + (1 - torch.cos(angles)) * (cross @ cross)

@@ -89,6 +89,53 @@ class SimulateOptions(Checked):
         "Two atoms of the file that define the axis of rotation, such as H/213/CA L/107/CA.",
         metavar="ATOM1 ATOM2",
     )
+    part: list[str] | None = option(
+        None,
+        "A part of igg or of the file and its motion: 'L; axis H/213/CA H/244/CA; range 20'. Repeat for further parts.",
+        group="Molecule",
+        metavar="'SELECTION; MOTION'",
+    )
+    atom_sigma: float | None = option(
+        None,
+        "Standard deviation of the Gaussian that blurs each atom; 0.68 as in CryoBench. 0.75 pixels if omitted.",
+        unit="A",
+        group="Molecule",
+        at_least=0,
+        at_most=100,
+    )
+    snr_definition: str = option(
+        "disc",
+        "What --snr refers to: disc, as described there, or cryobench, the variance over all pixels after the CTF.",
+        group="Images",
+        choices=("disc", "cryobench"),
+    )
+    cone_fraction: float = option(
+        1.0,
+        "Fraction of the views inside --cone; the others are uniform. Less than 1 simulates preferred views.",
+        group="Images",
+        at_least=0,
+        at_most=1,
+    )
+    pose_error: float = option(
+        0.0,
+        "Error of the angles in particles.star, rms of the rotation.",
+        unit="degrees",
+        group="Faults",
+        at_least=0,
+        at_most=180,
+    )
+    shift_error: float = option(
+        0.0, "Error of the origins in particles.star, rms of the distance.", unit="A", group="Faults", at_least=0
+    )
+    junk: float = option(
+        0.0, "Fraction of the images that do not show the molecule.", group="Faults", at_least=0, at_most=0.9
+    )
+    junk_content: str = option(
+        "noise",
+        "What --junk images show: noise alone, or other, which is another molecule of the same weight.",
+        group="Faults",
+        choices=("noise", "other"),
+    )
     seed: int = seed("Random seed; the same seed gives the same files.")
     threads: int | None = threads()
 
@@ -96,6 +143,14 @@ class SimulateOptions(Checked):
         super().__post_init__()
         if self.cone < 90 and self.views != "uniform":
             raise InputError("--cone narrows uniform views; omit it, or use --views uniform")
+        if self.cone_fraction < 1 and self.cone == 90:
+            raise InputError("--cone-fraction needs a cone; give --cone too")
+        if self.part:
+            given = {"--selection": self.selection, "--axis": self.axis, "--motion-range": self.motion_range}
+            other = [name for name, value in given.items() if value is not None]
+            if other or self.angle_distribution != "uniform":
+                name = other[0] if other else "--angle-distribution"
+                raise InputError(f"--part says itself what moves and how far; omit {name}")
         if self.defocus_min > self.defocus_max:
             raise InputError("--defocus-min is above --defocus-max; exchange them")
         if self.shifts > self.box * self.pixel_size / 4:

@@ -1,13 +1,13 @@
 """Homogeneous reconstruction by central-slice insertion: the consensus map of a refinement.
 
-Slices are inserted by torch-fourier-slice, which is independent of `dynamight_core.imaging.projector`; the result
-therefore checks the backprojection in real space.
+Images are padded, so that views from few directions, whose point spread is longer than the box, are inverted as well.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch_fourier_slice import insert_central_slices_rfft_3d_multichannel
 
+from dynamight_core.imaging.compiled import Floats, compiled
 from dynamight_core.imaging.ctf import CtfParameters, evaluate_ctf
 from dynamight_core.imaging.fourier import (
     expand_shells,
@@ -16,7 +16,6 @@ from dynamight_core.imaging.fourier import (
     shell_means,
     translation_phases,
 )
-from dynamight_core.imaging.poses import rotation_matrices
 
 
 class FourierReconstruction:
@@ -38,11 +37,11 @@ class FourierReconstruction:
     def __init__(self, box: int, pixel_size: float, padding: int = 2):
         self.box, self.pixel_size, self.padding = box, pixel_size, padding
         grid = box * padding
-        self.numerator = torch.zeros(grid, grid, grid // 2 + 1, dtype=torch.complex64)
-        self.denominator = torch.zeros(grid, grid, grid // 2 + 1)
+        # Real and imaginary part of CTF * image, and CTF^2.
+        self.sums = torch.zeros(grid, grid, grid // 2 + 1, 3)
 
-    def insert(self, images: torch.Tensor, ctf: CtfParameters, angles: torch.Tensor, shifts: torch.Tensor) -> None:
-        """Add CTF * image to the numerator and CTF^2 to the denominator.
+    def insert(self, images: torch.Tensor, ctf: CtfParameters, matrices: torch.Tensor, shifts: torch.Tensor) -> None:
+        """Add CTF * image and CTF^2.
 
         Parameters
         ----------
@@ -50,43 +49,26 @@ class FourierReconstruction:
             (b, box, box).
         ctf
             of b particles.
-        angles
-            (b, 3) rot, tilt, psi in radians.
+        matrices
+            (b, 2, 3) ``x_image = A x_volume``, including magnification.
         shifts
             (b, 2) rlnOriginX/YAngst in A: the particle's centre lies at box//2 - shift / pixel size.
         """
-        # Insertion takes 150 bytes per value: a few images at a time fit in the processor's cache.
-        chunk = max(1, 2**18 // (self.box * self.padding) ** 2)
-        for start in range(0, len(images), chunk):
-            part = slice(start, start + chunk)
-            self._insert(images[part], ctf[part], angles[part], shifts[part])
-
-    def _insert(self, images: torch.Tensor, ctf: CtfParameters, angles: torch.Tensor, shifts: torch.Tensor) -> None:
         grid = self.box * self.padding
         before = grid // 2 - self.box // 2
         after = grid - self.box - before
-        slices = image_to_fourier(F.pad(images.float(), (before, after) * 2))
-        slices = slices * translation_phases(shifts / self.pixel_size, grid)
-        transfer = evaluate_ctf(ctf, grid, self.pixel_size)
-        channels = torch.stack([slices * transfer.conj(), (transfer.abs() ** 2).to(slices.dtype)], 1)
-        # The magnification takes coordinates to the undistorted slice, and the transpose of A from there to the volume.
-        slice_to_volume = rotation_matrices(angles).transpose(1, 2)
-        slice_to_volume[:, :, :2] = slice_to_volume[:, :, :2] @ ctf.magnification
-        inserted, _ = insert_central_slices_rfft_3d_multichannel(
-            torch.fft.fftshift(channels, dim=-2),
-            volume_shape=(grid,) * 3,
-            rotation_matrices=slice_to_volume,
-            fftfreq_max=0.5,
-        )
-        inserted = torch.fft.ifftshift(inserted, dim=(-3, -2))
-        self.numerator += inserted[0]
-        self.denominator += inserted[1].real
+        # A few images at a time fit in the processor's cache.
+        for rows in torch.arange(len(images)).split(max(1, 2**18 // grid**2)):
+            transfer = evaluate_ctf(ctf[rows], grid, self.pixel_size)
+            slices = image_to_fourier(F.pad(images[rows].float(), (before, after) * 2))
+            slices = slices * translation_phases(shifts[rows] / self.pixel_size, grid) * transfer.conj()
+            values = torch.cat([torch.view_as_real(slices), transfer.abs().square()[..., None]], -1)
+            _insert_slices(values.numpy(), matrices[rows].contiguous().numpy(), self.sums.numpy())
 
     def __add__(self, other: "FourierReconstruction") -> "FourierReconstruction":
         """Return the reconstruction of both sets of images."""
         out = FourierReconstruction(self.box, self.pixel_size, self.padding)
-        out.numerator = self.numerator + other.numerator
-        out.denominator = self.denominator + other.denominator
+        out.sums = self.sums + other.sums
         return out
 
     def volume(self, floor: float = 0.1) -> torch.Tensor:
@@ -99,12 +81,58 @@ class FourierReconstruction:
             amplified.
         """
         grid = self.box * self.padding
-        means = expand_shells(shell_means(self.denominator, grid, 3), grid, 3)
+        sums = self.sums.clone()
+        # Points on the other side of the first plane are the conjugates of those on this one.
+        mirrored = sums[:, :, 0].flip(0, 1).roll((1, 1), (0, 1))
+        sums[:, :, 0] += mirrored * torch.tensor([1.0, -1.0, 1.0])
+        numerator, denominator = torch.view_as_complex(sums[..., :2].contiguous()), sums[..., 2]
+        means = expand_shells(shell_means(denominator, grid, 3), grid, 3)
         # Corners beyond Nyquist are empty.
-        denominator = torch.maximum(self.denominator, floor * means).clamp(min=1e-6)
-        volume = fourier_to_volume(self.numerator / denominator, grid)
+        denominator = torch.maximum(denominator, floor * means).clamp(min=1e-6)
+        volume = fourier_to_volume(numerator / denominator, grid)
         start = grid // 2 - self.box // 2
         inside = slice(start, start + self.box)
         volume = volume[inside, inside, inside]
         kernel = torch.sinc((torch.arange(self.box) - self.box // 2) / grid).square()
         return volume / (kernel[:, None, None] * kernel[:, None] * kernel)
+
+
+@compiled
+def _insert_slices(values: Floats, matrices: Floats, sums: Floats) -> None:
+    """Add the values of slices to the eight nearest voxels, with trilinear weights.
+
+    Parameters
+    ----------
+    values
+        (b, grid, grid//2+1, 3) real part, imaginary part and power.
+    matrices
+        (b, 2, 3) from pixels of a slice to voxels.
+    sums
+        (grid, grid, grid//2+1, 3).
+    """
+    grid, half = sums.shape[0], sums.shape[2] - 1
+    for i in range(len(matrices)):
+        a, b = matrices[i, 0], matrices[i, 1]
+        for row in range(grid):
+            ky = np.float32(row if row < half else row - grid)
+            for column in range(half):
+                kx = np.float32(column)
+                x, y, z = a[0] * kx + b[0] * ky, a[1] * kx + b[1] * ky, a[2] * kx + b[2] * ky
+                if x * x + y * y + z * z >= (half - 1) ** 2:
+                    continue
+                real, imaginary, power = values[i, row, column]
+                if x < 0:
+                    x, y, z, imaginary = -x, -y, -z, -imaginary
+                # Rows of the first column occur twice, as conjugates of each other.
+                weight = np.float32(0.5) if column == 0 else np.float32(1)
+                x0, y0, z0 = np.int64(x), np.int64(np.floor(y)), np.int64(np.floor(z))
+                for dz in range(2):
+                    wz = weight * abs(np.float32(1 - dz) - (z - np.float32(z0)))
+                    for dy in range(2):
+                        wy = wz * abs(np.float32(1 - dy) - (y - np.float32(y0)))
+                        for dx in range(2):
+                            w = wy * abs(np.float32(1 - dx) - (x - np.float32(x0)))
+                            voxel = sums[(z0 + dz) % grid, (y0 + dy) % grid, x0 + dx]
+                            voxel[0] += w * real
+                            voxel[1] += w * imaginary
+                            voxel[2] += w * power

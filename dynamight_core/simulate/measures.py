@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from sklearn.neighbors import NearestNeighbors
 
 from dynamight_core.imaging.correlation import fourier_shell_correlation
-from dynamight_core.imaging.ctf import evaluate_ctf
-from dynamight_core.imaging.fourier import expand_shells, image_to_fourier, plane_multiplicity, translation_phases
+from dynamight_core.imaging.fourier import expand_shells, image_to_fourier, plane_multiplicity
 from dynamight_core.simulate.truth import Truth
 
 
@@ -43,25 +43,48 @@ def hinge_angle(
     return torch.atan2((moved * tangential).sum((-2, -1)), (moved * radial).sum((-2, -1)))
 
 
-def knn_r2(latents: torch.Tensor, angles: torch.Tensor, k: int = 10) -> float:
-    """Return the R2 of angles (p,) predicted by the mean over the k nearest other latents (p, d)."""
-    angles = angles.flatten().double()
+def knn_r2(latents: torch.Tensor, values: torch.Tensor, k: int = 10) -> float:
+    """Return the R2 of values, (p,) or (p, v), predicted by the mean over the k nearest other latents (p, d)."""
+    values = values.reshape(len(values), -1).double()
     # Without query points, a point is not its own neighbour.
     neighbours = NearestNeighbors(n_neighbors=k).fit(latents.float().numpy()).kneighbors(return_distance=False)
-    predicted = angles[torch.from_numpy(neighbours)].mean(1)
-    return float(1 - (angles - predicted).square().sum() / (angles - angles.mean()).square().sum())
+    predicted = values[torch.from_numpy(neighbours)].mean(1)
+    return float(1 - (values - predicted).square().sum() / (values - values.mean(0)).square().sum())
+
+
+def turn_slope(found: torch.Tensor, true: torch.Tensor, bins: int = 24) -> float:
+    """Return the least-squares slope of (p,) angles on true ones, both in radians and known up to full turns.
+
+    True angles are divided into bins of equally many particles. The mean directions of the found ones are continued
+    from bin to bin, so that a full turn has a slope as well, and angles without relation to the truth have none.
+    """
+    order = true.argsort()
+    means = []
+    for rows in order.tensor_split(bins):
+        direction = torch.polar(torch.ones(len(rows)), found[rows]).mean()
+        means.append((float(true[rows].mean()), float(direction.angle())))
+    x, y = np.array(means).T
+    return float(np.polyfit(x, np.unwrap(y), 1)[0])
 
 
 class HingeField:
-    """The true deformation as a field whose latents are the angles of the moving domains, (n, domains) radians."""
+    """The true deformation as a field whose latents are motions of the domains, in a form that `Molecule.move` takes.
 
-    def __init__(self, truth: Truth):
-        self.truth = truth
+    Parameters
+    ----------
+    truth
+        of the data set.
+    frame
+        (domains, 6) motions of the conformation that is deformed; at rest if None.
+    """
+
+    def __init__(self, truth: Truth, frame: torch.Tensor | None = None):
+        self.truth, self.frame = truth, frame
 
     def evaluator(self, points: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Return the function from (b, domains) angles to (b, m, 3) displacements (A) of fixed (m, 3) points (A)."""
-        labels = self.truth.domains(points)
-        return lambda angles: self.truth.molecule.move(points, labels, angles) - points
+        """Return the function from b motions to (b, m, 3) displacements (A) of fixed (m, 3) points (A)."""
+        labels, rest = self.truth.at_rest(points, self.frame)
+        return lambda motions: self.truth.molecule.move(rest, labels, motions) - points
 
 
 def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -70,12 +93,84 @@ def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 @torch.no_grad()
+def oracle_posteriors(
+    images, truth: Truth, candidates: list[torch.Tensor], rows: torch.Tensor, sweeps: int = 4, memory: int = 2**28
+) -> list[torch.Tensor]:
+    """Find the probability of each candidate motion of each part, from the true structure, poses, CTF and noise.
+
+    This is the limit for methods that learn them from the images. With several parts, the posterior is the best product
+    of one distribution a part (mean field): each part is found beside the posterior mean images of the others, which
+    are found in turn.
+
+    Parameters
+    ----------
+    images
+        (p, box, box) of the whole data set, an array or a memory map.
+    truth
+        of the data set.
+    candidates
+        for each part its (g, 6) motions of equal prior probability, as of `prior_motions`.
+    rows
+        (b,) particles.
+    sweeps
+        over the parts.
+    memory
+        bytes for images of the candidates.
+
+    Returns
+    -------
+    list of torch.Tensor
+        (b, g) probabilities for each part.
+    """
+    box, domains = truth.box, range(truth.molecule.n_domains)
+    weight = plane_multiplicity(box) / (box**2 * expand_shells(truth.noise_power, box))
+    batch = max(1, memory // (8 * box * (box // 2 + 1) * sum(map(len, candidates))))
+    found: list[list[torch.Tensor]] = [[] for _ in domains]
+    for chosen in rows.split(batch):
+        transfer = truth.transfer(chosen)
+        observed = image_to_fourier(torch.as_tensor(images[chosen.numpy()]).float()) * transfer.conj() * weight
+        energy = transfer.abs().square() * weight
+        rest = truth.project(chosen, domain=0)
+        models = [_models(truth, chosen, domain, candidates[domain]) for domain in domains]
+        powers = [torch.einsum("gbhw,bhw->bg", model.abs().square(), energy) for model in models]
+        posteriors = [torch.full_like(power, 1 / power.shape[1]) for power in powers]
+        for _ in range(sweeps if len(models) > 1 else 1):
+            for domain in domains:
+                means = [_mean(models[other], posteriors[other]) for other in domains if other != domain]
+                residual = observed - energy * (rest + sum(means))
+                fit = torch.einsum("gbhw,bhw->bg", models[domain].conj(), residual).real
+                posteriors[domain] = torch.softmax((fit - 0.5 * powers[domain]).double(), 1).float()
+        for domain in domains:
+            found[domain].append(posteriors[domain])
+    return [torch.cat(part) for part in found]
+
+
+def _models(truth: Truth, rows: torch.Tensor, domain: int, candidates: torch.Tensor) -> torch.Tensor:
+    """Return the (g, b, box, box//2+1) transforms of one moving domain (from 0) at its (g, 6) candidates."""
+    motions = torch.zeros(len(rows), truth.molecule.n_domains, 6)
+    models = []
+    for candidate in candidates:
+        motions[:, domain] = candidate
+        models.append(truth.project(rows, motions, domain=domain + 1))
+    return torch.stack(models)
+
+
+def _mean(models: torch.Tensor, posterior: torch.Tensor) -> torch.Tensor:
+    """Return the (b, box, box//2+1) mean of (g, b, box, box//2+1) images under (b, g) probabilities."""
+    return torch.einsum("gbhw,bg->bhw", models, posterior.to(models.dtype))
+
+
+def prior_motions(truth: Truth, domain: int, n: int) -> torch.Tensor:
+    """Return (n, 6) motions of one moving domain (from 0) of equal probability: those of every so many particles."""
+    motions = truth.motions[:, domain]
+    order = truth.angles[:, domain].argsort(stable=True)
+    return motions[order[((torch.arange(n) + 0.5) * len(order) / n).long()]]
+
+
 def oracle_angles(
-    images, truth: Truth, motion_range: float, grid: int = 41, batch_size: int = 20
+    images, truth: Truth, motion_range: float, grid: int = 41
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
     """Estimate the hinge angle of each image from the true structure, poses, CTF, noise and uniform prior.
-
-    This is the limit for methods that learn them from the images.
 
     Parameters
     ----------
@@ -87,8 +182,6 @@ def oracle_angles(
         radians; the prior is uniform within +- this.
     grid
         number of angles at which the posterior is evaluated.
-    batch_size
-        particles at a time.
 
     Returns
     -------
@@ -98,23 +191,8 @@ def oracle_angles(
     """
     # Midpoints of intervals with equal prior.
     angles = motion_range * ((torch.arange(grid) + 0.5) * 2 / grid - 1)
-    box = truth.box
-    weight = plane_multiplicity(box) / (box**2 * expand_shells(truth.noise_power, box))
-    means, deviations = [], []
-    for chosen in torch.arange(len(truth)).split(batch_size):
-        transfer = evaluate_ctf(truth.ctf[chosen], box, truth.pixel_size)
-        transfer = transfer * translation_phases(-truth.origins[chosen] / truth.pixel_size, box)
-        observed = image_to_fourier(torch.as_tensor(images[chosen.numpy()]).float()) * transfer.conj() * weight
-        energy = transfer.abs().square() * weight
-        rest = truth.project(chosen, domain=0)
-        likelihood = []
-        for angle in angles:
-            model = rest + truth.project(chosen, angle.expand(len(chosen)), domain=1)
-            fit = (model.conj() * observed).real.sum((-2, -1)) - 0.5 * (model.abs().square() * energy).sum((-2, -1))
-            likelihood.append(fit)
-        posterior = torch.softmax(torch.stack(likelihood, 1).double(), 1).float()
-        mean = posterior @ angles
-        means.append(mean)
-        deviations.append((posterior @ angles.square() - mean.square()).clamp(min=0).sqrt())
-    found = torch.cat(means)
-    return found, torch.cat(deviations), correlation(found, truth.angles)
+    candidates = truth.molecule.motions(angles)[:, 0]
+    posterior = oracle_posteriors(images, truth, [candidates], torch.arange(len(truth)))[0]
+    mean = posterior @ angles
+    deviation = (posterior @ angles.square() - mean.square()).clamp(min=0).sqrt()
+    return mean, deviation, correlation(mean, truth.angles)

@@ -1,26 +1,30 @@
-"""Molecules with rigid domains that rotate about known axes."""
+"""Molecules with rigid domains that move in known ways."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gemmi
 import numpy as np
 import torch
+from roma import rotvec_to_rotmat
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
 from dynamight_core.errors import InputError
-from dynamight_core.imaging.poses import axis_rotations
+from dynamight_core.simulate.parts import Part, axis_motions
 from dynamight_core.structures import read_structure, selected_atoms
 
 DATA = Path(__file__).parent / "data"
 # N, CA, C, CB and centre of the side chain: radius (A), angle from CA (degrees), rise from CA (A).
 HELIX_RESIDUE = [(1.6, -28.0, -0.9), (2.3, 0.0, 0.0), (1.7, 26.0, 1.1), (3.3, -20.0, -0.2), (4.8, -25.0, -0.4)]
+# Of the antibody 1HZH: chain H to residue 213 and chain L, about the axis from CA of H213 to CA of H244.
+FAB = Part("H/1-213 L", axis=("H/213/CA", "H/244/CA"))
 
 
 @dataclass
 class Molecule:
-    """Atoms in rigid domains; domain 0 is at rest, domain d >= 1 rotates about axis d - 1.
+    """Atoms in rigid domains; domain 0 is at rest, domain d >= 1 moves about axis or pivot d - 1.
 
     Parameters
     ----------
@@ -31,9 +35,9 @@ class Molecule:
     moving
         (n,) domain of each atom.
     axis_points
-        (domains, 3) A, a point on each axis.
+        (domains, 3) A, a point on each axis, or the pivot.
     axis_directions
-        (domains, 3) unit vectors; rotations are right-handed.
+        (domains, 3) unit vectors of the axes, or mean directions of linkers; rotations are right-handed.
     atom_sigma
         A, width of the Gaussian that blurs every atom.
     """
@@ -58,37 +62,70 @@ class Molecule:
         chosen = self.moving == label
         return replace(self, positions=self.positions[chosen], weights=self.weights[chosen], moving=self.moving[chosen])
 
-    def positions_at(self, angles: torch.Tensor) -> torch.Tensor:
-        """Return the atoms at given angles.
+    def positions_at(self, motions: torch.Tensor) -> torch.Tensor:
+        """Return the (b, n, 3) positions (A) of the atoms at motions as in `move`."""
+        return self.move(self.positions, self.moving, motions)
+
+    def move(self, points: torch.Tensor, labels: torch.Tensor, motions: torch.Tensor) -> torch.Tensor:
+        """Return points moved with their domains.
 
         Parameters
         ----------
-        angles
-            (b,) radians for one moving domain, or (b, domains).
+        points
+            (m, 3) A.
+        labels
+            (m,) domain of each point.
+        motions
+            (b, domains, 6) rotation vectors (radians) about the point on each axis, and shifts of it (A); or rotations
+            about the axes in radians, (b, domains), or (b,) for one moving domain.
 
         Returns
         -------
         torch.Tensor
-            (b, n, 3) A.
+            (b, m, 3) A.
         """
-        return self.move(self.positions, self.moving, angles)
-
-    def move(self, points: torch.Tensor, labels: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-        """Return the (b, m, 3) rotated points of the domains in (m,) labels; `angles` as in `positions_at`."""
-        angles = torch.as_tensor(angles, dtype=torch.float32)
-        angles = angles[:, None] if angles.ndim == 1 else angles
-        moved = points.expand(len(angles), -1, -1).clone()
-        for domain in range(self.n_domains):
+        motions = self.motions(motions)
+        moved = points.expand(len(motions), -1, -1).clone()
+        for domain, centre in enumerate(self.axis_points):
             chosen = labels == domain + 1
-            rotation = axis_rotations(self.axis_directions[domain], angles[:, domain])
-            arm = points[chosen] - self.axis_points[domain]
-            moved[:, chosen] = self.axis_points[domain] + torch.matmul(arm, rotation.transpose(1, 2))
+            rotation, shift = rotvec_to_rotmat(motions[:, domain, :3]), motions[:, domain, 3:]
+            arm = points[chosen] - centre
+            moved[:, chosen] = centre + shift[:, None] + torch.matmul(arm, rotation.transpose(1, 2))
         return moved
 
-    def radius(self, motion_range: float) -> float:
-        """Return the largest distance (A) of an atom from the origin, with angles within +-`motion_range` radians."""
-        grid = torch.linspace(-motion_range, motion_range, 25)[:, None].expand(-1, self.n_domains)
-        return float(self.positions_at(grid).norm(dim=-1).max())
+    def move_back(self, points: torch.Tensor, labels: torch.Tensor, motion: torch.Tensor) -> torch.Tensor:
+        """Return where (m, 3) points with (m,) labels that have moved by a (domains, 6) motion come from, (m, 3) A."""
+        rest = points.clone()
+        for domain, centre in enumerate(self.axis_points):
+            chosen = labels == domain + 1
+            rotation, shift = rotvec_to_rotmat(motion[domain, :3]), motion[domain, 3:]
+            rest[chosen] = centre + (points[chosen] - centre - shift) @ rotation
+        return rest
+
+    def motions(self, motions: torch.Tensor) -> torch.Tensor:
+        """Return (b, domains, 6) motions for any of the forms that `move` takes."""
+        motions = torch.as_tensor(motions, dtype=torch.float32)
+        if motions.ndim == 3:
+            return motions
+        return axis_motions(motions[:, None] if motions.ndim == 1 else motions, self.axis_directions)
+
+    def radius(self, motions: torch.Tensor) -> float:
+        """Return the largest distance (A) of an atom from the origin at motions as in `move`."""
+        return float(self.positions_at(motions).norm(dim=-1).max())
+
+
+def rigid_molecule(positions: torch.Tensor, weights: torch.Tensor, atom_sigma: float) -> Molecule:
+    """Return a molecule of (n, 3) atoms (A) with (n,) weights that does not move."""
+    nothing, none = torch.zeros(len(positions), dtype=torch.long), torch.zeros(0, 3)
+    return Molecule(positions, weights, nothing, none, none, atom_sigma)
+
+
+def other_molecule(molecule: Molecule, seed: int) -> Molecule:
+    """Return another molecule of the same weight, which fits into the sphere of the first."""
+    other = hinge_molecule(seed, n_atoms=2000, atom_sigma=molecule.atom_sigma)
+    smaller = min(1.0, float(molecule.positions.norm(dim=1).max() / other.positions.norm(dim=1).max()))
+    weights = other.weights * (molecule.weights.sum() / other.weights.sum())
+    return rigid_molecule(other.positions * smaller, weights, molecule.atom_sigma)
 
 
 def hinge_molecule(seed: int, n_atoms: int = 3000, atom_sigma: float = 2.0) -> Molecule:
@@ -201,8 +238,8 @@ def _random_directions(n: int, rng: np.random.Generator) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def atomic_molecule(path: str | Path, selection: str, axis: tuple[str, str], atom_sigma: float = 2.0) -> Molecule:
-    """Return an atomic structure, one part of which rotates about the line through two of its atoms.
+def atomic_molecule(path: str | Path, parts: Sequence[Part], atom_sigma: float = 2.0) -> Molecule:
+    """Return an atomic structure with parts that move.
 
     It is the first model of the file without hydrogens, waters, and alternative locations after the first. Weights are
     atomic numbers. Residue numbers are those of the file (auth_seq_id and insertion codes).
@@ -211,54 +248,69 @@ def atomic_molecule(path: str | Path, selection: str, axis: tuple[str, str], ato
     ----------
     path
         of a PDB or mmCIF file, gzipped or not.
-    selection
-        the atoms that rotate: parts separated by spaces, each a chain ("L"), a range of its residues ("H/1-213",
+    parts
+        that move. A selection has terms separated by spaces, each a chain ("L"), a range of its residues ("H/1-213",
         including insertion codes), or a selection in gemmi's syntax ("/1/A/10-80", "//B//CA[C]:*"), which begins with a
-        slash.
-    axis
-        two atoms, each "chain/residue/atom" such as "H/213/CA"; an insertion code follows the number ("H/52A/CA").
-        Rotations are right-handed about the direction from the first to the second.
+        slash. An atom of an axis or pivot is "chain/residue/atom" such as "H/213/CA"; an insertion code follows the
+        number ("H/52A/CA"). Rotations are right-handed about the direction from the first to the second atom.
     atom_sigma
         A.
 
     Raises
     ------
     InputError
-        if the file cannot be read, or if selection or axis do not match it.
+        if the file cannot be read, or if selections or atoms do not match it.
     """
     structure = _read_molecule(path)
-    model = structure[0]
-    first, second = (_axis_atom(model, spec, path) for spec in axis)
-    if np.allclose(first, second):
-        raise InputError(f"axis {axis[0]}, {axis[1]}: both atoms have the same position; choose two atoms of {path}")
-    moving = selected_atoms(structure, selection, path)
-    atoms = list(model.all())
+    atoms = list(structure[0].all())
     names = [(found.chain.name, str(found.residue.seqid), found.atom.name) for found in atoms]
     positions = np.array([found.atom.pos.tolist() for found in atoms])
-    labels = torch.tensor([int(name in moving) for name in names])
+    labels = np.zeros(len(atoms), dtype=np.int64)
+    points, directions = [], []
+    for number, part in enumerate(parts, 1):
+        chosen = selected_atoms(structure, part.selection, path)
+        mine = np.array([name in chosen for name in names])
+        if (labels[mine] > 0).any():
+            raise InputError(f"selection {part.selection!r} shares atoms with another part; give each atom to one part")
+        labels[mine] = number
+        point, direction = _axis(structure[0], part, positions[mine].mean(0), path)
+        points.append(point)
+        directions.append(direction)
     if labels.all():
-        raise InputError(
-            f"selection {selection!r} moves all of {path}; select the part that rotates relative to the rest"
-        )
+        selections = ", ".join(repr(part.selection) for part in parts)
+        raise InputError(f"selection {selections} moves all of {path}; select parts that move relative to the rest")
     centre = (positions.min(0) + positions.max(0)) / 2
-    direction = (second - first) / np.linalg.norm(second - first)
     return Molecule(
         positions=torch.tensor(positions - centre, dtype=torch.float32),
         weights=torch.tensor([float(found.atom.element.atomic_number) for found in atoms]),
-        moving=labels,
-        axis_points=torch.tensor((first - centre)[None], dtype=torch.float32),
-        axis_directions=torch.tensor(direction[None], dtype=torch.float32),
+        moving=torch.from_numpy(labels),
+        axis_points=torch.tensor(np.array(points) - centre, dtype=torch.float32),
+        axis_directions=torch.tensor(np.array(directions), dtype=torch.float32),
         atom_sigma=atom_sigma,
     )
 
 
-def igg_molecule(atom_sigma: float = 3.0) -> Molecule:
-    """Return the intact antibody 1HZH, one Fab of which rotates as in CryoBench's IgG-1D.
+def _axis(model: gemmi.Model, part: Part, middle: np.ndarray, path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the point and the direction that a part with its centre of mass at `middle` moves about."""
+    if part.axis is not None:
+        first, second = (_axis_atom(model, spec, path) for spec in part.axis)
+        if np.allclose(first, second):
+            raise InputError(
+                f"axis {', '.join(part.axis)}: both atoms have the same position; choose two atoms of {path}"
+            )
+        return first, (second - first) / np.linalg.norm(second - first)
+    if part.pivot is None:
+        return middle, np.array([0.0, 0.0, 1.0])
+    pivot = _axis_atom(model, part.pivot, path)
+    return pivot, (middle - pivot) / np.linalg.norm(middle - pivot)
 
-    The Fab is chain H from residue 1 to 213 and chain L; the axis runs from CA of H213 to CA of H244. Residues are
-    numbered as in the file, with its gaps and insertion codes (H52A, H82A ...).
+
+def igg_molecule(parts: Sequence[Part] = (FAB,), atom_sigma: float = 3.0) -> Molecule:
+    """Return the intact antibody 1HZH, by default with one Fab that rotates as in CryoBench's IgG-1D.
+
+    Residues are numbered as in the file, with its gaps and insertion codes (H52A, H82A ...).
     """
-    return atomic_molecule(DATA / "1hzh.pdb.gz", "H/1-213 L", ("H/213/CA", "H/244/CA"), atom_sigma)
+    return atomic_molecule(DATA / "1hzh.pdb.gz", parts, atom_sigma)
 
 
 def _read_molecule(path: str | Path) -> gemmi.Structure:

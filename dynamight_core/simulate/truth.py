@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,34 +16,43 @@ from dynamight_core.imaging.geometry import grid_points, to_points, to_voxels
 from dynamight_core.imaging.masks import raised_cosine
 from dynamight_core.imaging.poses import rotation_matrices
 from dynamight_core.imaging.projector import Projector
-from dynamight_core.simulate.molecules import Molecule
+from dynamight_core.simulate.molecules import Molecule, rigid_molecule
 
 Indices = slice | torch.Tensor
 
 README = """\
 Truth of a simulated data set. Lengths in A, angles in degrees, points (x, y, z) with the origin at voxel box//2.
 n atoms, p particles in the order of particles.star, d moving domains.
-positions          (n, 3) atoms at angle 0
+positions          (n, 3) atoms at rest
 weights            (n,) scattering weight of each atom
-moving             (n,) domain of each atom: 0 is at rest, k >= 1 rotates about axis k - 1
-axis_points        (d, 3) a point on each axis
-axis_directions    (d, 3) unit vectors; rotations are right-handed
+moving             (n,) domain of each atom: 0 is at rest, k >= 1 moves about axis or pivot k - 1
+axis_points        (d, 3) a point on each axis, or the pivot
+axis_directions    (d, 3) unit vectors, of a linker its mean direction; rotations are right-handed
 atom_sigma         standard deviation of the Gaussian that blurs every atom
-angles             (p, d) rotation of each domain in each particle
+rotations          (p, d, 3) rotation vector of each domain in each particle
+shifts             (p, d, 3) shift of the point on the axis, or of the pivot
+angles             (p, d) component of the rotation vector along the axis: the rotation of a domain on an axis
+present            (p, d) 1, or 0 where the domain is missing
+content            (p,) 0 the molecule, 1 noise alone, 2 another molecule
 euler              (p, 3) rot, tilt, psi of RELION
 origins            (p, 2) rlnOriginXAngst, rlnOriginYAngst
+star_euler         (p, 3) euler as particles.star has it, with its errors
+star_origins       (p, 2) origins as particles.star has them, with their errors
 half               (p,) rlnRandomSubset
 scale              grey value of the images per unit weight: image = CTF * scale * sum of blurred weights
 noise_power        (box//2 + 1,) noise power per shell of frequency, mean 1 over the image: the noise variance is 1
-snr                variance of the projections before the CTF, inside the particle disc, over the noise variance
-particle_diameter  of that disc
+snr                variance of the signal over the noise variance, by the definition that was asked for
+particle_diameter  of the disc that the signal before the CTF is measured in
 box, pixel_size    of the images
+other_*            positions and weights of the other molecule
 ctf_*              (p, ...) CTF parameters (defocus in A, voltage in kV, Cs in mm, angles and aberrations in radians)
-Atom j of particle i lies at c + R(angle) (positions[j] - c), with c = axis_points[moving[j] - 1] and R the
-rotation about axis_directions[moving[j] - 1]; atoms with moving = 0 stay at positions[j].
+Atom j of particle i lies at c + shift + R (positions[j] - c), with c = axis_points[moving[j] - 1] and R the rotation by
+the rotation vector; atoms with moving = 0 stay at positions[j].
 """
 _NUMBERS = ("pixel_size", "particle_diameter", "snr", "scale")
 _MOLECULE = ("positions", "weights", "moving", "axis_points", "axis_directions")
+_PARTICLES = ("present", "content", "origins", "star_origins", "half")
+PARTICLE, NOISE, OTHER = 0, 1, 2
 
 
 @dataclass
@@ -52,13 +62,17 @@ class Truth:
     Parameters
     ----------
     molecule
-        at angle 0.
-    angles
-        (p, domains) radians.
-    euler
-        (p, 3) rot, tilt, psi in radians.
-    origins
-        (p, 2) A, as rlnOriginX/YAngst.
+        at rest.
+    motions
+        (p, domains, 6) rotation vectors in radians and shifts in A, as in `Molecule.move`.
+    present
+        (p, domains) 1, or 0 where a domain is missing.
+    content
+        (p,) `PARTICLE`, `NOISE` or `OTHER`.
+    euler, star_euler
+        (p, 3) rot, tilt, psi in radians: true, and as in the STAR file.
+    origins, star_origins
+        (p, 2) A, as rlnOriginX/YAngst: true, and as in the STAR file.
     ctf
         of p particles.
     half
@@ -71,14 +85,20 @@ class Truth:
         (box//2+1,) power of the noise per shell; its mean over all frequencies is 1.
     snr
         of the data set.
+    other
+        what images with content `OTHER` show; it does not move.
     scale
         grey value per unit weight.
     """
 
     molecule: Molecule
-    angles: torch.Tensor
+    motions: torch.Tensor
+    present: torch.Tensor
+    content: torch.Tensor
     euler: torch.Tensor
     origins: torch.Tensor
+    star_euler: torch.Tensor
+    star_origins: torch.Tensor
     ctf: CtfParameters
     half: torch.Tensor
     box: int
@@ -86,22 +106,43 @@ class Truth:
     particle_diameter: float
     noise_power: torch.Tensor
     snr: float
+    other: Molecule
     scale: float = 1.0
 
     def __len__(self) -> int:
-        return len(self.angles)
+        return len(self.motions)
+
+    @property
+    def angles(self) -> torch.Tensor:
+        """Rotation of each domain about its axis, (p, domains) radians; of a linker, the component along its mean."""
+        return (self.motions[..., :3] * self.molecule.axis_directions).sum(-1)
 
     def positions(self, indices: Indices) -> torch.Tensor:
         """Return the true (b, n, 3) positions (A) of all atoms in the particles `indices` (slice, mask or indices)."""
-        return self.molecule.positions_at(self.angles[indices])
+        return self.molecule.positions_at(self.motions[indices])
 
-    def domains(self, points: torch.Tensor) -> torch.Tensor:
-        """Return the (m,) domains of the nearest atoms of (m, 3) points (A, at angle 0)."""
-        nearest = cKDTree(self.molecule.positions.numpy()).query(torch.as_tensor(points).numpy())[1]
-        return self.molecule.moving[nearest]
+    def domains(self, points: torch.Tensor, frame: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the (m,) domains of the nearest atoms of (m, 3) points (A); `frame` as in `at_rest`."""
+        return self.at_rest(points, frame)[0]
 
-    def displacements(self, points: torch.Tensor, indices: Indices) -> torch.Tensor:
-        """Return the true displacements of points of the molecule at angle 0.
+    def at_rest(self, points: torch.Tensor, frame: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the (m,) domains of (m, 3) points (A) of one conformation, and where they are at rest, (m, 3) A.
+
+        Parameters
+        ----------
+        points
+            each belongs to the domain of its nearest atom.
+        frame
+            (domains, 6) motions of the conformation; at rest if None.
+        """
+        frame = torch.zeros(self.molecule.n_domains, 6) if frame is None else frame
+        atoms = self.molecule.positions_at(frame[None])[0]
+        nearest = cKDTree(atoms.numpy()).query(torch.as_tensor(points).numpy())[1]
+        labels = self.molecule.moving[nearest]
+        return labels, self.molecule.move_back(points, labels, frame)
+
+    def displacements(self, points: torch.Tensor, indices: Indices, frame: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the true displacements of points of the molecule.
 
         Parameters
         ----------
@@ -109,23 +150,26 @@ class Truth:
             (m, 3) A; each moves with the domain of its nearest atom.
         indices
             of b particles: slice, mask or indices.
+        frame
+            (domains, 6) motions of the conformation that the points are of; at rest if None.
 
         Returns
         -------
         torch.Tensor
             (b, m, 3) A.
         """
-        return self.molecule.move(points, self.domains(points), self.angles[indices]) - points
+        labels, rest = self.at_rest(points, frame)
+        return self.molecule.move(rest, labels, self.motions[indices]) - points
 
-    def project(self, indices: Indices, angles: torch.Tensor | None = None, domain: int | None = None) -> torch.Tensor:
+    def project(self, indices: Indices, motions: torch.Tensor | None = None, domain: int | None = None) -> torch.Tensor:
         """Return the transforms of particles before the CTF, unshifted.
 
         Parameters
         ----------
         indices
             of b particles: slice, mask or indices.
-        angles
-            (b,) or (b, domains) radians instead of the true ones.
+        motions
+            of b particles in a form that `Molecule.move` takes, instead of the true ones.
         domain
             of the atoms to project, 0 for the one at rest; all if None.
 
@@ -134,46 +178,71 @@ class Truth:
         torch.Tensor
             (b, box, box//2+1) complex.
         """
-        molecule, magnification = self.molecule, self.ctf.magnification[indices]
-        matrices = rotation_matrices(self.euler[indices])[:, :2]
-        # Frequency M k is at k in the image: points of the undistorted image are multiplied by the transpose of M.
-        matrices = magnification.transpose(1, 2) @ matrices
+        molecule, content = self.molecule, self.content[indices]
         if domain is not None:
             molecule = molecule.domain(domain)
-        positions = molecule.positions_at(self.angles[indices] if angles is None else angles)
+        positions = molecule.positions_at(self.motions[indices] if motions is None else motions)
+        present = (
+            torch.cat([torch.ones(len(content), 1), self.present[indices].float()], 1) * (content == PARTICLE)[:, None]
+        )
+        transforms = self._project(indices, positions, molecule.weights * present[:, molecule.moving])
+        shown = content == OTHER
+        if domain is None and shown.any():
+            rows = torch.arange(len(self))[indices][shown]
+            transforms[shown] = self._project(rows, self.other.positions, self.other.weights)
+        return transforms
+
+    def _project(self, indices: Indices, positions: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Return the transforms of blurred atoms at (n, 3) or (b, n, 3) A with (n,) or (b, n) weights."""
+        magnification = self.ctf.magnification[indices]
         projector = Projector(self.box, self.pixel_size, oversampling=2)
         frequency = frequencies_2d(self.box) / self.pixel_size @ magnification.transpose(1, 2)[:, None]
-        blur = torch.exp(-2 * torch.pi**2 * molecule.atom_sigma**2 * frequency.square().sum(-1))
-        return self.scale * blur * projector.project(positions, molecule.weights, matrices)
+        blur = torch.exp(-2 * torch.pi**2 * self.molecule.atom_sigma**2 * frequency.square().sum(-1))
+        return self.scale * blur * projector.project(positions, weights, self.matrices(indices))
 
-    def clean_transforms(self, indices: Indices, angles: torch.Tensor | None = None) -> torch.Tensor:
+    def clean_transforms(self, indices: Indices, motions: torch.Tensor | None = None) -> torch.Tensor:
         """Return the transforms of noise-free particle images: `project`, shifted and times the CTF."""
-        transforms = self.project(indices, angles)
+        return self.project(indices, motions) * self.transfer(indices)
+
+    def transfer(self, indices: Indices) -> torch.Tensor:
+        """Return the (b, box, box//2+1) complex factors that shift projections and apply the CTF."""
         shifts = translation_phases(-self.origins[indices] / self.pixel_size, self.box)
-        return transforms * shifts * evaluate_ctf(self.ctf[indices], self.box, self.pixel_size)
+        return shifts * evaluate_ctf(self.ctf[indices], self.box, self.pixel_size)
+
+    def matrices(self, indices: Indices) -> torch.Tensor:
+        """Return (b, 2, 3) ``x_image = A x_volume``, with the magnification."""
+        return self._matrices(indices, self.euler)
+
+    def star_matrices(self) -> torch.Tensor:
+        """Return the (p, 2, 3) matrices of `matrices` for the angles in the STAR file."""
+        return self._matrices(slice(None), self.star_euler)
+
+    def _matrices(self, indices: Indices, euler: torch.Tensor) -> torch.Tensor:
+        # Frequency M k is at k in the image: points of the undistorted image are multiplied by the transpose of M.
+        return self.ctf.magnification[indices].transpose(1, 2) @ rotation_matrices(euler[indices])[:, :2]
 
     def true_map(
-        self, angle: float | torch.Tensor = 0.0, box: int | None = None, pixel_size: float | None = None
+        self, motion: float | torch.Tensor = 0.0, box: int | None = None, pixel_size: float | None = None
     ) -> torch.Tensor:
         """Return the map of a perfect reconstruction of one conformation, on its grey scale.
 
         Parameters
         ----------
-        angle
-            radians: one number for all domains, or (b,) or (b, domains).
+        motion
+            one angle in radians for all domains, or b motions in a form that `Molecule.move` takes.
         box, pixel_size
             of the map; if None, of the images.
 
         Returns
         -------
         torch.Tensor
-            (box, box, box), or (b, box, box, box) if `angle` is an array; [z, y, x].
+            (box, box, box), or (b, box, box, box) if `motion` is an array; [z, y, x].
         """
-        angles = torch.as_tensor(angle, dtype=torch.float32)
+        motions = torch.as_tensor(motion, dtype=torch.float32)
         box, pixel_size = box or self.box, pixel_size or self.pixel_size
-        single = angles.ndim == 0
-        angles = angles.expand(1, self.molecule.n_domains) if single else angles
-        volumes = torch.stack([self._density(p, box, pixel_size) for p in self.molecule.positions_at(angles)])
+        single = motions.ndim == 0
+        motions = motions.expand(1, self.molecule.n_domains) if single else motions
+        volumes = torch.stack([self._density(p, box, pixel_size) for p in self.molecule.positions_at(motions)])
         # Sums along z are the images; grey values do not depend on the pixel size.
         volumes = volumes * (self.scale * (self.pixel_size / pixel_size) ** 3)
         return volumes[0] if single else volumes
@@ -207,8 +276,9 @@ class Truth:
         pixel_size: float | None = None,
         soft_edge: float = 6.0,
         radius: float = 6.0,
+        motion: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return a mask around one domain at angle 0.
+        """Return a mask around one domain.
 
         Parameters
         ----------
@@ -220,6 +290,8 @@ class Truth:
             A, width of the raised-cosine edge outside `radius`.
         radius
             A around each atom, inside which the mask is 1.
+        motion
+            (domains, 6) of the conformation; at rest if None.
 
         Returns
         -------
@@ -227,7 +299,8 @@ class Truth:
             (box, box, box) from 0 to 1, [z, y, x].
         """
         box, pixel_size = box or self.box, pixel_size or self.pixel_size
-        atoms = self.molecule.positions[self.molecule.moving == label].numpy()
+        motions = torch.zeros(1, self.molecule.n_domains) if motion is None else motion[None]
+        atoms = self.molecule.domain(label).positions_at(motions)[0].numpy()
         voxels = grid_points(to_points(np.arange(float(box)), box, pixel_size))
         distance = cKDTree(atoms).query(voxels, distance_upper_bound=radius + soft_edge)[0]
         mask = raised_cosine((distance - radius) / soft_edge)
@@ -236,13 +309,11 @@ class Truth:
     def save(self, path: str | Path) -> None:
         """Write truth.npz; its key `readme` describes the others."""
         molecule = self.molecule
-        arrays = {name: getattr(molecule, name) for name in _MOLECULE} | {
-            "angles": torch.rad2deg(self.angles),
-            "euler": torch.rad2deg(self.euler),
-            "origins": self.origins,
-            "half": self.half,
-            "noise_power": self.noise_power,
-        }
+        arrays = {name: getattr(molecule, name) for name in _MOLECULE}
+        arrays |= {name: getattr(self, name) for name in (*_PARTICLES, "noise_power")}
+        arrays |= {name: torch.rad2deg(getattr(self, name)) for name in ("angles", "euler", "star_euler")}
+        arrays |= {"rotations": torch.rad2deg(self.motions[..., :3]), "shifts": self.motions[..., 3:]}
+        arrays |= {"other_positions": self.other.positions, "other_weights": self.other.weights}
         arrays |= {f"ctf_{f.name}": getattr(self.ctf, f.name) for f in fields(CtfParameters)}
         numbers = {name: getattr(self, name) for name in ("box", *_NUMBERS)}
         with atomic_path(path) as temporary:
@@ -273,16 +344,36 @@ def load_truth(path: str | Path) -> Truth:
     try:
         ctf = CtfParameters(**{f.name: values[f"ctf_{f.name}"] for f in fields(CtfParameters)})
         molecule = Molecule(**{name: values[name] for name in _MOLECULE}, atom_sigma=float(values["atom_sigma"]))
+        _complete(values, molecule)
+        rotations = torch.deg2rad(values["rotations"])
         return Truth(
             molecule=molecule,
-            angles=torch.deg2rad(values["angles"]),
+            motions=torch.cat([rotations, values["shifts"]], -1),
             euler=torch.deg2rad(values["euler"]),
-            origins=values["origins"],
+            star_euler=torch.deg2rad(values["star_euler"]),
             ctf=ctf,
-            half=values["half"],
             box=int(values["box"]),
             noise_power=values["noise_power"],
-            **{name: float(values[name]) for name in _NUMBERS},
+            other=rigid_molecule(values["other_positions"], values["other_weights"], molecule.atom_sigma),
+            **_given(values),
         )
     except KeyError as error:
         raise InputError(f"truth {path} lacks {error}; use the truth.npz of a simulated data set") from error
+
+
+def _given(values: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Return the arrays and numbers of a truth.npz that are fields of `Truth`, by name."""
+    numbers = {name: float(values[name]) for name in _NUMBERS}
+    return numbers | {name: values[name] for name in _PARTICLES}
+
+
+def _complete(values: dict[str, torch.Tensor], molecule: Molecule) -> None:
+    """Add what a truth.npz of version 0.1.0 lacks: rotations about axes alone, nothing missing, right poses."""
+    if "rotations" in values:
+        return
+    n, d = values["angles"].shape
+    values["rotations"] = values["angles"][..., None] * molecule.axis_directions
+    values["shifts"] = torch.zeros(n, d, 3)
+    values |= {"present": torch.ones(n, d, dtype=torch.long), "content": torch.zeros(n, dtype=torch.long)}
+    values |= {"star_euler": values["euler"], "star_origins": values["origins"]}
+    values |= {"other_positions": torch.zeros(0, 3), "other_weights": torch.zeros(0)}

@@ -24,7 +24,7 @@ from dynamight_core.analysis.report import write_report
 from dynamight_core.config import RunConfig
 from dynamight_core.errors import InputError
 from dynamight_core.files import read_map, write_map
-from dynamight_core.imaging.poses import axis_rotations, rotation_matrices
+from dynamight_core.imaging.poses import rotation_matrices
 from dynamight_core.judging.summary import summarise
 from dynamight_core.model.bodies import RigidBodies, memberships
 from dynamight_core.model.decoders.bodies import BodiesDecoder
@@ -36,6 +36,7 @@ from dynamight_core.simulate.truth import load_truth
 from dynamight_core.training.read import read_inputs
 from dynamight_core.training.stage import train
 from tests.support.command_line import dynamight
+from tests.support.rotations import axis_rotations
 
 BOX, PIXEL = 40, 4.0
 EXTENT = BOX * PIXEL

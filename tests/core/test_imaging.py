@@ -23,8 +23,9 @@ from dynamight_core.imaging.fourier import (
     translation_phases,
     volume_to_fourier,
 )
-from dynamight_core.imaging.poses import axis_rotations, euler_angles, random_rotations, rotation_matrices
+from dynamight_core.imaging.poses import euler_angles, random_rotations, rotation_matrices
 from dynamight_core.imaging.projector import Projector, read_bilinear, spread_bilinear
+from tests.support.rotations import axis_rotations
 
 
 def seeded(seed=0):
