@@ -10,11 +10,7 @@ import numpy as np
 import torch
 
 from dynamight_core.files import atomic_path, write_map
-from dynamight_core.imaging.fourier import (
-    expand_shells,
-    fourier_to_image,
-    image_to_fourier,
-)
+from dynamight_core.imaging.fourier import expand_shells, fourier_to_image, image_to_fourier
 from dynamight_core.imaging.geometry import pixel_axis
 from dynamight_core.options import SimulateOptions
 from dynamight_core.parallel import single_threads
