@@ -26,13 +26,10 @@ import time
 
 import numpy as np
 import torch
-from scipy.spatial import cKDTree
 
 from benchmarks.common.runs import CASES, trained_run
+from benchmarks.common.world import area
 from dynamight_core.analysis.state_maps import StateModels
-from dynamight_core.imaging.correlation import fourier_shell_correlation
-from dynamight_core.imaging.geometry import grid_points, to_points
-from dynamight_core.imaging.masks import raised_cosine
 from dynamight_core.options import ReconstructOptions
 from dynamight_core.reconstruction.deformation import deforming_region
 from dynamight_core.reconstruction.half_map import MIN_REGULARISATION, HalfReconstruction
@@ -41,47 +38,18 @@ from dynamight_core.reconstruction.local_filter import locally_filtered
 from dynamight_core.reconstruction.local_states import LocalStates
 from dynamight_core.reconstruction.modes import find_modes
 from dynamight_core.reporter import QUIET
+from dynamight_core.simulate.measures import HingeField
 
 NAMES = ("model", "consensus", "field", "kernel", "local", "true")
 # Particles truly nearest to a conformation, as a fraction of all.
 NEAR = 0.01
 
 
-def area(volume, truth, mask=None):
-    """Return the area under the FSC of two (box, box, box) maps over shell / box."""
-    return float(fourier_shell_correlation(volume, truth, mask)[1 : len(volume) // 2].sum()) / len(volume)
-
-
-def part_masks(truth, angles):
-    """Return soft masks around the moving domains at (domains,) angles: 6 A and an edge of 6 A."""
-    voxels = grid_points(to_points(np.arange(float(truth.box)), truth.box, truth.pixel_size))
-    atoms = truth.molecule.positions_at(angles[None])[0]
-    masks = []
-    for domain in range(1, truth.molecule.n_domains + 1):
-        own = atoms[truth.molecule.moving == domain].numpy()
-        distance = cKDTree(own).query(voxels, distance_upper_bound=12.0)[0]
-        masks.append(torch.tensor(raised_cosine((distance - 6) / 6), dtype=torch.float32).view((truth.box,) * 3))
-    return masks
-
-
-class AtState:
-    """The true field from one conformation to others; its latents are the angles of the moving domains."""
-
-    def __init__(self, truth, angles):
-        self.molecule, self.angles = truth.molecule, angles
-        self.atoms = truth.molecule.positions_at(angles[None])[0]
-        self.tree = cKDTree(self.atoms.numpy())
-
-    def evaluator(self, points):
-        labels = self.molecule.moving[self.tree.query(points.numpy())[1]]
-        return lambda angles: self.molecule.move(points, labels, angles - self.angles) - points
-
-
-def true_state(truth, images, angles):
-    """Return the map at (domains,) angles of all particles with their true motion."""
-    field = AtState(truth, angles)
-    modes = find_modes(field, truth.angles, field.atoms, truth.pixel_size)
-    region = deforming_region(field.atoms, truth.box, truth.pixel_size, ReconstructOptions().region_radius)
+def true_state(truth, images, motion):
+    """Return the map of one conformation, (domains, 6), of all particles with their true motion."""
+    atoms = truth.molecule.positions_at(motion[None])[0]
+    modes = find_modes(HingeField(truth, motion), truth.motions, atoms, truth.pixel_size)
+    region = deforming_region(atoms, truth.box, truth.pixel_size, ReconstructOptions().region_radius)
     data = images.data(images.noise_weights(0))
     halves = [torch.where(truth.half == half)[0] for half in (1, 2)]
     pair = [HalfReconstruction.of(data, rows, modes, region).backprojected(MIN_REGULARISATION) for rows in halves]
@@ -100,7 +68,9 @@ def figures(case, seed, n_states, n_true):
         angles = truth.angles[row]
         near = (truth.angles - angles).square().sum(1).argsort()[: max(20, int(NEAR * len(truth)))]
         coordinates = run.motions.coordinates[near].median(0).values
-        right, masks = truth.true_map(angles[None])[0], part_masks(truth, angles)
+        motion = truth.motions[row]
+        right = truth.true_map(motion[None])[0]
+        masks = [truth.domain_mask(k + 1, motion=motion) for k in range(truth.molecule.n_domains)]
 
         def measured(volume, right=right, masks=masks):
             return area(volume, right), float(np.mean([area(volume, right, mask) for mask in masks]))
@@ -122,7 +92,7 @@ def figures(case, seed, n_states, n_true):
             "local": locally_filtered(*state.half_maps, truth.pixel_size),
         }
         if number % max(1, n_states // n_true) == 0:
-            maps["true"] = true_state(truth, images, angles)
+            maps["true"] = true_state(truth, images, motion)
         for name, volume in maps.items():
             areas[name].append(measured(volume))
         chosen_by.append((state.row()["effective_particles"], state.row()["trust"]))
