@@ -1,11 +1,8 @@
 """What training starts from and is steered by: moving parts, prior of the latents, size of the motion."""
 
-import copy
-
 import pytest
 import torch
 
-from dynamight_core.model.half import HalfModel
 from dynamight_core.options import TrainOptions
 from dynamight_core.training.amplitude import Amplitude, adjust_regularisation, motion_amplitude
 from dynamight_core.training.half import HalfTrainer
@@ -13,7 +10,7 @@ from dynamight_core.training.inference import LatentPosterior, infer_latents
 from dynamight_core.training.linear import _smooth_basis, _strongest, linear_motions
 from dynamight_core.training.parts import Parts, moving_parts
 from dynamight_core.training.schedule import schedule
-from tests.support.known_motion import known_motion
+from tests.support.known_motion import known_motion, untrained
 
 
 def small_part_rotates(positions):
@@ -23,12 +20,6 @@ def small_part_rotates(positions):
     arms = (positions[part] - positions.new_tensor([8.0, 0.0, 0.0])) * 0.35
     fields[0, part] = torch.linalg.cross(positions.new_tensor([0.0, 0.0, 1.0]).expand_as(arms), arms)
     return fields
-
-
-def untrained(model, data, rows, **others):
-    fresh = HalfModel(copy.deepcopy(model.gaussians), model.box, model.pixel_size, 2, "basis", 100.0)
-    fresh.noise_power.copy_(model.noise_power)
-    return HalfTrainer(fresh, data, rows, TrainOptions(n_latents=2), 1, **others)
 
 
 def likeness(motions, latents):

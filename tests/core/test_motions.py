@@ -1,7 +1,5 @@
 """Motions to first order, from which training starts, and principal motions, by which a run is described."""
 
-import copy
-
 import pytest
 import torch
 
@@ -11,14 +9,7 @@ from dynamight_core.model.motions import motion_fields, principal_motions
 from dynamight_core.options import TrainOptions
 from dynamight_core.training.half import HalfTrainer
 from dynamight_core.training.linear import initialise, linear_motions
-from tests.support.known_motion import HeldImages, known_motion
-
-
-def untrained(model, data, rows):
-    """Return a trainer of a model with the same Gaussians and noise that knows no motion."""
-    fresh = HalfModel(copy.deepcopy(model.gaussians), model.box, model.pixel_size, 2, "basis", 100.0)
-    fresh.noise_power.copy_(model.noise_power)
-    return HalfTrainer(fresh, data, rows, TrainOptions(n_latents=2), half=1)
+from tests.support.known_motion import HeldImages, known_motion, untrained
 
 
 def two_parts_move(positions):

@@ -1,5 +1,7 @@
 """Images of particles whose latents are known, for a model with a known decoder."""
 
+import copy
+
 import torch
 
 from dynamight_core.imaging.ctf import CtfParameters
@@ -7,7 +9,9 @@ from dynamight_core.imaging.fourier import fourier_to_image
 from dynamight_core.imaging.poses import random_rotations, rotation_matrices
 from dynamight_core.model.gaussians import GaussianModel
 from dynamight_core.model.half import HalfModel
+from dynamight_core.options import TrainOptions
 from dynamight_core.training.data import TrainingImages
+from dynamight_core.training.half import HalfTrainer
 
 
 class HeldImages:
@@ -47,3 +51,10 @@ def known_motion(n=40, box=32, pixel_size=4.0, noise=0.05, field=None):
     data._images = HeldImages(image + sigma * torch.randn(image.shape, generator=generator))
     model.noise_power.fill_(sigma**2 * box**2)
     return model, data, latents
+
+
+def untrained(model, data, rows):
+    """Return a trainer of a model with the same Gaussians and noise that knows no motion."""
+    fresh = HalfModel(copy.deepcopy(model.gaussians), model.box, model.pixel_size, 2, "basis", 100.0)
+    fresh.noise_power.copy_(model.noise_power)
+    return HalfTrainer(fresh, data, rows, TrainOptions(n_latents=2), half=1)
