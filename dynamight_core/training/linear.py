@@ -44,7 +44,7 @@ _SEEN = 1e-4
 # Adam's steps and step size that bring a decoder to the motions.
 _FIT_STEPS, _FIT_RATE = 300, 5e-3
 # Regularisation may cost these motions, which are ragged, at most this many times what they gain; in training it
-# freezes them where it costs more (chosen on simulated molecules, seeds 10 and 11 of benchmarks/engine.py).
+# freezes them where it costs more (chosen on seed 10 of a hinge and of two small domains).
 _BEARABLE = 6.0
 
 
