@@ -6,7 +6,7 @@ import torch
 
 from dynamight_core.model.half import HalfModel
 from dynamight_core.training.data import TrainingImages
-from dynamight_core.training.inference import infer_latents, random_pixels
+from dynamight_core.training.inference import data_terms, infer_latents, random_pixels
 
 # Standard errors required for a verdict.
 _SIGMAS = 3.0
@@ -76,13 +76,13 @@ def judge(
         generator = torch.Generator().manual_seed(seed * 100 + number)
         pixels = random_pixels(len(rows), model.box, generator)
         latents = infer_latents(model, data, rows, model.latent_starts(len(rows)), steps=6, pixels=pixels).latents
-        plain = _data_terms(model, data, rows, None, ~pixels)
-        gains.append(plain - _data_terms(model, data, rows, latents, ~pixels))
+        plain = data_terms(model, data, rows, None, ~pixels)
+        gains.append(plain - data_terms(model, data, rows, latents, ~pixels))
         gained = torch.zeros(len(rows))
         for shift in range(1, _PERMUTATIONS + 1):
             # Different cyclic shifts: no particle keeps its own latent, and none gets the same one twice.
             other = torch.roll(torch.arange(len(rows)), shift * max(1, len(rows) // (_PERMUTATIONS + 1)))
-            gained += plain - _data_terms(model, data, rows, latents[other.to(latents.device)], ~pixels)
+            gained += plain - data_terms(model, data, rows, latents[other.to(latents.device)], ~pixels)
         nulls.append(gained / _PERMUTATIONS)
     groups = torch.cat([image_groups[validation & (halves == half)] for half in (1, 2)])
     own, others = _per_image(torch.cat(gains), groups), _per_image(torch.cat(nulls), groups)
@@ -114,19 +114,3 @@ def _per_image(values: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
     """Return the (images,) means of (n,) values over rows of the same image."""
     _, index, counts = groups.unique(return_inverse=True, return_counts=True)
     return torch.zeros(len(counts)).index_add_(0, index, values) / counts
-
-
-def _data_terms(
-    model: HalfModel, data: TrainingImages, rows: torch.Tensor, latents: torch.Tensor | None, pixels: torch.Tensor
-) -> torch.Tensor:
-    """Return (n,) minus log-likelihoods on some Fourier pixels; of the consensus if latents is None."""
-    weights = model.frequency_weights()
-    terms = []
-    for part in torch.arange(len(rows)).split(128):
-        batch = data.batch(rows[part])
-        positions = model.consensus_positions.expand(len(part), -1, -1)
-        if latents is not None:
-            positions = model.gaussians.positions + model.displacements(latents[part])
-        residual = model.project(batch.matrices, batch.transfer, positions) - batch.transforms
-        terms.append(0.5 * (residual.abs().square() * weights * pixels[part].to(weights)).sum((-2, -1)))
-    return torch.cat(terms).cpu()

@@ -101,6 +101,42 @@ def random_pixels(n: int, box: int, generator: torch.Generator) -> torch.Tensor:
     return chosen
 
 
+@torch.no_grad()
+def data_terms(
+    model: HalfModel,
+    data: Batches,
+    rows: torch.Tensor,
+    latents: torch.Tensor | None,
+    pixels: torch.Tensor,
+    resolution: float | None = None,
+) -> torch.Tensor:
+    """Return (n,) minus log-likelihoods of images on some of their Fourier pixels.
+
+    Parameters
+    ----------
+    model
+        of one half-set.
+    data, rows
+        (n,) the particles.
+    latents
+        (n, d) of their deformations; of the consensus, without deformation, if None.
+    pixels
+        (n, box, box//2+1) bool, Fourier pixels that count.
+    resolution
+        of the low-pass filter, A; the model's own if None, none if 0.
+    """
+    weights = model.frequency_weights(resolution)
+    terms = []
+    for part in torch.arange(len(rows)).split(128):
+        batch = data.batch(rows[part])
+        positions = model.consensus_positions.expand(len(part), -1, -1)
+        if latents is not None:
+            positions = model.gaussians.positions + model.displacements(latents[part])
+        residual = model.project(batch.matrices, batch.transfer, positions) - batch.transforms
+        terms.append(0.5 * (residual.abs().square() * weights * pixels[part].to(weights)).sum((-2, -1)))
+    return torch.cat(terms).cpu()
+
+
 class _Fit:
     """How well latents explain the images of b particles.
 

@@ -24,7 +24,7 @@ from dynamight_core.parallel import check_stopped
 from dynamight_core.training.decoder_fit import fit_decoder
 from dynamight_core.training.epochs import run_epoch
 from dynamight_core.training.half import HalfTrainer
-from dynamight_core.training.inference import infer_latents, random_pixels
+from dynamight_core.training.inference import data_terms, infer_latents, random_pixels
 from dynamight_core.training.nodes import MIN_PARTICLES, Nodes, node_likelihoods, particle_conformations, particle_sums
 from dynamight_core.training.refit import place_gaussians
 from dynamight_core.training.schedule import Epoch
@@ -273,11 +273,4 @@ def _held_out_misfit(trainer: HalfTrainer, number: int) -> torch.Tensor:
     pixels = random_pixels(len(rows), model.box, torch.Generator().manual_seed(number))
     starts = [trainer.encode(rows), *(start.expand(len(rows), -1) for start in trainer.some_latents(_STARTS))]
     latents = infer_latents(model, data, rows, starts, steps=4, pixels=pixels).latents
-    weights = model.frequency_weights(resolution=0)
-    misfits = []
-    for part in torch.arange(len(rows)).split(128):
-        batch = data.batch(rows[part])
-        positions = model.gaussians.positions + model.displacements(latents[part])
-        residual = model.project(batch.matrices, batch.transfer, positions) - batch.transforms
-        misfits.append(0.5 * (residual.abs().square() * weights * ~pixels[part].to(weights.device)).sum((-2, -1)))
-    return torch.cat(misfits).cpu()
+    return data_terms(model, data, rows, latents, ~pixels, resolution=0)
