@@ -75,11 +75,14 @@ class SliceSums:
     Parameters
     ----------
     box
-        of images and map, pixels; even.
+        of the images, pixels; even.
+    size
+        of the volumes, voxels; even, `box` if None. Beyond the box, images are continued periodically.
     """
 
-    def __init__(self, box: int, device: torch.device):
-        self.box, self.grid, self.device = box, padded_size(box), device
+    def __init__(self, box: int, device: torch.device, size: int | None = None):
+        self.box, self.device, self.size = box, device, box if size is None else size
+        self.grid = padded_size(self.size)
         self.columns = self.grid // 2 + 1 + 2 * _MARGIN
         self.sums = torch.zeros(self.grid, self.grid, self.columns, _CHANNELS, device=device)
         ky = torch.fft.fftfreq(box, 1 / box, device=device)
@@ -152,19 +155,19 @@ class SliceSums:
                     flat.index_add_(0, index, scaled * weights[:, 0, x, None])
 
     def images(self) -> torch.Tensor:
-        """Return the (box, box, box) sum of images at every voxel."""
+        """Return the (size, size, size) sum of images at every voxel."""
         return self._volume(lambda part: torch.view_as_complex(part[..., :2].contiguous()))
 
     def point_spread(self) -> torch.Tensor:
-        """Return the (box, box, box) sum of point spreads at every voxel."""
+        """Return the (size, size, size) sum of point spreads at every voxel."""
         return self._volume(lambda part: part[..., 2].to(torch.complex64))
 
     def _volume(self, channel: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        box, grid, half = self.box, self.grid, self.grid // 2
-        middle = torch.arange(-(box // 2), box - box // 2, device=self.device)
+        size, grid, half = self.size, self.grid, self.grid // 2
+        middle = torch.arange(-(size // 2), size - size // 2, device=self.device)
         inside = middle % grid
         # Planes of the map first, so that only these of the fine grid are held as complex numbers.
-        rows = torch.empty(box, grid, half + 1, dtype=torch.complex64, device=self.device)
+        rows = torch.empty(size, grid, half + 1, dtype=torch.complex64, device=self.device)
         step = max(1, _CHUNK // (8 * grid * self.columns))
         for start in range(0, grid, step):
             chosen = torch.arange(start, min(start + step, grid), device=self.device)
@@ -177,15 +180,15 @@ class SliceSums:
             far = slice(_MARGIN + half, _MARGIN + half + _MARGIN + 1)
             columns[:, :, half - _MARGIN :] += mirrored[:, :, far].flip(2).conj()
             rows[:, chosen] = torch.fft.ifft(columns, dim=0, norm="forward")[inside]
-        correction = torch.from_numpy(_correction(box, grid)).to(self.device)
-        volume = torch.empty(box, box, box, device=self.device)
+        correction = torch.from_numpy(_correction(size, grid)).to(self.device)
+        volume = torch.empty(size, size, size, device=self.device)
         step = max(1, _CHUNK // (8 * grid * (half + 1)))
-        for start in range(0, box, step):
+        for start in range(0, size, step):
             planes = slice(start, start + step)
             lines = torch.fft.ifft(rows[planes], dim=1, norm="forward")[:, inside]
             values = torch.fft.irfft(lines, n=grid, dim=2, norm="forward")[:, :, inside]
             volume[planes] = values * correction[planes, None, None] * correction[:, None] * correction
-        return volume / box**2
+        return volume / self.box**2
 
 
 @part_of_a_loop
