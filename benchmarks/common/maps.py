@@ -45,7 +45,7 @@ def half_maps(case, seed, ways, methods, options, control=None, noise_seed=0, co
     seen = within(run.particles, cone)
     rows = [torch.where((run.halves == half) & seen)[0] for half in (1, 2)]
     errors = torch.tensor(run.table["dynMotionError"].to_numpy())
-    maps, seconds, denominators, shares = {}, {}, [None, None], options.regularisation
+    maps, seconds, known, shares = {}, {}, [None, None], options.regularisation
     for way in ways:
         started = time.process_time()
         weighted = way == "errors"
@@ -57,10 +57,10 @@ def half_maps(case, seed, ways, methods, options, control=None, noise_seed=0, co
                 modes = permuted(modes, run.halves, seed)
             points = run.models[half - 1].consensus_positions
             region = deforming_region(points, images.box, images.pixel_size, options.region_radius)
-            denominator = None if weighted else denominators[half - 1]
-            halves.append(HalfReconstruction.of(data, rows[half - 1], modes, region, denominator=denominator))
+            same = None if weighted else known[half - 1]
+            halves.append(HalfReconstruction.of(data, rows[half - 1], modes, region, known=same))
         if not weighted:
-            denominators = [half.denominator for half in halves]
+            known = halves
         if shares is None:
             first = [half.backprojected(MIN_REGULARISATION) for half in halves]
             mask = sum(masks.values()).clamp(max=1) if control else soft_mask(sum(first) / 2, images.pixel_size)

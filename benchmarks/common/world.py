@@ -249,7 +249,7 @@ def map_figures(truth, run):
         region = deforming_region(points, images.box, images.pixel_size, options.region_radius)
         learned = HalfReconstruction.of(data, rows, half_modes(run, half, images, options)[0], region)
         true = find_modes(HingeField(truth, frame), truth.motions, points, images.pixel_size)
-        true = HalfReconstruction.of(data, rows, true, region, denominator=learned.denominator)
+        true = HalfReconstruction.of(data, rows, true, region, known=learned)
         maps = {"rigid": learned.backprojected(MIN_REGULARISATION, deformed=False)}
         maps |= {"learned": learned.backprojected(MIN_REGULARISATION), "true": true.backprojected(MIN_REGULARISATION)}
         for label in range(truth.molecule.n_domains + 1):

@@ -31,10 +31,10 @@ class ReconstructOptions(Checked):
 
     method: str = basic(
         "auto",
-        "Method: wbp (weighted backprojection), cg (least squares), or auto (cg if viewing directions are missing).",
+        "Method: wbp (weighted backprojection), cg (least squares), or auto (cg if views are missing or very uneven).",
         more="Weighted backprojection divides the sum of all images by its response to a map without motion; it is "
         "fast. Least squares finds the map that explains the images best, by conjugate gradients. It is several times "
-        "slower, and better where viewing directions are missing.",
+        "slower, and better where viewing directions are missing or some have many more views than others.",
         label="Method",
         choices={"auto": "automatic", "wbp": "weighted backprojection", "cg": "least squares"},
     )

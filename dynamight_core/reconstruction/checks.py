@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from dynamight_core.errors import InputError
-from dynamight_core.imaging.fourier import shells
 from dynamight_core.imaging.geometry import nearest_voxels
+from dynamight_core.imaging.wide_kernel import MAX_MISSING, missing_directions, views_are_uneven
 from dynamight_core.options import ReconstructOptions
 from dynamight_core.particles.memory import available_memory
 from dynamight_core.reporter import Reporter
@@ -18,9 +18,8 @@ from dynamight_core.run import Run
 from dynamight_core.training.read import SAME_SIZE, read_volume
 from dynamight_core.training.validate import check_mask_range
 
-# Notes are made of: half-sets whose sizes differ by this factor, this percentage of the molecule cut off, this
-# percentage of a shell with a denominator below this fraction of its mean.
-_UNEVEN, _CUT, _MISSING, _SEEN = 1.5, 2.0, 3.0, 0.05
+# Notes are made of: half-sets whose sizes differ by this factor, and this percentage of the molecule cut off.
+_UNEVEN, _CUT = 1.5, 2.0
 # Smallest percentage of the molecule in a mask.
 _MIN_INSIDE = 1.0
 # Volumes of the box held at a time, images of twice the box for each particle of a batch, and rows of the least-squares
@@ -54,17 +53,21 @@ def check_halves(halves: torch.Tensor, reporter: Reporter) -> None:
 
 
 def check_views(denominator: torch.Tensor, half: int, pixel_size: float, reporter: Reporter) -> bool:
-    """Return whether viewing directions are missing: a fraction of a shell that almost no slice crosses; note it."""
-    box = denominator.shape[0]
-    ring = shells(box, 3, denominator.device) == box // 4
-    values = denominator[ring]
-    missing = 100 * float((values < _SEEN * values.mean()).float().mean())
-    if missing > _MISSING:
+    """Return whether some viewing directions are missing, or have many more views than others; note it."""
+    if not views_are_uneven(denominator):
+        return False
+    missing = missing_directions(denominator)
+    if missing > MAX_MISSING:
         reporter.note(
             f"{missing:.0f} % of the directions at {4 * pixel_size:.1f} A are almost unsampled in half-set {half}; the "
             "map is smeared along them, and the FSC does not show this"
         )
-    return missing > _MISSING
+    else:
+        reporter.note(
+            f"some directions have many more views than others in half-set {half}; the resolution of the map differs "
+            "between directions, and the FSC does not show this"
+        )
+    return True
 
 
 def memory_needed(box: int, device: torch.device, options: ReconstructOptions) -> tuple[int, int]:
@@ -79,10 +82,10 @@ def memory_needed(box: int, device: torch.device, options: ReconstructOptions) -
 def choose_method(
     missing: bool, box: int, device: torch.device, options: ReconstructOptions, reporter: Reporter
 ) -> str:
-    """Return the method of `--method auto`: cg if viewing directions are missing and memory is sufficient, else wbp.
+    """Return the method of `--method auto`: cg if directions are missing or uneven and memory is sufficient, else wbp.
 
     A filter that is diagonal in Fourier space cannot fill a missing cone; least squares can, from the extent of the
-    molecule.
+    molecule. And a part that rotates is seen from other directions than the rest, which only least squares knows.
     """
     if not missing:
         return "wbp"
@@ -90,7 +93,7 @@ def choose_method(
     if needed <= free:
         return "cg"
     reporter.note(
-        f"least squares would fill the missing directions better, but needs about {needed / 1e9:.1f} GB and "
+        f"least squares would make a better map of so uneven views, but needs about {needed / 1e9:.1f} GB and "
         f"{free / 1e9:.1f} GB are free; using weighted backprojection"
     )
     return "wbp"

@@ -1,7 +1,7 @@
 """One half-map: the same particles with and without deformation, by weighted backprojection or least squares."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -9,10 +9,14 @@ from dynamight_core.imaging.backprojection import (
     BackprojectionSums,
     ParticleData,
     accumulate,
+    denominator_floor,
+    filter_volume,
     fourier_denominator,
     solve,
 )
-from dynamight_core.imaging.fourier import expand_shells, fourier_to_volume, volume_to_fourier
+from dynamight_core.imaging.fourier import expand_shells
+from dynamight_core.imaging.masks import sphere
+from dynamight_core.imaging.wide_kernel import EXACT, ROUGH, WideKernel, views_are_uneven
 from dynamight_core.reconstruction.least_squares import DeformedProjection, LeastSquares, least_squares
 from dynamight_core.reconstruction.modes import Modes
 
@@ -40,6 +44,8 @@ class HalfReconstruction:
         of the backprojections.
     denominator
         (box, box, box//2+1).
+    kernel
+        of the particles, if their views are uneven.
     """
 
     data: ParticleData
@@ -48,6 +54,7 @@ class HalfReconstruction:
     region: torch.Tensor
     sums: BackprojectionSums
     denominator: torch.Tensor
+    kernel: WideKernel | None
 
     @classmethod
     def of(
@@ -59,9 +66,9 @@ class HalfReconstruction:
         batch_size: int = 32,
         progress: Callable[[int, int], None] | None = None,
         memory: int = 2**30,
-        denominator: torch.Tensor | None = None,
+        known: "HalfReconstruction | None" = None,
     ) -> "HalfReconstruction":
-        """Sum the particles; a known `denominator` of the same particles saves part of the work."""
+        """Sum the particles; one that is `known`, of the same particles and other modes, saves part of the work."""
         if modes is not None and not len(modes):
             modes = None
         sums = accumulate(
@@ -70,27 +77,80 @@ class HalfReconstruction:
             field=None if modes is None else modes.field,
             latents=None if modes is None else modes.coordinates,
             region=region,
-            kernel=denominator is None,
+            kernel=known is None,
             batch_size=batch_size,
             progress=progress,
             memory=memory,
         )
-        if sums.kernel is not None:
-            denominator = fourier_denominator(sums.kernel)
-            # Only its transform is needed from here on.
-            sums.kernel = None
-        assert denominator is not None
-        return cls(data, indices, modes, region, sums, denominator)
+        if known is not None:
+            return cls(data, indices, modes, region, sums, known.denominator, known.kernel)
+        assert sums.kernel is not None
+        denominator = fourier_denominator(sums.kernel)
+        # Only its transform is needed from here on.
+        sums.kernel = None
+        kernel = WideKernel.of(data, indices, batch_size) if views_are_uneven(denominator) else None
+        return cls(data, indices, modes, region, sums, denominator, kernel)
+
+    def __add__(self, other: "HalfReconstruction") -> "HalfReconstruction":
+        """Return the reconstruction of the same particles from disjoint Fourier pixels of both."""
+        kernel = None if self.kernel is None or other.kernel is None else self.kernel + other.kernel
+        return replace(
+            self, sums=self.sums + other.sums, denominator=self.denominator + other.denominator, kernel=kernel
+        )
 
     def backprojected(self, regularisation: torch.Tensor | float, deformed: bool = True) -> torch.Tensor:
         """Return the (box, box, box) weighted backprojection, with or without deformation.
 
-        A curve is limited to `MIN_REGULARISATION`: in missing directions, a weaker filter of strong shells would
-        amplify leakage from other directions.
+        A curve is limited to `MIN_REGULARISATION`: in directions with few views, a weaker filter of strong shells would
+        amplify leakage from other directions. There is none without motion if the kernel is known; with motion, the
+        kernel is not exact.
         """
-        if isinstance(regularisation, torch.Tensor):
+        leaks = self.kernel is None or (deformed and self.modes is not None)
+        if isinstance(regularisation, torch.Tensor) and leaks:
             regularisation = regularisation.clamp(min=MIN_REGULARISATION)
-        return solve(self.sums.numerator if deformed else self.sums.rigid, self.denominator, regularisation)
+        numerator = self.sums.numerator if deformed else self.sums.rigid
+        return self.filtered(numerator, regularisation)
+
+    def filtered(self, numerator: torch.Tensor, regularisation: torch.Tensor | float) -> torch.Tensor:
+        """Return the (box, box, box) map of a (box, box, box) numerator.
+
+        Directions that few particles cover are damped instead of amplified, and empty shells stay empty. The map is
+        multiplied by 1 + `regularisation` (a fraction of the denominator's shell means, one number or (box//2+1,)),
+        which keeps grey values where the denominator equals its shell's mean: the map is not low-pass filtered.
+        """
+        if self.kernel is None:
+            return solve(numerator, self.denominator, regularisation)
+        inside = sphere(self.data.box, device=numerator.device)
+        if self.modes is not None:
+            inside |= (self.region > 0).to(inside.device)
+        curve = self._curve(regularisation)
+        return filter_volume(self._damped(numerator, curve, inside), expand_shells(1 + curve, self.data.box, 3))
+
+    def _curve(self, regularisation: torch.Tensor | float) -> torch.Tensor:
+        """Return the (box//2+1,) regularisation of every shell."""
+        values = torch.as_tensor(regularisation, dtype=torch.float32, device=self.denominator.device)
+        return values.expand(self.data.box // 2 + 1)
+
+    def _damped(
+        self, numerator: torch.Tensor, curve: torch.Tensor, inside: torch.Tensor, tolerance: float = EXACT
+    ) -> torch.Tensor:
+        """Return the (box, box, box) map of a numerator, damped by a regularisation.
+
+        Parameters
+        ----------
+        numerator
+            (box, box, box).
+        curve
+            (box//2+1,), as a fraction of the denominator's shell means.
+        inside
+            (box, box, box) bool, where the numerator is known.
+        tolerance
+            of `WideKernel.solve`.
+        """
+        if self.kernel is not None:
+            return self.kernel.solve(numerator, self.denominator, curve, inside, tolerance)
+        floor = expand_shells(denominator_floor(self.denominator, curve), self.data.box, 3)
+        return filter_volume(numerator, 1 / (self.denominator + floor))
 
     def least_squares(
         self,
@@ -115,21 +175,21 @@ class HalfReconstruction:
         operator = DeformedProjection(self.data, self.region, field, coordinates, batch_size)
         # `rigid` is summed by slices: close to the adjoint of `operator`, but not exact.
         numerator = self.sums.numerator if deformed else operator.numerator(self.indices, batch_size)
+        curve = self._curve(regularisation)
+        shape = operator.shape
         solution = least_squares(
             operator,
             numerator,
-            self.denominator,
-            regularisation,
+            denominator_floor(self.denominator, curve),
+            lambda values: self._damped(operator.volume(values), curve, shape, ROUGH)[shape],
             self.indices,
             lambda values: operator.residuals(values, held_out, batch_size),
             max_steps=max_steps,
             batch_size=batch_size,
             progress=progress,
         )
-        box = len(numerator)
-        curve = torch.as_tensor(regularisation, dtype=torch.float32).to(numerator.device).expand(box // 2 + 1)
         # At the mean denominator, regularisation R damps the solution by 1 / (1 + R); half-maps are unfiltered.
-        undamped = fourier_to_volume(volume_to_fourier(solution.volume) * expand_shells(1 + curve, box, 3), box)
+        undamped = filter_volume(solution.volume, expand_shells(1 + curve, self.data.box, 3))
         solvent = self.backprojected(regularisation, deformed)
         return torch.lerp(solvent, undamped, self.region.to(solvent).float()), solution
 

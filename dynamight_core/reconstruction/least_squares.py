@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-from dynamight_core.imaging.backprojection import ParticleData, denominator_floor, filter_volume
+from dynamight_core.imaging.backprojection import ParticleData, filter_volume
+from dynamight_core.imaging.conjugate_gradients import Operator, conjugate_gradients
 from dynamight_core.imaging.fourier import expand_shells, plane_multiplicity
 from dynamight_core.imaging.geometry import Field
 from dynamight_core.imaging.voxels import Placed, Voxels, bordered, moving_voxels
@@ -129,8 +130,8 @@ class LeastSquares:
 def least_squares(
     operator: DeformedProjection,
     numerator: torch.Tensor,
-    denominator: torch.Tensor,
-    regularisation: torch.Tensor | float,
+    penalty: torch.Tensor,
+    inverse: Operator,
     indices: torch.Tensor,
     held_out: Callable[[torch.Tensor], torch.Tensor],
     *,
@@ -144,10 +145,12 @@ def least_squares(
     ----------
     operator
         the deformed projection of these particles.
-    numerator, denominator
+    numerator
         from `accumulate` with the same field, region and particles.
-    regularisation
-        R as a fraction of the denominator's shell means, one number or (box//2+1,): Sigma / (particles tau^2).
+    penalty
+        (box//2+1,) R of every shell: Sigma / (particles tau^2).
+    inverse
+        from (m,) voxels of a numerator to those of its weighted backprojection, damped by R.
     indices
         (p,) the particles.
     held_out
@@ -156,38 +159,25 @@ def least_squares(
     max_steps
         of conjugate gradients.
     """
-    box = len(numerator)
-    shape = operator.shape
-    curve = torch.as_tensor(regularisation, dtype=torch.float32, device=denominator.device).expand(box // 2 + 1)
-    penalty = expand_shells(denominator_floor(denominator, curve), box, 3)
-    inverse = 1 / (denominator + penalty)
-
-    def filtered(values: torch.Tensor, transfer: torch.Tensor) -> torch.Tensor:
-        return filter_volume(operator.volume(values), transfer)[shape]
+    shape, every = operator.shape, expand_shells(penalty, len(numerator), 3)
 
     def apply(values: torch.Tensor) -> torch.Tensor:
-        return operator.normal(values, indices, batch_size) + filtered(values, penalty)
+        damping = filter_volume(operator.volume(values), every)[shape]
+        return operator.normal(values, indices, batch_size) + damping
 
     target = numerator[shape]
-    values = filtered(target, inverse)
-    residual = target - apply(values)
+    values, taken = inverse(target), 0
     current = held_out(values)
     residuals = [float(current.mean())]
-    # The infinite product before the first step makes its direction the residual.
-    direction, before, taken = torch.zeros_like(values), residual.new_tensor(torch.inf), 0
-    for step in range(max_steps):
-        corrected = filtered(residual, inverse)
-        product = residual @ corrected
-        direction, before = corrected + (product / before) * direction, product
-        image = apply(direction)
-        length = product / (direction @ image)
-        candidate = values + length * direction
+    for step, (candidate, _) in zip(
+        range(max_steps), conjugate_gradients(apply, inverse, target, values), strict=False
+    ):
         after = held_out(candidate)
         residuals.append(float(after.mean()))
         fall = current - after
         if fall.mean() <= fall.std() / len(fall) ** 0.5:
             break
-        values, current, residual, taken = candidate, after, residual - length * image, step + 1
+        values, current, taken = candidate, after, step + 1
         if progress is not None:
             progress(taken, max_steps)
     return LeastSquares(operator.volume(values), taken, tuple(residuals))

@@ -180,7 +180,8 @@ def reconstruct_run(run: Run, options: ReconstructOptions, reporter: Reporter = 
 class _HalfSums:
     """The sums over the particles of both half-sets, each through its motion, and the maps solved from them.
 
-    `modes` are the motion of each half-set that is applied, `views_are_missing` whether one lacks a cone of directions.
+    `modes` are the motion of each half-set that is applied, `views_are_missing` whether one lacks
+    directions, or has many more views in some than in others.
     """
 
     def __init__(self, run: Run, options: ReconstructOptions, images: FullImages, reporter: Reporter):

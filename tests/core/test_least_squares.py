@@ -7,6 +7,7 @@ import torch
 from scipy.spatial import cKDTree
 
 from dynamight_core.errors import InputError
+from dynamight_core.imaging.backprojection import solve
 from dynamight_core.imaging.correlation import fourier_shell_correlation
 from dynamight_core.imaging.fourier import fourier_to_image, frequencies_2d, image_to_fourier, shells
 from dynamight_core.imaging.masks import sphere
@@ -16,7 +17,7 @@ from dynamight_core.options import ReconstructOptions
 from dynamight_core.reconstruction import checks
 from dynamight_core.reconstruction.checks import check_halves, check_views
 from dynamight_core.reconstruction.frames import StateField, sampled_field
-from dynamight_core.reconstruction.half_map import HalfReconstruction, noise_to_signal
+from dynamight_core.reconstruction.half_map import MIN_REGULARISATION, HalfReconstruction, noise_to_signal
 from dynamight_core.reconstruction.least_squares import DeformedProjection
 from dynamight_core.reconstruction.modes import find_modes
 from dynamight_core.reporter import Reporter
@@ -186,8 +187,11 @@ def test_a_missing_cone_is_noticed_and_filled_better_by_least_squares(hinge):
     # Noise over signal as half-maps have it: little in the first shells, as much as signal in the last.
     shares = 0.02 + (torch.arange(BOX // 2 + 1) / (BOX // 2)).square()
     solved = half.least_squares(shares, near[:20], max_steps=6)[0]
+    divided = solve(half.sums.rigid, half.denominator, shares.clamp(min=MIN_REGULARISATION))
     for label in (0, 1):
-        assert hinge.mean_fsc(solved, label) > hinge.mean_fsc(half.backprojected(shares), label) + 0.01
+        # Half of this is owed to the kernel of uneven views, which backprojection has as well.
+        assert hinge.mean_fsc(solved, label) > hinge.mean_fsc(divided, label) + 0.03
+        assert hinge.mean_fsc(solved, label) > hinge.mean_fsc(half.backprojected(shares), label)
 
 
 def test_automatic_method_goes_by_missing_views_and_by_memory(monkeypatch):

@@ -6,17 +6,13 @@ The reference is the rigid map of the other half-set, which no deformation touch
 its correct position raises the overlap with it; density that is moved wrongly lowers it.
 """
 
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 import torch
 
 from dynamight_core.analysis.controls.maps import ControlImages, HalfDeformations, maps_of, overlaps, permuted, wiener
 from dynamight_core.analysis.controls.result import Control
-from dynamight_core.imaging.backprojection import denominator_floor, filter_volume
 from dynamight_core.imaging.correlation import fourier_shell_correlation
-from dynamight_core.imaging.fourier import expand_shells
 from dynamight_core.options import ControlOptions
 from dynamight_core.reconstruction.half_map import MIN_REGULARISATION, HalfReconstruction
 from dynamight_core.reporter import Reporter
@@ -69,7 +65,8 @@ def held_out(
             progress = reporter.step(f"latents with the decoder of half-set {half}")
             coordinates = deformations.split(images, indices, used, progress)
             parts.append((images.data(half, ~used), deformations.with_coordinates(coordinates)))
-        summed = _sum(*(deformations.reconstruct(data, indices, modes=modes) for data, modes in parts))
+        first, second = (deformations.reconstruct(data, indices, modes=modes) for data, modes in parts)
+        summed = first + second
         target = _overlap_target(summed, wiener(reference["rigid"], between) * mask.square())
         region = deformations.region
         rigid = torch.stack([overlaps(data, indices, target, region, None) for data, _ in parts]).sum(0)
@@ -90,19 +87,12 @@ def held_out(
     return _verdict(gains.double().numpy(), nulls.double().numpy(), curves, indices, images), volumes
 
 
-def _sum(first: HalfReconstruction, second: HalfReconstruction) -> HalfReconstruction:
-    """Return the sum of reconstructions of the same particles from disjoint Fourier pixels."""
-    return replace(first, sums=first.sums + second.sums, denominator=first.denominator + second.denominator)
-
-
 def _overlap_target(summed: HalfReconstruction, density: torch.Tensor) -> torch.Tensor:
     """Return the volume whose product with backprojections is the product of their map with a density.
 
     The filter that makes a map from backprojections is symmetric, so it can be applied to the density instead.
     """
-    box, fractions = len(density), torch.full((density.shape[0] // 2 + 1,), MIN_REGULARISATION, device=density.device)
-    floor = expand_shells(denominator_floor(summed.denominator, fractions), box, 3)
-    return filter_volume(density, (1 + MIN_REGULARISATION) / (summed.denominator + floor))
+    return summed.filtered(density, MIN_REGULARISATION)
 
 
 def _verdict(gains, nulls, curves, indices, images) -> Control:

@@ -204,11 +204,11 @@ class HalfDeformations:
         return replace(self.modes, coordinates=coordinates)
 
     def reconstruct(
-        self, data: ParticleData, indices: torch.Tensor, progress=None, modes: Modes | None = None, denominator=None
+        self, data: ParticleData, indices: torch.Tensor, progress=None, modes: Modes | None = None, known=None
     ) -> HalfReconstruction:
-        """Return the reconstruction of particles, with other modes and a known denominator if given."""
+        """Return the reconstruction of particles, with other modes and a `known` one of these particles if given."""
         modes = self.modes if modes is None else modes
-        return HalfReconstruction.of(data, indices, modes, self.region, progress=progress, denominator=denominator)
+        return HalfReconstruction.of(data, indices, modes, self.region, progress=progress, known=known)
 
 
 def maps_of(summed: HalfReconstruction) -> tuple[torch.Tensor, torch.Tensor]:

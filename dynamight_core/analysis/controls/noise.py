@@ -124,14 +124,13 @@ def noise_particles(images: ControlImages, options: ControlOptions, reporter: Re
         noise_motion.append(_motion(model, inferred["alone"]))
         particle_motion.append(_motion(model, latents[indices].to(inferred["alone"])))
         data = images.data(half, images=lambda rows, noise=noise: noise.images(rows).to(images.device))
-        denominator = None
+        summed = None
         for name, each in inferred.items():
             coordinates = deformations.modes.coordinates.clone()
             coordinates[indices.to(coordinates.device)] = deformations.coordinates(model, each)
             modes = deformations.with_coordinates(coordinates)
             progress = reporter.step(f"map of noise, {_NAMES[name]}, half-set {half}")
-            summed = deformations.reconstruct(data, indices, progress, modes, denominator)
-            denominator = summed.denominator
+            summed = deformations.reconstruct(data, indices, progress, modes, summed)
             deformed, rigid = maps_of(summed)
             pairs[name].append(deformed)
         pairs["rigid"].append(rigid)

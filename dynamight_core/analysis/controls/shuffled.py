@@ -72,8 +72,8 @@ def shuffled_latents(images: ControlImages, options: ControlOptions, reporter: R
         for name in names:
             others = permuted(deformations.modes.coordinates, indices[half - 1], generator)
             modes, progress = deformations.with_coordinates(others), reporter.step(f"map of half-set {half}, {name}")
-            denominator = summed[half - 1].denominator
-            mixed = deformations.reconstruct(images.data(half), indices[half - 1], progress, modes, denominator)
+            own = summed[half - 1]
+            mixed = deformations.reconstruct(images.data(half), indices[half - 1], progress, modes, own)
             volumes[name].append(maps_of(mixed)[0])
             volume = wiener(volumes[name][-1], fsc)
             parts[f"map {name}"].append(rigid - misfits(data, judges, volume, region, moved))
