@@ -163,18 +163,22 @@ def resample_image(images: torch.Tensor, new_box: int) -> torch.Tensor:
     return fourier_to_image(resize_fourier(image_to_fourier(images), box, new_box), new_box) * (new_box / box) ** 2
 
 
+def resize_fourier_3d(transform: torch.Tensor, new_box: int) -> torch.Tensor:
+    """Crop or zero-pad the (box, box, box//2+1) transform of a volume to `new_box`, as `resize_fourier` does."""
+    half = (min(transform.shape[0], new_box) - 1) // 2
+    target = transform.new_zeros(new_box, new_box, new_box // 2 + 1)
+    kept = [slice(0, half + 1), slice(-half, None)] if half else [slice(0, 1)]
+    for z, y in product(kept, kept):
+        target[z, y, : half + 1] = transform[z, y, : half + 1]
+    return target
+
+
 def resample_volume(volume: torch.Tensor, new_box: int) -> torch.Tensor:
     """Fourier-crop or -pad a (box, box, box) volume to `new_box` voxels over the same extent, grey values kept."""
     box = volume.shape[-1]
     if new_box == box:
         return volume
-    half = (min(box, new_box) - 1) // 2
-    source = volume_to_fourier(volume)
-    target = source.new_zeros(new_box, new_box, new_box // 2 + 1)
-    kept = [slice(0, half + 1), slice(-half, None)] if half else [slice(0, 1)]
-    for z, y in product(kept, kept):
-        target[z, y, : half + 1] = source[z, y, : half + 1]
-    return fourier_to_volume(target, new_box) * (new_box / box) ** 3
+    return fourier_to_volume(resize_fourier_3d(volume_to_fourier(volume), new_box), new_box) * (new_box / box) ** 3
 
 
 def lowpass_volume(volume: torch.Tensor, pixel_size: float, resolution: float) -> torch.Tensor:

@@ -148,6 +148,13 @@ def densest_point(means: np.ndarray, variances: np.ndarray, other: np.ndarray) -
     return points[best] + centre, float(density[-1] / density[best])
 
 
+def consensus_coordinates(run: Run) -> torch.Tensor:
+    """Return the (K,) coordinates (A rms) of the consensus frame, which has no displacement."""
+    motions = run.motions
+    components = motions.components.flatten(1).double()
+    return torch.linalg.lstsq(components.T, -motions.mean.flatten().double()[:, None]).solution[:, 0].float()
+
+
 def densest_conformation(run: Run) -> tuple[np.ndarray, float]:
     """Return the (K,) coordinates (A rms) of the densest conformation, and the consensus frame's relative density.
 
@@ -161,8 +168,6 @@ def densest_conformation(run: Run) -> tuple[np.ndarray, float]:
     densest, known = means.mean(0), means.var(0) > variances.mean(0)
     if not known.any():
         return densest, 1.0
-    components = motions.components.flatten(1).numpy().astype(float)
-    # The consensus frame has no displacement.
-    frame = np.linalg.lstsq(components.T, -motions.mean.flatten().numpy(), rcond=None)[0]
+    frame = consensus_coordinates(run).numpy().astype(float)
     densest[known], ratio = densest_point(means[:, known], variances[:, known], frame[known])
     return densest, ratio

@@ -1,14 +1,16 @@
 """One half-map: the same particles with and without deformation, by weighted backprojection or least squares."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from operator import add
 
 import torch
 
 from dynamight_core.imaging.backprojection import (
     BackprojectionSums,
     ParticleData,
-    accumulate,
+    accumulate_groups,
     denominator_floor,
     filter_volume,
     fourier_denominator,
@@ -46,6 +48,8 @@ class HalfReconstruction:
         (box, box, box//2+1).
     kernel
         of the particles, if their views are uneven.
+    parts
+        the sums of groups of the particles, if these were requested, with their kernels.
     """
 
     data: ParticleData
@@ -55,6 +59,7 @@ class HalfReconstruction:
     sums: BackprojectionSums
     denominator: torch.Tensor
     kernel: WideKernel | None
+    parts: list[BackprojectionSums] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -67,13 +72,17 @@ class HalfReconstruction:
         progress: Callable[[int, int], None] | None = None,
         memory: int = 2**30,
         known: "HalfReconstruction | None" = None,
+        groups: Sequence[torch.Tensor] | None = None,
     ) -> "HalfReconstruction":
-        """Sum the particles; one that is `known`, of the same particles and other modes, saves part of the work."""
+        """Sum the particles; one that is `known`, of the same particles and other modes, saves part of the work.
+
+        `groups` divide the particles into those whose sums are also kept by themselves.
+        """
         if modes is not None and not len(modes):
             modes = None
-        sums = accumulate(
+        parts = accumulate_groups(
             data,
-            indices,
+            [indices] if groups is None else groups,
             field=None if modes is None else modes.field,
             latents=None if modes is None else modes.coordinates,
             region=region,
@@ -82,6 +91,7 @@ class HalfReconstruction:
             progress=progress,
             memory=memory,
         )
+        sums = replace(reduce(add, parts))
         if known is not None:
             return cls(data, indices, modes, region, sums, known.denominator, known.kernel)
         assert sums.kernel is not None
@@ -89,7 +99,8 @@ class HalfReconstruction:
         # Only its transform is needed from here on.
         sums.kernel = None
         kernel = WideKernel.of(data, indices, batch_size) if views_are_uneven(denominator) else None
-        return cls(data, indices, modes, region, sums, denominator, kernel)
+        kept = [] if groups is None else parts
+        return cls(data, indices, modes, region, sums, denominator, kernel, kept)
 
     def __add__(self, other: "HalfReconstruction") -> "HalfReconstruction":
         """Return the reconstruction of the same particles from disjoint Fourier pixels of both."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from dynamight_core.imaging.backprojection import (
+    BackprojectionSums,
     ParticleData,
     accumulate_groups,
     filter_volume,
@@ -39,7 +40,7 @@ _NARROWEST = 1e-3
 # The moving part is this near (A) to Gaussians that move more than this fraction of what the most mobile ones do.
 _MOVING_REACH, _MOVING, _MOBILE_QUANTILE = 6.0, 0.5, 0.95
 # Standard deviations (A) of the window in which candidates are compared, and of the border between choices.
-WINDOW, _SMOOTH = 16.0, 12.0
+WINDOW, SMOOTH = 16.0, 12.0
 
 
 def kernel_weights(
@@ -68,14 +69,28 @@ def effective_number(weights: torch.Tensor) -> float:
     return float(weights.sum().square() / weights.square().sum())
 
 
-def bandwidths_at(coordinates: torch.Tensor, variances: torch.Tensor, centre: torch.Tensor) -> list[float]:
-    """Return the bandwidths (A rms) to choose from, narrow to wide; the last is infinite."""
+def bandwidths_at(
+    coordinates: torch.Tensor,
+    variances: torch.Tensor,
+    centre: torch.Tensor,
+    narrowest: float = MIN_PARTICLES,
+    ratio: float = _RATIO,
+) -> list[float]:
+    """Return the bandwidths (A rms) to choose from, narrow to wide; the last is infinite.
+
+    Parameters
+    ----------
+    coordinates, variances, centre
+        as for `kernel_weights`.
+    narrowest, ratio
+        effective number of particles of the narrowest kernel, and how many times as many each next one has.
+    """
 
     def number(bandwidth: float) -> float:
         return effective_number(kernel_weights(coordinates, variances, centre, bandwidth))
 
     bandwidths: list[float] = []
-    wanted = float(MIN_PARTICLES)
+    wanted = narrowest
     while wanted < _MAX_FRACTION * len(coordinates):
         low, high = _NARROWEST, 10 * float((coordinates - centre).norm(dim=1).max()) + 1
         for _ in range(30):
@@ -84,8 +99,65 @@ def bandwidths_at(coordinates: torch.Tensor, variances: torch.Tensor, centre: to
         # Uncertain coordinates alone may spread the weights farther than wanted.
         if not bandwidths or high > 1.05 * bandwidths[-1]:
             bandwidths.append(high)
-        wanted *= _RATIO
+        wanted *= ratio
     return [*bandwidths, float("inf")]
+
+
+def nearness_groups(
+    coordinates: torch.Tensor,
+    variances: torch.Tensor,
+    centre: torch.Tensor,
+    first: int = _FIRST,
+    growth: float = _GROWTH,
+) -> list[torch.Tensor]:
+    """Return groups of particles that have almost the same weights at all bandwidths, the nearest first.
+
+    Parameters
+    ----------
+    coordinates, variances, centre
+        as for `kernel_weights`.
+    first, growth
+        smallest number of particles of a group, and its number as a fraction of the particles nearer to the centre.
+    """
+    order = ((coordinates - centre).square() + variances).sum(1).argsort()
+    bounds, size = [0], float(first)
+    while bounds[-1] + size < len(order):
+        bounds.append(int(bounds[-1] + size))
+        size = max(first, growth * bounds[-1])
+    return list(order.tensor_split(bounds[1:]))
+
+
+def weighted_maps(sums: Sequence[BackprojectionSums], shares: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the (box, box, box) maps without and with deformation of groups of particles with these weights."""
+    kernel, rigid, deformed = (torch.zeros_like(sums[0].rigid) for _ in range(3))
+    for share, summed in zip(shares, sums, strict=True):
+        assert summed.kernel is not None
+        kernel += share * summed.kernel
+        rigid += share * summed.rigid
+        deformed += share * summed.numerator
+    denominator = fourier_denominator(kernel)
+    return solve(rigid, denominator, MIN_REGULARISATION), solve(deformed, denominator, MIN_REGULARISATION)
+
+
+def mobile_points(modes: Modes, rows: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """Return (m,) bool: which of (m, 3) points (A) move more than half as much as the most mobile twentieth."""
+    shifts = torch.tensordot(modes.coordinates[rows].var(0), modes.field.fields(points).square().sum(-1), 1).sqrt()
+    return shifts >= _MOVING * shifts.quantile(_MOBILE_QUANTILE)
+
+
+def moving_part(points: torch.Tensor, mobile: torch.Tensor, box: int, pixel_size: float) -> torch.Tensor:
+    """Return a (box, box, box) soft mask of the moving part of a molecule, 0 to 1.
+
+    Parameters
+    ----------
+    points
+        (m, 3) of the molecule in the frame of the mask, A.
+    mobile
+        (m,) bool, from `mobile_points`.
+    box, pixel_size
+        of the mask, voxels and A.
+    """
+    return deforming_region(points[mobile], box, pixel_size, _MOVING_REACH)
 
 
 @dataclass
@@ -141,8 +213,7 @@ class LocalHalf:
         self.coordinates, self.variances = coordinates[rows], variances[rows]
         self.region_radius = region_radius
         self._field = sampled_field(modes.field, points, data.box * data.pixel_size)
-        shifts = torch.tensordot(modes.coordinates[rows].var(0), modes.field.fields(points).square().sum(-1), 1).sqrt()
-        self._mobile = shifts >= _MOVING * shifts.quantile(_MOBILE_QUANTILE)
+        self._mobile = mobile_points(modes, rows, points)
         design = torch.cat([torch.ones(len(rows), 1), self.coordinates], 1).double()
         self._slopes = torch.linalg.lstsq(design, modes.coordinates[rows].double()).solution[1:].float()
 
@@ -158,7 +229,7 @@ class LocalHalf:
         field = StateField(self._field, state, self.points)
         box = self.data.box
         region = deforming_region(field.positions, box, self.data.pixel_size, self.region_radius)
-        groups = self._groups(centre)
+        groups = nearness_groups(self.coordinates, self.variances, centre)
         sums = accumulate_groups(
             self.data,
             [self.rows[group] for group in groups],
@@ -169,28 +240,10 @@ class LocalHalf:
         )
         volumes = torch.empty(len(bandwidths), len(TRUSTS), box, box, box)
         for row, maps in zip(weights, volumes, strict=True):
-            shares = [float(row[group].mean()) for group in groups]
-            kernel, rigid, deformed = (torch.zeros(box, box, box) for _ in range(3))
-            for share, summed in zip(shares, sums, strict=True):
-                assert summed.kernel is not None
-                kernel += share * summed.kernel
-                rigid += share * summed.rigid
-                deformed += share * summed.numerator
-            denominator = fourier_denominator(kernel)
-            for to, numerator in zip(maps, (rigid, deformed), strict=True):
-                to[:] = solve(numerator, denominator, MIN_REGULARISATION)
-        moving = deforming_region(field.positions[self._mobile], box, self.data.pixel_size, _MOVING_REACH)
+            rigid, deformed = weighted_maps(sums, [float(row[group].mean()) for group in groups])
+            maps[0], maps[1] = rigid, deformed
+        moving = moving_part(field.positions, self._mobile, box, self.data.pixel_size)
         return Candidates(volumes, [effective_number(row) for row in weights], region, moving)
-
-    def _groups(self, centre: torch.Tensor) -> list[torch.Tensor]:
-        """Return groups of particles that have almost the same weights at all bandwidths, the nearest first."""
-        order = ((self.coordinates - centre).square() + self.variances).sum(1).argsort()
-        bounds = [0]
-        size = float(_FIRST)
-        while bounds[-1] + size < len(order):
-            bounds.append(int(bounds[-1] + size))
-            size = max(_FIRST, _GROWTH * bounds[-1])
-        return list(order.tensor_split(bounds[1:]))
 
 
 def blend_weights(first: Candidates, second: Candidates, pixel_size: float) -> torch.Tensor:
@@ -221,7 +274,7 @@ def blend_weights(first: Candidates, second: Candidates, pixel_size: float) -> t
                 to += filter_volume(part * reference, around) / norm.clamp(min=1e-6 * float(norm.max()))
     chosen = score.argmax(0)
     region = torch.maximum(first.region, second.region)
-    smooth = window(box, pixel_size, _SMOOTH)
+    smooth = window(box, pixel_size, SMOOTH)
     weights = torch.stack([filter_volume((chosen == k).float(), smooth).clamp(min=0) for k in range(len(score))])
     weights *= region / weights.sum(0)
     weights[-1] += 1 - region
