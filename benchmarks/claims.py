@@ -54,7 +54,7 @@ def claims(case, seed):
         used = modes if kind == "learned" else (None, None)
         pair = maps[f"{kind} wbp"]
         for domain, mask in masks.items():
-            points, weights = points_in_mask(run, mask, truth.pixel_size)
+            points, weights, _ = points_in_mask(run, mask, truth.pixel_size)
             drawn = torch.cat([residual_motion(run, half, used[half - 1], points) for half in (1, 2)])
             missed = torch.cat([true_residuals(run, truth, half, used[half - 1], points) for half in (1, 2)])
             found = half_map_fsc(*pair, mask)

@@ -28,8 +28,8 @@ from dynamight_core.particles.metadata import read_particles
 from dynamight_core.reconstruction.deformation import deforming_region
 from dynamight_core.reconstruction.fsc import half_map_fsc, soft_mask
 from dynamight_core.reconstruction.half_map import MIN_REGULARISATION, HalfReconstruction, noise_to_signal
+from dynamight_core.reconstruction.half_sums import HELD_OUT
 from dynamight_core.reconstruction.modes import find_modes
-from dynamight_core.reconstruction.stage import HELD_OUT
 from dynamight_core.simulate.measures import HingeField, mean_fsc
 from dynamight_core.simulate.truth import load_truth
 

@@ -15,10 +15,11 @@ from dynamight_core.particles.images import ImageReader
 from dynamight_core.reconstruction.deformation import deforming_region, half_modes, inverse_path
 from dynamight_core.reconstruction.fsc import half_map_fsc, soft_mask
 from dynamight_core.reconstruction.half_map import MIN_REGULARISATION, HalfReconstruction, noise_to_signal
+from dynamight_core.reconstruction.half_sums import HELD_OUT
 from dynamight_core.reconstruction.images import FullImages
 from dynamight_core.reconstruction.inverse import ForwardFromInverse, load_inverse
 from dynamight_core.reconstruction.modes import find_modes
-from dynamight_core.reconstruction.stage import HELD_OUT, invert_run
+from dynamight_core.reconstruction.stage import invert_run
 from dynamight_core.reporter import QUIET
 from dynamight_core.simulate.measures import HingeField, oracle_angles
 

@@ -46,6 +46,14 @@ class ReconstructOptions(Checked):
         group="Motion",
     )
     shrink: bool = shrink()
+    choose_density: bool = option(
+        True,
+        "Use the corrected density only where it agrees with the other half-set better than the rigid one.",
+        more="Elsewhere the map has the rigid density, or the density of particles near its conformation. With this "
+        "option off, motion is corrected everywhere.",
+        label="Choose the density in each region?",
+        group="Motion",
+    )
     error_weights: bool = option(
         False,
         "Down-weight high frequencies of particles with an uncertain deformation (dynMotionError).",

@@ -1,7 +1,7 @@
 """What a reconstruction refuses, and what it notes."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,10 +9,12 @@ import numpy as np
 import torch
 
 from dynamight_core.errors import InputError
+from dynamight_core.files import read_map
 from dynamight_core.imaging.geometry import nearest_voxels
 from dynamight_core.imaging.wide_kernel import MAX_MISSING, missing_directions, views_are_uneven
 from dynamight_core.options import ReconstructOptions
 from dynamight_core.particles.memory import available_memory
+from dynamight_core.reconstruction.deformation import deforming_region
 from dynamight_core.reporter import Reporter
 from dynamight_core.run import Run
 from dynamight_core.training.read import SAME_SIZE, read_volume
@@ -20,11 +22,15 @@ from dynamight_core.training.validate import check_mask_range
 
 # Notes are made of: half-sets whose sizes differ by this factor, and this percentage of the molecule cut off.
 _UNEVEN, _CUT = 1.5, 2.0
+# A domain's region is this near (A) to its Gaussians.
+_DOMAIN_REACH = 7.0
 # Smallest percentage of the molecule in a mask.
 _MIN_INSIDE = 1.0
 # Volumes of the box held at a time, images of twice the box for each particle of a batch, and rows of the least-squares
 # matrix for each voxel that moves (at most a quarter of all voxels).
 _VOLUMES, _GRIDS, _CG_ROWS = 16, 4, 40
+# Further volumes of the box that are held while densities compete.
+_COMPETING = 50
 
 
 def check_run(run: Run) -> None:
@@ -99,6 +105,18 @@ def choose_method(
     return "wbp"
 
 
+def may_compete(box: int, device: torch.device, options: ReconstructOptions, reporter: Reporter) -> bool:
+    """Return whether memory is sufficient for densities to compete; note if it is not."""
+    needed, free = memory_needed(box, device, options)
+    needed += 4 * _COMPETING * box**3
+    if needed > free:
+        reporter.note(
+            f"choosing the density in each region needs about {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free; "
+            "motion is corrected everywhere, as with --no-choose-density"
+        )
+    return needed <= free
+
+
 def check_memory(box: int, device: torch.device, options: ReconstructOptions) -> None:
     """Refuse a reconstruction that needs more memory than is free."""
     needed, free = memory_needed(box, device, options)
@@ -158,6 +176,43 @@ def read_regions(paths: Iterable[str], run: Run, points: list[torch.Tensor]) -> 
             raise InputError(f"two files of --regions are called {name}; rename one of them")
         regions[name] = read_mask("--regions", path, run, points)
     return regions
+
+
+def found_regions(
+    run: Run, points: list[torch.Tensor], moving: torch.Tensor | None, taken: Collection[str]
+) -> dict[str, torch.Tensor]:
+    """Return masks of the regions that a run has found, by name: its moving part, and domains of ``dynamight analyse``.
+
+    Parameters
+    ----------
+    run
+        finished.
+    points
+        (m, 3) Gaussians of each half-set in the frame of the map, A.
+    moving
+        (box, box, box) mask of the moving part, None if nothing moves.
+    taken
+        names of other regions.
+    """
+    box, pixel_size = run.particles.box, run.particles.pixel_size
+    regions = {} if moving is None else {"moving": moving}
+    placed = torch.cat([each.cpu() for each in points])
+    consensus = torch.cat([model.consensus_positions.detach().cpu() for model in run.models]).numpy()
+    for number, path in enumerate(_domain_masks(run), 1):
+        mask, size = read_map(path)
+        voxels = nearest_voxels(consensus, len(mask), size).clip(0, len(mask) - 1)
+        inside = torch.from_numpy(mask[tuple(voxels.T)] >= 0.5)
+        if inside.any():
+            regions[f"domain{number}"] = deforming_region(placed[inside], box, pixel_size, _DOMAIN_REACH)
+    return {name: mask for name, mask in regions.items() if name not in taken}
+
+
+def _domain_masks(run: Run) -> list[Path]:
+    """Return the masks of the domains in their order, none if there is one domain alone."""
+    names = sorted(
+        (run.path / "analysis" / "domains").glob("domain*_mask.mrc"), key=lambda path: (len(path.name), path)
+    )
+    return names if len(names) > 1 else []
 
 
 def _fraction_inside(inside: np.ndarray, run: Run, points: list[torch.Tensor]) -> float:

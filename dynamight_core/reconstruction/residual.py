@@ -32,7 +32,14 @@ _CHUNK = 50
 
 
 @torch.no_grad()
-def residual_motion(run: Run, half: int, modes: Modes | None, points: torch.Tensor, seed: int = 0) -> torch.Tensor:
+def residual_motion(
+    run: Run,
+    half: int,
+    modes: Modes | None,
+    points: torch.Tensor,
+    seed: int = 0,
+    chances: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Return the (p, m, 3) residual motion (A) of some particles of a half-set, drawn once each.
 
     Parameters
@@ -47,10 +54,15 @@ def residual_motion(run: Run, half: int, modes: Modes | None, points: torch.Tens
         (m, 3) in the consensus frame, A.
     seed
         of the choice of particles and of the draws.
+    chances
+        (n_half,) weights of the half-set's particles in the map; equal if None.
     """
     generator = torch.Generator().manual_seed(2 * seed + half)
     rows = torch.where(run.halves == half)[0]
-    rows = rows[torch.randperm(len(rows), generator=generator)[:_PARTICLES]]
+    if chances is None:
+        rows = rows[torch.randperm(len(rows), generator=generator)[:_PARTICLES]]
+    else:
+        rows = rows[torch.multinomial(chances, _PARTICLES, replacement=True, generator=generator)]
     device = run.models[half - 1].latent_mean.device
     own, other = (ConsensusField(run.models[h - 1]).evaluator(points.to(device)) for h in (half, 3 - half))
     means, covariances = run.latents[half - 1][rows], run.covariances[half - 1][rows]
@@ -69,7 +81,9 @@ def residual_motion(run: Run, half: int, modes: Modes | None, points: torch.Tens
     return (used - shift + error).cpu()
 
 
-def motion_coherence(residuals: torch.Tensor, weights: torch.Tensor, box: int, pixel_size: float) -> torch.Tensor:
+def motion_coherence(
+    residuals: torch.Tensor, weights: torch.Tensor, box: int, pixel_size: float, shares: torch.Tensor | None = None
+) -> torch.Tensor:
     """Return the (box//2+1,) correlation rho of a structure with itself blurred by residual motion.
 
     Parameters
@@ -80,22 +94,30 @@ def motion_coherence(residuals: torch.Tensor, weights: torch.Tensor, box: int, p
         (m,) amplitude of each point.
     box, pixel_size
         of the map.
+    shares
+        (p, m) how much each particle counts at each point; equal if None.
     """
-    n, directions = len(residuals), _hemisphere(_DIRECTIONS)
+    directions = _hemisphere(_DIRECTIONS)
+    if shares is None:
+        shares = torch.ones(residuals.shape[:2])
+    shares = shares / shares.sum(0)
+    # One over the effective number of draws.
+    single = shares.square().sum(0)[:, None]
     power = weights.square() / weights.square().sum()
     # Motion shared by all particles shifts a point in the map, but does not blur it.
-    residuals = residuals - residuals.mean(0)
+    residuals = residuals - (shares[..., None] * residuals).sum(0)
     n_shells = box // 2 + 1
     linear, squared = torch.zeros(n_shells), torch.zeros(n_shells)
     step = 2 * torch.pi / (box * pixel_size)
-    for part, weight in zip(residuals.split(_CHUNK, 1), power.split(_CHUNK), strict=True):
+    parts = (residuals.split(_CHUNK, 1), power.split(_CHUNK), shares.split(_CHUNK, 1), single.split(_CHUNK))
+    for part, weight, share, alone in zip(*parts, strict=True):
         angle = step * (part @ directions.T)
         factor = torch.polar(torch.ones_like(angle), angle)
         phase = torch.ones_like(factor)
         for shell in range(n_shells):
-            mean = phase.mean(0)
-            # Without the variance of the mean of n draws.
-            intensity = (n * mean.abs().square() - 1) / (n - 1)
+            mean = (share[..., None] * phase).sum(0)
+            # Without the variance of the mean of the draws.
+            intensity = (mean.abs().square() - alone) / (1 - alone)
             linear[shell] += (weight[:, None] * mean.real).sum() / len(directions)
             squared[shell] += (weight[:, None] * intensity).sum() / len(directions)
             phase *= factor
@@ -141,8 +163,13 @@ def conservative_fsc(fsc: torch.Tensor, error: torch.Tensor, coherence: torch.Te
 
 def points_in_mask(
     run: Run, mask: torch.Tensor, pixel_size: float, gaussians: list[torch.Tensor] | None = None, seed: int = 0
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a sample of both half-sets' Gaussians in a mask: (m, 3) A in the consensus frame, and (m,) weights.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return a sample of both half-sets' Gaussians in a mask.
+
+    Returns
+    -------
+    tuple
+        (m, 3) A in the consensus frame, (m,) weights, and the (m, 3) voxels where they are in the map.
 
     Parameters
     ----------
@@ -167,7 +194,7 @@ def points_in_mask(
     chosen = torch.where(weights > 0)[0]
     generator = torch.Generator().manual_seed(seed)
     chosen = chosen[torch.randperm(len(chosen), generator=generator)[:_POINTS]]
-    return points[chosen], weights[chosen]
+    return points[chosen], weights[chosen], torch.from_numpy(voxels)[chosen]
 
 
 def _hemisphere(n: int) -> torch.Tensor:

@@ -94,7 +94,7 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
 
     def _defineMotionParams(self, form):
         form.addSection(label="Motion")
-        self.addOptions(form, "shrink", "errorWeights")
+        self.addOptions(form, "shrink", "chooseDensity", "errorWeights")
         form.addParam(
             "conformation",
             params.EnumParam,

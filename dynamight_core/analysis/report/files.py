@@ -47,6 +47,8 @@ _FILES = {
     "reconstruction/local_resolution.mrc": "local resolution (Å)",
     "reconstruction/mask.mrc": "mask for the FSC",
     "reconstruction/fsc.star": "FSC curves",
+    "reconstruction/densities.csv": "which density each region has: corrected, of near particles, or rigid",
+    "reconstruction/motion_used.mrc": "weight of the densities that use motion, 0 to 1",
 }
 _RIGID = "reconstruction/rigid/"
 # Folders whose files are not listed one by one: states, selections and tables come in dozens.

@@ -9,6 +9,7 @@ import starfile
 
 from dynamight_core.analysis.report.draw import HALF_COLOURS, SOFT, resolution_axis
 from dynamight_core.analysis.report.page import Page, Part
+from dynamight_core.reconstruction.densities import TABLE, density_sentence
 
 _MAIN = "rlnFourierShellCorrelationCorrected"
 _CURVES = {
@@ -51,7 +52,12 @@ def fsc(page: Page) -> Part:
         curves[name] = table[table["rlnSpectralIndex"] > 0]
     resolutions = pd.DataFrame(rows)
     tables = {"fsc": pd.concat([table.assign(map=name) for name, table in curves.items()]), "resolution": resolutions}
-    return Part({"resolutions": resolutions, "rigid": "before" in found}, {"fsc": _draw(curves)}, tables)
+    values = {"resolutions": resolutions, "rigid": "before" in found, "densities": []}
+    densities = page.folder / "reconstruction" / TABLE
+    if densities.is_file():
+        tables["densities"] = pd.read_csv(densities)
+        values["densities"] = [density_sentence(row) for row in tables["densities"].to_dict("records")]
+    return Part(values, {"fsc": _draw(curves)}, tables)
 
 
 def _draw(curves: dict[str, pd.DataFrame]) -> go.Figure:
