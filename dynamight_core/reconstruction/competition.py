@@ -7,9 +7,14 @@ half-set is correlated with a reference from the other, which has independent no
 without correction, in which hardly anything moves and no field is used. The rigid density stays unless another one
 correlates better by more than twice the error of that difference.
 
+If coordinates are so uncertain that every kernel has most of the particles, the reference is blurred as the rigid
+density is, and a correlation would favour that. All particles are then compared by their overlap with the reference,
+in units of the rigid density's power: density at its right place adds to the overlap with a blurred reference too.
+
 The error: two densities a and b, normalised in a window, differ by 2 (1 - r_ab), and the noise of a reference is 1 - r
 of its power if it correlates by r with a second one. Its correlations with a and b therefore differ by chance with the
-variance 2 (1 - r_ab) (1 - r) / n, where n is the number of independent values in the window and the band.
+variance 2 (1 - r_ab) (1 - r) / n, where n is the number of independent values in the window and the band. (For an
+overlap, the difference is the power of a - b over the rigid density's.)
 """
 
 import math
@@ -81,10 +86,10 @@ class Neighbourhood:
         variances = coordinate_variances(run, torch.arange(len(coordinates)))
         spread, error = coordinates.var(0), variances.mean(0)
         known = spread > error
-        # If no motion exceeds its error, the clearest one is better than none.
-        known[(spread / error).argmax()] = True
         coordinates, variances = coordinates[:, known], variances[:, known]
         centre = conformation_coordinates(run, conformation)[known]
+        if not known.any():
+            return cls(coordinates, variances, centre, [float("inf")])
         narrowest = max(MIN_PARTICLES, _FRACTION * len(coordinates))
         return cls(coordinates, variances, centre, bandwidths_at(coordinates, variances, centre, narrowest, _RATIO))
 
@@ -229,9 +234,10 @@ def compete(
 def _scores(first: torch.Tensor, second: torch.Tensor, competing: Sequence[Density], pixel_size: float) -> torch.Tensor:
     """Return how much better each density but the rigid one is than that, minus `ERRORS` standard errors, on the grid.
 
-    The difference of correlations is a mean over both half-sets, and over frequency.
+    The difference of correlations, or of overlaps if there is no kernel but the widest, is a mean over both half-sets
+    and over frequency.
     """
-    box = first.shape[-1]
+    box, wide = first.shape[-1], len(first) == 1
     gains = torch.zeros(len(competing) - 1, *(_coarse(box, pixel_size),) * 3)
     variances = torch.zeros_like(gains)
     halves = [
@@ -249,8 +255,12 @@ def _scores(first: torch.Tensor, second: torch.Tensor, competing: Sequence[Densi
             least = local(rigid, reference)
             for gain, variance, transform in zip(gains, variances, transforms[1:], strict=True):
                 part = local.part(transform)
-                gain += share / 2 * (local(part, reference) - least)
-                difference = 2 * (1 - local(part, rigid)).clamp(min=0)
+                if wide:
+                    gain += share / 2 * (local(part, reference, rigid) - least)
+                    difference = local.power_ratio(part - rigid, rigid)
+                else:
+                    gain += share / 2 * (local(part, reference) - least)
+                    difference = 2 * (1 - local(part, rigid)).clamp(min=0)
                 variance += (share / 2) ** 2 * difference * noise / local.independent
     return gains - ERRORS * variances.sqrt()
 
@@ -283,13 +293,27 @@ class LocalCorrelation:
         """Return the part in the band of a volume with this transform, on the coarsest grid that holds it."""
         return fourier_to_volume(resize_fourier_3d(transform * self._band, self._size), self._size)
 
-    def __call__(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        """Return the correlation of two parts around each point of the grid of the results."""
-        power = (self._mean(one.square()).clamp(min=0) * self._mean(other.square()).clamp(min=0)).sqrt()
-        return self._mean(one * other) / power.clamp(min=1e-6 * float(power.max()) + 1e-30)
+    def __call__(self, one: torch.Tensor, other: torch.Tensor, unit: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the correlation of two parts around each point of the grid of the results.
+
+        With a `unit`, it is the overlap: the power of `one` is replaced by that of the unit.
+        """
+        power = (self._power(one if unit is None else unit) * self._power(other)).sqrt()
+        return self._mean(one * other) / _positive(power)
+
+    def power_ratio(self, one: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
+        """Return the power of a part around each point of the grid, over that of another part."""
+        return self._power(one) / _positive(self._power(unit))
+
+    def _power(self, part: torch.Tensor) -> torch.Tensor:
+        return self._mean(part.square()).clamp(min=0)
 
     def _mean(self, volume: torch.Tensor) -> torch.Tensor:
         return filter_volume(resample_volume(volume, self._coarse), self._window)
+
+
+def _positive(power: torch.Tensor) -> torch.Tensor:
+    return power.clamp(min=1e-6 * float(power.max()) + 1e-30)
 
 
 def _coarse(box: int, pixel_size: float) -> int:

@@ -90,6 +90,20 @@ def test_a_right_field_keeps_its_correction_where_something_moves(hinge, known):
     assert hinge.mean_fsc(volume, 1) > best - 0.002
 
 
+@pytest.mark.parametrize("right", [True, False])
+def test_without_known_coordinates_a_right_field_corrects_and_a_wrong_one_does_not(hinge, known, right):
+    modes, neighbourhood = known
+    everything = replace(neighbourhood, bandwidths=[float("inf")])
+    *pair, region = maps(hinge, modes if right else permuted(modes), everything)
+    competing = densities(1)
+    assert len(competing) == 2
+    volume = delivered(pair, compete(*pair, competing, region, PIXEL), competing)
+    rigid, corrected = (delivered(pair, torch.ones(1, 1, 1, 1), [each]) for each in competing)
+    best = max(hinge.mean_fsc(each, 1) for each in (rigid, corrected))
+    assert (hinge.mean_fsc(corrected, 1) > hinge.mean_fsc(rigid, 1)) == right
+    assert hinge.mean_fsc(volume, 1) > best - 0.003
+
+
 def test_a_wrong_field_leaves_the_rigid_density(hinge, known):
     modes, neighbourhood = known
     *pair, region = maps(hinge, permuted(modes), neighbourhood)
