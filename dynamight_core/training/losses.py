@@ -23,6 +23,8 @@ from dynamight_core.training.schedule import Epoch
 
 # The magnitude of displacement is rounded off below this, A.
 _MAGNITUDE_EDGE = 0.1
+# Motion below this (A) is shrunk by restraints.
+_SMALLEST_MOTION = 0.01
 
 
 class DeformedBatch:
@@ -82,6 +84,19 @@ class DeformedBatch:
         return self.positions[:RESTRAINED]
 
     @cached_property
+    def unshrinking(self) -> torch.Tensor:
+        """Scalar of value 1, by which a restraint that grows with the square of the motion does not shrink weak motion.
+
+        The weaker the signal (the smaller the share of regularisation), the more the product is the restraint relative
+        to the mean-square displacement: its gradient changes the shape of the fields, not their size. The paper's
+        weight, which balances gradients, is of the restraint itself.
+        """
+        if self.trainer.options.regularisation != "fixed":
+            return torch.ones((), device=self.displacement.device)
+        size = self.displacement[:RESTRAINED].square().mean() + _SMALLEST_MOTION**2
+        return (size.detach() / size) ** (1 - float(self.trainer.model.regularisation_share))
+
+    @cached_property
     def edge_lengths(self) -> torch.Tensor:
         """(b', e) lengths of the neighbour graph's edges in the restrained particles, A."""
         return edge_lengths(self.trainer.graph.edges, self.restrained)
@@ -135,7 +150,7 @@ def _rigidity(deformed: DeformedBatch) -> torch.Tensor:
     """Return R_l, A^2; it has a weight only where there are long edges."""
     long_edges = deformed.trainer.long_edges
     assert long_edges is not None
-    return rigidity(long_edges, deformed.restrained)
+    return deformed.unshrinking * rigidity(long_edges, deformed.restrained)
 
 
 def _magnitude(deformed: DeformedBatch) -> torch.Tensor:
@@ -155,7 +170,7 @@ TERMS = {
     ),
     # R_d and R_r, with the paper's lambda.
     "regularity": LossTerm(
-        lambda deformed: deformation_regularity(deformed.trainer.graph, deformed.edge_lengths),
+        lambda deformed: deformed.unshrinking * deformation_regularity(deformed.trainer.graph, deformed.edge_lengths),
         lambda trainer, epoch: trainer.stiffness if trainer.model.decoder.restrains_distances else None,
     ),
     "repulsion": LossTerm(

@@ -8,6 +8,7 @@ from dynamight_core.training.amplitude import Amplitude, adjust_regularisation, 
 from dynamight_core.training.half import HalfTrainer
 from dynamight_core.training.inference import LatentPosterior, infer_latents
 from dynamight_core.training.linear import _smooth_basis, _strongest, linear_motions
+from dynamight_core.training.losses import TERMS, DeformedBatch
 from dynamight_core.training.parts import Parts, moving_parts
 from dynamight_core.training.schedule import schedule
 from tests.support.known_motion import known_motion, untrained
@@ -123,6 +124,29 @@ def test_the_weight_of_the_restraints_is_paid_once():
     assert weights[0] == pytest.approx(weights[1])
     few = HalfTrainer(model, data, torch.arange(20), TrainOptions(n_latents=2), 1)
     assert few.stiffness == TrainOptions().stiffness
+
+
+@pytest.mark.parametrize("term", ["regularity", "rigidity"])
+def test_restraints_change_the_shape_of_weak_motion_and_not_its_size(term):
+    model, data, latents = known_motion(n=40)
+    last, along = model.decoder.fields[-1], {}
+    for regularisation, share in (("fixed", 0.0), ("fixed", 1.0), ("dynamic", 0.0)):
+        options = TrainOptions(n_latents=2, regularisation=regularisation)
+        trainer = HalfTrainer(model, data, torch.arange(40), options, 1)
+        trainer.latents, trainer.started = latents, True
+        trainer.scale_regularisation(share)
+        trainer.rebuild_graph()
+        weights, noise = model.frequency_weights(), torch.zeros(40, 2)
+        deformed = DeformedBatch(trainer, data.batch(trainer.rows), weights, noise, lambda batch: latents)
+        value = TERMS[term].value(deformed)
+        gradients = torch.autograd.grad(value, list(last.parameters()))
+        # By the logarithm of the size of all fields: 2 for a restraint that grows with its square.
+        slope = sum((g * p).sum() for g, p in zip(gradients, last.parameters(), strict=True)) / value
+        along[regularisation, share] = float(slope.detach())
+        assert max(float(g.abs().max()) for g in gradients) > 1e-4
+    # Where the signal is strong, the size is safe, and restraints keep what is torn from growing.
+    assert abs(along["fixed", 0.0]) < 0.2
+    assert along["fixed", 1.0] == pytest.approx(2, abs=0.2) and along["dynamic", 0.0] == pytest.approx(2, abs=0.2)
 
 
 def test_the_decoder_takes_smaller_steps_as_refinement_goes_on():
