@@ -28,7 +28,7 @@ from benchmarks.common.runs import CASES, case_set, kept_run
 from benchmarks.common.world import MIN_NEAR, NEAR, medoid
 from dynamight_core.files import read_map
 from dynamight_core.options import ReconstructOptions, TrainOptions
-from dynamight_core.reconstruction.competition import conformation_coordinates
+from dynamight_core.reconstruction.deformation import conformation_coordinates
 from dynamight_core.reconstruction.densities import MOTION_USED
 from dynamight_core.reconstruction.stage import reconstruct_run
 from dynamight_core.reporter import QUIET
@@ -41,9 +41,8 @@ NAMES = ("rigid", "corrected", "delivered")
 
 def true_frame(truth, run, conformation):
     """Return the (domains, 6) true motions of the particles nearest to a conformation."""
-    spread = run.motions.coordinates.std(0)
-    distance = (run.motions.coordinates - conformation_coordinates(run, conformation)) / spread.clamp(min=spread.max())
-    distance = distance.norm(dim=1).where(truth.content == 0, torch.inf)
+    distance = (run.motions.coordinates - conformation_coordinates(run, conformation)).norm(dim=1)
+    distance = distance.where(truth.content == 0, torch.inf)
     near = distance.argsort()[: max(MIN_NEAR, int(NEAR * len(truth)))]
     return truth.motions[near[medoid(truth.positions(near)[:, ::50].flatten(1))]]
 

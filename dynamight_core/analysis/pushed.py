@@ -12,6 +12,7 @@ from dynamight_core.errors import InputError
 from dynamight_core.files import header_origin, read_map, write_map
 from dynamight_core.imaging.geometry import grid_points, to_points
 from dynamight_core.imaging.masks import raised_cosine
+from dynamight_core.reconstruction.deformation import conformation_coordinates
 from dynamight_core.run import Run
 
 # Grid of the field, A: spacing, distance from the Gaussians that deforms in full, and width of the edge beyond.
@@ -91,16 +92,9 @@ class PushedMap:
 def _frame_of_maps(run: Run) -> np.ndarray | None:
     """Return the (K,) coordinates (A rms) of the conformation that the maps of a run show, None for the consensus."""
     conformation = run.config.stages.get("reconstruct", {}).get("conformation", "reference")
-    kind, _, text = conformation.partition(":")
-    coordinates = run.motions.coordinates.numpy().astype(float)
-    if kind == "particle":
-        return coordinates[int(text) - 1]
-    if kind == "motions":
-        values = [float(part) for part in text.split(",")]
-        return np.array(values + [0.0] * (coordinates.shape[1] - len(values)))
-    if kind == "latent":
+    if conformation.startswith("latent:"):
         raise InputError(
             f"the maps of {run.path} are in the frame of a latent, which has no coordinates; reconstruct again without "
             "--conformation"
         )
-    return None
+    return conformation_coordinates(run, conformation).numpy() if ":" in conformation else None

@@ -94,6 +94,20 @@ def motion_errors(
     return MotionErrors(particle, point.sqrt(), disagreement, posterior)
 
 
+def known_coordinates(run: Run) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the coordinates of all particles (A rms), their error variances (A^2), and along which motions they count.
+
+    Returns
+    -------
+    tuple
+        (n, K) coordinates and variances, and (K,) bool: where the error exceeds the variation, a coordinate says
+        nothing on which particles are near to each other.
+    """
+    coordinates = run.motions.coordinates.float()
+    variances = coordinate_variances(run, torch.arange(len(coordinates)))
+    return coordinates, variances, coordinates.var(0) > variances.mean(0)
+
+
 @torch.no_grad()
 def coordinate_variances(run: Run, rows: torch.Tensor, batch: int = 128) -> torch.Tensor:
     """Return the (b, K) error variances (A^2) of the coordinates of (b,) particles along the principal motions.

@@ -85,15 +85,13 @@ def memory_needed(box: int, device: torch.device, options: ReconstructOptions) -
     return needed, torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
 
 
-def choose_method(
-    missing: bool, box: int, device: torch.device, options: ReconstructOptions, reporter: Reporter
-) -> str:
+def choose_method(uneven: bool, box: int, device: torch.device, options: ReconstructOptions, reporter: Reporter) -> str:
     """Return the method of `--method auto`: cg if directions are missing or uneven and memory is sufficient, else wbp.
 
     A filter that is diagonal in Fourier space cannot fill a missing cone; least squares can, from the extent of the
     molecule. And a part that rotates is seen from other directions than the rest, which only least squares knows.
     """
-    if not missing:
+    if not uneven:
         return "wbp"
     needed, free = memory_needed(box, device, replace(options, method="cg"))
     if needed <= free:

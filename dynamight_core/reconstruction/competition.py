@@ -20,6 +20,7 @@ overlap, the difference is the power of a - b over the rigid density's.)
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -31,18 +32,18 @@ from dynamight_core.imaging.fourier import (
     resize_fourier_3d,
     volume_to_fourier,
 )
-from dynamight_core.judging.distribution import consensus_coordinates
-from dynamight_core.judging.errors import coordinate_variances
+from dynamight_core.judging.errors import known_coordinates
+from dynamight_core.reconstruction.deformation import conformation_coordinates
 from dynamight_core.reconstruction.local import (
     MIN_PARTICLES,
-    SMOOTH,
     TRUSTS,
     WINDOW,
     bandwidths_at,
     effective_number,
-    kernel_weights,
+    maps_by_bandwidth,
     nearness_groups,
-    weighted_maps,
+    smooth_choice,
+    weights_at,
 )
 from dynamight_core.reconstruction.local_filter import frequency_bands, window
 from dynamight_core.run import Run
@@ -54,8 +55,6 @@ _FRACTION, _RATIO = 0.025, 2.5
 # The nearest particles whose weights are almost the same are this fraction of the narrowest kernel's; further groups
 # have as many particles as all that are nearer.
 _NEAREST, _GROWTH = 0.25, 1.0
-# Particles that represent a latent.
-_NEIGHBOURS = 8
 # Results vary slowly: they are computed on a grid of this spacing, A. A band ends where it falls below this.
 _SPACING, _BAND_END = 8.0, 1e-3
 
@@ -82,12 +81,9 @@ class Neighbourhood:
     @classmethod
     def of(cls, run: Run, conformation: str) -> "Neighbourhood":
         """Return the neighbourhood of a conformation of the option `conformation` that is not "auto"."""
-        coordinates = run.motions.coordinates.float()
-        variances = coordinate_variances(run, torch.arange(len(coordinates)))
-        spread, error = coordinates.var(0), variances.mean(0)
-        known = spread > error
+        coordinates, variances, known = known_coordinates(run)
         coordinates, variances = coordinates[:, known], variances[:, known]
-        centre = conformation_coordinates(run, conformation)[known]
+        centre = conformation_coordinates(run, conformation).float()[known]
         if not known.any():
             return cls(coordinates, variances, centre, [float("inf")])
         narrowest = max(MIN_PARTICLES, _FRACTION * len(coordinates))
@@ -95,8 +91,12 @@ class Neighbourhood:
 
     def weights(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the (bandwidths, p) weights of (p,) particles, each relative to the largest."""
-        coordinates, variances = self.coordinates[rows], self.variances[rows]
-        return torch.stack([kernel_weights(coordinates, variances, self.centre, h) for h in self.bandwidths])
+        return weights_at(self.coordinates[rows], self.variances[rows], self.centre, self.bandwidths)
+
+    @cached_property
+    def all_weights(self) -> torch.Tensor:
+        """(bandwidths, n) weights of all particles, of both half-sets, each relative to the largest."""
+        return weights_at(self.coordinates, self.variances, self.centre, self.bandwidths)
 
     def groups(self, rows: torch.Tensor) -> list[torch.Tensor]:
         """Return groups of (p,) particles that have almost the same weights at every bandwidth."""
@@ -107,28 +107,8 @@ class Neighbourhood:
 
     def maps(self, groups: Sequence[torch.Tensor], parts: Sequence[BackprojectionSums]) -> torch.Tensor:
         """Return the (bandwidths, trusts, box, box, box) maps of groups of particles with these sums."""
-        rows = torch.cat(list(groups))
-        weights = self.weights(rows).split([len(group) for group in groups], dim=1)
-        volumes = [
-            torch.stack(weighted_maps(parts, [float(part[bandwidth].mean()) for part in weights])).cpu()
-            for bandwidth in range(len(self.bandwidths))
-        ]
-        return torch.stack(volumes)
-
-
-def conformation_coordinates(run: Run, conformation: str) -> torch.Tensor:
-    """Return the (K,) coordinates (A rms) of a conformation of the option `conformation` that is not "auto"."""
-    if conformation == "reference":
-        return consensus_coordinates(run)
-    coordinates = run.motions.coordinates.float()
-    kind, _, text = conformation.partition(":")
-    numbers = torch.tensor([float(part) for part in text.split(",")])
-    if kind == "particle":
-        return coordinates[int(numbers[0]) - 1]
-    if kind == "motions":
-        return torch.cat([numbers, numbers.new_zeros(coordinates.shape[1] - len(numbers))])
-    nearest = (run.latents[0] - numbers).norm(dim=1).argsort()[:_NEIGHBOURS]
-    return coordinates[nearest].mean(0)
+        weights = self.weights(torch.cat(list(groups)))
+        return maps_by_bandwidth(parts, weights.split([len(group) for group in groups], dim=1))
 
 
 @dataclass(frozen=True)
@@ -189,8 +169,7 @@ class Choice:
         """
         total = mask.sum()
         shares = [float((weight * mask).sum() / total) for weight in self.weights]
-        rows = torch.arange(len(self.neighbourhood.coordinates))
-        numbers = torch.tensor([effective_number(row) for row in self.neighbourhood.weights(rows)])
+        numbers = torch.tensor([effective_number(row) for row in self.neighbourhood.all_weights])
         logarithms = numbers.log()[[each.bandwidth for each in self.competing]]
         return {
             "rigid": shares[0],
@@ -222,9 +201,7 @@ def compete(
     box = first.shape[-1]
     coarse = _coarse(box, pixel_size)
     scores = torch.stack([torch.zeros((coarse,) * 3), *_scores(first, second, competing, pixel_size)])
-    chosen = scores.argmax(0)
-    smooth = window(coarse, pixel_size * box / coarse, SMOOTH)
-    weights = torch.stack([filter_volume((chosen == k).float(), smooth).clamp(min=0) for k in range(len(scores))])
+    weights = smooth_choice(scores, pixel_size * box / coarse)
     weights = torch.stack([resample_volume(each, box).clamp(min=0) for each in weights])
     weights *= region / weights.sum(0)
     weights[0] += 1 - region

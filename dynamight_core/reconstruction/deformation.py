@@ -1,5 +1,6 @@
 """The deformations of a half-set for a reconstruction: their field, weight and frame."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from dynamight_core.errors import InputError
 from dynamight_core.imaging.geometry import inside_box, nearest_voxels
 from dynamight_core.imaging.masks import distance_from_voxels, raised_cosine
-from dynamight_core.judging.distribution import densest_conformation
+from dynamight_core.judging.distribution import consensus_coordinates, densest_conformation
 from dynamight_core.model.half import ConsensusField
 from dynamight_core.options import ReconstructOptions
 from dynamight_core.reconstruction.frames import StateField
@@ -112,20 +113,40 @@ def half_conformation(run: Run, half: int, conformation: str, device: torch.devi
         numbers = []
     if kind == "motions" and 1 <= len(numbers) <= n_motions:
         own = torch.where(run.halves == half)[0]
-        centre = torch.zeros(n_motions)
-        centre[: len(numbers)] = torch.tensor(numbers)
+        centre = conformation_coordinates(run, conformation).float()
         distance = (run.motions.coordinates[own] - centre).norm(dim=1)
         return latents[own[distance.argsort()[: max(_NEIGHBOURS, int(_NEAR * len(own)))]].to(device)].mean(0)
     if kind == "latent" and len(numbers) == latents.shape[1]:
         # Latents of different half-sets cannot be compared, but every particle has one under both decoders.
-        distance = (run.latents[0] - torch.tensor(numbers)).norm(dim=1)
-        nearest = distance.argsort()[:_NEIGHBOURS].to(device)
+        nearest = _nearest_to_latent(run, numbers).to(device)
         return torch.tensor(numbers, device=device) if half == 1 else latents[nearest].mean(0)
     raise InputError(
         f"--conformation is '{conformation}'; use auto, reference, particle:ROW with a row of particles.star from 1 to "
         f"{len(latents)}, motions: and up to {n_motions} coordinates (A rms), or latent: and {latents.shape[1]} "
         "numbers for half-set 1's decoder; separate numbers by commas"
     )
+
+
+def conformation_coordinates(run: Run, conformation: str) -> torch.Tensor:
+    """Return the (K,) coordinates (A rms, float64) of a conformation that `half_conformation` accepts.
+
+    Those of a latent are the mean over the particles nearest to it.
+    """
+    if conformation == "reference":
+        return consensus_coordinates(run).double()
+    coordinates = run.motions.coordinates
+    kind, _, text = conformation.partition(":")
+    if kind == "particle":
+        return coordinates[int(text) - 1].double()
+    numbers = [float(part) for part in text.split(",")]
+    if kind == "motions":
+        return torch.tensor(numbers + [0.0] * (coordinates.shape[1] - len(numbers)), dtype=torch.float64)
+    return coordinates.float()[_nearest_to_latent(run, numbers)].mean(0).double()
+
+
+def _nearest_to_latent(run: Run, latent: Sequence[float]) -> torch.Tensor:
+    """Return the particles nearest to a latent of half-set 1's decoder, by their latents under it."""
+    return (run.latents[0] - torch.tensor(latent)).norm(dim=1).argsort()[:_NEIGHBOURS]
 
 
 def in_conformation(run: Run, half: int, modes: Modes, conformation: str) -> tuple[Modes, torch.Tensor]:

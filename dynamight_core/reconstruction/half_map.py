@@ -113,7 +113,7 @@ class HalfReconstruction:
         """Return the (box, box, box) weighted backprojection, with or without deformation.
 
         A curve is limited to `MIN_REGULARISATION`: in directions with few views, a weaker filter of strong shells would
-        amplify leakage from other directions. There is none without motion if the kernel is known; with motion, the
+        amplify leakage from other directions. Without motion, a known kernel removes the leakage; with motion, that
         kernel is not exact.
         """
         leaks = self.kernel is None or (deformed and self.modes is not None)

@@ -39,8 +39,6 @@ class HalfSums:
         of each half-set, the motion that is applied.
     moving
         (box, box, box) soft mask of the moving part in the particles' box, None if nothing moves.
-    views_are_missing
-        whether a half-set lacks directions, or has many more views in some than in others.
     """
 
     def __init__(
@@ -56,7 +54,6 @@ class HalfSums:
         self.modes: list[Modes] = []
         self._competing: list[torch.Tensor] = []
         self.moving: torch.Tensor | None = None
-        self.views_are_missing = False
         weights = images.noise_weights(options.seed)
         for half in (1, 2):
             modes, support = half_modes(run, half, images, options)
@@ -86,7 +83,13 @@ class HalfSums:
                 self._competing.append(neighbourhood.maps(groups, summed.parts))
                 summed.parts = []
             self.halves.append(summed)
-            self.views_are_missing |= check_views(summed.denominator, half, images.pixel_size, reporter)
+            if summed.kernel is not None:
+                check_views(summed.denominator, half, images.pixel_size, reporter)
+
+    @property
+    def views_are_uneven(self) -> bool:
+        """Whether a half-set lacks directions, or has many more views in some than in others."""
+        return any(half.kernel is not None for half in self.halves)
 
     def maps(
         self, method: str, regularisation: torch.Tensor | float, choice: Choice | None, rigid: bool
@@ -136,7 +139,7 @@ class HalfSums:
         """
         if self._neighbourhood is None:
             return None
-        near = method == "wbp" and all(half.kernel is None for half in self.halves)
+        near = method == "wbp" and not self.views_are_uneven
         competing = densities(len(self._neighbourhood.bandwidths), near)
         region = torch.maximum(*(half.region.cpu() for half in self.halves))
         first, second = self._competing

@@ -117,7 +117,7 @@ class Judgement:
         if isinstance(used, bool):
             yield used, torch.ones(len(voxels)), None
             return
-        kernels = used.neighbourhood.weights(torch.arange(len(used.neighbourhood.coordinates)))
+        kernels = used.neighbourhood.all_weights
         for each, weight in zip(used.competing, used.weights, strict=True):
             share = weight[tuple(voxels.T)]
             if share.max() > _USED:

@@ -40,7 +40,7 @@ _NARROWEST = 1e-3
 # The moving part is this near (A) to Gaussians that move more than this fraction of what the most mobile ones do.
 _MOVING_REACH, _MOVING, _MOBILE_QUANTILE = 6.0, 0.5, 0.95
 # Standard deviations (A) of the window in which candidates are compared, and of the border between choices.
-WINDOW, SMOOTH = 16.0, 12.0
+WINDOW, _SMOOTH = 16.0, 12.0
 
 
 def kernel_weights(
@@ -62,6 +62,13 @@ def kernel_weights(
     total = variances.double() + bandwidth**2
     logarithm = -0.5 * ((coordinates - centre).double().square() / total + total.log()).sum(1)
     return (logarithm - logarithm.max()).exp().float()
+
+
+def weights_at(
+    coordinates: torch.Tensor, variances: torch.Tensor, centre: torch.Tensor, bandwidths: Sequence[float]
+) -> torch.Tensor:
+    """Return the (bandwidths, n) `kernel_weights` at each bandwidth."""
+    return torch.stack([kernel_weights(coordinates, variances, centre, bandwidth) for bandwidth in bandwidths])
 
 
 def effective_number(weights: torch.Tensor) -> float:
@@ -137,6 +144,23 @@ def weighted_maps(sums: Sequence[BackprojectionSums], shares: Sequence[float]) -
         deformed += share * summed.numerator
     denominator = fourier_denominator(kernel)
     return solve(rigid, denominator, MIN_REGULARISATION), solve(deformed, denominator, MIN_REGULARISATION)
+
+
+def maps_by_bandwidth(sums: Sequence[BackprojectionSums], weights: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the (bandwidths, trusts, box, box, box) maps of groups of particles.
+
+    Parameters
+    ----------
+    sums
+        of each group, with its kernel.
+    weights
+        (bandwidths, g) of the particles of each group.
+    """
+    volumes = torch.empty(len(weights[0]), len(TRUSTS), *sums[0].rigid.shape)
+    for bandwidth, maps in enumerate(volumes):
+        rigid, deformed = weighted_maps(sums, [float(of_group[bandwidth].mean()) for of_group in weights])
+        maps[0], maps[1] = rigid, deformed
+    return volumes
 
 
 def mobile_points(modes: Modes, rows: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
@@ -224,7 +248,7 @@ class LocalHalf:
 
     def candidates(self, centre: torch.Tensor, bandwidths: Sequence[float], batch_size: int = 32) -> Candidates:
         """Return the half-maps of the state at (K,) `centre` (A rms)."""
-        weights = torch.stack([kernel_weights(self.coordinates, self.variances, centre, h) for h in bandwidths])
+        weights = weights_at(self.coordinates, self.variances, centre, bandwidths)
         state = self.state(centre, weights[0])
         field = StateField(self._field, state, self.points)
         box = self.data.box
@@ -238,12 +262,15 @@ class LocalHalf:
             region=region,
             batch_size=batch_size,
         )
-        volumes = torch.empty(len(bandwidths), len(TRUSTS), box, box, box)
-        for row, maps in zip(weights, volumes, strict=True):
-            rigid, deformed = weighted_maps(sums, [float(row[group].mean()) for group in groups])
-            maps[0], maps[1] = rigid, deformed
+        volumes = maps_by_bandwidth(sums, [weights[:, group] for group in groups])
         moving = moving_part(field.positions, self._mobile, box, self.data.pixel_size)
         return Candidates(volumes, [effective_number(row) for row in weights], region, moving)
+
+
+def smooth_choice(scores: torch.Tensor, pixel_size: float) -> torch.Tensor:
+    """Return where each of (k, box, box, box) scores is the best, 0 to 1, with a smooth border; pixels in A."""
+    chosen, smooth = scores.argmax(0), window(scores.shape[-1], pixel_size, _SMOOTH)
+    return torch.stack([filter_volume((chosen == k).float(), smooth).clamp(min=0) for k in range(len(scores))])
 
 
 def blend_weights(first: Candidates, second: Candidates, pixel_size: float) -> torch.Tensor:
@@ -272,10 +299,8 @@ def blend_weights(first: Candidates, second: Candidates, pixel_size: float) -> t
                 part = filter_volume(volume, band)
                 norm = (filter_volume(part.square(), around).clamp(min=0) * power).sqrt()
                 to += filter_volume(part * reference, around) / norm.clamp(min=1e-6 * float(norm.max()))
-    chosen = score.argmax(0)
     region = torch.maximum(first.region, second.region)
-    smooth = window(box, pixel_size, SMOOTH)
-    weights = torch.stack([filter_volume((chosen == k).float(), smooth).clamp(min=0) for k in range(len(score))])
+    weights = smooth_choice(score, pixel_size)
     weights *= region / weights.sum(0)
     weights[-1] += 1 - region
     return weights.view(shape)

@@ -11,7 +11,7 @@ from dynamight_core.files import header_origin
 from dynamight_core.imaging.backprojection import ParticleData
 from dynamight_core.imaging.correlation import resolution_at
 from dynamight_core.imaging.fourier import resample_volume
-from dynamight_core.judging.errors import coordinate_variances
+from dynamight_core.judging.errors import known_coordinates
 from dynamight_core.options import ReconstructOptions
 from dynamight_core.particles.memory import available_memory
 from dynamight_core.reconstruction.checks import check_run
@@ -85,10 +85,7 @@ class LocalStates:
         self.run = run
         images = FullImages(run, torch.device("cpu"))
         options = ReconstructOptions()
-        everything = torch.arange(len(run.halves))
-        coordinates, variances = run.motions.coordinates.float(), coordinate_variances(run, everything)
-        # Where the error exceeds the variation, the coordinate says nothing on which particles are near.
-        self._known = coordinates.var(0) > variances.mean(0)
+        coordinates, variances, self._known = known_coordinates(run)
         if not self._known.any():
             raise InputError(
                 f"the coordinates of {run.path} vary by no more than their errors, so no particle is known to be near "

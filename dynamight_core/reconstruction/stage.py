@@ -135,7 +135,7 @@ def reconstruct_run(run: Run, options: ReconstructOptions, reporter: Reporter = 
     sums = HalfSums(run, options, images, reporter, Neighbourhood.of(run, options.conformation) if compete else None)
     method = options.method
     if method == "auto":
-        method = choose_method(sums.views_are_missing, images.box, images.device, options, reporter)
+        method = choose_method(sums.views_are_uneven, images.box, images.device, options, reporter)
     choice = sums.choice(method)
     regularisation: torch.Tensor | float | None = options.regularisation
     first = sums.first_maps(choice)
