@@ -204,7 +204,7 @@ class TrainOptions(Checked):
         metavar="TERMS",
     )
     epochs: int = basic(
-        18,
+        30,
         "Number of epochs after the warm-up.",
         more="Every epoch uses each particle once.",
         label="Epochs",

@@ -13,6 +13,8 @@ from dynamight_core.training.inference import LatentPosterior, infer_latents
 
 # Restraints are computed on this many particles of a batch: their gradient needs no more.
 RESTRAINED = 32
+# Weight of restraints over the share at which they would not shrink weak motion: they change its shape alone.
+_SHAPE = 3.0
 # Minimum number of batches in an epoch.
 _MIN_BATCHES = 8
 # Particles up to which the weight of regularisation is the options'; with more, it falls with their number.
@@ -98,7 +100,8 @@ class HalfTrainer:
         self.model.regularisation_share.fill_(fraction)
         # As it is stored, so that a resumed run has the same. All particles share the fields: their prior does not
         # grow with the number of particles.
-        fraction = float(self.model.regularisation_share) * min(1.0, _PRIOR_PARTICLES / len(self.rows))
+        share = float(self.model.regularisation_share)
+        fraction = min(1.0, _SHAPE * share) * min(1.0, _PRIOR_PARTICLES / len(self.rows))
         self.rigidity = self.options.rigidity * fraction
         # The paper's lambda is found as training goes.
         self.stiffness = self.options.stiffness * (fraction if self.options.regularisation == "fixed" else 1)

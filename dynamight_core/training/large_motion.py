@@ -43,6 +43,8 @@ _STIFFNESS, _RIGIDITY = 30.0, 10.0
 _STARTS = 16
 # Standard errors by which held-out pixels must be better explained.
 _SIGMAS = 3.0
+# Epochs, each with an inference, after which the new field is compared with the old one: after one, it still loses.
+_TRIAL_EPOCHS = 3
 
 
 @dataclass(frozen=True)
@@ -99,14 +101,17 @@ def follow_large_motion(trainer: HalfTrainer, number: int) -> FollowedMotion:
     # The new Gaussians come from few particles, and the new field from few nodes; the old ones get the same epochs.
     for trial in (followed, kept):
         trial.rebuild_graph()
-        for kind in ("refinement", "reference"):
-            run_epoch(trial, Epoch(kind), number)
+        for step in range(_TRIAL_EPOCHS):
+            run_epoch(trial, Epoch("refinement"), number + step)
+            trial.infer(steps=1)
+        run_epoch(trial, Epoch("reference"), number)
     gains = _held_out_misfit(kept, number) - _held_out_misfit(followed, number)
     gain, error = float(gains.mean()), float(gains.std() / len(gains) ** 0.5)
     taken = gain > _SIGMAS * error
     if taken:
         trainer.followed = True
         trainer.model.load_state_dict(followed.model.state_dict())
+        trainer.latents, trainer.covariances = followed.latents, followed.covariances
         trainer.restart_optimizers()
         trainer.infer(steps=2)
         trainer.estimate_noise(True)

@@ -6,6 +6,9 @@ from dynamight_core.options import TrainOptions
 
 # Learning rate of the decoder in the last refinement epoch, over that in the first.
 _LAST_RATE = 0.3
+# Refinement epochs over which refits and the following of large motions are spread, at most: what they change needs
+# epochs afterwards, and a field that is followed late has already learned to do without turning.
+_EARLY = 18
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,10 @@ def schedule(options: TrainOptions, continued: bool = False, fixed: bool = False
     After the warm-up come refinement epochs, initialised by the linear motion estimate or by encoder epochs (paper).
     After every `reference_interval` epochs, only the Gaussians move for `reference_epochs`, and at every third of the
     interval the reference is moved (paper, Methods: 30, 5 and 10). The sparse-motion prior increases to its full value
-    over the second third of the epochs, because from the first step it would suppress all motion. After a third of the
-    refinement epochs, latents are good enough to follow large motions by; after half of them it is tried again where it
-    failed. In the last third, the low-pass filter of the images is finer. Reference epochs use all frequencies; they
-    are also the last epochs.
+    over the second third of the epochs, because from the first step it would suppress all motion. Refits of the
+    Gaussians, and the following of large motions, are early in a long training. After six epochs, latents are good
+    enough to follow large motions by; after nine it is tried again where it failed. In the last third, the low-pass
+    filter of the images is finer. Reference epochs use all frequencies; they are also the last epochs.
 
     Parameters
     ----------
@@ -80,16 +83,14 @@ def schedule(options: TrainOptions, continued: bool = False, fixed: bool = False
             infer = "again" if refined or continued else "encoder" if first else "linear"
         kind = "refinement" if refined >= 0 else "encoder"
         update = not fixed and number > 0 and number % max(1, options.reference_interval // 3) == 0
-        # Evenly over the refinement epochs, with twice the interval after the last refit.
         rounds = options.epochs - first
+        early = min(rounds, _EARLY)
         refit = (
             refined > 0
             and not fixed
-            and any(refined == round(rounds * (k + 1) / (options.refits + 2)) for k in range(options.refits))
+            and any(refined == round(early * (k + 1) / (options.refits + 2)) for k in range(options.refits))
         )
-        follow = (
-            options.large_motions and not fixed and refined > 0 and refined in (round(rounds / 3), round(rounds / 2))
-        )
+        follow = options.large_motions and not fixed and refined > 0 and refined in (round(early / 3), round(early / 2))
         finer = not (continued or first) and options.motion_resolution is None and refined == round(2 * rounds / 3)
         # Large steps first; later, small ones average over the noise of the batches.
         rate = 1.0 if kind == "encoder" else _LAST_RATE ** (refined / max(1, rounds - 1))

@@ -51,6 +51,16 @@ def test_schedule_counts_every_kind_of_epoch():
     assert weights[3] == 0 and max(weights) == 2.0 and weights[-1] == 2.0
 
 
+def test_large_motions_are_followed_as_early_in_a_long_training_as_in_a_short_one():
+    def at(epochs, kind):
+        return [number for number, epoch in enumerate(schedule(TrainOptions(epochs=epochs))) if getattr(epoch, kind)]
+
+    # Epoch 0 is the first of three of the warm-up, and a reference update has two.
+    for kind in ("follow", "refit"):
+        assert at(18, kind) == at(30, kind) == at(100, kind)
+    assert at(9, "follow") == [3 + 3, 3 + 4] and at(30, "follow") == [3 + 6, 3 + 9]
+
+
 def test_without_latent_refinement_the_schedule_is_the_papers():
     kinds = {epoch.kind for epoch in schedule(TrainOptions(latent_refinement=False))}
     assert kinds == {"warm-up", "encoder", "reference"}
