@@ -16,7 +16,7 @@ detail, there is little to see.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from scipy.cluster.vq import kmeans2
@@ -24,9 +24,9 @@ from scipy.cluster.vq import kmeans2
 from dynamight_core.imaging.fourier import expand_shells, image_to_fourier
 from dynamight_core.model.graph import LongEdges, NeighbourGraph, deformation_regularity, edge_lengths, rigidity
 from dynamight_core.options import TrainOptions
-from dynamight_core.parallel import check_stopped
+from dynamight_core.parallel import check_stopped, side_by_side
 from dynamight_core.training.half import RESTRAINED, HalfTrainer
-from dynamight_core.training.parts import Parts, moving_parts
+from dynamight_core.training.parts import MAX_OVERLAP, Parts, moving_parts
 
 # Regions of the molecule that move each by itself; three functions each.
 _REGIONS = 30
@@ -64,6 +64,8 @@ class LinearMotions:
         low-pass filter at which they were found, A; 0 is none.
     basis
         (p, n, 3) functions that the fields are combined from, A.
+    spheres
+        (m, 4) centre and radius of the parts that move by themselves, A.
     """
 
     fields: torch.Tensor
@@ -71,6 +73,28 @@ class LinearMotions:
     gain: float
     resolution: float
     basis: torch.Tensor
+    spheres: torch.Tensor
+
+
+def linear_starts(trainers: tuple[HalfTrainer, HalfTrainer]) -> None:
+    """Initialise both half-sets from linear motions.
+
+    A part that moves by itself in one half-set is looked for in the other. Only where it is, as a sphere, passes
+    between them: with few places to try, noise reaches less far than in a scan of the whole molecule.
+    """
+    device = trainers[0].data.device
+
+    def find(trainer: HalfTrainer) -> LinearMotions:
+        trainer.estimate_noise(False)
+        return linear_motions(trainer, trainer.options.n_latents)
+
+    found = side_by_side(find, trainers, device)
+
+    def start(index: int) -> None:
+        trainer, motions = trainers[index], found[index]
+        initialise(trainer, also_at(trainer, motions, found[1 - index].spheres, trainer.options.n_latents))
+
+    side_by_side(start, (0, 1), device)
 
 
 def linear_motions(trainer: HalfTrainer, max_motions: int) -> LinearMotions:
@@ -85,7 +109,7 @@ def linear_motions(trainer: HalfTrainer, max_motions: int) -> LinearMotions:
     basis = trainer.model.decoder.linear_basis(positions)
     motions = None
     if basis is None:
-        parts = Parts(positions, options.seed)
+        parts = Parts.everywhere(positions, options.seed)
         motions = _motions_of_parts(trainer, subset, parts, resolutions, max_motions)
         basis = _smooth_basis(positions, options.seed) if motions is None else motions.basis
     if motions is None:
@@ -93,7 +117,35 @@ def linear_motions(trainer: HalfTrainer, max_motions: int) -> LinearMotions:
     if len(subset) == len(rows):
         return motions
     # What is not found in some may be found in all.
-    return _strongest(trainer, rows, basis, [motions.resolution] if len(motions.fields) else resolutions, max_motions)
+    chosen = [motions.resolution] if len(motions.fields) else resolutions
+    return replace(_strongest(trainer, rows, basis, chosen, max_motions), spheres=motions.spheres)
+
+
+def also_at(trainer: HalfTrainer, motions: LinearMotions, spheres: torch.Tensor, max_motions: int) -> LinearMotions:
+    """Look for motion of a half at some places besides where it was found.
+
+    Parameters
+    ----------
+    motions
+        of the half; returned unless more is found, and it gains more.
+    spheres
+        (m, 4) centre and radius of the places, A.
+    max_motions
+        as of `linear_motions`.
+    """
+    if trainer.model.decoder.linear_basis(trainer.model.gaussians.positions.detach()) is not None:
+        return motions
+    options, rows = trainer.options, trainer.rows
+    parts = Parts(trainer.model.gaussians.positions.detach(), torch.cat([motions.spheres, spheres]))
+    known = len(motions.spheres)
+    if (parts.overlaps[known:, :known] > MAX_OVERLAP).any(1).all():
+        return motions
+    resolutions = _RESOLUTIONS if options.motion_resolution is None else (options.motion_resolution,)
+    more = _motions_of_parts(trainer, rows[:: -(-len(rows) // _MAX_CHOOSING)], parts, resolutions, max_motions)
+    if more is None or len(more.spheres) <= known:
+        return motions
+    all_rows = _strongest(trainer, rows, more.basis, [more.resolution], max_motions)
+    return replace(all_rows, spheres=more.spheres) if all_rows.gain > motions.gain else motions
 
 
 def _motions_of_parts(
@@ -107,7 +159,7 @@ def _motions_of_parts(
             basis = torch.cat([parts.fields(part) for part in moving])
             images, noise, null = (part[:, moving].flatten(1) for part in scores)
             motions = _principal_components(images, noise, null, basis, max_motions)
-            found.append(LinearMotions(*motions, resolution, basis))
+            found.append(LinearMotions(*motions, resolution, basis, parts.spheres[moving]))
     if not found:
         return None
     # In the order of detail.
@@ -122,7 +174,7 @@ def _strongest(
     """Return the motions of (n,) particles at the resolution at which they gain most."""
     flat = basis.flatten(1).T
     tried = [
-        LinearMotions(*_principal_components(*scores, basis, max_motions), resolution, basis)
+        LinearMotions(*_principal_components(*scores, basis, max_motions), resolution, basis, basis.new_zeros(0, 4))
         for scores, resolution in zip(
             _scores(trainer, rows, lambda forces: forces.flatten(1) @ flat, resolutions), resolutions, strict=True
         )

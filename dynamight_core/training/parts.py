@@ -19,7 +19,7 @@ _EDGE = 0.5
 _MIN_GAUSSIANS, _MAX_FRACTION = 12, 0.6
 # A motion must have this many times the largest variance of simulated noise, which itself fluctuates by some per cent.
 _MARGIN = 1.05
-_MAX_PARTS, _MAX_OVERLAP = 6, 0.5
+_MAX_PARTS, MAX_OVERLAP = 6, 0.5
 
 
 class Parts:
@@ -29,25 +29,32 @@ class Parts:
     ----------
     positions
         (n, 3) Gaussians, A.
-    seed
-        of the places.
+    spheres
+        (m, 4) centre and radius of each, A. Those with too few or too many Gaussians are left out.
     """
 
-    def __init__(self, positions: torch.Tensor, seed: int):
+    def __init__(self, positions: torch.Tensor, spheres: torch.Tensor):
         self.positions = positions
-        # That of a homogeneous sphere with the same radius of gyration.
-        radius = float((5 / 3 * (positions - positions.mean(0)).square().sum(1).mean()).sqrt())
-        count = max(1, min(_PLACES, len(positions) // 5))
-        places = torch.from_numpy(kmeans2(positions.cpu().numpy(), count, minit="++", seed=seed)[0]).to(positions)
-        relative = torch.cdist(places, positions)[:, None] / (radius * places.new_tensor(_RADII)[:, None])
-        depth = ((relative.flatten(0, 1) - 1) / _EDGE + 0.5).clamp(0, 1)
+        depth = ((torch.cdist(spheres[:, :3], positions) / spheres[:, 3:] - 1) / _EDGE + 0.5).clamp(0, 1)
         weights = 0.5 + 0.5 * torch.cos(torch.pi * depth)
         sizes = weights.sum(1)
-        self.weights = weights[(sizes >= _MIN_GAUSSIANS) & (sizes <= _MAX_FRACTION * len(positions))]
+        kept = (sizes >= _MIN_GAUSSIANS) & (sizes <= _MAX_FRACTION * len(positions))
+        self.weights, self.spheres = weights[kept], spheres[kept]
         total = self.weights.sum(1, keepdim=True)
         self.centres = self.weights @ positions / total
         spread = self.weights @ positions.square() / total - self.centres.square()
         self.radii = spread.sum(1, keepdim=True).clamp(min=1e-6).sqrt()
+
+    @classmethod
+    def everywhere(cls, positions: torch.Tensor, seed: int) -> "Parts":
+        """Return candidates of several sizes at places all over the molecule."""
+        # That of a homogeneous sphere with the same radius of gyration.
+        radius = float((5 / 3 * (positions - positions.mean(0)).square().sum(1).mean()).sqrt())
+        count = max(1, min(_PLACES, len(positions) // 5))
+        places = torch.from_numpy(kmeans2(positions.cpu().numpy(), count, minit="++", seed=seed)[0]).to(positions)
+        radii = radius * places.new_tensor(_RADII)
+        spheres = torch.cat([places.repeat_interleave(len(radii), 0), radii.repeat(len(places))[:, None]], 1)
+        return cls(positions, spheres)
 
     @property
     def overlaps(self) -> torch.Tensor:
@@ -93,7 +100,7 @@ def moving_parts(scores: torch.Tensor, noise: torch.Tensor, null: torch.Tensor, 
         whiten = vectors / values.clamp(min=1e-9 * float(values.max())).sqrt()[:, None]
         variances, axes = _variances(scores @ whiten)
         reach = max(float(_variances(part @ whiten)[0].max()) for part in null.split(scores.shape[1], 1))
-        free = (overlaps[found] <= _MAX_OVERLAP).all(0)
+        free = (overlaps[found] <= MAX_OVERLAP).all(0)
         best = int((variances[:, -1] * free).argmax())
         if float(variances[best, -1]) <= _MARGIN * reach:
             break

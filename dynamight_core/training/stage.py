@@ -32,7 +32,7 @@ from dynamight_core.training.epochs import balance_regularisation, run_epoch
 from dynamight_core.training.half import HalfTrainer
 from dynamight_core.training.inference import infer_latents
 from dynamight_core.training.large_motion import FollowedMotion, follow_large_motion
-from dynamight_core.training.linear import initialise, linear_motions
+from dynamight_core.training.linear import linear_starts
 from dynamight_core.training.read import Prepared, read_inputs
 from dynamight_core.training.reference import central_latents, update_references
 from dynamight_core.training.refit import refit_gaussians, sharpen_reference
@@ -205,6 +205,8 @@ def _train_epochs(
         if epoch.update_reference:
             update_references(trainers)
         started = time.monotonic()
+        if epoch.infer == "linear":
+            linear_starts(trainers)
         entries = side_by_side(partial(_run_epoch, epoch, number), trainers, data.device)
         pace = _pace(trainers, time.monotonic() - started)
         if epoch.infer == "linear":
@@ -239,9 +241,6 @@ def _train_epochs(
 
 def _run_epoch(epoch: Epoch, number: int, trainer: HalfTrainer) -> dict:
     """Run one epoch on one half-set and return its line of metrics without its `_pace`."""
-    if epoch.infer == "linear":
-        trainer.estimate_noise(False)
-        initialise(trainer, linear_motions(trainer, trainer.options.n_latents))
     if epoch.finer:
         trainer.model.resolution.mul_(_FINER)
     if epoch.infer != "no":

@@ -7,7 +7,7 @@ from dynamight_core.options import TrainOptions
 from dynamight_core.training.amplitude import Amplitude, adjust_regularisation, motion_amplitude
 from dynamight_core.training.half import HalfTrainer
 from dynamight_core.training.inference import LatentPosterior, infer_latents
-from dynamight_core.training.linear import _smooth_basis, _strongest, linear_motions
+from dynamight_core.training.linear import _smooth_basis, _strongest, also_at, linear_motions
 from dynamight_core.training.losses import TERMS, DeformedBatch
 from dynamight_core.training.parts import Parts, moving_parts
 from dynamight_core.training.schedule import schedule
@@ -43,9 +43,25 @@ def test_a_small_part_is_found_where_principal_components_of_the_whole_find_noth
     assert strongest[moving].sum() > 0.5 * strongest.sum()
 
 
+@pytest.mark.slow
+def test_a_part_that_the_other_half_saw_moving_is_found_where_the_scan_finds_nothing():
+    model, data, latents = known_motion(n=1000, noise=7.0, field=small_part_rotates)
+    trainer = untrained(model, data, torch.arange(1000))
+    alone = linear_motions(trainer, 2)
+    assert len(alone.fields) == 0 and len(alone.spheres) == 0
+    positions = model.gaussians.positions.detach()
+    moving = positions[small_part_rotates(positions)[0].any(1)]
+    sphere = torch.cat([moving.mean(0), (moving - moving.mean(0)).norm(dim=1).max()[None]])
+    there = also_at(trainer, alone, sphere[None], 2)
+    assert len(there.fields) == 1 and likeness(there, latents[:, 0]) > 0.15
+    # Where nothing moves, nothing is found; and where it was found before, it is not looked for again.
+    assert also_at(trainer, alone, (sphere * sphere.new_tensor([-1, -1, -1, 1]))[None], 2) is alone
+    assert also_at(trainer, there, sphere[None], 2) is there
+
+
 def test_parts_move_as_rigid_bodies_and_forces_are_the_gradient_along_their_motions():
     positions = 20 * torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
-    parts = Parts(positions, 0)
+    parts = Parts.everywhere(positions, 0)
     assert 0 < len(parts) and parts.weights.min() >= 0 and parts.weights.max() <= 1
     forces = torch.randn(5, 200, 3, generator=torch.Generator().manual_seed(1))
     for part in (0, len(parts) - 1):

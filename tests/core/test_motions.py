@@ -79,8 +79,8 @@ def test_the_filter_omits_details_and_is_kept_with_the_model(tmp_path):
     kept = HalfModel.load(tmp_path / "model.safetensors")
     assert torch.allclose(kept.frequency_weights(), model.frequency_weights())
     goes_on = HalfTrainer(kept, data, torch.arange(4), TrainOptions(n_latents=2), half=1)
-    assert goes_on.stiffness == pytest.approx(0.3 * TrainOptions().stiffness)
-    assert goes_on.rigidity == pytest.approx(0.3 * TrainOptions().rigidity)
+    assert goes_on.stiffness == pytest.approx(0.9 * TrainOptions().stiffness)
+    assert goes_on.rigidity == pytest.approx(0.9 * TrainOptions().rigidity)
 
 
 @pytest.mark.slow
@@ -94,7 +94,8 @@ def test_regularisation_gives_way_where_images_tell_little_and_only_there():
         initialise(trainer, motions)
         shares[noise] = float(trainer.model.regularisation_share)
         # Of a prior that all particles share, which 1,500 particles pay as 900 do.
-        assert trainer.stiffness == pytest.approx(shares[noise] * trainer.options.stiffness * 900 / 1500)
+        weight = min(1, 3 * shares[noise]) * 900 / 1500
+        assert trainer.stiffness == pytest.approx(weight * trainer.options.stiffness)
     assert shares[0.5] == 1
     assert shares[4.0] < 0.5
 
