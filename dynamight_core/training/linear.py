@@ -76,8 +76,8 @@ class LinearMotions:
     spheres: torch.Tensor
 
 
-def linear_starts(trainers: tuple[HalfTrainer, HalfTrainer]) -> None:
-    """Initialise both half-sets from linear motions.
+def linear_starts(trainers: Sequence[HalfTrainer]) -> None:
+    """Initialise the half-sets from linear motions.
 
     A part that moves by itself in one half-set is looked for in the other. Only where it is, as a sphere, passes
     between them: with few places to try, noise reaches less far than in a scan of the whole molecule.
@@ -92,9 +92,11 @@ def linear_starts(trainers: tuple[HalfTrainer, HalfTrainer]) -> None:
 
     def start(index: int) -> None:
         trainer, motions = trainers[index], found[index]
-        initialise(trainer, also_at(trainer, motions, found[1 - index].spheres, trainer.options.n_latents))
+        for other in found[:index] + found[index + 1 :]:
+            motions = also_at(trainer, motions, other.spheres, trainer.options.n_latents)
+        initialise(trainer, motions)
 
-    side_by_side(start, (0, 1), device)
+    side_by_side(start, range(len(trainers)), device)
 
 
 def linear_motions(trainer: HalfTrainer, max_motions: int) -> LinearMotions:
