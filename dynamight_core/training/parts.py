@@ -30,7 +30,7 @@ class Parts:
     positions
         (n, 3) Gaussians, A.
     spheres
-        (m, 4) centre and radius of each, A. Those with too few or too many Gaussians are left out.
+        (m, 4) centre and radius of each, A. Those with too few or too many Gaussians are omitted.
     """
 
     def __init__(self, positions: torch.Tensor, spheres: torch.Tensor):
