@@ -13,7 +13,7 @@ from dynamight_core.training.inference import LatentPosterior, infer_latents
 
 # Restraints are computed on this many particles of a batch: their gradient needs no more.
 RESTRAINED = 32
-# Weight of restraints over the share at which they would not shrink weak motion: they change its shape alone.
+# Restraints change only the shape of weak motion: they may weigh this many times what would freeze it otherwise.
 _SHAPE = 3.0
 # Minimum number of batches in an epoch.
 _MIN_BATCHES = 8

@@ -104,23 +104,16 @@ def linear_motions(trainer: HalfTrainer, max_motions: int) -> LinearMotions:
 
     At the resolution of the options, or where they gain most; unfiltered where no motion is found.
     """
-    options, rows = trainer.options, trainer.rows
+    seed, subset = trainer.options.seed, _subset(trainer)
     positions = trainer.model.gaussians.positions.detach()
-    resolutions = _RESOLUTIONS if options.motion_resolution is None else (options.motion_resolution,)
-    subset = rows[:: -(-len(rows) // _MAX_CHOOSING)]
     basis = trainer.model.decoder.linear_basis(positions)
     motions = None
     if basis is None:
-        parts = Parts.everywhere(positions, options.seed)
-        motions = _motions_of_parts(trainer, subset, parts, resolutions, max_motions)
-        basis = _smooth_basis(positions, options.seed) if motions is None else motions.basis
+        motions = _motions_of_parts(trainer, subset, Parts.everywhere(positions, seed), max_motions)
+        basis = _smooth_basis(positions, seed) if motions is None else motions.basis
     if motions is None:
-        motions = _strongest(trainer, subset, basis, resolutions, max_motions)
-    if len(subset) == len(rows):
-        return motions
-    # What is not found in some may be found in all.
-    chosen = [motions.resolution] if len(motions.fields) else resolutions
-    return replace(_strongest(trainer, rows, basis, chosen, max_motions), spheres=motions.spheres)
+        motions = _strongest(trainer, subset, basis, _resolutions(trainer), max_motions)
+    return _of_all_particles(trainer, motions, max_motions)
 
 
 def also_at(trainer: HalfTrainer, motions: LinearMotions, spheres: torch.Tensor, max_motions: int) -> LinearMotions:
@@ -135,26 +128,42 @@ def also_at(trainer: HalfTrainer, motions: LinearMotions, spheres: torch.Tensor,
     max_motions
         as of `linear_motions`.
     """
-    if trainer.model.decoder.linear_basis(trainer.model.gaussians.positions.detach()) is not None:
+    positions, before = trainer.model.gaussians.positions.detach(), len(motions.spheres)
+    parts = Parts(positions, torch.cat([motions.spheres, spheres]))
+    if (parts.overlaps[before:, :before] > MAX_OVERLAP).any(1).all():
         return motions
-    options, rows = trainer.options, trainer.rows
-    parts = Parts(trainer.model.gaussians.positions.detach(), torch.cat([motions.spheres, spheres]))
-    known = len(motions.spheres)
-    if (parts.overlaps[known:, :known] > MAX_OVERLAP).any(1).all():
+    more = _motions_of_parts(trainer, _subset(trainer), parts, max_motions)
+    if more is None or len(more.spheres) <= before:
         return motions
-    resolutions = _RESOLUTIONS if options.motion_resolution is None else (options.motion_resolution,)
-    more = _motions_of_parts(trainer, rows[:: -(-len(rows) // _MAX_CHOOSING)], parts, resolutions, max_motions)
-    if more is None or len(more.spheres) <= known:
-        return motions
-    all_rows = _strongest(trainer, rows, more.basis, [more.resolution], max_motions)
-    return replace(all_rows, spheres=more.spheres) if all_rows.gain > motions.gain else motions
+    more = _of_all_particles(trainer, more, max_motions)
+    return more if more.gain > motions.gain else motions
 
 
-def _motions_of_parts(
-    trainer: HalfTrainer, rows: torch.Tensor, parts: Parts, resolutions: Sequence[float], max_motions: int
-) -> LinearMotions | None:
+def _subset(trainer: HalfTrainer) -> torch.Tensor:
+    """Return the (n,) training particles that resolution and moving parts are chosen on."""
+    return trainer.rows[:: -(-len(trainer.rows) // _MAX_CHOOSING)]
+
+
+def _resolutions(trainer: HalfTrainer) -> Sequence[float]:
+    """Return the low-pass filters that are tried, A: that of the options, or several if it is left to the data."""
+    given = trainer.options.motion_resolution
+    return _RESOLUTIONS if given is None else (given,)
+
+
+def _of_all_particles(trainer: HalfTrainer, motions: LinearMotions, max_motions: int) -> LinearMotions:
+    """Return the motions of all training particles along the functions of motions that were found in `_subset`."""
+    if len(motions.latents) == len(trainer.rows):
+        return motions
+    # What is not found in some may be found in all.
+    resolutions = [motions.resolution] if len(motions.fields) else _resolutions(trainer)
+    of_all = _strongest(trainer, trainer.rows, motions.basis, resolutions, max_motions)
+    return replace(of_all, spheres=motions.spheres)
+
+
+def _motions_of_parts(trainer: HalfTrainer, rows: torch.Tensor, parts: Parts, max_motions: int) -> LinearMotions | None:
     """Return the motions of the parts that move, at the resolution at which they gain most; None if no part moves."""
     found = []
+    resolutions = _resolutions(trainer)
     for resolution, scores in zip(resolutions, _scores(trainer, rows, parts.along, resolutions), strict=True):
         moving = moving_parts(*scores, parts.overlaps)
         if moving:

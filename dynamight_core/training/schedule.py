@@ -56,9 +56,10 @@ def schedule(options: TrainOptions, continued: bool = False, fixed: bool = False
     After every `reference_interval` epochs, only the Gaussians move for `reference_epochs`, and at every third of the
     interval the reference is moved (paper, Methods: 30, 5 and 10). The sparse-motion prior increases to its full value
     over the second third of the epochs, because from the first step it would suppress all motion. Refits of the
-    Gaussians, and the following of large motions, are early in a long training. After six epochs, latents are good
-    enough to follow large motions by; after nine it is tried again where it failed. In the last third, the low-pass
-    filter of the images is finer. Reference epochs use all frequencies; they are also the last epochs.
+    Gaussians are spread over the first 18 refinement epochs, or over all if there are fewer. After a third of these,
+    latents are good enough to follow large motions by; after half of them it is tried again where it failed. In the
+    last third of the training, the low-pass filter of the images is finer. Reference epochs use all frequencies; they
+    are also the last epochs.
 
     Parameters
     ----------

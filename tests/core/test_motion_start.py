@@ -122,10 +122,16 @@ def test_held_out_images_tell_how_large_the_motion_is():
         model.decoder.fields[-1].bias.mul_(0.5)
     small = motion_amplitude(trainer, trainer.held_out)
     assert small.slope > 1.2 and small.gain < right.gain
-    assert adjust_regularisation(trainer).slope == small.slope
-    assert model.regularisation_share < 0.8
-    # It grows again.
+    before = trainer.stiffness
+    # Restraints weigh less once motion can bear less than a third of them.
+    for _ in range(3):
+        assert adjust_regularisation(trainer).slope == small.slope
+    assert model.regularisation_share < 1 / 3
+    assert trainer.stiffness < before
+    # It grows again, but not beyond the options.
     assert Amplitude(0.5, 0.1, 0.0, 0.0).factor > 1
+    trainer.scale_regularisation(1.0)
+    assert trainer.stiffness == before
 
 
 def test_the_weight_of_the_restraints_is_paid_once():
