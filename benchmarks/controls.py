@@ -44,10 +44,10 @@ from benchmarks.common.priors import prior_run
 from benchmarks.common.runs import data_set, kept_run, trained_run
 from dynamight_core.analysis.controls.maps import ControlImages, HalfDeformations, maps_of
 from dynamight_core.analysis.controls.noise import model_fraction
-from dynamight_core.analysis.controls.result import controls_folder
 from dynamight_core.analysis.controls.stage import control_run
 from dynamight_core.analysis.controls.wrong_model import densities, moving_domain, wrong_fractions
 from dynamight_core.imaging.fourier import fourier_to_image
+from dynamight_core.judging.evidence import controls_folder
 from dynamight_core.options import ControlOptions, TrainOptions
 from dynamight_core.particles.preprocess import Preprocessing, prepare_images
 from dynamight_core.reporter import PRINT, QUIET

@@ -29,7 +29,7 @@ FLOORS = [
     ("api", ["api"], "import dynamight_core as dm", "Run · arrays · tables"),
     ("analysis", ["analysis"], "states, domains, controls, report, explorer", "maps of states · selections · report"),
     ("reconstruction", ["reconstruction"], "undoes the motion of each particle", "half-maps · FSC"),
-    ("judging", ["judging"], "how far is the motion to be trusted?", "motions · errors · verdict"),
+    ("judging", ["judging"], "how far is the motion to be trusted?", "motions · errors · verdict · conclusion"),
     ("training", ["training"], "learns the model of each half-set", "two models · latents"),
     ("run", ["run"], "the run on disk: its files and who wrote them", "Run"),
     ("simulate", ["simulate"], "images of a molecule whose motion is known", "data set · truth"),

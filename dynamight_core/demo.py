@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from dynamight_core.analysis.displace import Displacer
+from dynamight_core.analysis.judged import reconstruct_judged
 from dynamight_core.analysis.stage import analyse_run
 from dynamight_core.analysis.state_maps import write_states
 from dynamight_core.analysis.states import states_along_motion
@@ -23,7 +24,7 @@ from dynamight_core.options import (
     SimulateOptions,
     TrainOptions,
 )
-from dynamight_core.reconstruction.stage import Reconstruction, reconstruct_run
+from dynamight_core.reconstruction.stage import Reconstruction
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
 from dynamight_core.simulate.dataset import simulate
@@ -85,7 +86,7 @@ def run_demo(
     run = summarise(trained, reporter=reporter)
     trained.data.close()
     stage("Reconstructing, with motion corrected and without deformation.")
-    maps = reconstruct_run(
+    maps = reconstruct_judged(
         run, ReconstructOptions(device=options.device, threads=options.threads, seed=options.seed), reporter
     )
     stage("Writing states along motion 1, and the report.")

@@ -15,6 +15,15 @@ SUMMARY_FILE = "analysis/summary.json"
 FLEX_PROGRAM = "DynamightScipion"
 
 
+def readConclusion(summary):
+    """Return the engine's conclusion from a run's summary, a dict: `motion`, and `lines`, the title first.
+
+    Of runs of earlier versions it is the verdict.
+    """
+    verdict = summary["verdict"]
+    return summary.get("conclusion", {"motion": verdict["verdict"], "lines": [verdict["sentence"]]})
+
+
 class DynamightModel(EMObject):
     """Deformations of both half-sets, learned by the engine.
 
@@ -53,7 +62,7 @@ class DynamightModel(EMObject):
         self._nGaussians = Integer()
         self._nLatents = Integer()
         self._nMotions = Integer()
-        # "supported", "not supported" or "undecided"; and the sentence with the numbers
+        # "supported", "not supported" or "undecided"; and the engine's conclusion in its own words
         self._verdict = String()
         self._verdictSentence = String()
         # Motion of the particles and its estimated error, Å rms
@@ -136,8 +145,9 @@ class DynamightModel(EMObject):
         self._nGaussians.set(model["gaussians"])
         self._nLatents.set(model["latents"])
         self._nMotions.set(model["motions"])
-        self._verdict.set(summary["verdict"]["verdict"])
-        self._verdictSentence.set(summary["verdict"]["sentence"])
+        conclusion = readConclusion(summary)
+        self._verdict.set(conclusion["motion"])
+        self._verdictSentence.set(" ".join(conclusion["lines"]))
         self._motionRms.set(summary["motion_rms"])
         self._motionError.set(summary["error_rms"])
 
@@ -233,15 +243,15 @@ class DynamightModel(EMObject):
         return self._nMotions.get()
 
     def getVerdict(self):
-        """Return the verdict on the motion: 'supported', 'not supported' or 'undecided'."""
+        """Return what the engine concludes of the motion: 'supported', 'not supported' or 'undecided'."""
         return self._verdict.get()
 
     def getVerdictSentence(self):
-        """Return the verdict with its numbers."""
+        """Return the engine's conclusion as one paragraph."""
         return self._verdictSentence.get()
 
     def isMotionSupported(self):
-        """Whether held-out particles support the motion."""
+        """Whether the motion is supported, after all that the engine knows of it."""
         return self.getVerdict() == "supported"
 
     def getMotionRms(self):

@@ -11,6 +11,7 @@ import torch
 from dynamight_core import __version__
 from dynamight_core.config import RunConfig
 from dynamight_core.files import write_map
+from dynamight_core.judging.errors import SYSTEMATIC
 from dynamight_core.judging.summary import motion_per_point
 from dynamight_core.model.gaussians import GaussianModel
 from dynamight_core.model.half import HalfModel
@@ -22,6 +23,7 @@ from dynamight_core.simulate.molecules import hinge_molecule
 BOX, PIXEL = 64, 3.0
 # Standard deviation of the hinge's angle, radians, and of the error of its coordinate, as a fraction of the spread.
 ANGLE, ERROR = 0.2, 0.25
+_PROVENANCE: dict = {"dynamight_core": __version__, "folder": ".", "commands": {}}
 
 
 def make_run(folder: Path, particles: int, n_gaussians: int = 600, seed: int = 0) -> Path:
@@ -74,6 +76,7 @@ def make_run(folder: Path, particles: int, n_gaussians: int = 600, seed: int = 0
         },
         "motion_rms": float(magnitude.square().mean().sqrt()),
         "motion_between_particles_rms": float(motions.coordinates.var(0).sum().sqrt()),
+        "error_factor": SYSTEMATIC,
         "error_rms": float(error.square().mean().sqrt()),
         "error_disagreement_rms": float(0.4 * error.mean()),
         "error_posterior_rms": float(0.9 * error.mean()),
@@ -98,7 +101,7 @@ def make_run(folder: Path, particles: int, n_gaussians: int = 600, seed: int = 0
     }
     (run / "analysis" / "summary.json").write_text(json.dumps(summary))
     inputs = InputOptions(star=str(folder / "particles.star"), map=str(folder / "consensus.mrc"))
-    RunConfig(inputs, TrainOptions(n_gaussians=n_gaussians, n_latents=2, n_motions=3), {"commands": {}}).write(run)
+    RunConfig(inputs, TrainOptions(n_gaussians=n_gaussians, n_latents=2, n_motions=3), _PROVENANCE).write(run)
     return run
 
 

@@ -10,6 +10,7 @@ from dynamight_core.analysis.domain_files import write_domains
 from dynamight_core.analysis.domains import find_domains
 from dynamight_core.analysis.exports import write_arrows, write_exports
 from dynamight_core.analysis.report import write_report
+from dynamight_core.judging.conclusion import record_conclusion
 from dynamight_core.options import AnalyseOptions
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run, record_stage
@@ -48,4 +49,5 @@ def analyse_run(run: Run, options: AnalyseOptions | None = None, reporter: Repor
     write_clusters(run, reporter)
     report = write_report(run, options.out, reporter)
     record_stage(run, "analyse", options)
+    record_conclusion(run, reporter)
     return report

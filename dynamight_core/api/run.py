@@ -22,6 +22,7 @@ from dynamight_core.api.arguments import PathLike, dataclasses_of, python_words,
 from dynamight_core.api.maps import Maps, Volume
 from dynamight_core.errors import InputError
 from dynamight_core.files import header_origin
+from dynamight_core.judging.conclusion import conclude
 from dynamight_core.options.analyse import HALVES, STATE_METHODS, SelectOptions
 from dynamight_core.reconstruction.local_filter import locally_filtered
 from dynamight_core.reconstruction.local_states import LocalState, LocalStates
@@ -98,9 +99,14 @@ class Run:
         return self.stored.summary
 
     @property
+    def conclusion(self) -> list[str]:
+        """The conclusion of all that is known of the run, line by line: title, motion, certainty, map and advice."""
+        return conclude(self.stored).lines
+
+    @property
     def verdict(self) -> str:
-        """Whether held-out images support the motion: "supported", "not supported" or "undecided"."""
-        return str(self.summary["verdict"]["verdict"])
+        """Whether the motion is supported, after all that is known: "supported", "not supported" or "undecided"."""
+        return conclude(self.stored).motion
 
     def displacements(self, points: ArrayLike | PathLike, particles: ArrayLike | None = None) -> Floats:
         """Return how far points move in each particle, by the decoder of the particle's half-set.
@@ -306,7 +312,7 @@ class Run:
             f"held out {int(self.stored.validation.sum()):,}",
             "images": f"{model['box']} pixels of {model['pixel_size']:.4g} A",
             "model": f"{model['gaussians']:,} Gaussians a half, {model['latents']} latents, {model['motions']} motions",
-            "motion": f"{summary['motion_between_particles_rms']:.2f} A rms between particles, standard error "
+            "motion": f"{summary['motion_between_particles_rms']:.2f} A rms between particles, uncertainty "
             f"{summary['error_rms']:.2f} A rms",
             "verdict": self.verdict,
             "maps": maps,
@@ -327,7 +333,7 @@ class Run:
         if "analyse" not in stages:
             return "dm.analyse(run)"
         if self.verdict == "not supported":
-            return "run.maps.rigid, the map without deformation; do not interpret the motion"
+            return "run.maps.map, the map without deformation; do not interpret the motion"
         return "run.plot_landscape(), run.volume([2.0]), run.select(along=(1, 0, None))"
 
     @property

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from dynamight_core.analysis.judged import reconstruct_judged
 from dynamight_core.analysis.stage import analyse_run
 from dynamight_core.api.arguments import PathLike, dataclasses_of, python_words
 from dynamight_core.api.maps import Maps
@@ -11,7 +12,6 @@ from dynamight_core.devices import set_threads
 from dynamight_core.errors import InputError
 from dynamight_core.judging.summary import summarise
 from dynamight_core.options import AnalyseOptions, InputOptions, ReconstructOptions, TrainOptions
-from dynamight_core.reconstruction.stage import reconstruct_run
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.training.stage import train as train_halves
 
@@ -95,7 +95,7 @@ def reconstruct(
         set_threads(chosen.threads)
         # Before: others may have written to it. After: its models may be on a GPU.
         run.reload()
-        reconstruct_run(run.stored, chosen, reporter)
+        reconstruct_judged(run.stored, chosen, reporter)
         run.reload()
     return run.maps
 

@@ -111,10 +111,10 @@ def reconstruct(run: Run, options: ReconstructOptions, *, overwrite: Overwrite =
     """Reconstruct motion-corrected half-maps, the final map and the FSC."""
     if (run / "reconstruction" / "map.mrc").exists() and not overwrite:
         raise InputError(f"{run / 'reconstruction'} holds a map already; give --overwrite to replace it")
-    from dynamight_core.reconstruction.stage import reconstruct_run
+    from dynamight_core.analysis.judged import reconstruct_judged
 
     with Terminal() as reporter:
-        reconstruct_run(_open(run, options), options, reporter)
+        reconstruct_judged(_open(run, options), options, reporter)
 
 
 @command

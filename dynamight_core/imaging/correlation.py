@@ -82,6 +82,36 @@ def fsc_deviation(mask: torch.Tensor) -> torch.Tensor:
     return deviations
 
 
+def shell_covariance(mask: torch.Tensor, last: int) -> torch.Tensor:
+    """Return the (last, last) covariance of the FSC of two volumes of white noise in a mask, of shells 1 to `last`.
+
+    As in `fsc_deviation`, whose square it has on the diagonal, with pairs of voxels from two shells. Shells beyond half
+    of `_MASK_BOX` are as independent of each other as possible.
+
+    Parameters
+    ----------
+    mask
+        (box, box, box), 0 to 1.
+    last
+        at most box // 2.
+    """
+    coarse = resample_volume(mask.float(), _MASK_BOX) if mask.shape[-1] > _MASK_BOX else mask.float()
+    size = coarse.shape[-1]
+    power = torch.fft.fftn(coarse.square()).abs().square()
+    spread = torch.fft.fftn(power).real
+    squares = torch.fft.fftfreq(size, 1 / size, device=mask.device).square()
+    radius = (squares[:, None, None] + squares[:, None] + squares).sqrt().round()
+    covariance = torch.diag(fsc_deviation(mask)[1 : last + 1].square())
+    inside = [radius == shell for shell in range(1, min(last, size // 2) + 1)]
+    for one, voxels in enumerate(inside):
+        # Of each voxel, how much of it the voxels of this shell contain.
+        seen = torch.fft.ifftn(spread * torch.fft.fftn(voxels.float())).real
+        for other in range(one):
+            found = seen[inside[other]].mean() / (voxels.sum() * power[0, 0, 0])
+            covariance[one, other] = covariance[other, one] = found.clamp(min=0)
+    return covariance
+
+
 def resolution_at(curve: torch.Tensor, box: int, pixel_size: float, threshold: float = THRESHOLD) -> float:
     """Return the resolution (A) at which an FSC curve first falls below `threshold`, interpolated linearly.
 

@@ -7,7 +7,9 @@ import numpy as np
 import torch
 
 from dynamight_core.files import atomic_path
+from dynamight_core.judging.agreement import halves_agreement
 from dynamight_core.judging.bias import model_bias
+from dynamight_core.judging.conclusion import record_conclusion
 from dynamight_core.judging.detection import unseen_motion
 from dynamight_core.judging.errors import SYSTEMATIC, MotionErrors, motion_errors
 from dynamight_core.judging.verdict import judge
@@ -69,6 +71,7 @@ def summarise(trained: Trained, reporter: Reporter = PRINT) -> Run:
         )
     hidden = 0.0 if found else unseen
     errors = motion_errors(evaluators, models, run.latents, run.covariances, run.halves, hidden)
+    agreement = halves_agreement(run)
     magnitude = torch.cat([displacements(rows).square().sum(-1).mean(1).sqrt() for rows in torch.arange(n).split(256)])
     between = motions.coordinates.var(0, unbiased=False).sum().sqrt()
     summary = {
@@ -81,6 +84,8 @@ def summarise(trained: Trained, reporter: Reporter = PRINT) -> Run:
         "error_posterior_rms": float(errors.posterior.square().mean().sqrt()),
         "unseen_motion_rms": unseen,
         "motion_shares": motions.shares.tolist(),
+        "motion_correlations": [None if np.isnan(value) else value for value in agreement["correlation"]],
+        "shared_motions": agreement["motion"][agreement["shared"]].tolist(),
         "point_motion": motion_per_point(motions).tolist(),
         "point_error": errors.point.tolist(),
         "particles": n,
@@ -91,7 +96,6 @@ def summarise(trained: Trained, reporter: Reporter = PRINT) -> Run:
     with atomic_path(path / "analysis" / "summary.json") as temporary:
         temporary.write_text(json.dumps(summary, indent=1))
     _write_table(run, motions, magnitude, errors)
-    reporter.say(verdict.sentence)
     reporter.say(
         f"Motion {summary['motion_rms']:.2f} A rms, uncertainty {summary['error_rms']:.2f} A rms "
         f"({summary['error_disagreement_rms']:.2f} from disagreement of the half-sets' decoders, "
@@ -101,6 +105,7 @@ def summarise(trained: Trained, reporter: Reporter = PRINT) -> Run:
         reporter.warn(bias)
     for line in warnings[len(trained.prepared.warnings) + bool(bias) :]:
         reporter.note(line)
+    record_conclusion(run, reporter)
     return run
 
 

@@ -98,10 +98,10 @@ def judge(
         name, text = "supported", f"Motion is supported: {numbers}."
     elif gain < _SIGMAS * gain_error and gain < gain_error + 0.5 * max(gain_error, _MIN_ERROR):
         name = "not supported"
-        text = f"Motion is not supported: {numbers}. Use the rigid map."
+        text = f"Motion is not supported: {numbers}."
     else:
         name = "undecided"
-        text = f"Undecided whether the motion is real: {numbers}. More particles are needed."
+        text = f"Undecided whether the motion is real: {numbers}."
     return Verdict(name, gain, gain_error, null, null_error, len(own), text)
 
 

@@ -109,6 +109,12 @@ class ReconstructOptions(Checked):
         "Also reconstruct without deformation, by the same method and mask, into RUN/reconstruction/rigid.",
         label="Also reconstruct without deformation?",
     )
+    controls: bool = basic(
+        True,
+        "Also run the controls shuffled-latents and held-out, with up to 5,000 particles of each half-set.",
+        more="They take up to a few minutes, however large the set is. The conclusion of the run uses them.",
+        label="Also run controls?",
+    )
     batch_size: int = batch_size(32, group="Map")
     seed: int = seed("Random seed for the phases in the FSC and the held-out Fourier pixels.")
     device: str = device()

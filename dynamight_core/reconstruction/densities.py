@@ -7,12 +7,13 @@ import pandas as pd
 import torch
 
 from dynamight_core.files import header_origin, write_map, write_tables
+from dynamight_core.judging.evidence import DENSITIES
 from dynamight_core.reconstruction.competition import Choice
 from dynamight_core.reconstruction.judgement import Judgement
 from dynamight_core.reconstruction.maps import ReconstructionFiles
 from dynamight_core.run import Run
 
-TABLE, MOTION_USED = "densities.csv", "motion_used.mrc"
+TABLE, MOTION_USED = DENSITIES, "motion_used.mrc"
 MOLECULE = "molecule"
 # Fractions below this are not worth a word.
 _FEW = 0.05

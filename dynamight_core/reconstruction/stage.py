@@ -12,6 +12,7 @@ from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path, read_map
 from dynamight_core.imaging.fourier import resample_volume
 from dynamight_core.judging.bias import record_model_bias
+from dynamight_core.judging.conclusion import record_conclusion
 from dynamight_core.options import InvertOptions, ReconstructOptions
 from dynamight_core.reconstruction.checks import (
     check_halves,
@@ -31,8 +32,9 @@ from dynamight_core.reconstruction.deformation import (
     model_points,
     supported,
 )
-from dynamight_core.reconstruction.densities import density_sentence, write_densities
+from dynamight_core.reconstruction.densities import MOLECULE, density_sentence, write_densities
 from dynamight_core.reconstruction.fsc import half_map_fsc, soft_mask
+from dynamight_core.reconstruction.gains import write_gains
 from dynamight_core.reconstruction.half_map import noise_to_signal
 from dynamight_core.reconstruction.half_sums import HalfSums
 from dynamight_core.reconstruction.images import FullImages
@@ -147,10 +149,11 @@ def reconstruct_run(run: Run, options: ReconstructOptions, reporter: Reporter = 
     regions |= found_regions(run, gaussians, sums.moving, set(regions))
     judged = Judgement(run, options, mask, regions, gaussians, consensus, sums.modes)
     result = _write(run, judged, sums.maps(method, regularisation, choice, rigid), choice, reporter)
-    record_stage(run, "reconstruct", options, method_used=method)
+    record_stage(run, "reconstruct", options, method_used=method, motion_used=not motionless)
     bias = record_model_bias(run)
     if bias:
         reporter.warn(bias)
+    record_conclusion(run)
     return result
 
 
@@ -184,8 +187,9 @@ def _write(
         used = choice if motion and choice is not None else motion
         columns[motion] = judged.columns(pair, used)
         written[motion] = judged.write(folder if motion else folder / "rigid", pair, columns[motion], used)
-    for line in _outcome(run, judged, written, columns):
+    for line in _outcome(judged, written, columns, choice):
         reporter.say(line)
+    write_gains(folder, maps, {MOLECULE: judged.mask, **judged.regions})
     table = write_densities(folder, run, judged, choice, written, columns)
     for row in table.to_dict("records"):
         reporter.say(density_sentence(row))
@@ -193,14 +197,19 @@ def _write(
 
 
 def _outcome(
-    run: Run, judged: Judgement, written: dict[bool, ReconstructionFiles], columns: dict[bool, dict[str, torch.Tensor]]
+    judged: Judgement,
+    written: dict[bool, ReconstructionFiles],
+    columns: dict[bool, dict[str, torch.Tensor]],
+    choice: Choice | None,
 ) -> list[str]:
     """Return the result in lines for the user; the keys of `written` and `columns` are whether motion is corrected."""
     files, without = written[True], ""
+    how = "with motion corrected" if choice is None else "with motion corrected where the half-maps agree better by it"
+    also = "" if choice is None else "; densities.csv and motion_used.mrc show where"
     if False in written:
         without = f", {_resolutions(written[False])} without deformation (same method and mask)"
     lines = [
-        f"Resolution at FSC 0.143: {_resolutions(files)} with motion corrected{without}.",
+        f"Resolution at FSC 0.143: {_resolutions(files)} {how}{without}.",
         "In parentheses: a conservative estimate that includes residual motion and one standard error of the FSC.",
     ]
     for name in judged.regions:
@@ -213,7 +222,7 @@ def _outcome(
         f"Mean FSC of the Gaussian model with the consensus {float(judged.with_consensus[1:].mean()):.3f}, with the "
         f"final map {float(columns[True]['dynModelMap'][1:].mean()):.3f}.",
         f"The maps are in {files.final.parent}: map.mrc, map_sharpened.mrc (B-factor {files.b_factor:.0f} A^2), "
-        "half1_unfil.mrc, half2_unfil.mrc, mask.mrc and fsc.star.",
+        f"half1_unfil.mrc, half2_unfil.mrc, mask.mrc and fsc.star{also}.",
     ]
 
 

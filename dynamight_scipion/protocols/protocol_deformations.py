@@ -15,7 +15,7 @@ from dynamight_scipion import convert
 from dynamight_scipion.objects import FLEX_PROGRAM, DynamightModel
 
 from .protocol_base import EngineProtocol, checkStructure, readOptions
-from .protocol_from_model import setFlexInfo
+from .protocol_from_model import setFlexInfo, tellConclusion
 
 
 class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
@@ -419,8 +419,8 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
         model = self.outputModel
         summary = model.loadSummary()
         lines = [
-            f"*{model.getVerdictSentence()}*",
-            f"Motion: {model.getMotionRms():.2f} Å rms, standard error {model.getMotionError():.2f} Å.",
+            *tellConclusion(summary),
+            f"Motion: {model.getMotionRms():.2f} Å rms, uncertainty {model.getMotionError():.2f} Å.",
             f"Variance explained by each principal motion: {describeShares(summary['motion_shares'])}.",
             f"{model.getNumberOfParticles(1)} and {model.getNumberOfParticles(2)} particles in the half-sets"
             + (", split at random." if model.areHalfSetsRandom() else "."),

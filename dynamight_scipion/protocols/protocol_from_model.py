@@ -9,7 +9,7 @@ from pwem.objects import VolumeFlex
 from pyworkflow.object import Float, Integer
 from pyworkflow.protocol.constants import LEVEL_ADVANCED
 
-from dynamight_scipion.objects import FLEX_PROGRAM, DynamightModel
+from dynamight_scipion.objects import FLEX_PROGRAM, DynamightModel, readConclusion
 
 from .protocol_base import EngineProtocol, Limits, readOptions
 
@@ -54,20 +54,17 @@ class ModelProtocol(EngineProtocol):
         ]
 
     def _warnUnsupported(self):
-        """Return a sentence, as a list, if held-out particles do not support the model's motion."""
+        """Return the engine's conclusion, as a list, if the model's motion is not supported."""
         model = self.inputModel.get()
         if model is None or model.isMotionSupported():
             return []
-        return [
-            f"Held-out particles do not support the motion of this model (verdict: {model.getVerdict()}): it may be "
-            "noise."
-        ]
+        return [model.getVerdictSentence()]
 
     def _warnings(self):
         return self._warnUnsupported()
 
     def _summary(self):
-        return [*self._summarise(), *self._warnUnsupported()] if self.isFinished() else ["No results yet."]
+        return [*self._warnUnsupported(), *self._summarise()] if self.isFinished() else ["No results yet."]
 
     def _methods(self):
         return [self._describeMethod()] if self.isFinished() else []
@@ -190,6 +187,12 @@ class StatesProtocol(ModelProtocol):
     def _validateStates(self):
         """Return why the chosen states are not valid, as a list of sentences."""
         return [] if self.inputModel.get() is None else explain(self._getStatesOptions)
+
+
+def tellConclusion(summary):
+    """Return the engine's conclusion of a run, a list of lines for a protocol's summary; the first is its title."""
+    title, *lines = readConclusion(summary)["lines"]
+    return [f"*{title}*", *lines]
 
 
 def explain(check):

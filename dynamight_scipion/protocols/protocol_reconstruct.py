@@ -11,9 +11,10 @@ from pyworkflow.constants import BETA
 from pyworkflow.protocol.constants import LEVEL_ADVANCED
 
 from dynamight_scipion import convert
+from dynamight_scipion.objects import SUMMARY_FILE
 
 from .protocol_base import readOptions
-from .protocol_from_model import ModelProtocol
+from .protocol_from_model import ModelProtocol, tellConclusion
 
 METHODS = tuple(readOptions()["reconstruct"]["method"]["enum"])
 METHOD_TEXTS = {
@@ -42,8 +43,8 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
 
     Every particle is deformed back to the consensus conformation. Each half-set uses its own decoder, so that the
     half-maps stay independent. Motion is down-weighted by its support from held-out particles. For comparison, the same
-    particles are reconstructed without deformation, by the same method and in the same mask. If the resolution does
-    not improve, use that map.
+    particles are reconstructed without deformation, by the same method and in the same mask. The summary says what the
+    map gained, and which one to use.
 
     The half-maps are unfiltered and unmasked, ready for post-processing and local resolution.
     """
@@ -87,7 +88,7 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
             expertLevel=LEVEL_ADVANCED,
             help="Masks of regions whose FSC is also calculated, with and without deformation.",
         )
-        self.addOptions(form, "rigid", "localResolution")
+        self.addOptions(form, "rigid", "controls", "localResolution")
         self._defineMotionParams(form)
         self._defineMapParams(form)
         self._defineThreadParams(form)
@@ -186,7 +187,7 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
             if isinstance(result, Volume):
                 model.placeVolume(result)
                 result.fixMRCVolume(setSamplingRate=True)
-        results["outputVolume"].setObjComment("motion corrected")
+        results["outputVolume"].setObjComment("motion corrected where that is better")
         self._registerOutputs([self.inputModel, self.inputMask, *self.inputRegions], **results)
 
     @staticmethod
@@ -293,23 +294,14 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
         changes = [convert.describeVolume(mask, *grid, name)[1] for mask, _, name in self._getMasks()]
         return self._warnUnsupported() + [change for change in changes if change]
 
+    def _summary(self):
+        # The conclusion knows of the map, unlike that of the model.
+        return self._summarise() if self.isFinished() else ["No results yet."]
+
     def _summarise(self):
-        found = readResolution(self._getMapPath("fsc.star"))
-        lines = [f"Resolution with motion corrected: *{found:.2f} Å* (FSC 0.143, corrected for the mask)."]
-        if self._hasRigid():
-            plain = readResolution(self._getMapPath(RIGID, "fsc.star"))
-            lines.append(f"Without deformation, by the same method and in the same mask: *{plain:.2f} Å*.")
-            if plain <= found:
-                lines.append("Motion correction did not improve the resolution: use outputRigid.")
-        cautious = readResolution(self._getMapPath("fsc.star"), "dynResolutionAtLeast")
-        if cautious is not None:
-            lines.append(
-                f"Conservative estimate: *{cautious:.2f} Å*, including residual motion and one standard error of the "
-                "FSC."
-            )
-        if self.throughInverse:
-            lines += self._describeInverse()
-        return lines
+        with open(os.path.join(self._getRunFolder(), SUMMARY_FILE)) as file:
+            lines = tellConclusion(json.load(file))
+        return lines + (self._describeInverse() if self.throughInverse else [])
 
     def _describeInverse(self):
         """Return the error of the inverse deformation network of each half-set."""

@@ -1,4 +1,4 @@
-"""Viewer of a model: its verdict, training, particles and motion."""
+"""Viewer of a model: the conclusion, training, particles and motion."""
 
 import numpy as np
 import pyworkflow.protocol.params as params
@@ -6,7 +6,7 @@ from pwem.objects import SetOfClassesFlex, SetOfParticlesFlex
 from pyworkflow import Config
 from pyworkflow.viewer import DESKTOP_TKINTER
 
-from dynamight_scipion.objects import DynamightModel
+from dynamight_scipion.objects import DynamightModel, readConclusion
 from dynamight_scipion.protocols import DynamightProtDeformations, DynamightProtSelect
 
 from .chimera import colouredByMotion
@@ -30,15 +30,10 @@ from .windows import figureView, slicesView
 
 PRINCIPAL_MOTIONS, UMAP, LATENTS = range(3)
 IN_THIS_SET = "in this set"
-_VERDICTS = {
-    "supported": "The data support motion",
-    "not supported": "The data do not support motion",
-    "undecided": "The data are inconclusive",
-}
 
 
 class DynamightModelViewer(ResultsViewer):
-    """The motion: verdict, training curves, particles, and moving parts of the molecule.
+    """The motion: conclusion, training curves, particles, and moving parts of the molecule.
 
     Opens from the protocol that estimates deformations, also while it is running, from the model, and from particles
     and classes that carry its motions.
@@ -103,8 +98,8 @@ class DynamightModelViewer(ResultsViewer):
     def _defineParams(self, form):
         form.addSection(label="Results")
         if self._isFinished():
-            verdict = self._results.summary["verdict"]
-            self.addViews(form, "verdict", label=_VERDICTS[verdict["verdict"]], help=verdict["sentence"])
+            title, *lines = readConclusion(self._results.summary)["lines"]
+            self.addViews(form, "verdict", label=title.rstrip("."), help="\n".join(lines))
             self.addViews(form, "report", "explorer")
         self.addViews(form, "training")
         if self._isFinished():
@@ -155,11 +150,11 @@ class DynamightModelViewer(ResultsViewer):
 
     # ------------------------------------------------------------------ views
 
-    @view("Verdict", important=True)
+    @view("Conclusion", important=True)
     def _showVerdict(self):
         summary = self._results.summary
         warnings = [f"{warning[:1].upper()}{warning[1:]}." for warning in summary["warnings"]]
-        return self.infoMessage("\n\n".join([summary["verdict"]["sentence"], *warnings]), "Verdict")
+        return self.infoMessage("\n\n".join([*readConclusion(summary)["lines"], *warnings]), "Conclusion")
 
     @view("Report", "Open the report of the run in the browser: all figures of this window and more, explained.")
     def _showReport(self):

@@ -226,7 +226,7 @@ def test_a_training_is_the_run_that_the_command_line_makes(hinge_set, tmp_path):
     )
     assert run.coordinates.shape[0] == 600 and run.latents.shape == (600, 2)
     assert run.verdict in ("supported", "not supported", "undecided")
-    assert any("held-out particles" in line for line in lines)
+    assert any("Held-out images" in line for line in lines)
     with pytest.raises(dm.InputError, match="use resume to continue it, or overwrite to replace it"):
         dm.train(hinge_set.particles, tmp_path / "run", map=hinge_set.consensus, **options)
 

@@ -115,7 +115,7 @@ def test_a_map_of_other_particles_motion_is_not_improved_by_motion(copied):
         tensors["latents"][half - 1, mine] = tensors["latents"][half - 1, order]
     safetensors.torch.save_file(tensors, path)
     found, _ = control(copied, "shuffled-latents")
-    assert found["verdict"] in ("not from the motion", "no improvement", "undecided"), found["sentence"]
+    assert found["verdict"] in ("not from the motion", "no difference", "harms the map", "undecided"), found["sentence"]
     lost = found["figures"]["gain"] - found["figures"]["permuted_map_gain"]
     assert abs(lost) < 3 * found["figures"]["permuted_map_gain_error"]
 
@@ -256,7 +256,8 @@ def test_draws_of_both_halves_are_pooled_and_few_of_them_are_widened():
         # Draws that differ so much could hide a gain from motion.
         (1.0, 0.98, -0.4, 0.3, "undecided"),
         (1.0, 0.8, -0.4, 0.2, "undecided"),
-        (-0.2, -0.2, -0.4, 0.02, "no improvement"),
+        (-0.2, -0.2, -0.4, 0.02, "harms the map"),
+        (0.01, 0.0, -0.4, 0.02, "no difference"),
         (0.03, 0.0, -0.4, 0.02, "undecided"),
     ],
 )

@@ -189,7 +189,7 @@ def test_report_has_every_section_once(full):
 
 
 def test_supported_motion_is_said_in_words(full):
-    assert "The data support motion" in full[1].read_text()
+    assert "The molecule moves" in full[1].read_text()
 
 
 def test_no_html_is_written_in_python():
@@ -223,7 +223,7 @@ def test_user_text_is_escaped(full):
 
 @pytest.mark.parametrize(
     ("answer", "words"),
-    [("not supported", "The data do not support motion"), ("undecided", "The data are inconclusive")],
+    [("not supported", "No motion found"), ("undecided", "Undecided whether it moves")],
 )
 def test_verdict_is_said_in_words_with_its_numbers(tmp_path, answer, words):
     run = make_run(tmp_path / "run", answer=answer)
@@ -266,7 +266,7 @@ def test_numbers_on_top_are_those_of_the_table(full):
         assert number == pytest.approx(row.value, rel=5e-3)
     values = dict(zip(table["number"], table["value"], strict=True))
     assert values["resolution without deformation (FSC 0.143)"] == 8.5
-    assert values["resolution with motion corrected (FSC 0.143)"] == 7.25
+    assert values["resolution of the map (FSC 0.143)"] == 7.25
     assert values["rms motion relative to the reference"] == run.summary["motion_rms"]
 
 

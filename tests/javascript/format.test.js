@@ -12,6 +12,7 @@ import {
   sentence,
   signed,
   tickLabel,
+  typeset,
 } from "../../dynamight_core/analysis/explorer/assets/format.js";
 
 test("numbers have three digits, or a power of ten where they are long", () => {
@@ -42,6 +43,13 @@ test("counts are separated by thousands", () => assert.equal(count(327490), "327
 test("a message becomes a sentence", () => {
   assert.equal(sentence("port 80 is in use"), "Port 80 is in use.");
   assert.equal(sentence("Is it running?"), "Is it running?");
+});
+
+test("texts of the command line get the signs of a page", () => {
+  assert.equal(
+    typeset("by 5.6 A rms (+0.06 +- 0.02; 13.3 -> 9.3 A). A part"),
+    "by 5.6 Å rms (+0.06 ± 0.02; 13.3 → 9.3 Å). A part",
+  );
 });
 
 test("a conformation is named by the motions that differ from the mean", () => {

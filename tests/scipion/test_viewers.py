@@ -147,14 +147,15 @@ def test_sets_of_other_programs_are_left_to_their_viewers(workflow, chain):
 # ------------------------------------------------------------------ particles and training
 
 
-def test_the_form_begins_with_the_verdict(opened, chain):
+def test_the_form_begins_with_the_conclusion(opened, chain):
     viewer = opened(chain["deformations"])
     first = viewer.getParam(parameters(viewer)[0])
     summary = chain["deformations"].outputModel.loadSummary()
-    assert ("not support" in str(first.label)) == (summary["verdict"]["verdict"] == "not supported")
-    assert first.help.get() == summary["verdict"]["sentence"]
+    title, *lines = summary["conclusion"]["lines"]
+    assert str(first.label) == title.rstrip(".")
+    assert first.help.get() == "\n".join(lines)
     (message,) = eye(viewer, "verdict")
-    assert summary["verdict"]["sentence"] in message.getMessage()
+    assert all(line in message.getMessage() for line in summary["conclusion"]["lines"])
 
 
 @pytest.mark.parametrize("output", ["outputModel", "outputParticles"])

@@ -1,5 +1,6 @@
 """A real project: from an import to a corrected map, and in a chain with other programs."""
 
+import json
 from pathlib import Path
 
 import gemmi
@@ -29,7 +30,7 @@ from relion.protocols import (
 
 from dynamight_core.simulate.truth import load_truth
 from dynamight_scipion.convert.poses import matricesOfPoses
-from dynamight_scipion.objects import DynamightModel
+from dynamight_scipion.objects import SUMMARY_FILE, DynamightModel
 from dynamight_scipion.protocols import DynamightProtDeformations, DynamightProtReconstruct
 from dynamight_scipion.protocols.protocol_deformations import describeShares
 from dynamight_scipion.viewers import DynamightReconstructViewer
@@ -112,7 +113,9 @@ def test_motion_is_a_volume_and_the_gaussians_are_atoms_in_its_frame(chain):
 
 def test_the_summary_states_the_verdict_and_the_methods_cite_the_paper(chain):
     deformations = chain["deformations"]
-    assert deformations.outputModel.getVerdictSentence() in "\n".join(deformations.summary())
+    title, *lines = deformations.outputModel.loadSummary()["conclusion"]["lines"]
+    assert deformations.summary()[: 1 + len(lines)] == [f"*{title}*", *lines]
+    assert deformations.outputModel.getVerdictSentence() == " ".join([title, *lines])
     assert "Optics groups (2) are from" in "\n".join(deformations.summary())
     assert "Schwab2024" in " ".join(deformations.methods())
     assert "Schwab" in " ".join(deformations.citations())
@@ -177,7 +180,9 @@ def test_the_map_has_half_maps_sampling_fsc_and_mask(chain):
     assert len(labels) == 10
     assert {"motion corrected, conservative", "without deformation, conservative"} <= labels
     assert reconstruction.outputRigid.hasHalfMaps()
-    assert "Resolution with motion corrected" in reconstruction.summary()[0]
+    found = json.loads(Path(reconstruction._getRunFolder(), SUMMARY_FILE).read_text())["conclusion"]
+    assert reconstruction.summary() == [f"*{found['title']}.*", *found["lines"][1:]]
+    assert found["map"].startswith("The map has a resolution of") and found["map"] in found["lines"]
     assert not Path(model.getRunPath("reconstruction")).exists(), "the model's own run is left as it was"
 
 

@@ -111,11 +111,10 @@ def _verdict(gains, nulls, curves, indices, images) -> Control:
         verdict = "improves the map"
         text = f"Deformation improves the map of held-out particles. {numbers}"
     elif gain < -_SIGMAS * error:
-        verdict = "harms the map"
-        text = f"Deformation harms the map of held-out particles. {numbers} Use the rigid map."
+        verdict, text = "harms the map", f"Deformation harms the map of held-out particles. {numbers}"
     elif gain < error:
-        verdict = "does not improve the map"
-        text = f"Deformation does not improve the map of held-out particles. {numbers} Use the rigid map."
+        verdict = "no difference"
+        text = f"Deformation does not change the map of held-out particles beyond the error. {numbers}"
     else:
         verdict = "undecided"
         text = (

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from dynamight_core.files import atomic_path, write_table
+from dynamight_core.judging.evidence import controls_folder
 from dynamight_core.run import Run
 
 
@@ -38,11 +39,6 @@ class Control:
     options: dict = field(default_factory=dict)
 
 
-def controls_folder(run: Run) -> Path:
-    """Return the folder of a run's controls."""
-    return Path(run.path) / "analysis" / "controls"
-
-
 def write_control(run: Run, control: Control) -> list[Path]:
     """Write a control to RUN/analysis/controls/KIND.json, and its table (if any) to KIND.csv; return the paths."""
     path = controls_folder(run) / f"{control.kind}.json"
@@ -57,12 +53,3 @@ def write_control(run: Run, control: Control) -> list[Path]:
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(values, indent=1, default=float))
     return written
-
-
-def read_controls(folder: str | Path) -> dict[str, dict]:
-    """Return the contents of the JSON files of the controls in a run's folder, by kind."""
-    found = {}
-    for path in sorted((Path(folder) / "analysis" / "controls").glob("*.json")):
-        values = json.loads(path.read_text())
-        found[values["kind"]] = values
-    return found

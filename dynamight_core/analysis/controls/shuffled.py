@@ -126,9 +126,11 @@ def judge_shuffled(gains: dict, curves: dict, judged: torch.Tensor, images: Cont
         )
     elif improves and above + _SIGMAS * above_error < _MAX_LOSS * gain:
         verdict = "not from the motion"
-        text = f"The improvement does not come from the motion of the particles. {numbers} Use the rigid map."
+        text = f"The improvement does not come from the motion of the particles. {numbers}"
+    elif gain < -_SIGMAS * error:
+        verdict, text = "harms the map", f"The deformations make the map worse. {numbers}"
     elif gain < error:
-        verdict, text = "no improvement", f"The deformations do not improve the map. {numbers} Use the rigid map."
+        verdict, text = "no difference", f"The deformations do not change the map beyond the error. {numbers}"
     else:
         verdict = "undecided"
         text = f"These particles do not decide whether the improvement comes from their motion. {numbers}"

@@ -5,7 +5,7 @@ import torch
 from dynamight_core.analysis.controls.held_out import held_out
 from dynamight_core.analysis.controls.maps import ControlImages, reason_for_no_motion
 from dynamight_core.analysis.controls.noise import noise_particles
-from dynamight_core.analysis.controls.result import Control, controls_folder, write_control
+from dynamight_core.analysis.controls.result import Control, write_control
 from dynamight_core.analysis.controls.shuffled import shuffled_latents
 from dynamight_core.analysis.controls.wrong_model import wrong_model_control
 from dynamight_core.devices import choose_device
@@ -13,6 +13,8 @@ from dynamight_core.errors import InputError
 from dynamight_core.files import header_origin, write_map
 from dynamight_core.imaging.fourier import resample_volume
 from dynamight_core.judging.bias import record_model_bias
+from dynamight_core.judging.conclusion import record_conclusion
+from dynamight_core.judging.evidence import controls_folder
 from dynamight_core.options import ControlOptions
 from dynamight_core.reconstruction.checks import check_run
 from dynamight_core.reporter import PRINT, Reporter
@@ -39,7 +41,10 @@ def control_run(run: Run, options: ControlOptions, reporter: Reporter = PRINT) -
     InputError
         if an option cannot be used, or the run has too few particles for the control.
     """
-    _check(run, options)
+    check_run(run)
+    reason = reason_against(run, options)
+    if reason is not None:
+        raise InputError(reason)
     rows, device = _rows(run, options), choose_device(options.device)
     control: Control | None
     volumes: dict[str, torch.Tensor] = {}
@@ -63,26 +68,26 @@ def control_run(run: Run, options: ControlOptions, reporter: Reporter = PRINT) -
     reporter.say(control.sentence)
     files = " and ".join(map(str, written))
     reporter.say(f"Written: {files}. Run dynamight analyse {run.path} to see the control in the report.")
+    record_conclusion(run, reporter)
     return control
 
 
-def _check(run: Run, options: ControlOptions) -> None:
-    check_run(run)
+def reason_against(run: Run, options: ControlOptions) -> str | None:
+    """Return why a control cannot be run, a sentence without its full stop; None if it can."""
     smallest = min(int((run.halves == half).sum()) for half in (1, 2))
     if smallest < _MIN_PARTICLES:
-        raise InputError(
-            f"{run.path} has {smallest} particles in a half-set; a control needs at least {_MIN_PARTICLES}"
-        )
+        return f"{run.path} has {smallest} particles in a half-set; a control needs at least {_MIN_PARTICLES}"
     held_out_particles = int(run.validation.sum())
     if options.kind == "held-out" and held_out_particles < _MIN_VALIDATION:
-        raise InputError(
+        return (
             f"{run.path} has {held_out_particles} held-out particles, too few for a map; train with a larger "
             f"--validation-fraction (at least {_MIN_VALIDATION} particles)"
         )
     if options.kind == "held-out" and run.config.train.validation_trains_encoders:
-        raise InputError(
+        return (
             f"the validation particles of {run.path} trained its encoders; train without --validation-trains-encoders"
         )
+    return None
 
 
 def _rows(run: Run, options: ControlOptions) -> torch.Tensor:

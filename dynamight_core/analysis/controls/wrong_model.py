@@ -16,13 +16,14 @@ import torch
 from scipy.spatial import cKDTree
 
 from dynamight_core.analysis.controls.maps import ControlImages, HalfDeformations, maps_of, reason_for_no_motion
-from dynamight_core.analysis.controls.result import Control, controls_folder
+from dynamight_core.analysis.controls.result import Control
 from dynamight_core.analysis.domain_files import domain_masks
 from dynamight_core.analysis.domains import find_domains
 from dynamight_core.errors import InputError
 from dynamight_core.imaging.correlation import fourier_shell_correlation
 from dynamight_core.imaging.fourier import shells, volume_to_fourier
 from dynamight_core.judging.bias import has_atomic_model
+from dynamight_core.judging.evidence import controls_folder
 from dynamight_core.judging.summary import summarise
 from dynamight_core.model.atomic import wrong_model
 from dynamight_core.model.gaussians import GaussianModel

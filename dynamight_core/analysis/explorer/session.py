@@ -26,6 +26,7 @@ from dynamight_core.analysis.select import inside_polygon
 from dynamight_core.analysis.state_maps import StateModels
 from dynamight_core.analysis.states import state_coordinates
 from dynamight_core.errors import InputError
+from dynamight_core.judging.conclusion import conclude, shared_motions
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
 
@@ -119,15 +120,14 @@ class Explorer:
 
     def about(self) -> Answer:
         """Return what the page says about the run when it opens."""
-        run, summary = self.run, self.run.summary
+        run, summary, conclusion = self.run, self.run.summary, conclude(self.run)
         c = self.coordinates
         low, high = np.quantile(c, [0.005, 0.995], axis=0)
         return Answer(
             {
                 "name": run.path.resolve().name,
                 "path": str(run.path),
-                "verdict": summary["verdict"]["verdict"],
-                "sentence": summary["verdict"]["sentence"],
+                "conclusion": {"motion": conclusion.motion, "lines": conclusion.lines},
                 "warnings": summary["warnings"],
                 "particles": len(c),
                 "halves": [int((self.halves == half).sum()) for half in (1, 2)],
@@ -135,6 +135,7 @@ class Explorer:
                 "motion": summary["motion_between_particles_rms"],
                 "error": summary["error_rms"],
                 "explained": run.motions.shares.tolist(),
+                "shared": shared_motions(run),
                 "mean": c.mean(0).tolist(),
                 "deviations": c.std(0).tolist(),
                 "low": low.tolist(),

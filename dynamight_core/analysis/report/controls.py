@@ -8,13 +8,13 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from dynamight_core.analysis.controls.result import read_controls
 from dynamight_core.analysis.report.draw import GREEN, GREY, HALF_COLOURS, INK, LEGEND_ABOVE, OCHRE, resolution_axis
 from dynamight_core.analysis.report.page import Page, Part
+from dynamight_core.judging.evidence import read_controls
 
 _PERMUTED = "#c9a0b4"
 _COLOURS = [*HALF_COLOURS.values(), GREEN, OCHRE]
-_UNDECIDED = ("undecided", "no motion", "partly from the motion")
+_UNDECIDED = ("undecided", "no difference", "no motion", "partly from the motion")
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ _FILES = {
     "reconstruction/local_resolution.mrc": "local resolution (Å)",
     "reconstruction/mask.mrc": "mask for the FSC",
     "reconstruction/fsc.star": "FSC curves",
+    "reconstruction/gains.csv": "what the half-maps' FSC gained over the rigid map in each region, with its error",
     "reconstruction/densities.csv": "which density each region has: corrected, of near particles, or rigid",
     "reconstruction/motion_used.mrc": "weight of the densities that use motion, 0 to 1",
 }

@@ -30,7 +30,7 @@ def landscape(page: Page) -> Part:
         figure = _scatter(page, first, second)
     else:
         figure, tables["landscape_density"] = _density(page, first, second)
-    titles = [f"motion {k + 1} (Å rms), {page.explains(k)}" for k in range(len(page.explained[:2]))]
+    titles = [f"{page.names(k)} (Å rms)" for k in range(len(page.explained[:2]))]
     figure.update_xaxes(title=titles[0])
     figure.update_yaxes(title=titles[1] if len(titles) > 1 else "")
     histograms, tables["coordinates"] = _histograms(page)
@@ -139,7 +139,7 @@ def _histograms(page: Page) -> tuple[go.Figure, pd.DataFrame]:
     n = min(6, page.coordinates.shape[1])
     columns = min(3, n)
     n_rows = -(-n // columns)
-    titles = [f"motion {k + 1}, {page.explains(k)}" for k in range(n)]
+    titles = [page.names(k) for k in range(n)]
     figure = make_subplots(n_rows, columns, subplot_titles=titles, vertical_spacing=0.2)
     rows = []
     for k, values in enumerate(page.coordinates.T):

@@ -24,7 +24,7 @@ def maps(page: Page) -> Part:
     found = [(name, path) for name, path in candidates if path.is_file()][:1]
     deformed = page.folder / "reconstruction" / "map.mrc"
     if deformed.is_file():
-        found.append(("after: motion corrected", deformed))
+        found.append(("after: the map", deformed))
     values = {"reconstructed": deformed.is_file(), "consensus": consensus, "maps": found}
     if not found:
         return Part(values)

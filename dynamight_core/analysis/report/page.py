@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from sklearn.decomposition import PCA
 
 from dynamight_core.analysis.report.draw import Array
+from dynamight_core.judging.conclusion import shared_motions
 from dynamight_core.run import Run
 
 # More particles than this are shown as densities: the browser and the file's size thank for it.
@@ -60,6 +61,7 @@ class Page:
         self.rest = self.points + np.asarray(run.motions.mean, dtype=np.float32)
         self.components = np.asarray(run.motions.components, dtype=np.float32)
         self.explained = np.asarray(run.motions.shares, dtype=float)
+        self.shared = shared_motions(run)
         self.few = len(self.halves) <= MAX_POINTS
         # Thinned the same way in every figure, so that they show the same particles.
         self.shown = np.sort(np.random.default_rng(0).permutation(len(self.halves))[:MAX_POINTS])
@@ -85,6 +87,12 @@ class Page:
         percent = 100 * self.explained[k]
         text = self.number(f"variance explained by motion {k + 1} (%)", percent, ".0f" if percent >= 9.5 else ".1f")
         return f"{text if percent >= 0.05 else 'below 0.1'} % of variance"
+
+    def names(self, k: int) -> str:
+        """Return what principal motion k is called and explains; no motion if the halves do not share it."""
+        if k + 1 in self.shared:
+            return f"motion {k + 1}, {self.explains(k)}"
+        return f"coordinate {k + 1}, not shared by the half-sets, {self.explains(k)}"
 
 
 def needs_tables(*names: str) -> Callable[[Callable[..., Part]], Callable[[Page], Part]]:

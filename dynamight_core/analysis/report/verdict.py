@@ -1,4 +1,4 @@
-"""What was found: verdict, headline numbers, warnings."""
+"""What was found: the conclusion, headline numbers, warnings."""
 
 import math
 
@@ -7,11 +7,12 @@ import pandas as pd
 
 from dynamight_core.analysis.report.fsc import read_fsc
 from dynamight_core.analysis.report.page import Page, Part
+from dynamight_core.judging.conclusion import conclude
 
 
 def verdict(page: Page) -> Part:
-    """Return the verdict with its numbers, and the numbers on top of the page."""
-    found = page.run.summary["verdict"]
+    """Return the conclusion, the verdict with its numbers, and the numbers on top of the page."""
+    found, conclusion = page.run.summary["verdict"], conclude(page.run)
     headline = _headline(page)
     gains = pd.DataFrame(
         [
@@ -21,7 +22,7 @@ def verdict(page: Page) -> Part:
         columns=["gain in log-likelihood on held-out pixels (nats per particle)", "mean", "standard error"],
     )
     values = {
-        "verdict": found["verdict"],
+        "conclusion": conclusion,
         "sentence": found["sentence"],
         "gains": gains,
         "headline": headline,
@@ -45,7 +46,7 @@ def _headline(page: Page) -> pd.DataFrame:
         ("detection limit of motion, rms", summary["unseen_motion_rms"], "Å"),
         ("variance explained by motion 1", 100 * float(page.explained[0]), "%"),
     ]
-    for name, part in (("without deformation", "reconstruction/rigid"), ("with motion corrected", "reconstruction")):
+    for name, part in (("without deformation", "reconstruction/rigid"), ("of the map", "reconstruction")):
         found = read_fsc(page.folder / part / "fsc.star")
         if found is not None:
             rows.append((f"resolution {name} (FSC 0.143)", found[1], "Å"))

@@ -1,6 +1,7 @@
 """Fills the templates in, and writes the page and the tables."""
 
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from importlib.resources import files as resources
 from pathlib import Path
@@ -30,6 +31,7 @@ from dynamight_core.analysis.report.training import training
 from dynamight_core.analysis.report.verdict import verdict
 from dynamight_core.files import atomic_path, write_tables
 from dynamight_core.judging.bias import record_model_bias
+from dynamight_core.judging.conclusion import conclude
 from dynamight_core.registry import REPORT_SECTIONS
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
@@ -72,6 +74,7 @@ def write_report(run: Run, path: str | Path | None = None, reporter: Reporter = 
         name=page.folder.resolve().name,
         sections=sections,
         config=run.config,
+        conclusion=conclude(run),
         halves=[(page.halves == half).sum() for half in (1, 2)],
         validation=page.validation.sum(),
         css=(_ASSETS / "report.css").read_text(encoding="utf-8"),
@@ -88,7 +91,7 @@ def write_report(run: Run, path: str | Path | None = None, reporter: Reporter = 
 
 def _sections(page: Page) -> Iterator[tuple[str, str, list[Callable[[Page], Part]]]]:
     """Yield of each section its anchor, its heading, and the functions of its parts."""
-    yield "verdict", "Verdict and summary", [verdict]
+    yield "verdict", "Conclusion", [verdict]
     yield "training", "Training", [training]
     yield "landscape", "Conformational landscape", [landscape, distributions, clusters]
     yield "latents", "Latent spaces of the two halves", [latents]
@@ -117,7 +120,7 @@ def _environment(page: Page) -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.globals |= {"run": page.run.path, "number": page.number, "zip": zip}
-    environment.filters |= {"digits": _digits, "filename": lambda path: Path(path).name}
+    environment.filters |= {"digits": _digits, "filename": lambda path: Path(path).name, "angstrom": _typeset}
     environment.tests["numeric"] = pd.api.types.is_numeric_dtype
     return environment
 
@@ -132,6 +135,11 @@ def _embed(figure: go.Figure, name: str) -> str:
     figure.update_layout(template=TEMPLATE)
     config = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["select2d", "lasso2d"]}
     return str(pio.to_html(figure, full_html=False, include_plotlyjs=False, div_id=name, config=config))
+
+
+def _typeset(text: str) -> str:
+    """Return a text of the command line with the signs that it has no letters for."""
+    return re.sub(r"(?<=\d) A\b", " Å", text).replace("+-", "±").replace("->", "→")
 
 
 def _digits(value: float) -> str:

@@ -25,5 +25,5 @@ def trained(data, tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "run"
     code, text = dynamight(*train_words(data, run))
     assert code == 0, text
-    assert "support" in text
+    assert "Conclusion: " in text
     return run

@@ -103,17 +103,21 @@ export async function inspect(point) {
 const sliderText = (value) => `${signed(value)} Å`;
 
 function setSliders() {
-  document.querySelectorAll("#motions input").forEach((input, k) => {
-    input.value = page.at[k];
-    input.nextElementSibling.textContent = sliderText(page.at[k]);
+  document.querySelectorAll("#motions input").forEach((input) => {
+    const value = page.at[Number(input.dataset.motion) - 1];
+    input.value = value;
+    input.nextElementSibling.textContent = sliderText(value);
   });
 }
 
-// Make a slider for each motion.
+// Make a slider for each motion that both half-sets find.
 export function makeSliders() {
   const { run, landscape, molecule } = page;
-  const sliders = run.mean.map((value, k) => {
-    const slider = element("input", { type: "range", min: run.low[k], max: run.high[k], step: "any", value });
+  const sliders = run.shared.map((motion) => {
+    const k = motion - 1;
+    const range = { type: "range", min: run.low[k], max: run.high[k], step: "any", value: run.mean[k] };
+    const slider = element("input", range);
+    slider.dataset.motion = motion;
     slider.addEventListener("input", () => {
       stopPlaying();
       page.at[k] = Number(slider.value);
@@ -122,7 +126,7 @@ export function makeSliders() {
       landscape.setMark(pointOf(page.at));
     });
     slider.addEventListener("change", () => attempt(() => inspect(pointOf(page.at))));
-    return element("label", {}, `motion ${k + 1}`, slider, element("output"));
+    return element("label", {}, `motion ${motion}`, slider, element("output"));
   });
   $("motions").replaceChildren(...sliders);
 }

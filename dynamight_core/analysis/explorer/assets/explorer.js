@@ -3,7 +3,7 @@
 import { compare } from "./compare.js";
 import { goTo, inspect, makeSliders, updateLevel } from "./conformations.js";
 import { $, attempt, bold, fillMenu, isDark } from "./dom.js";
-import { count, number } from "./format.js";
+import { count, number, typeset } from "./format.js";
 import { Landscape } from "./landscape.js";
 import { Molecule } from "./molecule.js";
 import { addTable, loadColours, loadColumns, loadPoints, loadRaster, repaintParticles } from "./particles.js";
@@ -13,11 +13,6 @@ import { ask } from "./requests.js";
 import { listenToSave, showResult } from "./result.js";
 import { followPath } from "./route.js";
 import { page } from "./state.js";
-
-const WARNINGS = {
-  undecided: "These particles cannot decide whether the motions are real.",
-  "not supported": "The images do not support these motions. What is shown here may be noise.",
-};
 
 function setTheme(theme) {
   document.documentElement.dataset.theme = theme;
@@ -79,8 +74,11 @@ function connectButtons() {
 
 function fillMenus() {
   const { run } = page;
-  const motions = run.explained.map((_, k) => [String(k + 1), `motion ${k + 1}`]);
-  page.plane = run.explained.length > 1 ? [1, 2] : [1, 1];
+  const name = (k) => (run.shared.includes(k) ? `motion ${k}` : `coordinate ${k}, not shared by the half-sets`);
+  const motions = run.explained.map((_, k) => [String(k + 1), name(k + 1)]);
+  // Motions that both half-sets find come first.
+  const order = [...run.shared, ...motions.map(([k]) => Number(k)).filter((k) => !run.shared.includes(k))];
+  page.plane = order.length > 1 ? order.slice(0, 2) : [1, 1];
   fillMenu($("x-motion"), motions, String(page.plane[0]));
   fillMenu($("y-motion"), motions, String(page.plane[1]));
   fillMenu(
@@ -100,16 +98,18 @@ function describeRun() {
   const { run } = page;
   document.title = `${run.name} – DynaMight explorer`;
   $("name").textContent = run.name;
-  $("verdict").textContent = run.verdict;
-  $("verdict").className = run.verdict.replace(" ", "-");
-  $("verdict").title = run.sentence;
+  const { motion, lines } = run.conclusion;
+  $("verdict").textContent = lines[0].replace(/\.$/, "");
+  $("verdict").className = motion.replace(" ", "-");
+  $("verdict").title = lines.slice(1).map(typeset).join("\n");
   $("numbers").textContent =
     `${count(run.particles)} particles (${run.halves.map(count).join(" + ")}; ${count(run.validation)} for validation)` +
     ` · motion ${number(run.motion)} Å rms, uncertainty ${number(run.error)} Å`;
 }
 
 function showNotice() {
-  const parts = [WARNINGS[page.run.verdict]];
+  const { motion, lines } = page.run.conclusion;
+  const parts = motion === "supported" ? [] : [`${lines[0]} What is shown here of motion may be noise.`];
   if (!page.landscape.gl || !page.molecule.gl)
     parts.unshift(
       "WebGL 2 is not available: the landscape shows at most 20,000 particles, and the molecule is drawn as points " +
@@ -153,7 +153,7 @@ async function start() {
         bold("Compare"),
         " to see the difference between two points.",
       ],
-      [page.run.sentence],
+      ...page.run.conclusion.lines.map((line) => [typeset(line)]),
     ],
     null,
   );

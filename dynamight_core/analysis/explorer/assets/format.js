@@ -21,6 +21,13 @@ export const count = (value) => value.toLocaleString("en");
 // Return a message as a sentence.
 export const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.?!]$/.test(text) ? "" : ".");
 
+// Return a text of the command line with the signs that it has no letters for.
+export const typeset = (text) =>
+  text
+    .replace(/(\d) A\b/g, "$1 Å")
+    .replaceAll("+-", "±")
+    .replaceAll("->", "→");
+
 // Name the coordinates (Å rms) that differ from the mean.
 export function describe(at, mean) {
   const moved = at.map((value, k) => [value, k]).filter(([value, k]) => Math.abs(value - mean[k]) > 0.05);

@@ -10,7 +10,8 @@ import { group, page } from "./state.js";
 export async function loadPoints(reset = true) {
   const { landscape, plane, run } = page;
   const [points] = await Promise.all([askLatest("points", { plane, group: group() }), loadRaster()]);
-  landscape.titles = plane.map((k) => `coordinate along motion ${k} (Å rms; ${explains(run.explained[k - 1])})`);
+  const name = (k) => (run.shared.includes(k) ? `coordinate along motion ${k}` : `coordinate ${k}, not shared`);
+  landscape.titles = plane.map((k) => `${name(k)} (Å rms; ${explains(run.explained[k - 1])})`);
   landscape.setPoints(points);
   if (reset) landscape.resetView();
   await loadColours();

@@ -1,0 +1,246 @@
+"""The one conclusion of a run: what is known of it is read together, and told in the same words everywhere."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from dynamight_core.analysis.explorer.session import Explorer
+from dynamight_core.analysis.report import write_report
+from dynamight_core.imaging.correlation import fourier_shell_correlation, fsc_deviation, shell_covariance
+from dynamight_core.judging.agreement import correlates
+from dynamight_core.judging.conclusion import conclude, record_conclusion, shared_motions
+from dynamight_core.judging.evidence import controls_folder
+from dynamight_core.reconstruction.gains import gain_over_rigid
+from dynamight_core.reporter import QUIET, Reporter
+from dynamight_core.run import Run
+from tests.support.command_line import dynamight
+
+FSC = "data_general\n\n_rlnFinalResolution {}\n_dynResolutionAtLeast {}\n"
+COMPOSITION = {
+    "name": "composition",
+    "value": 4.0,
+    "error": 0.5,
+    "found": True,
+    "sentence": "Particles of two groups differ by 12 % in mass",
+    "next_step": "Classify the two groups apart.",
+}
+
+
+class Case:
+    """A run whose files say what a test wants."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def summary(self, **changed):
+        path = self.folder / "analysis" / "summary.json"
+        found = json.loads(path.read_text())
+        found["verdict"] |= changed.pop("verdict", {})
+        path.write_text(json.dumps(found | changed))
+        return self
+
+    def control(self, kind, verdict):
+        folder = controls_folder(Run(self.folder))
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{kind}.json").write_text(
+            json.dumps({"kind": kind, "verdict": verdict, "sentence": "", "figures": {}})
+        )
+        return self
+
+    def map(self, gain, error, rigid_fraction=0.1):
+        folder = self.folder / "reconstruction"
+        (folder / "rigid").mkdir(parents=True)
+        (folder / "map.mrc").touch()
+        (folder / "fsc.star").write_text(FSC.format(9.1, 9.4))
+        (folder / "rigid" / "fsc.star").write_text(FSC.format(9.0, 9.6))
+        row = {"region": "moving", "fsc_gain": gain, "fsc_gain_error": error}
+        pd.DataFrame([row]).to_csv(folder / "gains.csv", index=False)
+        row = {"region": "moving", "rigid": rigid_fraction, "resolution_A": 9.3, "rigid_resolution_A": 13.3}
+        pd.DataFrame([row]).to_csv(folder / "densities.csv", index=False)
+        return self
+
+    @property
+    def conclusion(self):
+        return conclude(Run(self.folder))
+
+    @property
+    def text(self):
+        return " ".join(self.conclusion.lines)
+
+
+@pytest.fixture
+def case(drawn_run, tmp_path):
+    return Case(shutil.copytree(drawn_run, tmp_path / "run"))
+
+
+def test_a_run_that_was_only_trained_says_what_moves_how_sure_and_what_is_next(case):
+    found = case.conclusion
+    assert (found.motion, found.title, found.map) == ("supported", "The molecule moves", "")
+    assert re.fullmatch(
+        r"A part with \d+ % of the molecule moves by [\d.]+ A rms about the mean, with an uncertainty of [\d.]+ A for "
+        r"one particle; the rest by [\d.]+ A rms\.",
+        found.moves,
+    )
+    assert "better by 8.00 +- 0.30 nats with each particle's own deformation, and worse by 1.00" in found.certainty
+    assert found.advice == "Reconstruct the map with motion corrected (reconstruct)."
+
+
+def test_domains_are_named_once_they_were_found(case):
+    rows = {"domain": [1, 2], "share_of_points": [0.79, 0.21], "motion_A": [0.5, 5.6], "error_A": [0.5, 3.3]}
+    folder = case.folder / "analysis" / "domains"
+    folder.mkdir()
+    pd.DataFrame(rows | {"angle_std_deg": [1.1, 8.0]}).to_csv(folder / "domains.csv", index=False)
+    assert case.conclusion.moves == (
+        "Relative to domain 1, the largest: domain 2 (21 % of the molecule) by 5.6 A rms and 8 degrees (standard "
+        "deviation), uncertainty of one particle 3.3 A."
+    )
+
+
+def test_controls_that_cannot_decide_do_not_contradict_the_verdict(case):
+    case.control("shuffled-latents", "from the motion").control("held-out", "no difference").map(0.004, 0.006)
+    found = case.conclusion
+    assert found.motion == "supported"
+    assert "as good as without deformation, within the error (mean FSC of the half-maps +0.004 +- 0.006)" in found.map
+    assert "Use reconstruction/map.mrc." in found.advice
+    assert "rigid" not in case.text and "13.3" not in case.text
+
+
+def test_a_gain_beyond_its_error_is_told_in_resolution(case):
+    assert "better than without deformation (mean FSC of the half-maps +0.063 +- 0.020; 13.3 -> 9.3 A)" in (
+        case.map(0.063, 0.02).conclusion.map
+    )
+
+
+def test_a_map_that_is_clearly_worse_is_not_to_be_used(case):
+    found = case.map(-0.06, 0.02).conclusion
+    assert "agree less than without deformation" in found.map
+    assert "Use reconstruction/rigid/map.mrc." in found.advice
+
+
+def test_a_map_that_kept_the_rigid_density_says_so(case):
+    assert "it keeps the density without deformation" in case.map(0.0, 0.0, rigid_fraction=0.99).conclusion.map
+
+
+@pytest.mark.parametrize(
+    ("change", "title", "sentence"),
+    [
+        (
+            lambda case: case.control("shuffled-latents", "not from the motion"),
+            "Undecided whether it moves",
+            "Deformations permuted among the particles improve the map as much as their own.",
+        ),
+        (
+            lambda case: case.summary(shared_motions=[], motion_correlations=[-0.4]),
+            "Undecided whether it moves",
+            "The two half-sets do not share a motion on held-out particles.",
+        ),
+        (
+            lambda case: case.summary(causes=[COMPOSITION]),
+            "Differences in composition, not shown to move",
+            "Particles of two groups differ by 12 % in mass.",
+        ),
+    ],
+)
+def test_what_speaks_against_a_supported_verdict_makes_it_undecided(case, change, title, sentence):
+    found = change(case.map(0.06, 0.02)).conclusion
+    assert (found.motion, found.title) == ("undecided", title)
+    assert sentence in found.certainty
+    assert found.moves.startswith("If it is real: a part with")
+    assert "Do not interpret the motions." in found.advice
+
+
+def test_a_cause_beside_a_motion_leaves_the_motion_and_gives_its_next_step_first(case):
+    found = case.summary(causes=[COMPOSITION, COMPOSITION | {"name": "motion"}]).conclusion
+    assert found.motion == "supported"
+    assert found.advice.startswith("Classify the two groups apart. Reconstruct")
+
+
+def test_without_motion_the_detection_limit_is_said(case):
+    found = case.summary(verdict={"verdict": "not supported", "gain": 0.01, "gain_error": 0.02}).conclusion
+    assert (found.motion, found.title) == ("not supported", "No motion found")
+    assert found.moves.startswith("Motion of up to 0.5 A rms over the molecule could go undetected")
+    assert "equally well (+0.01 +- 0.02 nats) with each particle's own deformation" in found.certainty
+    assert "Use the consensus map. Do not interpret the motions." in found.advice
+
+
+def test_every_place_shows_the_same_words(case):
+    case.control("shuffled-latents", "from the motion").control("held-out", "improves the map")
+    told = []
+    lines = record_conclusion(Run(case.folder), Reporter(told.append)).lines
+    assert told == [f"Conclusion: {lines[0]}", *(f"  {line}" for line in lines[1:])]
+    assert Run(case.folder).summary["conclusion"]["lines"] == lines
+    explorer = Explorer(Run(case.folder), reporter=QUIET)
+    assert explorer.about().values["conclusion"] == {"motion": "supported", "lines": lines}
+    page = write_report(Run(case.folder), reporter=QUIET).read_text()
+    for line in lines[1:]:
+        assert re.sub(r"(?<=\d) A\b", " Å", line).replace("+-", "±").replace("'", "&#39;") in page
+    code, text = dynamight("analyse", case.folder, "--embedding", "pca", "--threads", "1")
+    assert code == 0, text
+    assert all(line in text for line in conclude(Run(case.folder)).lines)
+
+
+def test_pages_of_an_unsupported_run_say_so_in_their_heads(case):
+    case.summary(verdict={"verdict": "not supported", "gain": 0.0, "gain_error": 0.1})
+    page = write_report(Run(case.folder), reporter=QUIET).read_text()
+    head = page[: page.index("<nav>")]
+    assert "(motion not supported)</title>" in head
+    assert "No motion found. What this page shows of motion may be noise." in head
+
+
+def test_motions_that_the_half_sets_do_not_share_are_not_shown_as_motions(case):
+    case.summary(shared_motions=[2, 3], motion_correlations=[-0.9, 0.8, 0.7])
+    run = Run(case.folder)
+    assert shared_motions(run) == [2, 3]
+    page = write_report(run, reporter=QUIET).read_text()
+    assert "coordinate 1, not shared by the half-sets" in page
+    names = re.findall(r'<option value="\d">(motion \d)', page)
+    assert names == ["motion 2", "motion 3"]
+    assert Explorer(run, reporter=QUIET).about().values["shared"] == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("correlation", "n", "shared"),
+    [(0.98, 60, True), (0.2, 60, False), (0.2, 600, True), (-0.95, 200, False), (np.nan, 200, False), (1.0, 3, False)],
+)
+def test_a_motion_is_shared_if_its_coordinates_correlate_positively_beyond_chance(correlation, n, shared):
+    assert correlates(correlation, n) == shared
+
+
+def test_covariance_of_shells_is_that_of_noise_in_a_mask():
+    box, generator = 24, torch.Generator().manual_seed(0)
+    mask = _ball(box, 3.5)
+    noise = [[torch.randn(box, box, box, generator=generator) for _ in range(2)] for _ in range(500)]
+    seen = torch.cov(torch.stack([fourier_shell_correlation(*pair, mask)[2:12] for pair in noise]).T)
+    expected = shell_covariance(mask, 12)[1:11, 1:11]
+    assert torch.allclose(expected.diag(), fsc_deviation(mask)[2:12].square())
+    for diagonal in (0, 1):
+        assert float(expected.diag(diagonal).sum() / seen.diag(diagonal).sum()) == pytest.approx(1, abs=0.15)
+
+
+def test_the_error_of_a_gain_is_its_scatter_where_nothing_is_gained():
+    box, generator = 24, torch.Generator().manual_seed(1)
+
+    def noise(size):
+        return [size * torch.randn(box, box, box, generator=generator) for _ in range(2)]
+
+    signal, mask = 2 * torch.randn(box, box, box, generator=generator), _ball(box, 4.0)
+    ratios = []
+    for _ in range(150):
+        both = [signal + part for part in noise(0.7)]
+        maps = [[half + part for half, part in zip(both, noise(0.4), strict=True)] for _ in range(2)]
+        gain, error = gain_over_rigid(*map(tuple, maps), mask)
+        ratios.append(gain / error)
+    assert abs(np.mean(ratios)) < 0.35
+    assert np.std(ratios) == pytest.approx(1, abs=0.3)
+    assert gain_over_rigid(tuple(both), tuple(both), mask) == pytest.approx((0.0, 0.0), abs=1e-4)
+
+
+def _ball(box, radius):
+    axis = torch.arange(box) - box // 2
+    squares = (axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2).float()
+    return torch.exp(-squares / (2 * radius**2))
