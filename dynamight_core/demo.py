@@ -22,6 +22,7 @@ from dynamight_core.options import (
     InputOptions,
     ReconstructOptions,
     SimulateOptions,
+    StatesOptions,
     TrainOptions,
 )
 from dynamight_core.reconstruction.stage import Reconstruction
@@ -90,7 +91,8 @@ def run_demo(
         run, ReconstructOptions(device=options.device, threads=options.threads, seed=options.seed), reporter
     )
     stage("Writing states along motion 1, and the report.")
-    states = write_states(run, states_along_motion(run, 1), reporter=reporter)
+    chosen = StatesOptions(use_unsupported_motion=True)
+    states = write_states(run, states_along_motion(run, 1), chosen, reporter=reporter)
     report = analyse_run(run, AnalyseOptions(threads=options.threads), reporter)
     stage("Done. The result, compared with the truth of the simulation:")
     for line in findings(run, truth, maps):

@@ -16,6 +16,7 @@ from dynamight_core.analysis.molecule import half_motions
 from dynamight_core.analysis.states import read_states, state_coordinates
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
+from dynamight_core.judging.conclusion import require_motion
 from dynamight_core.options import DisplaceOptions
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
@@ -188,13 +189,15 @@ def displace(
     Raises
     ------
     InputError
-        if points, rows or states cannot be used.
+        if points, rows or states cannot be used, or the motion is not supported and `options.use_unsupported_motion`
+        not set.
     """
     options = options or DisplaceOptions()
     out = Path(out)
     if out.suffix != ".npz":
         raise InputError(f"--out is {out}; give a name that ends in .npz")
     point_set = read_points(points, run, options.origin)
+    require_motion(run, options.use_unsupported_motion, reporter)
     if point_set.structure is not None:
         reporter.say(f"Coordinate origin of {points}: {ORIGIN_NAMES[point_set.origin]} (--origin).")
     if options.states is not None:

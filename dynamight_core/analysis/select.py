@@ -9,6 +9,7 @@ from dynamight_core.analysis.arguments import check_motion, parse_numbers
 from dynamight_core.analysis.clusters import cluster_coordinates
 from dynamight_core.analysis.states import state_coordinates
 from dynamight_core.errors import InputError
+from dynamight_core.judging.conclusion import require_motion
 from dynamight_core.options import SelectOptions
 from dynamight_core.particles.star import write_star
 from dynamight_core.reporter import PRINT, Reporter
@@ -152,11 +153,13 @@ def write_selection(
     Raises
     ------
     InputError
-        if the selection is empty.
+        if the selection is empty, or uses motion that is not supported without `options.use_unsupported_motion`.
     """
     kept, clusters = select_particles(run, options)
     if not kept.any():
         raise InputError(f"the selection is empty (0 of {len(kept)} particles); widen its ranges")
+    if _uses_motion(options):
+        require_motion(run, options.use_unsupported_motion, reporter)
     path = Path(run.path) / "analysis" / "selections" / f"{name}.star" if out is None else Path(out)
     write_rows(run, path, np.flatnonzero(kept), clusters)
     halves = np.asarray(run.halves)[kept]
@@ -165,6 +168,13 @@ def write_selection(
         f"{int((halves == 2).sum())} of half-set 2): {path}."
     )
     return path
+
+
+def _uses_motion(options: SelectOptions) -> bool:
+    """Return whether particles are selected by more than their half-set."""
+    o = options
+    values = (o.motion, o.error, o.disagreement, o.along, o.near, o.polygon, o.clusters)
+    return any(value not in (None, []) for value in values)
 
 
 def write_rows(run: Run, path: Path, rows: np.ndarray, clusters: np.ndarray | None = None) -> Path:

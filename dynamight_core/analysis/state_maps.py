@@ -16,6 +16,7 @@ from dynamight_core.analysis.pushed import PushedMap
 from dynamight_core.analysis.states import States, state_coordinates
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path, header_origin, write_map, write_table
+from dynamight_core.judging.conclusion import require_motion
 from dynamight_core.options.analyse import StatesOptions
 from dynamight_core.reconstruction.local_states import LocalStates
 from dynamight_core.reporter import PRINT, Reporter
@@ -113,18 +114,20 @@ def write_states(
     Raises
     ------
     InputError
-        if `options.difference` is set without at least two maps, `options.full` for latents, or `options.method` with
-        what it cannot use.
+        if the motion of the run is not supported and `options.use_unsupported_motion` not set, `options.difference` is
+        set without at least two maps, `options.full` for latents, or `options.method` with what it cannot use.
     """
     o = options or StatesOptions()
     _check(states, o)
+    require_motion(run, o.use_unsupported_motion, reporter)
     out = Path(run.path) / "analysis" / "states" / states.name if out is None else Path(out)
     models = PushedMap(run, o.half) if o.full else StateModels(run, o.half)
     local = LocalStates(run, reporter) if o.maps and o.method == "local" else None
     _remove_earlier(out)
     if not o.maps:
         _write_table(out, states, o.maps)
-        reporter.say(f"Coordinates of {len(states)} states: {out / 'states.csv'}.")
+        what = f"{len(states)} states" if len(states) > 1 else "one state"
+        reporter.say(f"Coordinates of {what}: {out / 'states.csv'}.")
         return out
     projections, ends, rows = [], [], []
     for i, label in enumerate(states.labels):
@@ -142,7 +145,8 @@ def write_states(
         reporter.progress("rendering states", i + 1, len(states))
     _write_table(out, states, o.maps, rows)
     _write_script(out, states, float(np.quantile(ends[0], _LEVEL)))
-    reporter.say(f"Maps of {len(states)} states and states.csv: {out}. Open states.cxc in ChimeraX.")
+    what = f"Maps of {len(states)} states" if len(states) > 1 else "Map of one state"
+    reporter.say(f"{what} and states.csv: {out}. Open states.cxc in ChimeraX.")
     path = states.ordered and len(states) > 1
     if path and states.latents is None:
         write_shift_arrows(run, states.coordinates[0], states.coordinates[-1], out / "arrows")

@@ -22,11 +22,11 @@ from dynamight_core.api.arguments import PathLike, dataclasses_of, python_words,
 from dynamight_core.api.maps import Maps, Volume
 from dynamight_core.errors import InputError
 from dynamight_core.files import header_origin
-from dynamight_core.judging.conclusion import conclude
+from dynamight_core.judging.conclusion import conclude, require_motion
 from dynamight_core.options.analyse import HALVES, STATE_METHODS, SelectOptions
 from dynamight_core.reconstruction.local_filter import locally_filtered
 from dynamight_core.reconstruction.local_states import LocalState, LocalStates
-from dynamight_core.reporter import QUIET
+from dynamight_core.reporter import PRINT, QUIET
 from dynamight_core.run import Run as StoredRun
 
 if TYPE_CHECKING:
@@ -249,7 +249,7 @@ class Run:
             kept: NDArray[np.bool_] = select_particles(self.stored, chosen)[0]
         return kept
 
-    def write_star(self, path: PathLike, particles: ArrayLike) -> Path:
+    def write_star(self, path: PathLike, particles: ArrayLike, use_unsupported_motion: bool = False) -> Path:
         """Write some particles, with all columns of the input and of `particles`, as a STAR file.
 
         Parameters
@@ -258,12 +258,16 @@ class Run:
             of the STAR file.
         particles
             rows of `particles` from 0, or an (n,) mask, such as `select` returns.
+        use_unsupported_motion
+            whether to write them although the conclusion of the run is that its motion is not supported, or undecided.
 
         Raises
         ------
         InputError
-            if there are none.
+            if there are none, or the motion is not supported and its use was not allowed.
         """
+        with python_words():
+            require_motion(self.stored, use_unsupported_motion, PRINT)
         rows = self._rows(particles)
         if not len(rows):
             raise InputError("particles holds no particle; widen the selection")

@@ -2,7 +2,16 @@
 
 from dataclasses import dataclass
 
-from dynamight_core.options.common import clusters, device, mixture, origin, seed, shrink, threads
+from dynamight_core.options.common import (
+    clusters,
+    device,
+    mixture,
+    origin,
+    seed,
+    shrink,
+    threads,
+    use_unsupported_motion,
+)
 from dynamight_core.options.declare import Checked, basic, option
 
 HALVES = {"both": "both", "1": "1", "2": "2"}
@@ -129,6 +138,7 @@ class StatesOptions(Checked):
         more='Each line is JSON, {"at": [coordinates], "out": path of the map}. The answer is a line with the path, or '
         'with an "error".',
     )
+    use_unsupported_motion: bool = use_unsupported_motion()
     seed: int = seed("Random seed for clustering.")
     threads: int | None = threads()
 
@@ -155,6 +165,7 @@ class DisplaceOptions(Checked):
         "Displace to the states of this table (states.csv of dynamight states) instead of to particles.",
         metavar="FILE",
     )
+    use_unsupported_motion: bool = use_unsupported_motion()
     device: str = device("cpu")
     threads: int | None = threads()
 
@@ -213,6 +224,7 @@ class SelectOptions(Checked):
         label="Invert selection?",
         more="Keeps the particles that do not meet all conditions.",
     )
+    use_unsupported_motion: bool = use_unsupported_motion()
     seed: int = seed("Random seed for clustering.")
 
 

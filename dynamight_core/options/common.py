@@ -65,6 +65,17 @@ def shrink() -> Any:
     )
 
 
+def use_unsupported_motion() -> Any:
+    """Declare whether results of motion are written that a run does not support."""
+    return basic(
+        False,
+        "Write these results although the conclusion of the run is that its motion is not supported, or undecided.",
+        more="They may show noise.",
+        label="Use motion that is not supported?",
+        group="Run",
+    )
+
+
 ORIGINS = {
     "auto": "best fit to the map",
     "corner": "first voxel of the map",

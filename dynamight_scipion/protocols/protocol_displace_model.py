@@ -51,6 +51,7 @@ class DynamightProtDisplaceModel(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
         )
         self._defineStatesParams(form, condition="not inputStates")
         self.addOption(form, "origin", without=("map",))
+        self.addOption(form, "useUnsupportedMotion")
         self._defineThreadParams(form)
 
     # ------------------------------------------------------------------ steps
@@ -70,7 +71,8 @@ class DynamightProtDisplaceModel(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
 
     def chooseStatesStep(self, modelId, chosen):
         """Let the engine write the table of states."""
-        self.runEngine("states", [self._linkRun(), "--out", self._getExtraPath(), "--no-maps", *chosen])
+        words = ["--no-maps", *chosen, *self._getMotionOptions()]
+        self.runEngine("states", [self._linkRun(), "--out", self._getExtraPath(), *words])
 
     def copyStatesStep(self, modelId, chosen):
         """Write the table of the states of another protocol."""
@@ -82,7 +84,7 @@ class DynamightProtDisplaceModel(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
         cleanPath(self._getExtraPath("structures"))
         makePath(self._getExtraPath("structures"))
         words = ["--points", structure, "--origin", origin, "--out", self._getPositionsPath()]
-        words += ["--states", self._getExtraPath("states.csv"), *self._getThreadOptions()]
+        words += ["--states", self._getExtraPath("states.csv"), *self._getMotionOptions(), *self._getThreadOptions()]
         self.runEngine("displace", [self._getRunFolder(), *words])
 
     def createOutputStep(self, modelId, chosen, structure, origin):
@@ -121,9 +123,8 @@ class DynamightProtDisplaceModel(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
         states = self.inputStates.get()
         if errors or self.inputModel.get() is None:
             return errors
-        if states is None:
-            return self._validateStates()
-        return self._validateInputStates(states)
+        errors = self._validateStates() if states is None else self._validateInputStates(states)
+        return errors or self._validateMotion()
 
     def _validateInputStates(self, states):
         if states.isStreamOpen() or not len(states):

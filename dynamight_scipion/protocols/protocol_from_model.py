@@ -60,6 +60,16 @@ class ModelProtocol(EngineProtocol):
             return []
         return [model.getVerdictSentence()]
 
+    def _validateMotion(self):
+        """Return the engine's conclusion and what to set, as a list, if the motion is not supported and not allowed."""
+        conclusion = [] if self.useUnsupportedMotion else self._warnUnsupported()
+        label = readOptions()["states"]["use-unsupported-motion"]["label"].rstrip("?")
+        return [f"{line} Set *{label.lower()}* to Yes to write these results all the same." for line in conclusion]
+
+    def _getMotionOptions(self):
+        """Return the engine's option that allows motion that is not supported, as a list of words."""
+        return ["--use-unsupported-motion"] if self.useUnsupportedMotion else []
+
     def _warnings(self):
         return self._warnUnsupported()
 

@@ -104,6 +104,7 @@ class DynamightProtSelect(ModelProtocol, ProtAnalysis3D, ProtFlexBase):
             help=half["description"],
         )
         self.addOption(group, "complement", expertLevel=LEVEL_ADVANCED)
+        self.addOption(form, "useUnsupportedMotion")
         self._defineThreadParams(form)
 
     # ------------------------------------------------------------------ steps
@@ -120,12 +121,15 @@ class DynamightProtSelect(ModelProtocol, ProtAnalysis3D, ProtFlexBase):
     def selectStep(self, modelId, options):
         """Let the engine select; it writes the rows that are kept."""
         cleanPath(self._getSelectionPath())
-        self.runEngine("select", [self._linkRun(), "--out", self._getSelectionPath(), *options])
+        self.runEngine(
+            "select", [self._linkRun(), "--out", self._getSelectionPath(), *options, *self._getMotionOptions()]
+        )
 
     def renderStep(self, modelId, nClusters, seed):
         """Let the engine render the centres of the clusters."""
         words = ["--clusters", nClusters, "--seed", seed, "--out", self._getExtraPath("clusters")]
-        self.runEngine("states", [self._getRunFolder(), *words, *self._getThreadOptions()])
+        words += [*self._getMotionOptions(), *self._getThreadOptions()]
+        self.runEngine("states", [self._getRunFolder(), *words])
 
     def createOutputStep(self, modelId, options, sourceId):
         """Take the selected particles from their set, by id."""
@@ -260,7 +264,7 @@ class DynamightProtSelect(ModelProtocol, ProtAnalysis3D, ProtFlexBase):
             )
         if self.nClusters.get() > model.getNumberOfParticles():
             errors.append(f"The model has only {model.getNumberOfParticles()} particles: set fewer clusters.")
-        return errors or explain(self._getSelectOptions)
+        return errors or explain(self._getSelectOptions) or self._validateMotion()
 
     def _summarise(self):
         total = self.inputModel.get().getNumberOfParticles()

@@ -38,6 +38,7 @@ class DynamightProtStates(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
         self.addOption(form, "method")
         self.addOption(form, "half", condition=f"method == {MODEL}")
         self.addOption(form, "doMovie", condition=f"statesAt != {AT_CLUSTERS}", more="There is no movie of clusters.")
+        self.addOption(form, "useUnsupportedMotion")
         self._defineThreadParams(form)
 
     # ------------------------------------------------------------------ steps
@@ -53,7 +54,8 @@ class DynamightProtStates(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
     def renderStep(self, modelId, words):
         """Let the engine write maps, table and movie."""
         cleanPath(self._getStatesPath())
-        self.runEngine("states", [self._linkRun(), "--out", self._getStatesPath(), *words, *self._getThreadOptions()])
+        words = [*words, *self._getMotionOptions(), *self._getThreadOptions()]
+        self.runEngine("states", [self._linkRun(), "--out", self._getStatesPath(), *words])
 
     def createOutputStep(self, modelId, words):
         """Register the maps."""
@@ -80,7 +82,7 @@ class DynamightProtStates(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
     # ------------------------------------------------------------------ what it says
 
     def _validate(self):
-        return self._validateModel() or self._validateStates() or self._validateLocal()
+        return self._validateModel() or self._validateStates() or self._validateLocal() or self._validateMotion()
 
     def _validateLocal(self):
         """Return why states cannot be reconstructed from particles, as a list of sentences."""

@@ -11,6 +11,7 @@ import torch
 
 from dynamight_core.analysis.explorer.session import Explorer
 from dynamight_core.analysis.report import write_report
+from dynamight_core.errors import InputError
 from dynamight_core.imaging.correlation import fourier_shell_correlation, fsc_deviation, shell_covariance
 from dynamight_core.judging.agreement import correlates
 from dynamight_core.judging.conclusion import conclude, record_conclusion, shared_motions
@@ -244,3 +245,43 @@ def _ball(box, radius):
     axis = torch.arange(box) - box // 2
     squares = (axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2).float()
     return torch.exp(-squares / (2 * radius**2))
+
+
+WRITING = {
+    "states": ["--n-states", "2", "--no-movie"],
+    "select": ["--motion", "0:9"],
+    "displace": ["--points", "points.npy", "--out", "moved.npz", "--particles", "1"],
+}
+
+
+@pytest.mark.parametrize("command", WRITING)
+@pytest.mark.parametrize("verdict", ["not supported", "undecided"])
+def test_what_motion_that_is_not_supported_would_write_asks_for_a_flag(case, tmp_path, monkeypatch, command, verdict):
+    monkeypatch.chdir(tmp_path)
+    np.save("points.npy", np.zeros((2, 3)))
+    case.summary(verdict={"verdict": verdict, "gain": 0.0, "gain_error": 0.1})
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    words = [command, case.folder, *WRITING[command]]
+    title = case.conclusion.title
+    code, text = dynamight(*words)
+    assert code == 2 and text.startswith(f"Error: {title}. Held-out images")
+    assert "set --use-unsupported-motion to write these results all the same" in text
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == before
+    code, text = dynamight(*words, "--use-unsupported-motion")
+    assert code == 0 and text.startswith(f"Warning: {title}. Held-out images"), text
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} > before
+
+
+def test_a_selection_by_half_set_needs_no_motion(case):
+    case.summary(verdict={"verdict": "not supported"})
+    code, text = dynamight("select", case.folder, "--half", "1")
+    assert code == 0, text
+
+
+def test_a_page_saves_nothing_of_unsupported_motion_without_its_switch(case):
+    case.summary(verdict={"verdict": "undecided"})
+    saver = Explorer(Run(case.folder), reporter=QUIET).saver
+    with pytest.raises(InputError, match="Undecided whether it moves"):
+        saver.save_states({"at": ["1"]}, "one")
+    saved = saver.save_states({"at": ["1"], "use_unsupported_motion": True}, "one")
+    assert "--use-unsupported-motion" in saved.values["commands"][0]

@@ -83,6 +83,9 @@ class Workflow:
     def new(self, protocolClass, inputs=None, **parameters):
         """Return a new protocol; `inputs` maps a parameter to a protocol and the name of its output."""
         protocol = self.project.newProtocol(protocolClass, **parameters)
+        # So small a run may not support motion; a test of its own asks what happens then.
+        if hasattr(protocol, "useUnsupportedMotion") and "useUnsupportedMotion" not in parameters:
+            protocol.useUnsupportedMotion.set(True)
         for name, (source, output) in (inputs or {}).items():
             pointer = getattr(protocol, name)
             pointer.set(source)

@@ -83,6 +83,28 @@ def test_states_leave_the_model_alone_and_are_found_from_it(workflow, chain, sta
     assert (states.summary()[0] == model.getVerdictSentence()) is not model.isMotionSupported()
 
 
+@pytest.mark.parametrize("protocolClass", [DynamightProtStates, DynamightProtSelect])
+def test_motion_that_is_not_supported_is_used_only_if_that_is_allowed(workflow, chain, model, protocolClass):
+    estimated = chain["deformations"].outputModel
+    before = estimated.getVerdict()
+    protocol = workflow.new(protocolClass, model, useUnsupportedMotion=False)
+    try:
+        estimated._verdict.set("undecided")
+        (error,) = protocol.validate()
+        assert error == (
+            f"{estimated.getVerdictSentence()} Set *use motion that is not supported* to Yes to write these results "
+            "all the same."
+        )
+        assert protocol.warnings() == [estimated.getVerdictSentence()]
+        protocol.useUnsupportedMotion.set(True)
+        assert protocol.validate() == []
+        estimated._verdict.set("supported")
+        protocol.useUnsupportedMotion.set(False)
+        assert protocol.validate() == protocol.warnings() == []
+    finally:
+        estimated._verdict.set(before)
+
+
 def test_states_from_particles_have_half_maps_and_say_how_they_were_made(workflow, chain, model):
     if chain["deformations"].outputModel.getVerdict() == "not supported":
         (error,) = workflow.new(DynamightProtStates, model, method=LOCAL).validate()

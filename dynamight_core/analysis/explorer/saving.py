@@ -63,6 +63,7 @@ class Saver:
             commands = [self._command("states", chosen, out=out)]
             if self._model is not None and states.latents is None:
                 moved = DisplaceOptions(states=str(out / "states.csv"), origin=self._origin)
+                moved.use_unsupported_motion = chosen.use_unsupported_motion
                 target = out / "model.npz"
                 displace(self._run, self._model, target, moved, self._reporter)
                 commands.append(self._command("displace", moved, points=self._model, out=target))

@@ -99,6 +99,7 @@ function describeRun() {
   document.title = `${run.name} – DynaMight explorer`;
   $("name").textContent = run.name;
   const { motion, lines } = run.conclusion;
+  $("unsupported").hidden = motion === "supported";
   $("verdict").textContent = lines[0].replace(/\.$/, "");
   $("verdict").className = motion.replace(" ", "-");
   $("verdict").title = lines.slice(1).map(typeset).join("\n");

@@ -52,7 +52,8 @@ async function saveResult() {
 
 // Write files by an action of the server, and list them with the commands that write the same.
 export async function saveFiles(action, options, name) {
-  const done = await ask(action, { options, name });
+  const allowed = { use_unsupported_motion: $("use-unsupported").checked };
+  const done = await ask(action, { options: { ...options, ...allowed }, name });
   const list = $("saved-list");
   if (list.querySelector(".soft")) list.replaceChildren();
   const links = done.files.slice(0, MAX_LINKS).flatMap((file) => {
