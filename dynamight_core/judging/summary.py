@@ -60,8 +60,8 @@ def summarise(trained: Trained, reporter: Reporter = PRINT) -> Run:
     motions.save(path / "analysis" / "motions.safetensors")
     bias = model_bias(run)
     warnings = [*([bias] if bias else []), *trained.prepared.warnings, COMPOSITION_WARNING]
-    groups = trained.prepared.particles.image_groups
-    verdict = judge(models, trained.data, run.halves, run.validation, groups, options.seed)
+    relatives = trained.prepared.relatives
+    verdict = judge(models, trained.data, run.halves, run.validation, relatives, options.seed)
     unseen = unseen_motion(models, trained.data, [trainer.rows for trainer in trained.trainers], options.seed)
     found = verdict.verdict == "supported"
     if not found:

@@ -30,7 +30,7 @@ class Verdict:
     null, null_error
         the same with deformations permuted among particles.
     particles
-        number of validation particles; rows that show the same image count once.
+        number of validation particles; relatives count once.
     sentence
         for the user.
     """
@@ -50,7 +50,7 @@ def judge(
     data: TrainingImages,
     halves: torch.Tensor,
     validation: torch.Tensor,
-    image_groups: torch.Tensor,
+    relatives: torch.Tensor,
     seed: int,
 ) -> Verdict:
     """Judge the deformations on validation particles.
@@ -65,8 +65,8 @@ def judge(
         of both half-sets.
     data
         images by row.
-    halves, validation, image_groups
-        (n,) half-set, whether held out, and group of rows that show the same image, which count once.
+    halves, validation, relatives
+        (n,) half-set, whether held out, and group of relatives (`particles.relatives`), which count once.
     seed
         of the choice of Fourier pixels.
     """
@@ -84,8 +84,8 @@ def judge(
             other = torch.roll(torch.arange(len(rows)), shift * max(1, len(rows) // (_PERMUTATIONS + 1)))
             gained += plain - data_terms(model, data, rows, latents[other.to(latents.device)], ~pixels)
         nulls.append(gained / _PERMUTATIONS)
-    groups = torch.cat([image_groups[validation & (halves == half)] for half in (1, 2)])
-    own, others = _per_image(torch.cat(gains), groups), _per_image(torch.cat(nulls), groups)
+    groups = torch.cat([relatives[validation & (halves == half)] for half in (1, 2)])
+    own, others = _per_group(torch.cat(gains), groups), _per_group(torch.cat(nulls), groups)
     gain, gain_error = _mean_and_error(own)
     null, null_error = _mean_and_error(others)
     # Pair by pair: both have the same image and the same noise.
@@ -110,7 +110,7 @@ def _mean_and_error(values: torch.Tensor) -> tuple[float, float]:
     return float(values.mean()), float(values.std() / len(values) ** 0.5)
 
 
-def _per_image(values: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    """Return the (images,) means of (n,) values over rows of the same image."""
+def _per_group(values: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+    """Return the (groups,) means of (n,) values over relatives."""
     _, index, counts = groups.unique(return_inverse=True, return_counts=True)
     return torch.zeros(len(counts)).index_add_(0, index, values) / counts

@@ -64,6 +64,15 @@ class InputOptions(Checked):
         group="Images",
         above=0,
     )
+    relative_distance: float | None = option(
+        None,
+        "Draw picks closer than this into one half-set together. 0.3 of the particle diameter if omitted; 0 is off.",
+        more="The same holds for validation particles. Segments of one helical tube, and images made from one original "
+        "image, always stay together.",
+        label="Distance of relatives",
+        unit="A",
+        at_least=0,
+    )
     working_box: int | None = option(
         None,
         "Fourier-crop images to this box for training. Follows from the Gaussian spacing if omitted.",

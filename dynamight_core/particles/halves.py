@@ -1,4 +1,4 @@
-"""Half-sets and validation particles; rows of one image always stay together."""
+"""Half-sets and validation particles; relatives (see `relatives`) stay together wherever they are drawn."""
 
 import numpy as np
 import torch
@@ -8,16 +8,18 @@ from dynamight_core.errors import InputError
 from dynamight_core.particles.metadata import Particles
 
 
-def assign_halves(particles: Particles, seed: int) -> tuple[torch.Tensor, bool]:
+def assign_halves(particles: Particles, relatives: torch.Tensor, seed: int) -> tuple[torch.Tensor, bool]:
     """Return the half-set of each particle.
 
-    They are those of rlnRandomSubset. If the file lacks the column, whole images are split at random into two halves of
-    the same size (up to the rows of one image).
+    They are those of rlnRandomSubset. If the file lacks the column, whole groups of relatives are split at random into
+    two halves of the same size (up to one group).
 
     Parameters
     ----------
     particles
         with `halves` 1 and 2, or all 0.
+    relatives
+        (n,) numbers of groups of relatives.
     seed
         of the random split.
 
@@ -33,10 +35,13 @@ def assign_halves(particles: Particles, seed: int) -> tuple[torch.Tensor, bool]:
     """
     halves, groups = particles.halves, particles.image_groups
     if not halves.any():
-        first = _draw_groups(groups.numpy(), len(groups) / 2, np.random.default_rng([seed, 0]))
+        first = _draw_groups(relatives.numpy(), len(groups) / 2, np.random.default_rng([seed, 0]))
         halves = torch.from_numpy(np.where(first, 1, 2).astype(np.int8))
         if first.all() or not first.any():
-            raise InputError(f"{particles.star_path} holds one image, which cannot be split in halves; give more")
+            raise InputError(
+                f"all particles of {particles.star_path} are relatives (one image, tube or place), which cannot "
+                "be split in halves; give more, or add the column rlnRandomSubset"
+            )
         return halves, True
     for half in (1, 2):
         if not (halves == half).any():
@@ -44,10 +49,7 @@ def assign_halves(particles: Particles, seed: int) -> tuple[torch.Tensor, bool]:
                 f"{particles.star_path} has no particle with rlnRandomSubset {half}; give both half-sets, "
                 "or remove the column for a random split"
             )
-    # A group's rows agree if its smallest half equals its largest.
-    n_groups = int(groups.max()) + 1
-    low = torch.full((n_groups,), 2, dtype=torch.int8).scatter_reduce_(0, groups, halves, "amin")
-    torn = low[groups] != halves
+    torn = _halves_of_groups(halves, groups)[0][groups] != halves
     if torn.any():
         row = int(torn.int().argmax())
         raise InputError(
@@ -57,26 +59,41 @@ def assign_halves(particles: Particles, seed: int) -> tuple[torch.Tensor, bool]:
     return halves.clone(), False
 
 
-def choose_validation(halves: torch.Tensor, image_groups: torch.Tensor, fraction: float, seed: int) -> torch.Tensor:
+def count_torn(halves: torch.Tensor, relatives: torch.Tensor) -> int:
+    """Return how many particles have relatives in the other half-set, from (n,) half-sets and groups of relatives."""
+    first, last = _halves_of_groups(halves, relatives)
+    return int((first != last)[relatives].sum())
+
+
+def _halves_of_groups(halves: torch.Tensor, relatives: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the lowest and the highest half-set of each group."""
+    n, values = int(relatives.max()) + 1, halves.long()
+    low = torch.full((n,), 2).scatter_reduce_(0, relatives, values, "amin")
+    return low, torch.zeros(n, dtype=torch.int64).scatter_reduce_(0, relatives, values, "amax")
+
+
+def choose_validation(halves: torch.Tensor, relatives: torch.Tensor, fraction: float, seed: int) -> torch.Tensor:
     """Return the (n,) mask of held-out (validation) particles.
 
     Parameters
     ----------
     halves
         (n,) 1 and 2.
-    image_groups
-        (n,) numbers of images; rows with the same number are chosen together.
+    relatives
+        (n,) numbers of groups of relatives, which are chosen together, also if they are in both half-sets.
     fraction
         of the particles of each half, from 0 to below 1.
     seed
         of the random choice.
     """
     chosen = np.zeros(len(halves), dtype=bool)
+    # A group in both half-sets is drawn with the first.
+    drawn_with = _halves_of_groups(halves, relatives)[0][relatives].numpy()
     for half in (1, 2):
-        rows = np.flatnonzero(halves.numpy() == half)
+        rows = np.flatnonzero(drawn_with == half)
         # Each half has its own random stream: its choice does not depend on the other half.
         generator = np.random.default_rng([seed, half])
-        chosen[rows] = _draw_groups(image_groups.numpy()[rows], fraction * len(rows), generator)
+        chosen[rows] = _draw_groups(relatives.numpy()[rows], fraction * len(rows), generator)
     return torch.from_numpy(chosen)
 
 

@@ -43,14 +43,14 @@ def check_inputs(inputs: InputOptions, options: TrainOptions, images: bool = Tru
     device = choose_device(options.device)
     if inputs.map:
         prepared = read_inputs(inputs, options)
-        particles, halves = prepared.particles, prepared.halves
+        particles, relatives, halves = prepared.particles, prepared.relatives, prepared.halves
     else:
         prepared = None
         complete_options(inputs, options)
-        particles, halves, _ = open_particles(inputs, options.seed)
+        particles, relatives, halves, _ = open_particles(inputs, options.seed)
     for line in describe(particles):
         reporter.say(line)
-    validation = hold_out(particles, halves, options) if prepared is None else prepared.validation
+    validation = hold_out(particles, relatives, halves, options) if prepared is None else prepared.validation
     with ImageReader(particles) as reader:
         if images:
             _read_all(reader, prepared, device, reporter)

@@ -1,5 +1,6 @@
 """From files to a data set that is ready for training."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from dynamight_core.files import read_map
 from dynamight_core.model.bodies import RigidBodies
 from dynamight_core.model.initialise import MolecularRegion, find_molecule
 from dynamight_core.options import InputOptions, TrainOptions
-from dynamight_core.particles.halves import assign_halves, choose_validation
+from dynamight_core.particles.halves import assign_halves, choose_validation, count_torn
 from dynamight_core.particles.metadata import Particles, check_enough, read_particles
 from dynamight_core.particles.preprocess import Preprocessing
+from dynamight_core.particles.relatives import default_distance, find_relatives
 from dynamight_core.reporter import Reporter
 from dynamight_core.training import validate
 from dynamight_core.training.atomic import AtomicModel, read_atomic_model
@@ -34,6 +36,8 @@ class Prepared:
         of the training, completed by the inputs: decoder of bodies, number of Gaussians of an atomic model.
     particles
         metadata.
+    relatives
+        (n,) numbers of groups of particles that show the same.
     halves
         (n,) 1 or 2.
     validation
@@ -57,6 +61,7 @@ class Prepared:
     inputs: InputOptions
     options: TrainOptions
     particles: Particles
+    relatives: torch.Tensor
     halves: torch.Tensor
     validation: torch.Tensor
     volumes: tuple[torch.Tensor, torch.Tensor]
@@ -89,13 +94,13 @@ class Prepared:
         )
 
 
-def open_particles(inputs: InputOptions, seed: int) -> tuple[Particles, torch.Tensor, bool]:
+def open_particles(inputs: InputOptions, seed: int) -> tuple[Particles, torch.Tensor, torch.Tensor, bool]:
     """Read the particles and their half-sets.
 
     Returns
     -------
     tuple
-        particles, (n,) halves, and whether the half-sets were assigned at random.
+        particles, (n,) groups of relatives, (n,) halves, and whether the half-sets were assigned at random.
     """
     if inputs.project is not None and not Path(inputs.project).is_dir():
         raise InputError(
@@ -105,21 +110,27 @@ def open_particles(inputs: InputOptions, seed: int) -> tuple[Particles, torch.Te
     check_enough(particles)
     if inputs.premultiplied is not None:
         particles.premultiplied = inputs.premultiplied
-    halves, random = assign_halves(particles, seed)
+    distance = inputs.relative_distance
+    if distance is None:
+        distance = default_distance(particles, inputs.particle_diameter)
+    relatives = find_relatives(particles, distance)
+    halves, random = assign_halves(particles, relatives, seed)
     validate.check_half_sets(particles, halves)
-    return particles, halves, random
+    return particles, relatives, halves, random
 
 
-def hold_out(particles: Particles, halves: torch.Tensor, options: TrainOptions) -> torch.Tensor:
-    """Return the (n,) mask of the validation particles.
+def hold_out(
+    particles: Particles, relatives: torch.Tensor, halves: torch.Tensor, options: TrainOptions
+) -> torch.Tensor:
+    """Return the (n,) mask of the validation particles; relatives are held out together.
 
     Raises
     ------
     InputError
         if a half-set has too few of them for a verdict.
     """
-    validation = choose_validation(halves, particles.image_groups, options.validation_fraction, options.seed)
-    validate.check_held_out(particles, halves, validation, options)
+    validation = choose_validation(halves, relatives, options.validation_fraction, options.seed)
+    validate.check_held_out(relatives, halves, validation, options)
     return validation
 
 
@@ -132,13 +143,13 @@ def read_inputs(inputs: InputOptions, options: TrainOptions) -> Prepared:
         if they cannot be used.
     """
     options = validate.complete_options(inputs, options)
-    particles, halves, random = open_particles(inputs, options.seed)
-    notes = []
+    particles, relatives, halves, random = open_particles(inputs, options.seed)
+    notes, warnings = [], list(_torn_relatives(halves, relatives))
     if random:
         notes.append(
             "the STAR file has no rlnRandomSubset; half-sets are assigned at random (dynHalf in particles.star)"
         )
-    validation = hold_out(particles, halves, options)
+    validation = hold_out(particles, relatives, halves, options)
     consensus = read_volume("map", inputs.map, particles)
     if inputs.half_maps:
         volumes = [read_volume("half-map", path, particles) for path in inputs.half_maps]
@@ -160,12 +171,35 @@ def read_inputs(inputs: InputOptions, options: TrainOptions) -> Prepared:
         options = replace(options, n_gaussians=len(atomic.coarse))
         notes += atomic.sentences()
     bodies = read_bodies(inputs.bodies, particles, region) if inputs.bodies else None
-    warnings = [*region.warnings, *validate.check_premultiplied(particles, inputs.premultiplied, options.seed)]
+    warnings += [*region.warnings, *validate.check_premultiplied(particles, inputs.premultiplied, options.seed)]
     box = _working_box(inputs, options, particles, region)
     pair = volumes[0], volumes[1]
     return Prepared(
-        inputs, options, particles, halves, validation, pair, region, mask, atomic, bodies, box, notes, warnings
+        inputs,
+        options,
+        particles,
+        relatives,
+        halves,
+        validation,
+        pair,
+        region,
+        mask,
+        atomic,
+        bodies,
+        box,
+        notes,
+        warnings,
     )
+
+
+def _torn_relatives(halves: torch.Tensor, relatives: torch.Tensor) -> Iterator[str]:
+    """Yield a warning if half-sets that were given have relatives in both of them."""
+    torn = count_torn(halves, relatives)
+    if torn:
+        yield (
+            f"{torn} particles have relatives (the same original image, helical tube, tilt series or place) in the "
+            "other half-set, so that the FSC may show more than there is; keep such particles in one half-set"
+        )
 
 
 def read_volume(name: str, path: str, particles: Particles, constant: bool = False) -> torch.Tensor:

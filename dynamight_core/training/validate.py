@@ -44,7 +44,7 @@ def complete_options(inputs: InputOptions, options: TrainOptions) -> TrainOption
 
 def check_half_sets(particles: Particles, halves: torch.Tensor) -> None:
     """Refuse (n,) `halves` with too few images in one half-set."""
-    for half, n in enumerate(count_images(particles, halves > 0, halves), 1):
+    for half, n in enumerate(count_groups(particles.image_groups, halves > 0, halves), 1):
         if n < _MIN_IN_HALF:
             raise InputError(
                 f"{particles.star_path} has {n} images with rlnRandomSubset {half}, too few to learn motion from; use "
@@ -52,19 +52,21 @@ def check_half_sets(particles: Particles, halves: torch.Tensor) -> None:
             )
 
 
-def check_held_out(particles: Particles, halves: torch.Tensor, validation: torch.Tensor, options: TrainOptions) -> None:
-    """Refuse an (n,) mask of validation particles that are too few for a verdict."""
-    fewest = min(count_images(particles, validation, halves))
+def check_held_out(
+    relatives: torch.Tensor, halves: torch.Tensor, validation: torch.Tensor, options: TrainOptions
+) -> None:
+    """Refuse an (n,) mask of validation particles that are too few for a verdict; relatives count as one."""
+    fewest = min(count_groups(relatives, validation, halves))
     if fewest < _MIN_HELD_OUT:
         raise InputError(
             f"--validation-fraction {options.validation_fraction:g} holds out {fewest} images of a half-set, too few "
-            f"for a verdict; increase it to hold out at least {_MIN_HELD_OUT}"
+            f"for a verdict; increase it to hold out at least {_MIN_HELD_OUT} (relatives count as one)"
         )
 
 
-def count_images(particles: Particles, chosen: torch.Tensor, halves: torch.Tensor) -> list[int]:
-    """Return the number of images in the chosen rows of each half-set."""
-    return [len(particles.image_groups[chosen & (halves == half)].unique()) for half in (1, 2)]
+def count_groups(groups: torch.Tensor, chosen: torch.Tensor, halves: torch.Tensor) -> list[int]:
+    """Return the number of groups, by their (n,) numbers, in the chosen rows of each half-set."""
+    return [len(groups[chosen & (halves == half)].unique()) for half in (1, 2)]
 
 
 def check_half_maps(paths: list[str], volumes: list[torch.Tensor]) -> None:

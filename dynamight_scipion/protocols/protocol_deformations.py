@@ -100,7 +100,7 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
             "and drops rlnNormCorrection; both are read from this file, by image name.",
         )
         group = form.addGroup("Images", expertLevel=LEVEL_ADVANCED)
-        self.addOptions(group, "premultiplied", "normalise", "workingBox", "storage")
+        self.addOptions(group, "premultiplied", "normalise", "relativeDistance", "workingBox", "storage")
 
     def _defineGaussianParams(self, form):
         form.addSection(label="Gaussian model")

@@ -238,6 +238,21 @@ def test_check_says_what_was_understood(data):
     assert dynamight("check", data.particles)[0] == 0
 
 
+def test_relatives_in_both_half_sets_are_counted_and_warned_of(data, tmp_path):
+    blocks = starfile.read(data.particles, always_dict=True)
+    table = blocks["particles"]
+    name = "rlnImageOriginalName"
+    table[name] = [f"{i + 1}@original.mrcs" for i in range(N)]
+    halves = table["rlnRandomSubset"].to_numpy()
+    table.loc[np.flatnonzero(halves == 2)[:3], name] = table.loc[np.flatnonzero(halves == 1)[:3], name].to_numpy()
+    # Paths of images are relative to the folder of the file.
+    star = data.particles.parent / "relatives.star"
+    starfile.write(blocks, star)
+    code, text = dynamight("check", star, "--map", data.consensus, *SMALL)
+    assert code == 0, text
+    assert "Warning: 6 particles have relatives (the same original image, helical tube, tilt series or place)" in text
+
+
 def test_train_without_a_map_is_refused(data, tmp_path):
     code, text = dynamight("train", data.particles, tmp_path / "run")
     assert code == 2
