@@ -5,13 +5,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import starfile
+import torch
 from scipy.spatial import cKDTree
 
 from dynamight_core.analysis.domains import Domains
 from dynamight_core.analysis.molecule import all_gaussians, xyz_columns
-from dynamight_core.files import atomic_path, header_origin, write_map, write_tables
+from dynamight_core.files import atomic_path, header_origin, write_map, write_table, write_tables
 from dynamight_core.imaging.geometry import nearest_voxels
 from dynamight_core.imaging.masks import distance_from, distance_from_voxels, raised_cosine
+from dynamight_core.judging.errors import region_errors
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
 
@@ -69,7 +71,7 @@ def write_domains(run: Run, domains: Domains, reporter: Reporter = PRINT) -> lis
         takes lines for the user.
     """
     out = run.path / "analysis" / "domains"
-    for previous in (*out.glob("domain*_mask.mrc"), *out.glob("bodies.star")):
+    for previous in (*out.glob("domain*_mask.mrc"), *out.glob("bodies.star"), *out.glob("errors.csv")):
         previous.unlink()
     positions = (run.motions.points + run.motions.mean).numpy()
     gaussians = all_gaussians(run)
@@ -101,6 +103,16 @@ def write_domains(run: Run, domains: Domains, reporter: Reporter = PRINT) -> lis
     number = f"{len(domains)} rigid-body domains" if len(domains) > 1 else "one rigid-body domain"
     reporter.say(f"The motion has {number}; masks, angles and shifts: {out}.")
     return written
+
+
+def write_errors(run: Run, domains: Domains, reporter: Reporter = PRINT) -> Path:
+    """Write RUN/analysis/domains/errors.csv: for each particle, the error of its displacement in each domain, A rms."""
+    found = region_errors(run, torch.from_numpy(domains.labels), len(domains), torch.arange(len(run.halves)))
+    columns = {f"domain{domain + 1}_error_A": found[:, domain].numpy() for domain in range(len(domains))}
+    path = run.path / "analysis" / "domains" / "errors.csv"
+    write_table(path, pd.DataFrame(columns), "%.5g")
+    reporter.say(f"Uncertainty of each particle's displacement in each domain: {path}.")
+    return path
 
 
 def _amounts(run: Run, domains: Domains) -> dict[str, np.ndarray]:

@@ -6,7 +6,7 @@ from dynamight_core.analysis.agreement import write_agreement
 from dynamight_core.analysis.bodies import write_bodies
 from dynamight_core.analysis.clusters import write_clusters
 from dynamight_core.analysis.distribution import write_distributions
-from dynamight_core.analysis.domain_files import write_domains
+from dynamight_core.analysis.domain_files import write_domains, write_errors
 from dynamight_core.analysis.domains import find_domains
 from dynamight_core.analysis.exports import write_arrows, write_exports
 from dynamight_core.analysis.report import write_report
@@ -44,6 +44,8 @@ def analyse_run(run: Run, options: AnalyseOptions | None = None, reporter: Repor
     write_agreement(run, reporter)
     domains = find_domains(run.motions, options.domains)
     write_domains(run, domains, reporter)
+    if options.particle_errors:
+        write_errors(run, domains, reporter)
     write_distributions(run, domains, reporter)
     write_bodies(run, reporter)
     write_clusters(run, reporter)

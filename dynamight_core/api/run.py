@@ -23,6 +23,7 @@ from dynamight_core.api.maps import Maps, Volume
 from dynamight_core.errors import InputError
 from dynamight_core.files import header_origin
 from dynamight_core.judging.conclusion import conclude, require_motion
+from dynamight_core.judging.errors import displacement_errors
 from dynamight_core.options.analyse import HALVES, STATE_METHODS, SelectOptions
 from dynamight_core.reconstruction.local_filter import locally_filtered
 from dynamight_core.reconstruction.local_states import LocalState, LocalStates
@@ -107,6 +108,29 @@ class Run:
     def verdict(self) -> str:
         """Whether the motion is supported, after all that is known: "supported", "not supported" or "undecided"."""
         return conclude(self.stored).motion
+
+    def displacement_errors(self, points: ArrayLike | PathLike, particles: ArrayLike | None = None) -> Floats:
+        """Return the uncertainty (standard error) of what `displacements` returns, for each point and particle.
+
+        Parameters
+        ----------
+        points
+            (m, 3) A; or the path of a ``.npy``, ``.pdb`` or ``.cif`` file, as for ``dynamight displace``.
+        particles
+            b rows of `particles` from 0, or an (n,) mask; all if None.
+
+        Returns
+        -------
+        ndarray
+            (b, m) float32, A. Of a region: the root of the mean square over its points.
+
+        Raises
+        ------
+        InputError
+            if points or particles cannot be used.
+        """
+        positions, rows = self._positions(points), self._rows(particles)
+        return displacement_errors(self.stored, positions, torch.from_numpy(rows)).numpy()
 
     def displacements(self, points: ArrayLike | PathLike, particles: ArrayLike | None = None) -> Floats:
         """Return how far points move in each particle, by the decoder of the particle's half-set.

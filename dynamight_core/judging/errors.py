@@ -21,6 +21,8 @@ from dynamight_core.run import Run
 SYSTEMATIC = 1.2
 # Points on which the error of a coordinate is computed.
 _POINTS = 400
+# Points that represent a region, and particles whose errors at them are held at a time.
+_REGION_POINTS, _ROWS = 100, 10_000
 
 
 @dataclass
@@ -75,23 +77,89 @@ def motion_errors(
     particle, point = torch.zeros(n), torch.zeros(())
     disagreement, posterior = torch.zeros(n), torch.zeros(n)
     for rows in torch.arange(n).split(batch):
-        shifts = [evaluate(latents[h][rows].to(device)) for h, evaluate in enumerate(evaluators)]
-        # Both half-sets have the same variance: half that of their difference.
-        between = (shifts[0] - shifts[1]).square().sum(-1) / 2
-        width = torch.zeros_like(between)
-        for h in (0, 1):
-            mine = torch.where(halves[rows] == h + 1)[0]
-            if len(mine):
-                own = rows[mine]
-                width[mine] = _propagated(
-                    evaluators[h], latents[h][own].to(device), covariances[h][own].to(device), shifts[h][mine]
-                )
+        between, width = _variances(evaluators, latents, covariances, halves, rows, device)
         total = SYSTEMATIC**2 * (between + width) + unseen**2
         particle[rows] = total.mean(1).sqrt().cpu()
         disagreement[rows] = between.mean(1).sqrt().cpu()
         posterior[rows] = width.mean(1).sqrt().cpu()
         point = point + total.sum(0).cpu() / n
     return MotionErrors(particle, point.sqrt(), disagreement, posterior)
+
+
+@torch.no_grad()
+def displacement_errors(run: Run, points: torch.Tensor, rows: torch.Tensor, batch: int = 64) -> torch.Tensor:
+    """Return the (b, m) errors (A) of the displacements of points in chosen particles.
+
+    What a run keeps of a particle determines its error at any point: the latents under both decoders, and their
+    posterior covariances, d numbers and d x d for each half-set. A table of all particles and points is not kept.
+
+    Parameters
+    ----------
+    run
+        finished and summarised.
+    points
+        (m, 3) A in the consensus frame, origin at the centre of the box.
+    rows
+        (b,) particles, from 0.
+    batch
+        particles at a time.
+    """
+    summary, device = run.summary, run.models[0].latent_mean.device
+    unseen = 0.0 if summary["verdict"]["verdict"] == "supported" else summary["unseen_motion_rms"]
+    evaluators = [model.consensus_evaluator(points.to(device)) for model in run.models]
+    errors = torch.zeros(len(rows), len(points))
+    for part in torch.arange(len(rows)).split(batch):
+        between, width = _variances(evaluators, run.latents, run.covariances, run.halves, rows[part], device)
+        errors[part] = (SYSTEMATIC**2 * (between + width) + unseen**2).sqrt().cpu()
+    return errors
+
+
+def region_errors(run: Run, labels: torch.Tensor, n_regions: int, rows: torch.Tensor) -> torch.Tensor:
+    """Return the (b, regions) errors (A rms over a region) of the displacements of regions in (b,) particles.
+
+    Parameters
+    ----------
+    run
+        finished and summarised.
+    labels
+        (m,) region of each of the run's common points, from 0.
+    n_regions
+        their number.
+    rows
+        (b,) particles, from 0.
+    """
+    errors = torch.zeros(len(rows), n_regions)
+    for region in range(n_regions):
+        inside = torch.where(labels == region)[0]
+        # A mean over points: a subset determines it.
+        some = inside[torch.linspace(0, len(inside) - 1, min(len(inside), _REGION_POINTS)).long()]
+        for part in torch.arange(len(rows)).split(_ROWS):
+            found = displacement_errors(run, run.motions.points[some], rows[part])
+            errors[part, region] = found.square().mean(1).sqrt()
+    return errors
+
+
+def _variances(
+    evaluators: Sequence[Evaluator],
+    latents: torch.Tensor,
+    covariances: torch.Tensor,
+    halves: torch.Tensor,
+    rows: torch.Tensor,
+    device: torch.device,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the (b, m) variances (A^2) of displacements of (b,) particles: of disagreement, and of the posterior."""
+    shifts = [evaluate(latents[h][rows].to(device)) for h, evaluate in enumerate(evaluators)]
+    # Both half-sets have the same variance: half that of their difference.
+    between = (shifts[0] - shifts[1]).square().sum(-1) / 2
+    width = torch.zeros_like(between)
+    for h in (0, 1):
+        mine = torch.where(halves[rows] == h + 1)[0]
+        if len(mine):
+            own = rows[mine]
+            width[mine] = _propagated(
+                evaluators[h], latents[h][own].to(device), covariances[h][own].to(device), shifts[h][mine]
+            )
+    return between, width
 
 
 def known_coordinates(run: Run) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -38,6 +38,10 @@ class AnalyseOptions(Checked):
         choices=EMBEDDINGS,
     )
     domains: int | None = basic(None, "Number of rigid-body domains. Chosen automatically if omitted.", at_least=1)
+    particle_errors: bool = option(
+        False,
+        "Also write the uncertainty of each particle's displacement in each domain: RUN/analysis/domains/errors.csv.",
+    )
     threads: int | None = threads()
 
 

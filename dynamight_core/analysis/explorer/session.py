@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from scipy.spatial import cKDTree
 
-from dynamight_core.analysis.arguments import check_motion
+from dynamight_core.analysis.arguments import check_motion, check_row
 from dynamight_core.analysis.displace import Displacer, read_points
 from dynamight_core.analysis.explorer.annotations import colouring, read_annotations
 from dynamight_core.analysis.explorer.answer import Answer
@@ -27,6 +27,7 @@ from dynamight_core.analysis.state_maps import StateModels
 from dynamight_core.analysis.states import state_coordinates
 from dynamight_core.errors import InputError
 from dynamight_core.judging.conclusion import conclude, shared_motions
+from dynamight_core.judging.errors import displacement_errors
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
 
@@ -88,7 +89,7 @@ class Explorer:
     def actions(self) -> dict[str, Callable[..., Answer]]:
         """What a page may ask for, by name."""
         particles = (self.about, self.columns, self.add_table, self.points, self.colours, self.landscape, self.nearest)
-        conformations = (self.molecule, self.state, self.difference, self.selection)
+        conformations = (self.molecule, self.uncertainty, self.state, self.difference, self.selection)
         files = (self.saver.save_selection, self.saver.save_states, self.saver.progress)
         return {action.__name__: action for action in (*particles, *conformations, *files)}
 
@@ -242,6 +243,17 @@ class Explorer:
                 "error_around": float(np.sqrt(np.mean(np.square(table["dynMotionError"].to_numpy()[near])))),
             }
         )
+
+    def uncertainty(self, row: int) -> Answer:
+        """Return the uncertainty of the displacement of one particle (row from 1) at the points of `molecule`.
+
+        Array: error_at (m,) float32, A.
+        """
+        check_row(row, len(self.coordinates))
+        with self._computing:
+            error = displacement_errors(self.run, self.run.motions.points, torch.tensor([row - 1]))[0]
+        values = {"row": row, "error": float(error.square().mean().sqrt())}
+        return Answer(values, {"error_at": error.numpy().astype("<f4")})
 
     def state(self, at: list[float], half: str = "both") -> Answer:
         """Return the density at coordinates (A rms) and its displacement from the mean conformation.

@@ -1,6 +1,7 @@
 """A small data set and a run of it, trained from the command line."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -28,7 +29,13 @@ def trained(data, tmp_path_factory):
     code, text = dynamight(*train_words(data, run))
     assert code == 0, text
     assert "Conclusion: " in text
-    # So small a run supports no motion, and commands that use it would ask for a flag.
+    return run
+
+
+@pytest.fixture(scope="session")
+def moving(trained, tmp_path_factory):
+    """The run as if its motion were supported: it is too small for that, and commands would ask for a flag."""
+    run = shutil.copytree(trained, tmp_path_factory.mktemp("moving") / "run")
     summary = run / "analysis" / "summary.json"
     found = json.loads(summary.read_text())
     found["verdict"]["verdict"], found["shared_motions"] = "supported", [1, 2]

@@ -20,10 +20,10 @@ from dynamight_core.simulate.truth import load_truth
 from tests.support.command_line import BOX, PIXEL, N, dynamight
 
 
-def test_states_along_a_motion_are_maps_a_table_and_a_movie(trained):
-    code, text = dynamight("states", trained, "--n-states", "3")
+def test_states_along_a_motion_are_maps_a_table_and_a_movie(moving):
+    code, text = dynamight("states", moving, "--n-states", "3")
     assert code == 0, text
-    folder = trained / "analysis" / "states" / "motion1"
+    folder = moving / "analysis" / "states" / "motion1"
     table = pd.read_csv(folder / "states.csv")
     assert len(table) == 3
     assert (np.diff(table["motion1_A"]) > 0).all()
@@ -33,7 +33,7 @@ def test_states_along_a_motion_are_maps_a_table_and_a_movie(trained):
     frames, seconds = imageio_ffmpeg.count_frames_and_secs(str(folder / "movie.mp4"))
     assert (frames, seconds) == (3 * 4 + 1, pytest.approx(13 / 8, abs=0.2))
     # A second call replaces the first's files.
-    assert dynamight("states", trained, "--n-states", "2", "--no-movie")[0] == 0
+    assert dynamight("states", moving, "--n-states", "2", "--no-movie")[0] == 0
     assert len(list(folder.glob("*.mrc"))) == 2
     assert not list(folder.glob("movie.*"))
 
@@ -49,9 +49,9 @@ def test_without_the_package_for_mp4_the_movie_is_a_gif_and_a_word(tmp_path, mon
     assert "imageio-ffmpeg" in said[0]
 
 
-def test_a_state_is_the_molecule_in_place_and_on_the_grey_scale_of_the_images(data, trained):
-    assert dynamight("states", trained, "--at", "0")[0] == 0
-    volume, _ = read_map(trained / "analysis" / "states" / "coordinates" / "state01.mrc")
+def test_a_state_is_the_molecule_in_place_and_on_the_grey_scale_of_the_images(data, moving):
+    assert dynamight("states", moving, "--at", "0")[0] == 0
+    volume, _ = read_map(moving / "analysis" / "states" / "coordinates" / "state01.mrc")
     true = load_truth(data.truth).true_map(0.0).numpy()
     assert np.corrcoef(volume.ravel(), true.ravel())[0, 1] > 0.8
     assert 0.7 < (volume * true).sum() / (true**2).sum() < 1.4
@@ -66,10 +66,10 @@ def test_a_state_is_the_molecule_in_place_and_on_the_grey_scale_of_the_images(da
         (["--latent", "0.1,-0.2", "--half", "2"], "latents_half2", 1),
     ],
 )
-def test_states_of_other_kinds(trained, words, name, files):
-    code, text = dynamight("states", trained, *words)
+def test_states_of_other_kinds(moving, words, name, files):
+    code, text = dynamight("states", moving, *words)
     assert code == 0, text
-    assert len(list((trained / "analysis" / "states" / name).glob("*.mrc"))) == files
+    assert len(list((moving / "analysis" / "states" / name).glob("*.mrc"))) == files
 
 
 @pytest.mark.parametrize(
@@ -86,36 +86,36 @@ def test_states_of_other_kinds(trained, words, name, files):
         (["--between", "3", "3"], "are the same"),
     ],
 )
-def test_states_that_cannot_be_had_are_refused(trained, words, reason):
-    code, text = dynamight("states", trained, *words)
+def test_states_that_cannot_be_had_are_refused(moving, words, reason):
+    code, text = dynamight("states", moving, *words)
     assert code == 2
     assert reason in text
 
 
-def test_states_on_a_path_are_evenly_spaced_and_pass_its_points(trained):
-    states = states_through(Run(trained), [[0, 0], [0, 0], [3, 0], [3, 1]], 5)
+def test_states_on_a_path_are_evenly_spaced_and_pass_its_points(moving):
+    states = states_through(Run(moving), [[0, 0], [0, 0], [3, 0], [3, 1]], 5)
     np.testing.assert_allclose(states.coordinates[:, :2], [[0, 0], [1, 0], [2, 0], [3, 0], [3, 1]], atol=1e-6)
 
 
-def test_states_are_served_as_they_are_asked_for(trained, tmp_path, monkeypatch):
+def test_states_are_served_as_they_are_asked_for(moving, tmp_path, monkeypatch):
     requests = [{"at": [0], "out": str(tmp_path / "a.mrc")}, {"at": [1] * 9, "out": "b.mrc"}, {"at": "x"}]
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(map(json.dumps, requests))))
-    code, text = dynamight("states", trained, "--listen")
+    code, text = dynamight("states", moving, "--listen")
     assert code == 0
     answers = [json.loads(line) for line in text.splitlines()]
     assert answers[0] == {"out": requests[0]["out"]}
     assert "9 coordinates" in answers[1]["error"]
     assert "is invalid" in answers[2]["error"]
-    assert dynamight("states", trained, "--at", "0", "--out", tmp_path)[0] == 0
+    assert dynamight("states", moving, "--at", "0", "--out", tmp_path)[0] == 0
     np.testing.assert_array_equal(read_map(tmp_path / "a.mrc")[0], read_map(tmp_path / "state01.mrc")[0])
 
 
-def test_points_and_models_are_moved_to_the_states_of_a_table(trained, tmp_path):
+def test_points_and_models_are_moved_to_the_states_of_a_table(moving, tmp_path):
     write_model(tmp_path / "model.pdb", offset=BOX // 2 * PIXEL)
     words = ["--through", "0,1", "--through", "1.5,0", "--n-states", "3"]
-    assert dynamight("states", trained, *words, "--no-maps", "--out", tmp_path / "states")[0] == 0
+    assert dynamight("states", moving, *words, "--no-maps", "--out", tmp_path / "states")[0] == 0
     assert [path.name for path in (tmp_path / "states").iterdir()] == ["states.csv"]
-    words = ["displace", trained, "--points", tmp_path / "model.pdb", "--out", tmp_path / "f.npz"]
+    words = ["displace", moving, "--points", tmp_path / "model.pdb", "--out", tmp_path / "f.npz"]
     assert dynamight(*words, "--states", tmp_path / "states" / "states.csv")[0] == 0
     found = np.load(tmp_path / "f.npz")
     np.testing.assert_allclose(found["coordinates"][[0, 2], :2], [[0, 1], [1.5, 0]])
@@ -129,16 +129,16 @@ def test_points_and_models_are_moved_to_the_states_of_a_table(trained, tmp_path)
     assert "bad.csv have no coordinates" in text
 
 
-def test_displace_moves_points_by_each_particle_s_own_half(trained, tmp_path):
+def test_displace_moves_points_by_each_particle_s_own_half(moving, tmp_path):
     points = np.random.default_rng(0).normal(0, 20, (7, 3))
     np.save(tmp_path / "points.npy", points)
-    code, text = dynamight("displace", trained, "--points", tmp_path / "points.npy", "--out", tmp_path / "f.npz")
+    code, text = dynamight("displace", moving, "--points", tmp_path / "points.npy", "--out", tmp_path / "f.npz")
     assert code == 0, text
     with np.load(tmp_path / "f.npz") as found:
         assert found["positions"].shape == (N, 7, 3)
         assert found["positions"].dtype == np.float32
         np.testing.assert_allclose(found["points"], points, atol=1e-5)
-        run = Run(trained)
+        run = Run(moving)
         for row in (0, 1, 2, 3, N - 1):
             half = int(found["half"][row])
             assert half == int(run.halves[row])
@@ -147,9 +147,9 @@ def test_displace_moves_points_by_each_particle_s_own_half(trained, tmp_path):
             np.testing.assert_allclose(found["positions"][row], (carried + shift).detach().numpy(), atol=1e-4)
 
 
-def test_displace_writes_the_same_whatever_the_chunks(trained, tmp_path, monkeypatch):
+def test_displace_writes_the_same_whatever_the_chunks(moving, tmp_path, monkeypatch):
     np.save(tmp_path / "points.npy", np.random.default_rng(0).normal(0, 20, (7, 3)))
-    words = ["displace", trained, "--points", tmp_path / "points.npy", "--out"]
+    words = ["displace", moving, "--points", tmp_path / "points.npy", "--out"]
     assert dynamight(*words, tmp_path / "a.npz")[0] == 0
     monkeypatch.setattr("dynamight_core.analysis.displace._PAIRS", 50)
     monkeypatch.setattr("dynamight_core.analysis.displace._POINTS", 3)
@@ -158,9 +158,9 @@ def test_displace_writes_the_same_whatever_the_chunks(trained, tmp_path, monkeyp
     np.testing.assert_allclose(a["positions"], b["positions"], atol=1e-4)
 
 
-def test_atomic_models_are_placed_by_the_density_and_written_moved(trained, tmp_path):
+def test_atomic_models_are_placed_by_the_density_and_written_moved(moving, tmp_path):
     structure = write_model(tmp_path / "model.pdb", offset=BOX // 2 * PIXEL)
-    words = ["displace", trained, "--points", tmp_path / "model.pdb", "--out", tmp_path / "f.npz"]
+    words = ["displace", moving, "--points", tmp_path / "model.pdb", "--out", tmp_path / "f.npz"]
     code, text = dynamight(*words, "--particles", "2,5", "--models", "--state", "1.5")
     assert code == 0, text
     found = np.load(tmp_path / "f.npz")
@@ -173,7 +173,7 @@ def test_atomic_models_are_placed_by_the_density_and_written_moved(trained, tmp_
     # The same atoms given about the centre of the box move the same way; where they count from shows in the density.
     assert "first voxel (--origin)" in text
     write_model(tmp_path / "centred.pdb", offset=0.0)
-    words = ["displace", trained, "--points", tmp_path / "centred.pdb", "--out", tmp_path / "g.npz"]
+    words = ["displace", moving, "--points", tmp_path / "centred.pdb", "--out", tmp_path / "g.npz"]
     code, text = dynamight(*words, "--particles", "2,5")
     assert code == 0
     assert "centre of the box (--origin)" in text
@@ -199,19 +199,19 @@ def write_model(path, offset):
 
 
 @pytest.mark.parametrize("name", ["points.txt", "missing.npy", "flat.npy", "far.npy"])
-def test_points_that_cannot_be_used_are_refused(trained, tmp_path, name):
+def test_points_that_cannot_be_used_are_refused(moving, tmp_path, name):
     (tmp_path / "points.txt").write_text("1 2 3\n")
     np.save(tmp_path / "flat.npy", np.zeros(5))
     np.save(tmp_path / "far.npy", np.full((5, 3), 1e4))
-    code, text = dynamight("displace", trained, "--points", tmp_path / name, "--out", tmp_path / "f.npz")
+    code, text = dynamight("displace", moving, "--points", tmp_path / name, "--out", tmp_path / "f.npz")
     assert code == 2
     assert name in text
     assert not (tmp_path / "f.npz").exists()
 
 
-def test_points_are_moved_on_the_device_asked_for(trained, tmp_path):
+def test_points_are_moved_on_the_device_asked_for(moving, tmp_path):
     np.save(tmp_path / "points.npy", np.zeros((1, 3)))
-    words = ["displace", trained, "--points", tmp_path / "points.npy", "--out", tmp_path / "moved.npz", "--device"]
+    words = ["displace", moving, "--points", tmp_path / "points.npy", "--out", tmp_path / "moved.npz", "--device"]
     assert dynamight(*words, "cpu")[0] == 0
     code, text = dynamight(*words, "77")
     assert code == 2

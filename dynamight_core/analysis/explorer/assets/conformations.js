@@ -53,6 +53,7 @@ export function showDensity(answer, caption) {
 // Show the conformation at coordinates; returns the server's answer.
 export async function goTo(at) {
   page.at = at;
+  page.molecule.setErrors();
   setSliders();
   page.molecule.setCoordinates(at);
   const answer = await askLatest("state", { at, half: half() });
@@ -74,7 +75,9 @@ export async function inspect(point) {
   own.addEventListener("click", () =>
     attempt(async () => {
       page.landscape.setMark(pointOf(near.coordinates));
-      await goTo(near.coordinates);
+      const [errors] = await Promise.all([askLatest("uncertainty", { row: near.row }), goTo(near.coordinates)]);
+      page.molecule.setErrors(errors.error_at);
+      $("molecule-caption").textContent = `particle ${near.row}, uncertainty ${number(errors.error)} Å rms`;
     }),
   );
   const set = near.validation ? "validation" : "training";

@@ -43,12 +43,19 @@ export class Molecule {
   // Set the points of the run and how they move, as the action `molecule` returns them.
   setParts({ rest, motions, error, view, trace, trace_motions: traceMotions, trace_starts: starts }) {
     const n = rest.length / 3;
+    this.meanError = error;
     this.parts = { rest, motions, error, n, moved: new Float32Array(3 * n), sizes: new Float32Array(n) };
     this.chosen = spreadOut(rest, N_ARROWS);
     if (trace) this.trace = { rest: trace, motions: traceMotions, starts, moved: new Float32Array(trace.length) };
     this.firstRotation = Array.from(view);
     this.rotation = this.firstRotation;
     this.sphere = boundingSphere(rest);
+  }
+
+  // Set the uncertainty at each point: of one particle, or without an array the mean of all.
+  setErrors(error = this.meanError) {
+    this.parts.error = error;
+    this.redraw();
   }
 
   // Move points, arrows and atomic model to coordinates, Å rms.
