@@ -46,6 +46,9 @@ def tour(browser):
     browser.wait("document.getElementById('colour').length > 1")
     end = 1.5 * browser.evaluate("explorer.run.deviations[0]")
     choose(browser, "colour", "dynHalf")
+    # Coordinates that the half-sets do not share are not there at first.
+    choose(browser, "y-motion", "2")
+    browser.wait(IDLE)
     take(browser, "explorer-halves")
     browser.evaluate("document.getElementById('show-errors').click()")
     browser.click(*place(browser, end, 0.0))
