@@ -25,7 +25,7 @@ class DynamightProtDisplaceModel(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
     _label = "displace atomic model"
     _devStatus = BETA
     _possibleOutputs = {"outputStructures": SetOfAtomStructFlex}
-    _stages = ("states", "displace")
+    _stages = ("displace", "states")
 
     # ------------------------------------------------------------------ form
 
