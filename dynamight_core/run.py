@@ -37,6 +37,7 @@ STAGE_FILES = {
         "half?/checkpoints/*",
         "analysis/summary.json",
         "analysis/motions.safetensors",
+        "analysis/composition/*",
     ),
     "invert": ("half?/inverse.*",),
     "reconstruct": ("reconstruction/**/*",),

@@ -25,8 +25,12 @@ _MOVING, _MOBILE_QUANTILE = 0.5, 0.95
 _SIGMAS, _KEPT = 2.0, 0.95
 # Fraction of the variance from which a motion is counted, and domains that are named at most.
 _COUNTED, _NAMED = 0.01, 3
-# Causes that look like motion and are none.
-_INSTEAD = {"composition": "Differences in composition, not shown to move", "poses": "Errors of poses, not motion"}
+# What looks like motion and is none.
+_INSTEAD = {
+    "composition": "Differences in composition",
+    "junk": "Images without the molecule",
+    "poses": "Errors of poses",
+}
 _HELD_OUT = {"improves the map": "also improves", "harms the map": "harms", "no difference": "does not change"}
 _TITLES = {SUPPORTED: "The molecule moves", UNDECIDED: "Undecided whether it moves", NOT_SUPPORTED: "No motion found"}
 
@@ -73,7 +77,7 @@ def conclude(run: Run) -> Conclusion:
         if the result of a control cannot be read.
     """
     summary, controls = run.summary, read_controls(run.path)
-    causes = [cause for cause in summary.get("causes", []) if cause["found"] and cause["name"] != "motion"]
+    causes = [cause for cause in summary.get("causes", []) if cause["found"]]
     motion, title, doubts = _motion(summary, controls, causes)
     folder = Path(run.path) / "reconstruction"
     delivered, compared = _map(run, folder)
@@ -128,19 +132,18 @@ def _motion(
     summary: dict[str, Any], controls: dict[str, dict[str, Any]], causes: list[dict[str, Any]]
 ) -> tuple[str, str, list[str]]:
     """Return whether motion is supported after all, a title, and sentences on what speaks against the verdict."""
-    motion, doubts = summary["verdict"]["verdict"], [_sentence(cause["sentence"]) for cause in causes]
-    if motion != SUPPORTED:
-        return motion, _TITLES[motion], doubts
+    verdict = summary["verdict"]
+    motion, doubts = verdict["verdict"], [_sentence(cause["sentence"]) for cause in causes]
     title = _TITLES[motion]
-    found = {cause["name"] for cause in summary.get("causes", []) if cause["found"]}
-    for name, instead in _INSTEAD.items():
-        if name in found and "motion" not in found:
-            motion, title = UNDECIDED, instead
+    if verdict.get("cause"):
+        title = f"{_INSTEAD[verdict['cause']]}{', not motion' if motion == NOT_SUPPORTED else ', perhaps no motion'}"
+    if motion != SUPPORTED:
+        return motion, title, doubts
     if controls.get("shuffled-latents", {}).get("verdict") == "not from the motion":
-        motion, title = UNDECIDED, title if motion == UNDECIDED else _TITLES[UNDECIDED]
+        motion, title = UNDECIDED, _TITLES[UNDECIDED]
         doubts.append("Deformations permuted among the particles improve the map as much as their own.")
     if summary.get("shared_motions") == []:
-        motion, title = UNDECIDED, title if motion == UNDECIDED else _TITLES[UNDECIDED]
+        motion, title = UNDECIDED, _TITLES[UNDECIDED]
         doubts.append("The two half-sets do not share a motion on held-out particles.")
     return motion, title, doubts
 
@@ -148,9 +151,9 @@ def _motion(
 def _moves(run: Run, motion: str) -> str:
     """Return what moves and by how much."""
     summary = run.summary
-    limit = f"Motion of up to {summary['unseen_motion_rms']:.1f} A rms over the molecule could go undetected"
     if motion == NOT_SUPPORTED:
-        return f"{limit} at this noise level and number of particles."
+        # Told among the causes as well.
+        return ""
     domains = read_rows(Path(run.path) / "analysis" / "domains" / "domains.csv", "domain")
     if motion == UNDECIDED or len(domains) < 2:
         seen = _moving_part(np.asarray(summary["point_motion"]), np.asarray(summary["point_error"]))

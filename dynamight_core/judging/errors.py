@@ -197,7 +197,7 @@ def coordinate_variances(run: Run, rows: torch.Tensor, batch: int = 128) -> torc
         for h, evaluate in enumerate(evaluators):
             mine = torch.where(run.halves[chosen] == h + 1)[0]
             own = chosen[mine]
-            latents, spread = run.latents[h][own], torch.linalg.cholesky(run.covariances[h][own])
+            latents, spread = run.latents[h][own], _root(run.covariances[h][own])
             for axis in range(latents.shape[1]):
                 moved = evaluate(latents + spread[:, :, axis]).flatten(1) - shifts[h][mine]
                 variance[mine] += (moved @ solver).square()
@@ -209,9 +209,15 @@ def _propagated(
     evaluate: Evaluator, latents: torch.Tensor, covariances: torch.Tensor, shift: torch.Tensor
 ) -> torch.Tensor:
     """Return (b, m) variances (A^2) of displacements under Gaussian latents, to first order."""
-    spread = torch.linalg.cholesky(covariances)
+    spread = _root(covariances)
     variance = torch.zeros(shift.shape[:2], device=shift.device)
     for axis in range(latents.shape[1]):
         # One standard deviation along each column of the factor; their squares add up to the variance.
         variance += (evaluate(latents + spread[:, :, axis]) - shift).square().sum(-1)
     return variance
+
+
+def _root(covariances: torch.Tensor) -> torch.Tensor:
+    """Return (b, d, d) factors R with R R' = C of covariances C, which rounding may have made slightly indefinite."""
+    values, vectors = torch.linalg.eigh(covariances)
+    return vectors * values.clamp(min=0).sqrt()[:, None]

@@ -9,9 +9,11 @@ import torch
 from dynamight_core.files import atomic_path
 from dynamight_core.judging.agreement import halves_agreement
 from dynamight_core.judging.bias import model_bias
+from dynamight_core.judging.causes import COMPOSITION, JUNK, find_causes, without_rivals
 from dynamight_core.judging.conclusion import record_conclusion
 from dynamight_core.judging.detection import unseen_motion
 from dynamight_core.judging.errors import SYSTEMATIC, MotionErrors, motion_errors
+from dynamight_core.judging.gathering import Evidences, Statics
 from dynamight_core.judging.verdict import judge
 from dynamight_core.model.half import HalfModel
 from dynamight_core.model.motions import PrincipalMotions, principal_motions
@@ -23,9 +25,6 @@ from dynamight_core.version import __version__
 
 # Common points of both half-sets.
 _POINTS = 2000
-COMPOSITION_WARNING = (
-    "differences in composition (missing parts) can look like motion; remove such particles by classification first"
-)
 
 
 def summarise(trained: Trained, reporter: Reporter = PRINT) -> Run:
@@ -59,10 +58,18 @@ def summarise(trained: Trained, reporter: Reporter = PRINT) -> Run:
     motions = principal_motions(displacements, n, points, options.n_motions)
     motions.save(path / "analysis" / "motions.safetensors")
     bias = model_bias(run)
-    warnings = [*([bias] if bias else []), *trained.prepared.warnings, COMPOSITION_WARNING]
+    warnings = [*([bias] if bias else []), *trained.prepared.warnings]
     relatives = trained.prepared.relatives
-    verdict = judge(models, trained.data, run.halves, run.validation, relatives, options.seed)
+    statics = Statics(trained)
+    verdict = judge(models, statics.models, trained.data, run.halves, run.validation, relatives, options.seed)
     unseen = unseen_motion(models, trained.data, [trainer.rows for trainer in trained.trainers], options.seed)
+    evidences = Evidences(trained, statics, run.halves, run.validation)
+    evidence = evidences.gather(motions, unseen)
+    causes = find_causes(verdict, evidence)
+    verdict = without_rivals(verdict, evidence, causes)
+    composition = None
+    if any(cause.found is True and cause.name in (COMPOSITION, JUNK) for cause in causes):
+        composition = evidences.groups().groups
     found = verdict.verdict == "supported"
     if not found:
         warnings.append(
@@ -76,6 +83,8 @@ def summarise(trained: Trained, reporter: Reporter = PRINT) -> Run:
     between = motions.coordinates.var(0, unbiased=False).sum().sqrt()
     summary = {
         "verdict": asdict(verdict),
+        "causes": [asdict(cause) for cause in causes],
+        "evidence": evidence.gains(),
         "motion_rms": float(magnitude.square().mean().sqrt()),
         "motion_between_particles_rms": float(between),
         "error_factor": SYSTEMATIC,
@@ -95,7 +104,7 @@ def summarise(trained: Trained, reporter: Reporter = PRINT) -> Run:
     }
     with atomic_path(path / "analysis" / "summary.json") as temporary:
         temporary.write_text(json.dumps(summary, indent=1))
-    _write_table(run, motions, magnitude, errors)
+    _write_table(run, motions, magnitude, errors, composition)
     reporter.say(
         f"Motion {summary['motion_rms']:.2f} A rms, uncertainty {summary['error_rms']:.2f} A rms "
         f"({summary['error_disagreement_rms']:.2f} from disagreement of the half-sets' decoders, "
@@ -141,7 +150,14 @@ def _common_points(models: tuple[HalfModel, HalfModel], seed: int) -> torch.Tens
     return torch.cat(points)
 
 
-def _write_table(run: Run, motions: PrincipalMotions, magnitude: torch.Tensor, errors: MotionErrors) -> None:
+def _write_table(
+    run: Run,
+    motions: PrincipalMotions,
+    magnitude: torch.Tensor,
+    errors: MotionErrors,
+    composition: torch.Tensor | None,
+) -> None:
+    """Write particles.star, and the STAR files of groups of different composition; remove old ones."""
     particles = run.particles
     columns = {"dynHalf": run.halves.numpy(), "dynValidation": run.validation.numpy().astype(np.int64)}
     own = run.own_latents()
@@ -152,7 +168,17 @@ def _write_table(run: Run, motions: PrincipalMotions, magnitude: torch.Tensor, e
     columns |= {"dynMotionDisagreement": errors.disagreement.numpy()}
     if run.pose_changes is not None:
         columns |= _pose_columns(run.particles, run.pose_changes)
+    if composition is not None:
+        columns["dynComposition"] = composition.numpy()
     write_particles(run.path / "particles.star", particles, columns)
+    for group in (1, 2):
+        path = run.path / "analysis" / "composition" / f"group{group}.star"
+        path.unlink(missing_ok=True)
+        if composition is not None:
+            rows = torch.where(composition == group)[0]
+            path.parent.mkdir(exist_ok=True)
+            mine = {name: values[rows.numpy()] for name, values in columns.items()}
+            write_particles(path, particles.subset(rows), mine)
 
 
 def _pose_columns(particles: Particles, changes: torch.Tensor) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ from dynamight_core.training.data import TrainingImages
 from dynamight_core.training.inference import data_terms, infer_latents, random_pixels
 
 # Standard errors required for a verdict.
-_SIGMAS = 3.0
+SIGMAS = 3.0
 # Smallest standard error of the gain when deciding that there is none, nats.
 _MIN_ERROR = 0.01
 # Permutations that give the null.
@@ -33,6 +33,8 @@ class Verdict:
         number of validation particles; relatives count once.
     sentence
         for the user.
+    cause
+        name of the cause that explains the images in the place of motion; empty if there is none.
     """
 
     verdict: str
@@ -42,11 +44,13 @@ class Verdict:
     null_error: float
     particles: int
     sentence: str
+    cause: str = ""
 
 
 @torch.no_grad()
 def judge(
     models: tuple[HalfModel, HalfModel],
+    statics: tuple[HalfModel, HalfModel],
     data: TrainingImages,
     halves: torch.Tensor,
     validation: torch.Tensor,
@@ -63,6 +67,8 @@ def judge(
     ----------
     models
         of both half-sets.
+    statics
+        models that explain the images best without motion, see `static_model`.
     data
         images by row.
     halves, validation, relatives
@@ -71,12 +77,12 @@ def judge(
         of the choice of Fourier pixels.
     """
     gains, nulls = [], []
-    for number, model in enumerate(models, 1):
+    for number, (model, static) in enumerate(zip(models, statics, strict=True), 1):
         rows = torch.where(validation & (halves == number))[0]
         generator = torch.Generator().manual_seed(seed * 100 + number)
         pixels = random_pixels(len(rows), model.box, generator)
         latents = infer_latents(model, data, rows, model.latent_starts(len(rows)), steps=6, pixels=pixels).latents
-        plain = data_terms(model, data, rows, None, ~pixels)
+        plain = data_terms(static, data, rows, None, ~pixels)
         gains.append(plain - data_terms(model, data, rows, latents, ~pixels))
         gained = torch.zeros(len(rows))
         for shift in range(1, _PERMUTATIONS + 1):
@@ -85,18 +91,18 @@ def judge(
             gained += plain - data_terms(model, data, rows, latents[other.to(latents.device)], ~pixels)
         nulls.append(gained / _PERMUTATIONS)
     groups = torch.cat([relatives[validation & (halves == half)] for half in (1, 2)])
-    own, others = _per_group(torch.cat(gains), groups), _per_group(torch.cat(nulls), groups)
-    gain, gain_error = _mean_and_error(own)
-    null, null_error = _mean_and_error(others)
+    own, others = per_group(torch.cat(gains), groups), per_group(torch.cat(nulls), groups)
+    gain, gain_error = mean_and_error(own)
+    null, null_error = mean_and_error(others)
     # Pair by pair: both have the same image and the same noise.
-    above_null, spread = _mean_and_error(own - others)
+    above_null, spread = mean_and_error(own - others)
     numbers = (
         f"on held-out Fourier pixels of {len(own)} held-out particles, the gain in log-likelihood is {gain:.2f} +- "
         f"{gain_error:.2f} nats with a particle's own deformation, and {null:.2f} +- {null_error:.2f} with another's"
     )
-    if gain > _SIGMAS * gain_error and above_null > _SIGMAS * spread:
+    if gain > SIGMAS * gain_error and above_null > SIGMAS * spread:
         name, text = "supported", f"Motion is supported: {numbers}."
-    elif gain < _SIGMAS * gain_error and gain < gain_error + 0.5 * max(gain_error, _MIN_ERROR):
+    elif is_nothing(gain, gain_error):
         name = "not supported"
         text = f"Motion is not supported: {numbers}."
     else:
@@ -105,12 +111,17 @@ def judge(
     return Verdict(name, gain, gain_error, null, null_error, len(own), text)
 
 
-def _mean_and_error(values: torch.Tensor) -> tuple[float, float]:
+def is_nothing(gain: float, error: float) -> bool:
+    """Return whether a gain with a standard error is practically none, nats."""
+    return gain < SIGMAS * error and gain < error + 0.5 * max(error, _MIN_ERROR)
+
+
+def mean_and_error(values: torch.Tensor) -> tuple[float, float]:
     """Return the mean of (n,) values and its standard error."""
     return float(values.mean()), float(values.std() / len(values) ** 0.5)
 
 
-def _per_group(values: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+def per_group(values: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
     """Return the (groups,) means of (n,) values over relatives."""
     _, index, counts = groups.unique(return_inverse=True, return_counts=True)
     return torch.zeros(len(counts)).index_add_(0, index, values) / counts

@@ -90,6 +90,7 @@ class GaussianModel(nn.Module):
         matrices: torch.Tensor,
         positions: torch.Tensor | None = None,
         transfer: torch.Tensor | None = None,
+        occupancies: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return (b, box, box//2+1) Fourier images of the model (paper, Eq. 2 and 3).
 
@@ -103,14 +104,18 @@ class GaussianModel(nn.Module):
             (b, n, 3) deformed positions, A; the model's own if None.
         transfer
             (b, box, box//2+1) CTF of each image; no CTF if None.
+        occupancies
+            (b, n) factors on the mass of each Gaussian in each image; 1 if None.
         """
         positions = self.positions if positions is None else positions
-        masses = self.masses(projector.pixel_size)
+        masses = self.masses(projector.pixel_size).expand(len(matrices), -1, -1)
+        if occupancies is not None:
+            masses = masses * occupancies[:, None]
         filters = self.filters(projector.box, projector.pixel_size)
         if transfer is not None:
             filters = filters * transfer[:, None]
-        images = projector.project(positions, masses.expand(len(matrices), -1, -1), matrices, filters)
-        return images[:, 0] if len(masses) == 1 else images.sum(1)
+        images = projector.project(positions, masses, matrices, filters)
+        return images[:, 0] if masses.shape[1] == 1 else images.sum(1)
 
     def transform(self, box: int, pixel_size: float, positions: torch.Tensor | None = None) -> torch.Tensor:
         """Return the (box, box, box//2+1) transform of `render`, the origin of real space at index 0 of each axis."""

@@ -86,7 +86,11 @@ class HalfModel(nn.Module):
         self.register_buffer("motion_mask", motion_mask)
 
     def project(
-        self, matrices: torch.Tensor, transfer: torch.Tensor, positions: torch.Tensor | None = None
+        self,
+        matrices: torch.Tensor,
+        transfer: torch.Tensor,
+        positions: torch.Tensor | None = None,
+        occupancies: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return (b, box, box//2+1) model images, CTF applied.
 
@@ -98,8 +102,10 @@ class HalfModel(nn.Module):
             (b, box, box//2+1) CTF of each image.
         positions
             (b, n, 3) A; the reference if None.
+        occupancies
+            (b, n) factors on the mass of each Gaussian; 1 if None.
         """
-        return self.gaussians.project(self.projector, matrices, positions, transfer)
+        return self.gaussians.project(self.projector, matrices, positions, transfer, occupancies)
 
     def frequency_weights(self, resolution: float | None = None) -> torch.Tensor:
         """Return (box, box//2+1) weights that make a sum of |residual|^2 minus twice the log-likelihood.

@@ -33,7 +33,11 @@ class Regions:
         """Divide (n, 3) points (A) into a number of regions of about one size."""
         number = max(2, min(number, len(points) // 5))
         found = kmeans2(points.cpu().numpy().astype(float), number, minit="++", seed=seed)[0]
-        centres = torch.from_numpy(found).to(points)
+        return cls.around(points, torch.from_numpy(found).to(points))
+
+    @classmethod
+    def around(cls, points: torch.Tensor, centres: torch.Tensor) -> "Regions":
+        """Divide (n, 3) points (A) into regions around (R, 3) centres (A)."""
         spacing = torch.cdist(centres, centres).topk(2, largest=False).values[:, 1].mean()
         squares = torch.cdist(points, centres).square()
         return cls(points, centres, torch.softmax(-squares / (2 * (_BLEND * spacing) ** 2), 1))

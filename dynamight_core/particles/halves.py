@@ -49,9 +49,9 @@ def assign_halves(particles: Particles, relatives: torch.Tensor, seed: int) -> t
                 f"{particles.star_path} has no particle with rlnRandomSubset {half}; give both half-sets, "
                 "or remove the column for a random split"
             )
-    torn = _halves_of_groups(halves, groups)[0][groups] != halves
-    if torn.any():
-        row = int(torn.int().argmax())
+    both = torn(halves, groups)
+    if both.any():
+        row = int((both & (halves == 2)).int().argmax())
         raise InputError(
             f"{particles.star_path} has image {particles.image_name(row)} (row {row + 1}) in both half-sets "
             "of rlnRandomSubset; give all rows of an image the same value"
@@ -59,10 +59,10 @@ def assign_halves(particles: Particles, relatives: torch.Tensor, seed: int) -> t
     return halves.clone(), False
 
 
-def count_torn(halves: torch.Tensor, relatives: torch.Tensor) -> int:
-    """Return how many particles have relatives in the other half-set, from (n,) half-sets and groups of relatives."""
+def torn(halves: torch.Tensor, relatives: torch.Tensor) -> torch.Tensor:
+    """Return the (n,) mask of particles with relatives in the other half-set; `relatives` are their groups."""
     first, last = _halves_of_groups(halves, relatives)
-    return int((first != last)[relatives].sum())
+    return (first != last)[relatives]
 
 
 def _halves_of_groups(halves: torch.Tensor, relatives: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -84,7 +84,7 @@ def load_checkpoint(folder: Path, epoch: int, trainer: HalfTrainer) -> dict:
     except (OSError, safetensors.SafetensorError, KeyError, RuntimeError) as error:
         raise InputError(f"{path} cannot be resumed ({error}); train again with --overwrite") from error
     trainer.latents, trainer.covariances = tensors["latents"], tensors["covariances"]
-    trainer.rotations.data, trainer.shifts.data = tensors["pose_changes"].split((3, 2), dim=1)
+    trainer.rotations, trainer.shifts = tensors["pose_changes"].split((3, 2), dim=1)
     trainer.graph = NeighbourGraph(tensors["graph.edges"], tensors["graph.distances"], state["mean_spacing"])
     if "long_edges.edges" in tensors:
         trainer.long_edges = LongEdges(*(tensors[f"long_edges.{field.name}"] for field in fields(LongEdges)))

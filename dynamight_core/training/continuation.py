@@ -100,6 +100,6 @@ class PreviousRun:
         trainer.latents.copy_(self.run.latents[index, rows])
         trainer.covariances.copy_(self.run.covariances[index, rows])
         if self.run.pose_changes is not None:
-            trainer.rotations.data.copy_(self.run.pose_changes[rows, :3])
-            trainer.shifts.data.copy_(self.run.pose_changes[rows, 3:])
+            trainer.rotations.copy_(self.run.pose_changes[rows, :3])
+            trainer.shifts.copy_(self.run.pose_changes[rows, 3:])
         trainer.started = True

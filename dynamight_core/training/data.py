@@ -1,12 +1,14 @@
 """The data of a training: prepared images, transfer functions and poses by row."""
 
+import copy
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from roma import rotvec_to_rotmat
 
 from dynamight_core.imaging.ctf import CtfParameters, evaluate_ctf
-from dynamight_core.imaging.fourier import image_to_fourier
+from dynamight_core.imaging.fourier import image_to_fourier, translation_phases
 from dynamight_core.parallel import check_stopped
 from dynamight_core.particles.memory import available_memory
 
@@ -77,6 +79,8 @@ class TrainingImages:
         self._matrices = matrices.to(self.device)
         self._ctf = ctf
         self._transfer: torch.Tensor | None = None
+        # Of refined poses, (n, 2) A.
+        self._shifts: torch.Tensor | None = None
         needed = 2 * len(ctf) * box * (box // 2 + 1)
         # A CTF takes as long as the rest of a projection: keep it if it fits. Half precision has an error of 5e-4.
         if not ctf.has_odd_aberrations and needed < available_memory() / 4:
@@ -92,6 +96,13 @@ class TrainingImages:
         images = self.images(rows)
         return Batch(rows, images, image_to_fourier(images), self.transfer(rows), self._matrices[rows])
 
+    def posed(self, changes: torch.Tensor) -> "TrainingImages":
+        """Return the same images in poses that (n, 5) changes are applied to: rotations (radians) and shifts (A)."""
+        posed = copy.copy(self)
+        posed._matrices = rotvec_to_rotmat(changes[:, :3].to(self.device)) @ self._matrices
+        posed._shifts = changes[:, 3:].to(self.device)
+        return posed
+
     def close(self) -> None:
         """Free the images and any file that holds them."""
         self._images.close()
@@ -102,7 +113,15 @@ class TrainingImages:
         return self._images.images(rows)
 
     def transfer(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the (b, box, box//2+1) transfer functions of (b,) `rows`."""
+        """Return the (b, box, box//2+1) transfer functions of (b,) `rows`, with the phases of refined shifts."""
         if self._transfer is not None:
-            return self._transfer[rows].to(self.device).float()
-        return evaluate_ctf(self._ctf[rows], self.box, self.pixel_size).to(self.device)
+            transfer = self._transfer[rows].to(self.device).float()
+        else:
+            transfer = evaluate_ctf(self._ctf[rows], self.box, self.pixel_size).to(self.device)
+        return self.shifted(transfer, rows)
+
+    def shifted(self, transfer: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Return (b, box, box//2+1) transfer functions of (b,) `rows` with the phases of their refined shifts."""
+        if self._shifts is None:
+            return transfer
+        return transfer * translation_phases(self._shifts[rows] / self.pixel_size, self.box)

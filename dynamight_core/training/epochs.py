@@ -107,7 +107,7 @@ def _fit_motion(
         deformed = DeformedBatch(trainer, trainer.data.batch(rows), frequency_weights, noise, sample)
         values = {name: term.value(deformed) for name, (term, _) in terms.items()}
         loss = sum((means.weights[name] * value for name, value in values.items()), torch.zeros(()))
-        trainer.step(loss, "encoder", "decoder", "gaussians", "poses")
+        trainer.step(loss, "encoder", "decoder", "gaussians")
         for name, value in values.items():
             means.losses[name] += value.item() * fraction
         means.motion += deformed.displacement.detach().square().sum(-1).mean().sqrt().item() * fraction

@@ -2,14 +2,13 @@
 
 import torch
 from roma import rotvec_to_rotmat
-from torch import nn
 
 from dynamight_core.imaging.fourier import shell_means, translation_phases
 from dynamight_core.model.graph import LongEdges, NeighbourGraph
 from dynamight_core.model.half import HalfModel
 from dynamight_core.options import TrainOptions
 from dynamight_core.training.data import Batch, Batches, TrainingImages
-from dynamight_core.training.inference import LatentPosterior, infer_latents
+from dynamight_core.training.inference import LatentPosterior, infer_latents, most_likely_prior
 
 # Restraints are computed on this many particles of a batch: their gradient needs no more.
 RESTRAINED = 32
@@ -19,8 +18,6 @@ _SHAPE = 3.0
 _MIN_BATCHES = 8
 # Particles up to which the weight of regularisation is the options'; with more, it falls with their number.
 _PRIOR_PARTICLES = 900
-# Steps of expectation maximisation for the prior of the latents, and particles that they use.
-_PRIOR_STEPS, _PRIOR_SAMPLE = 100, 5000
 # Particles whose residual gives the noise spectrum.
 _NOISE_PARTICLES = 512
 
@@ -61,8 +58,8 @@ class HalfTrainer:
         self.latents = torch.zeros(n, d, device=data.device)
         self.covariances = torch.eye(d, device=data.device).repeat(n, 1, 1)
         # On top of the given pose: rotation vectors in radians, shifts in A.
-        self.rotations = nn.Parameter(torch.zeros(n, 3, device=data.device))
-        self.shifts = nn.Parameter(torch.zeros(n, 2, device=data.device))
+        self.rotations = torch.zeros(n, 3, device=data.device)
+        self.shifts = torch.zeros(n, 2, device=data.device)
         self.scale_regularisation(float(model.regularisation_share))
         if options.motion_resolution is not None:
             model.resolution.fill_(options.motion_resolution)
@@ -80,10 +77,6 @@ class HalfTrainer:
             "gaussians": self.gaussian_optimizer(),
             "encoder": torch.optim.Adam(model.encoder.parameters(), lr=options.encoder_learning_rate),
             "decoder": self._decoder_optimizer(),
-            # No momentum: it would move particles that are not in the batch.
-            "poses": torch.optim.Adam(
-                [{"params": [self.rotations], "lr": 5e-4}, {"params": [self.shifts], "lr": 0.03}], betas=(0.0, 0.99)
-            ),
         }
 
     @property
@@ -160,8 +153,7 @@ class HalfTrainer:
             optimizer.zero_grad()
         loss.backward()
         for name in names:
-            if name != "poses" or self.options.refine_poses:
-                self.optimizers[name].step()
+            self.optimizers[name].step()
         with torch.no_grad():
             self.model.gaussians.relative_amplitudes.clamp_(min=0)
 
@@ -190,39 +182,12 @@ class HalfTrainer:
         return self.latents[:: max(1, len(self.latents) // number)] if number else self.latents[:0]
 
     def fit_prior(self, posterior: LatentPosterior) -> tuple[torch.Tensor, torch.Tensor]:
-        """Set the prior to the most likely one; return the (n, d) latents and (n, d, d) covariances under it.
-
-        What an image says about its latent is its posterior without the prior. Given that of all images, expectation
-        maximisation finds mean and covariance of the prior. One step per inference would take dozens of inferences to
-        remove a latent that images say nothing about. No direction becomes wider than after the first step, because
-        far from where a latent is, what its image says is not known.
-        """
+        """Set the prior to the most likely one; return the (n, d) latents and (n, d, d) covariances under it."""
         model = self.model
-        mean, prior = model.latent_mean.double(), torch.linalg.inv(model.latent_covariance.double())
-        precisions = torch.linalg.inv(posterior.covariances.double())
-        seen = precisions - prior
-        pulls = (precisions @ posterior.latents.double()[..., None])[..., 0] - prior @ mean
-
-        def under_prior(step: int) -> tuple[torch.Tensor, torch.Tensor]:
-            covariances = torch.linalg.inv(seen[::step] + prior)
-            return (covariances @ (pulls[::step] + prior @ mean)[..., None])[..., 0], covariances
-
-        root = None
-        for _ in range(_PRIOR_STEPS):
-            latents, covariances = under_prior(-(-len(pulls) // _PRIOR_SAMPLE))
-            mean, covariance = latents.mean(0), torch.cov(latents.T).reshape(prior.shape) + covariances.mean(0)
-            if root is None:
-                root = torch.linalg.cholesky(covariance)
-            relative = torch.linalg.solve_triangular(root, covariance, upper=False)
-            relative = torch.linalg.solve_triangular(root, relative.T, upper=False)
-            widths, axes = torch.linalg.eigh((relative + relative.T) / 2)
-            axes = root @ axes
-            covariance = (axes * widths.clamp(max=1)) @ axes.T
-            prior = torch.linalg.inv(covariance)
-        latents, covariances = under_prior(1)
-        model.latent_mean.copy_(mean)
-        model.latent_covariance.copy_(covariance)
-        return latents.float(), covariances.float()
+        prior = most_likely_prior(posterior, model.latent_mean, model.latent_covariance)
+        model.latent_mean.copy_(prior.mean)
+        model.latent_covariance.copy_(prior.covariance)
+        return prior.latents.float(), prior.covariances.float()
 
     def _set_prior(self, latents: torch.Tensor, width: torch.Tensor) -> None:
         """Set the prior to the mean and covariance of the latents, their posterior width included."""
@@ -267,21 +232,11 @@ class HalfTrainer:
 
     def posed_data(self) -> Batches:
         """Return the images with the refined poses."""
-        return _PosedImages(self) if self.options.refine_poses else self.data
-
-
-class _PosedImages:
-    """Training images in refined poses."""
-
-    def __init__(self, trainer: HalfTrainer):
-        self._trainer = trainer
-
-    def batch(self, rows: torch.Tensor) -> Batch:
-        trainer = self._trainer
-        batch = trainer.data.batch(rows)
-        changes = trainer.pose_changes.detach()[trainer.slot[rows]]
-        matrices, phases = _apply_pose_changes(batch, changes, trainer.data)
-        return Batch(rows, batch.images, batch.transforms, batch.transfer * phases, matrices)
+        if not self.options.refine_poses:
+            return self.data
+        changes = torch.zeros(len(self.data), 5, device=self.data.device)
+        changes[self.rows] = self.pose_changes
+        return self.data.posed(changes)
 
 
 def _apply_pose_changes(batch: Batch, changes: torch.Tensor, data: TrainingImages) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,5 +1,6 @@
 """The latent of one particle under a fixed decoder: posterior mode by Gauss-Newton, and its width."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,8 @@ from dynamight_core.training.data import Batch, Batches
 _STEP = 0.15
 # A particle is done when a step gains less than the first, or fails with an expected gain below the second, nats.
 _CONVERGED, _HOPELESS = 0.01, 0.05
+# Steps of expectation maximisation for the prior of the latents, and particles that they use.
+_PRIOR_STEPS, _PRIOR_SAMPLE = 100, 5000
 # Where the posterior is integrated, in standard deviations.
 _NODES = (-3.6, -2.4, -1.2, 0.0, 1.2, 2.4, 3.6)
 
@@ -78,15 +81,72 @@ def infer_latents(
     size = max(1, min(128, int(2**25 // (dim * model.box**2))))
     for chosen in torch.arange(n).split(size):
         used = None if pixels is None else pixels[chosen]
-        fit = _Fit(model, evaluate, data.batch(rows[chosen]), used)
+        fit = _latent_fit(model, evaluate, data.batch(rows[chosen]), used)
         latents, image, energy = fit.best([start[chosen] for start in starts])
-        covariance = _climb(fit, latents, image, energy, steps)
+        covariance = climb(fit, latents, image, energy, steps)
         if integrate:
             latents, covariance = _integrate(fit, latents, covariance, metric)
         found[chosen], energies[chosen], covariances[chosen] = latents, energy, covariance
         if progress is not None:
             progress(int(chosen[-1]) + 1, n)
     return LatentPosterior(found, covariances, energies)
+
+
+@dataclass
+class LatentPrior:
+    """A normal prior, and the latents of n particles under it; all float64.
+
+    Parameters
+    ----------
+    mean, covariance
+        (d,) and (d, d).
+    latents, covariances
+        (n, d) and (n, d, d).
+    """
+
+    mean: torch.Tensor
+    covariance: torch.Tensor
+    latents: torch.Tensor
+    covariances: torch.Tensor
+
+
+def most_likely_prior(posterior: LatentPosterior, mean: torch.Tensor, covariance: torch.Tensor) -> LatentPrior:
+    """Return the most likely normal prior of n particles.
+
+    What an image says about its latent is its posterior without the prior. Given that of all images, expectation
+    maximisation finds mean and covariance of the prior. One step per inference would take dozens of inferences to
+    remove a latent that images say nothing about. No direction becomes wider than after the first step, because far
+    from where a latent is, what its image says is not known.
+
+    Parameters
+    ----------
+    posterior
+        of the particles under a prior.
+    mean, covariance
+        (d,) and (d, d) of that prior.
+    """
+    mean, prior = mean.double(), torch.linalg.inv(covariance.double())
+    precisions = torch.linalg.inv(posterior.covariances.double())
+    seen = precisions - prior
+    pulls = (precisions @ posterior.latents.double()[..., None])[..., 0] - prior @ mean
+
+    def under_prior(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        covariances = torch.linalg.inv(seen[::step] + prior)
+        return (covariances @ (pulls[::step] + prior @ mean)[..., None])[..., 0], covariances
+
+    root = None
+    for _ in range(_PRIOR_STEPS):
+        latents, covariances = under_prior(-(-len(pulls) // _PRIOR_SAMPLE))
+        mean, covariance = latents.mean(0), torch.cov(latents.T).reshape(prior.shape) + covariances.mean(0)
+        if root is None:
+            root = torch.linalg.cholesky(covariance)
+        relative = torch.linalg.solve_triangular(root, covariance, upper=False)
+        relative = torch.linalg.solve_triangular(root, relative.T, upper=False)
+        widths, axes = torch.linalg.eigh((relative + relative.T) / 2)
+        axes = root @ axes
+        covariance = (axes * widths.clamp(max=1)) @ axes.T
+        prior = torch.linalg.inv(covariance)
+    return LatentPrior(mean, covariance, *under_prior(1))
 
 
 def random_pixels(n: int, box: int, generator: torch.Generator) -> torch.Tensor:
@@ -137,28 +197,42 @@ def data_terms(
     return torch.cat(terms).cpu()
 
 
-class _Fit:
-    """How well latents explain the images of b particles.
+class Fit:
+    """How well parameters explain the images of b particles, with a normal prior.
 
     Images are whitened, real and flat: (b, values), the squared norm of a residual being minus twice its
     log-likelihood. `which` picks some of the b particles.
+
+    Parameters
+    ----------
+    project
+        from (m, d) parameters, (m,) indices of particles and their (m, box, box//2+1) transfer functions to model
+        images.
+    mean, covariance
+        (d,) and (d, d) of the prior.
+    batch
+        of b particles.
+    whitening
+        (box, box//2+1) or (b, box, box//2+1) factors: one over the amplitude of the noise, 0 where pixels do not count.
     """
 
-    def __init__(self, model: HalfModel, evaluate: Evaluator, batch: Batch, pixels: torch.Tensor | None):
-        self._model, self._evaluate = model, evaluate
-        self._mean, self.precision = model.latent_mean, torch.linalg.inv(model.latent_covariance)
-        self._difference = _finite_difference(model)
-        amplitude = model.frequency_weights().sqrt()
-        whitening = amplitude if pixels is None else amplitude * pixels.to(amplitude)
-        self._matrices, self._transfer = batch.matrices, batch.transfer * whitening
+    def __init__(
+        self,
+        project: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
+        mean: torch.Tensor,
+        covariance: torch.Tensor,
+        batch: Batch,
+        whitening: torch.Tensor,
+    ):
+        self._project, self._mean, self.precision = project, mean, torch.linalg.inv(covariance)
+        self._difference = _finite_difference(covariance)
+        self._transfer = batch.transfer * whitening
         self._target = torch.view_as_real(batch.transforms * whitening).flatten(1)
-        self.all = torch.arange(len(batch), device=amplitude.device)
+        self.all = torch.arange(len(batch), device=mean.device)
 
     def image(self, latents: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
         """Return the (b, values) model images under (b, d) latents."""
-        positions = self._model.gaussians.positions + self._evaluate(latents)
-        image = self._model.project(self._matrices[which], self._transfer[which], positions)
-        return torch.view_as_real(image).flatten(1)
+        return torch.view_as_real(self._project(latents, which, self._transfer[which])).flatten(1)
 
     def energy(self, latents: torch.Tensor, image: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
         """Return (b,) minus log posteriors."""
@@ -195,7 +269,19 @@ class _Fit:
         return latents, image, energy
 
 
-def _climb(fit: _Fit, latents, image, energy, steps: int) -> torch.Tensor:
+def _latent_fit(model: HalfModel, evaluate: Evaluator, batch: Batch, pixels: torch.Tensor | None) -> Fit:
+    """Return the fit of latents to the images of b particles, on some of their pixels or all."""
+    amplitude = model.frequency_weights().sqrt()
+    whitening = amplitude if pixels is None else amplitude * pixels.to(amplitude)
+    positions, matrices = model.gaussians.positions, batch.matrices
+
+    def project(latents: torch.Tensor, which: torch.Tensor, transfer: torch.Tensor) -> torch.Tensor:
+        return model.project(matrices[which], transfer, positions + evaluate(latents))
+
+    return Fit(project, model.latent_mean, model.latent_covariance, batch, whitening)
+
+
+def climb(fit: Fit, latents, image, energy, steps: int) -> torch.Tensor:
     """Move latents, with their images and energies, in place to the mode; return (b, d, d) covariances there."""
     damping = torch.full_like(energy, 1e-2)
     curvatures = latents.new_empty(*latents.shape, latents.shape[1])
@@ -225,7 +311,7 @@ def _climb(fit: _Fit, latents, image, energy, steps: int) -> torch.Tensor:
     return torch.linalg.inv(curvatures)
 
 
-def _integrate(fit: _Fit, latents, covariance, metric):
+def _integrate(fit: Fit, latents, covariance, metric):
     """Return mean and covariance of the posterior, integrated along the direction that matters most."""
     direction = _least_certain(covariance, metric)
     nodes = latents.new_tensor(_NODES)
@@ -254,7 +340,7 @@ def _least_certain(covariance: torch.Tensor, metric: torch.Tensor) -> torch.Tens
 def _displacement_metric(model: HalfModel, latents: torch.Tensor) -> torch.Tensor:
     """Return the (d, d) mean product of the displacement's derivatives by the latents, A^2, over some of (n, d)."""
     subset = latents[:: max(1, len(latents) // 32)]
-    difference = _finite_difference(model)
+    difference = _finite_difference(model.latent_covariance)
     moved = (subset[:, None] + torch.diag(difference)).flatten(0, 1)
     change = model.displacements(moved).reshape(*subset.shape, -1)
     change = change - model.displacements(subset).reshape(len(subset), 1, -1)
@@ -262,6 +348,6 @@ def _displacement_metric(model: HalfModel, latents: torch.Tensor) -> torch.Tenso
     return (change @ change.transpose(1, 2)).mean(0) / len(model.gaussians)
 
 
-def _finite_difference(model: HalfModel) -> torch.Tensor:
-    """Return the (d,) steps of finite differences by the latents."""
-    return _STEP * model.latent_covariance.diagonal().sqrt()
+def _finite_difference(covariance: torch.Tensor) -> torch.Tensor:
+    """Return the (d,) steps of finite differences by parameters with a (d, d) prior covariance."""
+    return _STEP * covariance.diagonal().sqrt()

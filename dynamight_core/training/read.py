@@ -12,7 +12,7 @@ from dynamight_core.files import read_map
 from dynamight_core.model.bodies import RigidBodies
 from dynamight_core.model.initialise import MolecularRegion, find_molecule
 from dynamight_core.options import InputOptions, TrainOptions
-from dynamight_core.particles.halves import assign_halves, choose_validation, count_torn
+from dynamight_core.particles.halves import assign_halves, choose_validation, torn
 from dynamight_core.particles.metadata import Particles, check_enough, read_particles
 from dynamight_core.particles.preprocess import Preprocessing
 from dynamight_core.particles.relatives import default_distance, find_relatives
@@ -194,10 +194,10 @@ def read_inputs(inputs: InputOptions, options: TrainOptions) -> Prepared:
 
 def _torn_relatives(halves: torch.Tensor, relatives: torch.Tensor) -> Iterator[str]:
     """Yield a warning if half-sets that were given have relatives in both of them."""
-    torn = count_torn(halves, relatives)
-    if torn:
+    number = int(torn(halves, relatives).sum())
+    if number:
         yield (
-            f"{torn} particles have relatives (the same original image, helical tube, tilt series or place) in the "
+            f"{number} particles have relatives (the same original image, helical tube, tilt series or place) in the "
             "other half-set, so that the FSC may show more than there is; keep such particles in one half-set"
         )
 

@@ -33,6 +33,7 @@ from dynamight_core.training.half import HalfTrainer
 from dynamight_core.training.inference import infer_latents
 from dynamight_core.training.large_motion import FollowedMotion, follow_large_motion
 from dynamight_core.training.linear import linear_starts
+from dynamight_core.training.poses import held_out_poses, refine_before_motion, refine_poses
 from dynamight_core.training.read import Prepared, read_inputs
 from dynamight_core.training.reference import central_latents, update_references
 from dynamight_core.training.refit import refit_gaussians, sharpen_reference
@@ -116,6 +117,8 @@ class Trained:
         n, d = len(data), self.options.n_latents
         self.latents = torch.zeros(2, n, d)
         self.covariances = torch.zeros(2, n, d, d)
+        # (n, 5) rotation vectors (radians) and shifts (A), if poses are refined.
+        self.pose_changes: torch.Tensor | None = None
 
     def infer_all(self, reporter: Reporter = QUIET) -> None:
         """Infer the latents of all particles with the frozen decoder of each half-set.
@@ -123,6 +126,12 @@ class Trained:
         The best of several starts is used: the last inference (for training particles) or the prediction of the encoder
         (for all others), the mean, and latents of other particles.
         """
+        if self.options.refine_poses:
+            self.pose_changes = torch.zeros(len(self.data), 5)
+            for trainer in self.trainers:
+                self.pose_changes[trainer.rows] = trainer.pose_changes.cpu()
+                self.pose_changes[trainer.held_out] = held_out_poses(trainer).cpu()
+            self.data = self.data.posed(self.pose_changes)
         data = self.data
         side_by_side(lambda index: self._infer_half(index, reporter), (0, 1), data.device)
         latents = [self.latents[index, trainer.rows].to(data.device) for index, trainer in enumerate(self.trainers)]
@@ -140,13 +149,11 @@ class Trained:
         others[own] = False
         rest = torch.where(others)[0]
         progress = reporter.step(f"inferring latents, half {index + 1}")
-        posed = trainer.posed_data()
         for rows, starts, steps in (
             (own, [trainer.latents, *model.latent_starts(len(own))], 3),
             (rest, [trainer.encode(rest), *model.latent_starts(len(rest))], 6),
         ):
-            source = posed if rows is own else self.data
-            posterior = infer_latents(model, source, rows, starts, steps, integrate=True, progress=progress)
+            posterior = infer_latents(model, self.data, rows, starts, steps, integrate=True, progress=progress)
             self.latents[index, rows] = posterior.latents.cpu()
             self.covariances[index, rows] = posterior.covariances.cpu()
 
@@ -160,11 +167,8 @@ class Trained:
             "halves": self.prepared.halves.to(torch.int64),
             "validation": self.prepared.validation,
         }
-        if self.options.refine_poses:
-            changes = torch.zeros(len(self.data), 5)
-            for trainer in self.trainers:
-                changes[trainer.rows] = trainer.pose_changes.detach().cpu()
-            tensors["pose_changes"] = changes
+        if self.pose_changes is not None:
+            tensors["pose_changes"] = self.pose_changes
         with atomic_path(self.run / "latents.safetensors") as path:
             safetensors.torch.save_file({name: value.contiguous() for name, value in tensors.items()}, path)
 
@@ -205,6 +209,8 @@ def _train_epochs(
         if epoch.update_reference:
             update_references(trainers)
         started = time.monotonic()
+        if options.refine_poses and epoch.kind != "warm-up" and not trainers[0].started:
+            side_by_side(partial(refine_before_motion, number=number), trainers, data.device)
         if epoch.infer == "linear":
             linear_starts(trainers)
         entries = side_by_side(partial(_run_epoch, epoch, number), trainers, data.device)
@@ -247,6 +253,8 @@ def _run_epoch(epoch: Epoch, number: int, trainer: HalfTrainer) -> dict:
         trainer.infer(steps=1 if epoch.infer == "again" else 4, restart=epoch.infer == "encoder")
     if epoch.infer == "linear" and trainer.latents.any() and not trainer.model.gaussians.fixed:
         sharpen_reference(trainer)
+    if trainer.options.refine_poses and trainer.started and epoch.prepare:
+        refine_poses(trainer)
     amplitude = adjust_regularisation(trainer) if epoch.infer == "again" else None
     followed = follow_large_motion(trainer, number) if epoch.follow and not trainer.followed else None
     if epoch.refit:

@@ -140,11 +140,6 @@ def test_a_map_that_kept_the_rigid_density_says_so(case):
             "Undecided whether it moves",
             "The two half-sets do not share a motion on held-out particles.",
         ),
-        (
-            lambda case: case.summary(causes=[COMPOSITION]),
-            "Differences in composition, not shown to move",
-            "Particles of two groups differ by 12 % in mass.",
-        ),
     ],
 )
 def test_what_speaks_against_a_supported_verdict_makes_it_undecided(case, change, title, sentence):
@@ -155,18 +150,34 @@ def test_what_speaks_against_a_supported_verdict_makes_it_undecided(case, change
     assert "Do not interpret the motions." in found.advice
 
 
+@pytest.mark.parametrize(("verdict", "end"), [("not supported", "not motion"), ("undecided", "perhaps no motion")])
+def test_a_cause_in_the_place_of_motion_is_the_title(case, verdict, end):
+    found = case.summary(verdict={"verdict": verdict, "cause": "composition"}, causes=[COMPOSITION]).conclusion
+    assert (found.motion, found.title) == (verdict, f"Differences in composition, {end}")
+    assert "Particles of two groups differ by 12 % in mass." in found.certainty
+    assert found.advice.endswith("Do not interpret the motions. Classify the two groups apart.")
+
+
 def test_a_cause_beside_a_motion_leaves_the_motion_and_gives_its_next_step_first(case):
-    found = case.summary(causes=[COMPOSITION, COMPOSITION | {"name": "motion"}]).conclusion
+    found = case.summary(causes=[COMPOSITION]).conclusion
     assert found.motion == "supported"
     assert found.advice.startswith("Classify the two groups apart. Reconstruct")
 
 
-def test_without_motion_the_detection_limit_is_said(case):
-    found = case.summary(verdict={"verdict": "not supported", "gain": 0.01, "gain_error": 0.02}).conclusion
-    assert (found.motion, found.title) == ("not supported", "No motion found")
-    assert found.moves.startswith("Motion of up to 0.5 A rms over the molecule could go undetected")
+def test_without_motion_the_detection_limit_and_its_cause_are_said(case):
+    little = COMPOSITION | {
+        "name": "too little data",
+        "found": "suspected",
+        "sentence": "motion of up to 0.5 A rms over the molecule could go undetected",
+        "next_step": "Add particles.",
+    }
+    found = case.summary(
+        verdict={"verdict": "not supported", "gain": 0.01, "gain_error": 0.02}, causes=[little]
+    ).conclusion
+    assert (found.motion, found.title, found.moves) == ("not supported", "No motion found", "")
     assert "equally well (+0.01 +- 0.02 nats) with each particle's own deformation" in found.certainty
-    assert "Use the consensus map. Do not interpret the motions." in found.advice
+    assert found.certainty.endswith("Motion of up to 0.5 A rms over the molecule could go undetected.")
+    assert "Use the consensus map. Do not interpret the motions. Add particles." in found.advice
 
 
 def test_every_place_shows_the_same_words(case):

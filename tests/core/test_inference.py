@@ -71,8 +71,8 @@ def test_rows_of_one_image_count_once_in_the_verdict():
     model, data, latents = known_motion(40)
     model.latent_centres.copy_(latents[:8])
     halves, everyone = torch.arange(40) // 20 + 1, torch.ones(40, dtype=torch.bool)
-    alone = judge((model, model), data, halves, everyone, torch.arange(40), 0)
-    paired = judge((model, model), data, halves, everyone, torch.arange(40) // 2, 0)
+    alone = judge((model, model), (model, model), data, halves, everyone, torch.arange(40), 0)
+    paired = judge((model, model), (model, model), data, halves, everyone, torch.arange(40) // 2, 0)
     assert (alone.particles, paired.particles) == (40, 20)
     assert paired.gain == pytest.approx(alone.gain, rel=1e-4)
 

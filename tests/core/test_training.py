@@ -22,10 +22,11 @@ from dynamight_core.parallel import StoppedError, side_by_side
 from dynamight_core.reporter import QUIET, Reporter
 from dynamight_core.simulate.truth import load_truth
 from dynamight_core.training.data import TrainingImages
-from dynamight_core.training.epochs import EpochMeans, run_epoch
+from dynamight_core.training.epochs import EpochMeans
 from dynamight_core.training.half import HalfTrainer
+from dynamight_core.training.poses import refine_poses
 from dynamight_core.training.reference import update_references
-from dynamight_core.training.schedule import Epoch, schedule
+from dynamight_core.training.schedule import schedule
 from dynamight_core.training.stage import train
 from tests.support.known_motion import known_motion
 
@@ -144,9 +145,9 @@ def test_a_run_stopped_at_any_epoch_resumes_to_the_same_numbers(hinge_set, tmp_p
         return [{key: value for key, value in line.items() if key not in untimed} for line in lines]
 
     assert metrics("stopped") == metrics("whole")
-    # Refined poses are written beside those given, and held-out particles keep theirs.
+    # Refined poses are written beside those given, those of held-out particles too.
     table = summarise(resumed, **quiet).table
-    assert ((table["dynAngleChange"] > 0) == (table["dynValidation"] == 0)).all()
+    assert (table["dynAngleChange"] > 0).all()
     assert np.allclose(table["rlnAngleRot"], few["particles"]["rlnAngleRot"])
     assert not np.allclose(table["dynAngleRot"], table["rlnAngleRot"])
 
@@ -230,16 +231,15 @@ def test_refined_poses_come_nearer_to_the_truth():
     wrong = rotvec_to_rotmat(torch.randn(len(rows), 3, generator=generator) * 0.03)
     data._matrices = wrong @ true
     trainer = HalfTrainer(model, data, rows, TrainOptions(n_latents=2, refine_poses=True), 1)
-    trainer.latents, trainer.covariances = latents, trainer.covariances * 1e-6
-    for epoch in range(25):
-        run_epoch(trainer, Epoch("refinement"), epoch)
-    refined = rotvec_to_rotmat(trainer.rotations.detach()) @ data._matrices
+    trainer.latents = latents
+    refine_poses(trainer)
+    refined = rotvec_to_rotmat(trainer.rotations) @ data._matrices
 
     def angle(matrices):
         trace = (matrices @ true.transpose(1, 2)).diagonal(dim1=1, dim2=2).sum(1)
         return torch.arccos(((trace - 1) / 2).clamp(-1, 1)).mean()
 
-    assert angle(refined) < 0.6 * angle(data._matrices)
+    assert angle(refined) < 0.3 * angle(data._matrices)
     assert not HalfTrainer(model, data, rows, TrainOptions(n_latents=2), 1).pose_changes.any()
 
 

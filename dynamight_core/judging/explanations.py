@@ -1,0 +1,271 @@
+"""What can differ between particles: motion, poses and content, which compete to explain held-out pixels.
+
+A deformation field can imitate an error of the pose (a rotation of the whole molecule), or a part that is missing (its
+density moves away). Each of the three is therefore fitted to the same images in its own terms, alone and together with
+the motion: parameters of a particle are inferred from a random half of its Fourier pixels, and judged on the other
+half. Priors are normal, with the most likely mean and covariance over training particles, so that what particles do
+not have costs nothing.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from roma import rotvec_to_rotmat
+
+from dynamight_core.imaging.fourier import translation_phases
+from dynamight_core.model.half import HalfModel
+from dynamight_core.model.regions import Regions
+from dynamight_core.training.data import Batch, TrainingImages
+from dynamight_core.training.epochs import run_epoch
+from dynamight_core.training.half import HalfTrainer
+from dynamight_core.training.inference import (
+    Fit,
+    LatentPosterior,
+    climb,
+    data_terms,
+    infer_latents,
+    most_likely_prior,
+    random_pixels,
+)
+from dynamight_core.training.schedule import Epoch
+
+MOTION, POSE, CONTENT = "motion", "pose", "content"
+# What is compared; the first is the molecule at rest.
+EXPLANATIONS: tuple[tuple[str, ...], ...] = (
+    (),
+    (MOTION,),
+    (POSE,),
+    (CONTENT,),
+    (MOTION, POSE),
+    (MOTION, CONTENT),
+)
+# Standard deviations that the search for priors starts from: rotations (radians), shifts (A), occupancies.
+_ROTATION, _SHIFT, _OCCUPANCY = 0.07, 3.0, 0.4
+# Regions of the molecule whose occupancies differ, each by itself.
+_REGIONS = 12
+# Gauss-Newton steps for a prior and for a comparison; rounds of a prior.
+_STEPS, _ROUNDS = 3, 2
+# Part of a prior's first variance that always remains.
+_FLOOR = 1e-6
+# Epochs and particles that a model without motion is fitted with.
+_STATIC_EPOCHS, _STATIC_PARTICLES = 8, 2000
+# Particles of each half-set that priors are found from, and that are compared.
+_PRIOR_PARTICLES, _COMPARED = 400, 600
+_BATCH = 64
+
+
+@dataclass
+class Prior:
+    """Normal distribution of d parameters: (d,) mean and (d, d) covariance."""
+
+    mean: torch.Tensor
+    covariance: torch.Tensor
+
+
+@dataclass
+class Comparison:
+    """How well explanations predict held-out pixels of v particles.
+
+    Parameters
+    ----------
+    rows
+        (v,) rows of the particles.
+    misfits
+        (v,) minus log-likelihood on held-out pixels by explanation, nats.
+    """
+
+    rows: torch.Tensor
+    misfits: dict[tuple[str, ...], torch.Tensor]
+
+    def gain(self, better: tuple[str, ...], than: tuple[str, ...] = ()) -> torch.Tensor:
+        """Return (v,) how much better one explanation predicts than another, nats."""
+        return self.misfits[than] - self.misfits[better]
+
+
+class Explained:
+    """A half-set's models of what differs between particles.
+
+    Parameters
+    ----------
+    model
+        of the half-set, trained: explains motion.
+    static
+        the same molecule without motion, from which poses and content differ.
+    data
+        images.
+    rows
+        (n,) training particles, from some of which priors are found.
+    centres
+        (R, 3) A of the regions whose occupancies differ, if they are those of another half-set.
+    """
+
+    def __init__(
+        self,
+        model: HalfModel,
+        static: HalfModel,
+        data: TrainingImages,
+        rows: torch.Tensor,
+        centres: torch.Tensor | None = None,
+    ):
+        self.model, self.static, self.data = model, static, data
+        points = static.consensus_positions
+        regions = Regions.build(points, _REGIONS, 0) if centres is None else Regions.around(points, centres)
+        self.centres = regions.centres
+        self._memberships = {
+            False: regions.weights,
+            True: Regions.around(model.consensus_positions, self.centres).weights,
+        }
+        like, number = model.latent_mean, len(self.centres)
+        size = torch.tensor([_ROTATION] * 3 + [_SHIFT] * 2).to(like)
+        wide = _OCCUPANCY**2 * (torch.eye(number) + torch.ones(number, number)).to(like)
+        alone = {
+            MOTION: Prior(model.latent_mean, model.latent_covariance),
+            POSE: Prior(torch.zeros(5).to(like), torch.diag(size.square())),
+            CONTENT: Prior(torch.zeros(number).to(like), wide),
+        }
+        self._dimensions = {kind: len(prior.mean) for kind, prior in alone.items()}
+        sample = some(rows, _PRIOR_PARTICLES)
+        self.prior_particles = len(sample)
+        self.priors: dict[tuple[str, ...], Prior] = {(MOTION,): alone[MOTION]}
+        for kinds in EXPLANATIONS[2:]:
+            means, covariances = [alone[kind].mean for kind in kinds], [alone[kind].covariance for kind in kinds]
+            wide_prior = Prior(torch.cat(means), torch.block_diag(*covariances))
+            self.priors[kinds] = self._find_prior(kinds, wide_prior, sample)
+
+    def _find_prior(self, kinds: tuple[str, ...], prior: Prior, rows: torch.Tensor) -> Prior:
+        """Return the most likely prior of (n,) particles, starting from a wide one."""
+        start = None
+        for _ in range(_ROUNDS):
+            self.priors[kinds] = prior
+            found = most_likely_prior(self.infer(kinds, rows, start), prior.mean, prior.covariance)
+            # A little wider than nothing, so that it can be inverted.
+            floor = _FLOOR * prior.covariance.diagonal().double()
+            prior = Prior(found.mean.to(prior.mean), (found.covariance + torch.diag(floor)).to(prior.covariance))
+            start = found.latents.to(prior.mean)
+        return prior
+
+    def region_masses(self) -> torch.Tensor:
+        """Return the (R,) mass of each region, map units times voxels."""
+        masses = self.static.gaussians.masses(self.static.pixel_size).sum(0)
+        return (masses @ self._memberships[False]).detach()
+
+    def part(self, kinds: tuple[str, ...], kind: str) -> slice:
+        """Return which parameters of an explanation are of one kind."""
+        first = sum(self._dimensions[other] for other in kinds[: kinds.index(kind)])
+        return slice(first, first + self._dimensions[kind])
+
+    def projection(
+        self, kinds: tuple[str, ...], batch: Batch
+    ) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
+        """Return the function from parameters, particles of the batch and transfer functions to model images."""
+        moves, data = MOTION in kinds, self.data
+        model = self.model if moves else self.static
+        rest = model.gaussians.positions if moves else model.consensus_positions
+        displaced = model.evaluator(rest) if moves else None
+
+        def project(parameters: torch.Tensor, which: torch.Tensor, transfer: torch.Tensor) -> torch.Tensor:
+            positions = rest.expand(len(which), -1, -1)
+            if displaced is not None:
+                positions = rest + displaced(parameters[:, self.part(kinds, MOTION)])
+            matrices, occupancies = batch.matrices[which], None
+            if POSE in kinds:
+                change = parameters[:, self.part(kinds, POSE)]
+                matrices = rotvec_to_rotmat(change[:, :3]) @ matrices
+                transfer = transfer * translation_phases(change[:, 3:] / data.pixel_size, data.box)
+            if CONTENT in kinds:
+                occupancies = 1 + parameters[:, self.part(kinds, CONTENT)] @ self._memberships[moves].T
+            return model.project(matrices, transfer, positions, occupancies)
+
+        return project
+
+    @torch.no_grad()
+    def infer(
+        self,
+        kinds: tuple[str, ...],
+        rows: torch.Tensor,
+        start: torch.Tensor | None = None,
+        pixels: torch.Tensor | None = None,
+    ) -> LatentPosterior:
+        """Infer the parameters of (n,) particles.
+
+        Parameters
+        ----------
+        start
+            (n, d) parameters; the mean of the prior if None.
+        pixels
+            (n, box, box//2+1) bool, Fourier pixels that are used; all if None.
+        """
+        prior = self.priors[kinds]
+        amplitude = self.model.frequency_weights().sqrt()
+        mean = prior.mean.expand(len(rows), -1)
+        starts = [mean] if start is None else [mean, start]
+        modes, covariances, energies = [], [], []
+        for chosen in torch.arange(len(rows)).split(_BATCH):
+            batch = self.data.batch(rows[chosen])
+            whitening = amplitude if pixels is None else amplitude * pixels[chosen].to(amplitude)
+            fit = Fit(self.projection(kinds, batch), prior.mean, prior.covariance, batch, whitening)
+            latents, image, energy = fit.best([start[chosen] for start in starts])
+            covariances.append(climb(fit, latents, image, energy, _STEPS))
+            modes.append(latents)
+            energies.append(energy)
+        return LatentPosterior(torch.cat(modes), torch.cat(covariances), torch.cat(energies))
+
+    @torch.no_grad()
+    def misfit(self, kinds: tuple[str, ...], rows: torch.Tensor, parameters, pixels: torch.Tensor) -> torch.Tensor:
+        """Return (n,) minus log-likelihoods of images on some of their Fourier pixels, nats."""
+        weights, terms = self.model.frequency_weights(), []
+        for chosen in torch.arange(len(rows)).split(_BATCH):
+            batch = self.data.batch(rows[chosen])
+            which = torch.arange(len(batch), device=batch.transforms.device)
+            residual = self.projection(kinds, batch)(parameters[chosen], which, batch.transfer) - batch.transforms
+            terms.append(0.5 * (residual.abs().square() * weights * pixels[chosen].to(weights)).sum((-2, -1)))
+        return torch.cat(terms).cpu()
+
+    def compare(self, rows: torch.Tensor, seed: int) -> Comparison:
+        """Compare all explanations on (n,) particles that trained nothing."""
+        rows = some(rows, _COMPARED)
+        pixels = random_pixels(len(rows), self.model.box, torch.Generator().manual_seed(seed))
+        starts = self.model.latent_starts(len(rows))
+        found = {
+            (): torch.zeros(len(rows), 0),
+            (MOTION,): infer_latents(self.model, self.data, rows, starts, steps=6, pixels=pixels).latents,
+        }
+        for kinds in EXPLANATIONS[2:]:
+            # Motion together with another difference starts from the motion alone.
+            start = None
+            if MOTION in kinds:
+                start = self.priors[kinds].mean.repeat(len(rows), 1)
+                start[:, self.part(kinds, MOTION)] = found[MOTION,]
+            found[kinds] = self.infer(kinds, rows, start, pixels).latents
+        return Comparison(rows, {kinds: self.misfit(kinds, rows, found[kinds], ~pixels) for kinds in EXPLANATIONS})
+
+
+def static_model(trained: HalfModel, trainer: HalfTrainer) -> HalfModel:
+    """Return the model of a half-set that explains its held-out images best without motion, in the consensus frame.
+
+    The trained one at rest, or one that never moved: a wrong motion distorts the molecule, and a right one makes it
+    sharper than the images show it.
+
+    Parameters
+    ----------
+    trained
+        the half-set's model after training.
+    trainer
+        of the same half-set, with a model at the start of its training; it is changed.
+    """
+    trainer.rows = some(trainer.rows, _STATIC_PARTICLES)
+    for number in range(1, _STATIC_EPOCHS + 1):
+        run_epoch(trainer, Epoch("warm-up"), number)
+    fresh = trainer.model.eval()
+    fresh.resolution.copy_(trained.resolution)
+    fresh.noise_power.copy_(trained.noise_power)
+    rows = some(trainer.held_out, _COMPARED)
+    everything = torch.ones(len(rows), fresh.box, fresh.box // 2 + 1, dtype=torch.bool)
+    misfits = [data_terms(model, trainer.data, rows, None, everything).mean() for model in (trained, fresh)]
+    return trained if misfits[0] < misfits[1] else fresh
+
+
+def some(rows: torch.Tensor, number: int) -> torch.Tensor:
+    """Return at most a number of (n,) rows, evenly spaced."""
+    return rows[torch.linspace(0, len(rows) - 1, min(len(rows), number)).long()]

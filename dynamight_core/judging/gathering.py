@@ -1,0 +1,126 @@
+"""Measures, after a training, what decides between the causes of differences between particles."""
+
+import math
+
+import torch
+
+from dynamight_core.judging.causes import Evidence, Gain, gain_of
+from dynamight_core.judging.composition import Composition, divide
+from dynamight_core.judging.duplicates import find_duplicates
+from dynamight_core.judging.explanations import CONTENT, MOTION, POSE, Explained, static_model
+from dynamight_core.judging.transfer import check_transfer
+from dynamight_core.judging.verdict import SIGMAS
+from dynamight_core.model.motions import PrincipalMotions
+from dynamight_core.reporter import QUIET
+from dynamight_core.training.build import build_trainers
+from dynamight_core.training.stage import Trained
+
+# Particles of each half-set among which groups are looked for, and standard errors of a gain that is a reason to.
+_SAMPLE, _HINT = 1000, 2.0
+
+
+class Statics:
+    """Trainers of both half-sets that know no motion, and models that explain images best without it.
+
+    See `static_model`.
+    """
+
+    def __init__(self, trained: Trained):
+        self.trainers = build_trainers(trained.prepared, trained.data, None, QUIET)
+        first, second = (
+            static_model(model, trainer) for model, trainer in zip(trained.models, self.trainers, strict=True)
+        )
+        self.models = first, second
+
+
+class Evidences:
+    """The evidence of a finished training.
+
+    Parameters
+    ----------
+    trained
+        the training.
+    statics
+        of the training.
+    halves, validation
+        (n,) of the run.
+    """
+
+    def __init__(self, trained: Trained, statics: Statics, halves: torch.Tensor, validation: torch.Tensor):
+        self._trained, self._statics, self._halves = trained, statics, halves
+        data = trained.data
+        explained: list[Explained] = []
+        comparisons = []
+        for half in (0, 1):
+            rows = torch.where((halves == half + 1) & ~validation)[0]
+            centres = explained[0].centres if explained else None
+            explained.append(Explained(trained.models[half], statics.models[half], data, rows, centres))
+            held_out = torch.where((halves == half + 1) & validation)[0]
+            comparisons.append(explained[half].compare(held_out, trained.options.seed * 100 + half + 1))
+        self._explained, self._comparisons = (explained[0], explained[1]), (comparisons[0], comparisons[1])
+
+    def gather(self, motions: PrincipalMotions, unseen: float) -> Evidence:
+        """Return the evidence; `unseen` is the detection limit, A rms."""
+        trained = self._trained
+        particles, relatives = trained.prepared.particles, trained.prepared.relatives
+        pose_error, pose_error_error = self._pose_error()
+        groups = relatives[torch.cat([comparison.rows for comparison in self._comparisons])]
+        return Evidence(
+            self._comparisons,
+            groups,
+            pose_error,
+            pose_error_error,
+            rigid_share(motions),
+            self._composition(groups),
+            find_duplicates(particles, relatives, self._statics.models, trained.data, self._halves),
+            check_transfer(self._statics.trainers, self._statics.models, particles.ctf),
+            unseen,
+            len(self._halves),
+        )
+
+    def groups(self) -> Composition:
+        """Return the groups of all particles, in the order of their rows."""
+        rows = [torch.where(self._halves == half)[0] for half in (1, 2)]
+        found = divide(self._explained, self._kinds, rows)
+        groups = torch.empty_like(found.groups)
+        groups[torch.cat(rows)] = found.groups
+        found.groups = groups
+        return found
+
+    def _composition(self, groups: torch.Tensor) -> Composition | None:
+        def gain(better: tuple[str, ...], than: tuple[str, ...]) -> Gain:
+            return gain_of(self._comparisons, groups, better, than)
+
+        both = MOTION, CONTENT
+        # Where motion is real, occupancies are those of the moved molecule.
+        self._kinds = both if gain(both, (CONTENT,)).exceeds(SIGMAS) else (CONTENT,)
+        if not gain((CONTENT,), ()).exceeds(_HINT) and not gain(both, (MOTION,)).exceeds(_HINT):
+            return None
+        rows = [torch.where(self._halves == half)[0] for half in (1, 2)]
+        sample = [mine[torch.linspace(0, len(mine) - 1, min(len(mine), _SAMPLE)).long()] for mine in rows]
+        return divide(self._explained, self._kinds, sample)
+
+    def _pose_error(self) -> tuple[float, float]:
+        """Return the rms error of orientations over both half-sets, degrees, and its standard error."""
+        squares = [float(half.priors[POSE,].covariance[:3, :3].trace()) for half in self._explained]
+        degrees = [math.degrees(math.sqrt(square)) for square in squares]
+        mean = math.sqrt((degrees[0] ** 2 + degrees[1] ** 2) / 2)
+        # Of the mean of two values: half their difference. At least what three angles of that many particles have.
+        count = sum(half.prior_particles for half in self._explained)
+        return mean, math.hypot(abs(degrees[0] - degrees[1]) / 2, mean / math.sqrt(6 * count))
+
+
+def rigid_share(motions: PrincipalMotions) -> float:
+    """Return the share of the displacements' variance that a rotation and translation of all points explains.
+
+    To first order: rotations are small where they are errors.
+    """
+    points = motions.points - motions.points.mean(0)
+    axes = torch.eye(3)
+    shifts = axes[:, None].expand(-1, len(points), -1)
+    rotations = torch.stack([torch.linalg.cross(axis.expand_as(points), points) for axis in axes])
+    rigid = torch.linalg.qr(torch.cat([shifts, rotations]).flatten(1).T)[0]
+    variances = motions.coordinates.var(0, unbiased=False)
+    flat = motions.components.flatten(1)
+    whole = float((variances * flat.square().sum(1)).sum())
+    return float((variances * (flat @ rigid).square().sum(1)).sum()) / max(whole, 1e-12)

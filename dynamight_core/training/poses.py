@@ -1,0 +1,121 @@
+"""Refinement of poses: the most probable rotation and shift of each image, the model fixed.
+
+Errors of poses look like motion of the whole molecule, to which gradient descent gives the deformation before the poses
+have moved. Poses are therefore inferred like latents, by Gauss-Newton steps, before there is any motion, and again
+after each inference of latents. Their prior is normal with the most likely covariance, so that poses which images know
+badly, or which are right, stay.
+"""
+
+import torch
+from roma import rotvec_to_rotmat
+
+from dynamight_core.imaging.fourier import translation_phases
+from dynamight_core.model.half import HalfModel
+from dynamight_core.training.data import Batches, TrainingImages
+from dynamight_core.training.epochs import run_epoch
+from dynamight_core.training.half import HalfTrainer
+from dynamight_core.training.inference import Fit, LatentPosterior, climb, infer_latents, most_likely_prior
+from dynamight_core.training.schedule import Epoch
+
+# Standard deviations that the search for the prior starts from, radians and A; its rounds, and Gauss-Newton steps.
+_ROTATION, _SHIFT, _ROUNDS, _STEPS = 0.07, 3.0, 2, 3
+# Times that poses and Gaussians are refined in turn before there is motion.
+_TURNS = 3
+# Part of the first variance that a prior keeps.
+_FLOOR = 1e-6
+_BATCH = 64
+
+
+def refine_before_motion(trainer: HalfTrainer, number: int) -> None:
+    """Refine poses and Gaussians of a half-set in turn, without deformation; `number` is the epoch's."""
+    trainer.estimate_noise(False)
+    for _ in range(_TURNS):
+        refine_poses(trainer, moved=False)
+        run_epoch(trainer, Epoch("warm-up"), number)
+        trainer.estimate_noise(False)
+    refine_poses(trainer, moved=False)
+
+
+def refine_poses(trainer: HalfTrainer, moved: bool = True) -> None:
+    """Refine the poses of a half-set's training particles, with their present deformations or at rest."""
+    latents = trainer.current_latents(trainer.rows) if moved else None
+    changes = most_likely_poses(trainer.model, trainer.data, trainer.rows, latents, trainer.pose_changes.detach())
+    trainer.rotations.copy_(changes[:, :3])
+    trainer.shifts.copy_(changes[:, 3:])
+
+
+def held_out_poses(trainer: HalfTrainer) -> torch.Tensor:
+    """Return (v, 5) pose changes of a half-set's held-out particles, which its model was not trained on."""
+    rows, model = trainer.held_out, trainer.model
+    latents, changes = model.latent_mean.expand(len(rows), -1), None
+    for _ in range(_TURNS):
+        changes = most_likely_poses(model, trainer.data, rows, latents, changes)
+        every = torch.zeros(len(trainer.data), 5)
+        every[rows] = changes.cpu()
+        latents = infer_latents(model, trainer.data.posed(every), rows, model.latent_starts(len(rows))).latents
+    assert changes is not None
+    return changes
+
+
+@torch.no_grad()
+def most_likely_poses(
+    model: HalfModel,
+    data: TrainingImages,
+    rows: torch.Tensor,
+    latents: torch.Tensor | None,
+    start: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return the (n, 5) most probable changes of the given poses, rotation vectors (radians) and shifts (A).
+
+    Parameters
+    ----------
+    model
+        of one half-set.
+    data, rows
+        images in their given poses, and (n,) particles.
+    latents
+        (n, d) of their deformations; at rest if None.
+    start
+        (n, 5) changes to start from.
+    """
+    like = model.latent_mean
+    covariance = torch.diag(torch.tensor([_ROTATION] * 3 + [_SHIFT] * 2).to(like).square())
+    floor, mean = _FLOOR * covariance, torch.zeros(5).to(like)
+    changes = torch.zeros(len(rows), 5).to(like) if start is None else start
+    for _ in range(_ROUNDS):
+        posterior = _infer(model, data, rows, latents, changes, covariance)
+        prior = most_likely_prior(posterior, mean, covariance)
+        # A mean change of all poses is one of the molecule.
+        covariance = prior.covariance.to(like) + floor
+        changes = (prior.latents - prior.mean).to(like)
+    return changes
+
+
+def _infer(
+    model: HalfModel,
+    data: Batches,
+    rows: torch.Tensor,
+    latents: torch.Tensor | None,
+    start: torch.Tensor,
+    covariance: torch.Tensor,
+) -> LatentPosterior:
+    """Infer (n, 5) pose changes under a normal prior of mean 0 with a (5, 5) covariance."""
+    amplitude, modes, covariances, energies = model.frequency_weights().sqrt(), [], [], []
+    size = model.box * model.pixel_size
+    for chosen in torch.arange(len(rows)).split(_BATCH):
+        batch = data.batch(rows[chosen])
+        positions = model.consensus_positions.expand(len(chosen), -1, -1)
+        if latents is not None:
+            positions = model.gaussians.positions + model.displacements(latents[chosen])
+
+        def project(changes: torch.Tensor, which: torch.Tensor, transfer: torch.Tensor) -> torch.Tensor:
+            phases = translation_phases(changes[:, 3:] * (model.box / size), model.box)
+            matrices = rotvec_to_rotmat(changes[:, :3]) @ batch.matrices[which]  # noqa: B023
+            return model.project(matrices, transfer * phases, positions[which])  # noqa: B023
+
+        fit = Fit(project, torch.zeros_like(covariance[0]), covariance, batch, amplitude)
+        mode, image, energy = fit.best([start[chosen]])
+        covariances.append(climb(fit, mode, image, energy, _STEPS))
+        modes.append(mode)
+        energies.append(energy)
+    return LatentPosterior(torch.cat(modes), torch.cat(covariances), torch.cat(energies))
