@@ -15,6 +15,7 @@ only low frequencies are solved for, on a grid of limited size, whose cost does 
 numerator is divided by its denominator.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -73,15 +74,31 @@ class WideKernel:
     box: int
 
     @classmethod
-    @torch.no_grad()
     def of(cls, data: ParticleData, indices: torch.Tensor, batch_size: int = 32) -> "WideKernel":
         """Sum the point spreads of (p,) particles. Reads no images."""
-        box, size = data.box, min(data.box, _LARGEST)
-        sums = SliceSums(size, data.device, 2 * size)
-        for batch in indices.split(batch_size):
-            power = resize_fourier(data.power(data.transfer(batch)), box, size)
+        batches = indices.split(batch_size)
+        return cls.summed(((data.matrices(rows), data.power(data.transfer(rows))) for rows in batches), data.box)
+
+    @classmethod
+    @torch.no_grad()
+    def summed(cls, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], box: int) -> "WideKernel":
+        """Sum the point spreads of batches of particles.
+
+        Parameters
+        ----------
+        batches
+            of (b, 2 or 3, 3) ``x_image = A x_volume``, and (b, box, box//2+1) weighted squared transfer functions, zero
+            beyond Nyquist.
+        box
+            pixels of the images.
+        """
+        size, sums = min(box, _LARGEST), None
+        for matrices, whole in batches:
+            sums = SliceSums(size, whole.device, 2 * size) if sums is None else sums
+            power = resize_fourier(whole, box, size)
             # The image's channels are not used.
-            sums.add(data.matrices(batch), power.to(torch.complex64), power)
+            sums.add(matrices[:, :2], power.to(torch.complex64), power)
+        assert sums is not None
         # In units of the kernel on the grid of the map, whose voxels and pixels are smaller.
         return cls(volume_to_fourier(sums.point_spread()).real * (box / size), box)
 

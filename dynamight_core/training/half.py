@@ -9,6 +9,7 @@ from dynamight_core.model.half import HalfModel
 from dynamight_core.options import TrainOptions
 from dynamight_core.training.data import Batch, Batches, TrainingImages
 from dynamight_core.training.inference import LatentPosterior, infer_latents, most_likely_prior
+from dynamight_core.training.point_spread import PointSpread
 
 # Restraints are computed on this many particles of a batch: their gradient needs no more.
 RESTRAINED = 32
@@ -71,8 +72,8 @@ class HalfTrainer:
         self.long_edges: LongEdges | None = None
         # Few particles must not mean few steps of the optimiser.
         self.batch_size = min(options.batch_size, max(1, -(-n // _MIN_BATCHES)))
-        # Transform of the undeformed point spread function, once it is needed.
-        self.point_spread: torch.Tensor | None = None
+        # Of the training particles, once it is needed.
+        self.point_spread: PointSpread | None = None
         self.optimizers = {
             "gaussians": self.gaussian_optimizer(),
             "encoder": torch.optim.Adam(model.encoder.parameters(), lr=options.encoder_learning_rate),

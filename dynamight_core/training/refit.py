@@ -9,27 +9,25 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from dynamight_core.imaging.backprojection import filter_volume
 from dynamight_core.imaging.fourier import (
-    expand_shells,
-    fourier_to_volume,
     lowpass_volume,
-    shell_means,
     shells,
-    volume_to_fourier,
 )
 from dynamight_core.imaging.projector import Projector
 from dynamight_core.imaging.voxels import Voxels, bordered
 from dynamight_core.model.half import HalfModel
 from dynamight_core.model.initialise import fill_region, find_molecule, fit_to_map
+from dynamight_core.training.epochs import run_epoch
 from dynamight_core.training.half import HalfTrainer
+from dynamight_core.training.point_spread import PointSpread
+from dynamight_core.training.schedule import Epoch
 
 # Margin of the map around the Gaussians' density, A.
 _MARGIN = 12.0
-# Fraction of the shell mean that is added to the denominator.
-_FLOOR = 0.1
-# Particles for the undeformed point spread function; more change it little.
-_KERNEL_PARTICLES = 300
 _BATCH = 16
+# Passes over the images after a refit, if views are uneven.
+_UNEVEN_EPOCHS = 3
 # Refits in turn with inferences at the start.
 _SHARPENINGS = 3
 
@@ -39,7 +37,9 @@ def deformed_map(trainer: HalfTrainer, mask: np.ndarray) -> torch.Tensor:
     """Return the (box, box, box) map of a half-set's training particles with their motion corrected.
 
     This is weighted backprojection in a region: CTF-filtered images are read at the deformed position of each voxel,
-    and their sum is divided by the undeformed point spread function of the same operator.
+    and their sum is divided by the undeformed point spread function of the same operator. If views are uneven, the map
+    is solved for (`WideKernel`): division would smear it along the direction of most views, and motion would be learned
+    against a smeared reference.
 
     Parameters
     ----------
@@ -56,32 +56,17 @@ def deformed_map(trainer: HalfTrainer, mask: np.ndarray) -> torch.Tensor:
         batch = posed.batch(rows)
         images = bordered(projector.reading_grid(batch.transforms * batch.transfer.conj()))
         voxels.read(images, voxels.place(projector.poses(batch.matrices), trainer.latents[trainer.slot[rows]]), volume)
-    weight = _point_spread(trainer, projector)
-    floor = expand_shells(shell_means(weight, box, 3), box, 3) * _FLOOR
-    inside = shells(box, 3, device) < box // 2
-    return fourier_to_volume(volume_to_fourier(volume) / (weight.clamp(min=0) + floor) * inside, box)
-
-
-def _point_spread(trainer: HalfTrainer, projector: Projector) -> torch.Tensor:
-    """Return the (box, box, box//2+1) transform of the undeformed point spread function, cached in the trainer."""
     if trainer.point_spread is None:
-        box, device = projector.box, trainer.data.device
-        voxels = Voxels(torch.ones((box,) * 3, dtype=torch.bool, device=device), (box // 2,) * 3, projector.pixel_size)
-        total = torch.zeros(box, box, box, device=device)
-        chosen = trainer.rows[:: max(1, len(trainer.rows) // _KERNEL_PARTICLES)]
-        for rows in chosen.split(_BATCH):
-            batch = trainer.data.batch(rows)
-            power = batch.transfer.abs().square().to(batch.transforms.dtype)
-            voxels.read(bordered(projector.reading_grid(power)), voxels.place(projector.poses(batch.matrices)), total)
-        kernel = total * (len(trainer.rows) / len(chosen))
-        trainer.point_spread = volume_to_fourier(kernel).real
-    return trainer.point_spread
+        trainer.point_spread = PointSpread.of(trainer.data, trainer.rows)
+    inside = shells(box, 3, device) < box // 2
+    return filter_volume(trainer.point_spread.undo(volume, torch.from_numpy(mask).to(device)), inside)
 
 
 def refit_gaussians(trainer: HalfTrainer, resolution: float, seed: int) -> None:
     """Refit the Gaussians to the half-set's own map, low-pass filtered at `resolution` (A).
 
-    Number, classes, network and latents are kept; amplitudes are initialised to be equal.
+    Number, classes, network and latents are kept; amplitudes are initialised to be equal. If views are uneven, the
+    Gaussians are also fitted to the images, because the map is wrong in directions with few views.
     """
     model = trainer.model
     pixel_size = model.pixel_size
@@ -93,6 +78,9 @@ def refit_gaussians(trainer: HalfTrainer, resolution: float, seed: int) -> None:
     place_gaussians(model, sharp, resolution, seed)
     # These Gaussians have no momentum.
     trainer.optimizers["gaussians"] = trainer.gaussian_optimizer()
+    if trainer.point_spread is not None and trainer.point_spread.kernel is not None:
+        for step in range(_UNEVEN_EPOCHS):
+            run_epoch(trainer, Epoch("reference"), seed + step)
     trainer.rebuild_graph()
 
 

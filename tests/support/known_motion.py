@@ -27,10 +27,11 @@ class HeldImages:
         pass
 
 
-def known_motion(n=40, box=32, pixel_size=4.0, noise=0.05, field=None):
+def known_motion(n=40, box=32, pixel_size=4.0, noise=0.05, field=None, within=180.0):
     """Return a model with a known decoder, its images of n particles, and their latents.
 
     With `field`, which takes (g, 3) positions and gives (2, g, 3) displacements per latent, that moves the particles.
+    Nine of ten views are within an angle (degrees) of one axis.
     """
     generator = torch.Generator().manual_seed(5)
     torch.manual_seed(5)
@@ -38,7 +39,9 @@ def known_motion(n=40, box=32, pixel_size=4.0, noise=0.05, field=None):
     model = HalfModel(gaussians, box, pixel_size, 2, "basis", 100.0)
     torch.nn.init.normal_(model.decoder.fields[-1].weight, std=0.5)
     latents = torch.randn(n, 2, generator=generator)
-    matrices = rotation_matrices(random_rotations(n, generator))
+    angles = random_rotations(n, generator)
+    angles[n // 10 :, 1] *= within / 180
+    matrices = rotation_matrices(angles)
     ctf = CtfParameters.create(torch.full((n,), 15000.0))
     data = TrainingImages(HeldImages(None), ctf, matrices, box, pixel_size)
     with torch.no_grad():
