@@ -22,8 +22,10 @@ COMPOSITION, POSES, JUNK, DUPLICATES, TOO_LITTLE, CTF = (
 SUSPECTED = "suspected"
 # Standard errors that raise a suspicion.
 _HINT = 2.0
-# Part of the motion's gain that a cause explains by itself where it replaces the motion.
-_ENOUGH = 0.5
+# Part of the motion's gain that a cause explains by itself where it replaces the motion, or that motion keeps beside a
+# better explanation; from which errors of poses replace motion even if it adds a little; and that they add to a motion
+# where both are there.
+_ENOUGH, _MOSTLY, _BESIDE = 0.5, 0.85, 0.15
 # Relatives in this fraction of the particles change a resolution; errors of the defocus of this size are common.
 _MANY_RELATIVES, _COMMON_DEFOCUS = 0.01, 0.015
 _NOTHING_SEEN = "If you expect motion, check poses and CTFs, mask the flexible region, or add particles."
@@ -68,6 +70,8 @@ class Evidence:
         of both half-sets.
     groups
         (v,) groups of relatives of the compared particles, which count once.
+    molecules
+        (v,) whether images of the compared particles show the molecule.
     pose_error, pose_error_error
         rms error of the orientations, degrees, and its standard error.
     rigid
@@ -84,6 +88,7 @@ class Evidence:
 
     comparisons: tuple[Comparison, Comparison]
     groups: torch.Tensor
+    molecules: torch.Tensor
     pose_error: float
     pose_error_error: float
     rigid: float
@@ -94,7 +99,11 @@ class Evidence:
     particles: int
 
     def gain(self, better: tuple[str, ...], than: tuple[str, ...] = ()) -> "Gain":
-        """Return the mean gain of one explanation over another on held-out pixels."""
+        """Return the mean gain of one explanation over another on held-out pixels, for images of the molecule."""
+        return gain_of(self.comparisons, self.groups, better, than, self.molecules)
+
+    def gain_of_all(self, better: tuple[str, ...], than: tuple[str, ...] = ()) -> "Gain":
+        """Return the same for all images."""
         return gain_of(self.comparisons, self.groups, better, than)
 
     def gains(self) -> dict[str, list[float]]:
@@ -125,10 +134,16 @@ class Gain:
 
 
 def gain_of(
-    comparisons: tuple[Comparison, Comparison], groups: torch.Tensor, better: tuple[str, ...], than: tuple[str, ...]
+    comparisons: tuple[Comparison, Comparison],
+    groups: torch.Tensor,
+    better: tuple[str, ...],
+    than: tuple[str, ...],
+    chosen: torch.Tensor | None = None,
 ) -> Gain:
-    """Return the mean gain of one explanation over another; `groups` as in `Evidence`."""
+    """Return the mean gain of one explanation over another for chosen particles; `groups` as in `Evidence`."""
     gains = torch.cat([comparison.gain(better, than) for comparison in comparisons])
+    if chosen is not None:
+        gains, groups = gains[chosen], groups[chosen]
     return Gain(*mean_and_error(per_group(gains, groups)))
 
 
@@ -140,29 +155,49 @@ def find_causes(verdict: Verdict, evidence: Evidence) -> list[Cause]:
         # Each explains some of what the other does: the better one is the cause.
         weaker = min(replacing, key=lambda cause: evidence.gain(_KINDS[cause.name]).mean)
         causes[causes.index(weaker)] = replace(weaker, found=False, next_step="")
-    if causes[0].name == JUNK and causes[0].found is True and causes[1].found is True:
-        # Images without the molecule have no poses: only without them, errors of poses can be told.
-        causes[1] = replace(causes[1], found=SUSPECTED)
     causes += [_duplicates(evidence), _transfer(evidence)]
     others = any(cause.found is True and cause.name != DUPLICATES for cause in causes)
     return [*causes, _too_little(verdict, evidence, others)]
 
 
-def without_rivals(verdict: Verdict, evidence: Evidence, causes: list[Cause]) -> Verdict:
-    """Return the verdict on motion where other causes explain the same: it needs to gain beyond these."""
-    for cause in causes:
-        if not cause.found or not _replaces(evidence, cause.name):
+def with_rivals(verdict: Verdict, evidence: Evidence, causes: list[Cause]) -> Verdict:
+    """Return the verdict on motion beside other causes: where they explain the same, it needs to gain beyond these."""
+    found = {cause.name: cause for cause in causes if cause.found}
+    for name in (JUNK, COMPOSITION, POSES):
+        cause = found.get(name)
+        if cause is None:
             continue
-        beyond = evidence.gain((MOTION, *_KINDS[cause.name]), _KINDS[cause.name])
-        nothing = is_nothing(beyond.mean, beyond.error) or cause.found is True
-        kind, alone = _WORDS[cause.name], _show(evidence.gain(_KINDS[cause.name]))
-        text = (
-            f"{'Not motion' if nothing else 'Undecided whether the motion is real'}: {cause.sentence.rstrip('.')}. On "
-            f"held-out Fourier pixels of {verdict.particles} held-out particles, {kind} alone gain {alone} nats, "
-            f"motion alone {_show(evidence.gain((MOTION,)))}, and motion adds {_show(beyond)} to {kind}."
-        )
-        return replace(verdict, verdict="not supported" if nothing else "undecided", sentence=text, cause=cause.name)
+        kinds = _KINDS[name]
+        beyond, motion = evidence.gain((MOTION, *kinds), kinds), evidence.gain((MOTION,))
+        # In images without the molecule, anything can be learned.
+        doubtful = name == JUNK and not (motion.exceeds(SIGMAS) and beyond.exceeds(SIGMAS))
+        replaced = doubtful or _replaces(evidence, name)
+        # What a better explanation leaves of a gain may be what it describes badly itself.
+        weak = evidence.gain(kinds).mean > motion.mean and beyond.mean < _ENOUGH * motion.mean
+        if replaced or (cause.found is True and weak):
+            nothing = replaced and (is_nothing(beyond.mean, beyond.error) or cause.found is True)
+            return replace(
+                verdict,
+                verdict="not supported" if nothing else "undecided",
+                sentence=f"{'Not motion' if nothing else 'Undecided whether the motion is real'}: "
+                f"{cause.sentence.rstrip('.')}. {_compared(verdict, evidence, name)}",
+                cause=name,
+            )
+        own_beats_others = verdict.gain - verdict.null > SIGMAS * max(verdict.gain_error, verdict.null_error)
+        if cause.found is True and verdict.verdict == "undecided" and own_beats_others and beyond.exceeds(SIGMAS):
+            text = f"Motion is supported beside another cause: {cause.sentence.rstrip('.')}."
+            return replace(verdict, verdict="supported", sentence=f"{text} {_compared(verdict, evidence, name)}")
     return verdict
+
+
+def _compared(verdict: Verdict, evidence: Evidence, name: str) -> str:
+    """Return a sentence with the gains of motion and of a rival."""
+    kinds, words = _KINDS[name], _WORDS[name]
+    return (
+        f"On held-out Fourier pixels of {verdict.particles} held-out particles, {words} alone gain "
+        f"{_show(evidence.gain_of_all(kinds))} nats, motion alone {_show(evidence.gain((MOTION,)))}, and motion adds "
+        f"{_show(evidence.gain((MOTION, *kinds), kinds))} to {words}."
+    )
 
 
 _KINDS: dict[str, tuple[str, ...]] = {COMPOSITION: (CONTENT,), JUNK: (CONTENT,), POSES: (POSE,)}
@@ -178,13 +213,20 @@ def _replaces(evidence: Evidence, name: str) -> bool:
     kinds = _KINDS.get(name)
     if kinds is None:
         return False
-    return evidence.gain(kinds).exceeds(_HINT) and not evidence.gain((MOTION, *kinds), kinds).exceeds(SIGMAS)
+    alone, motion = evidence.gain(kinds), evidence.gain((MOTION,))
+    # A deformation has more parameters, some of which describe a rotation of the whole better than one.
+    mostly = name == POSES and alone.mean > _MOSTLY * motion.mean
+    return alone.exceeds(_HINT) and (mostly or not evidence.gain((MOTION, *kinds), kinds).exceeds(SIGMAS))
 
 
 def _adds(evidence: Evidence, name: str, sigmas: float) -> bool:
     """Return whether a cause explains more than motion, and both more than nothing: motion can do harm."""
+    gain = evidence.gain if name == POSES else evidence.gain_of_all
     both = MOTION, *_KINDS[name]
-    return evidence.gain(both, (MOTION,)).exceeds(sigmas) and evidence.gain(both).exceeds(sigmas)
+    beyond = gain(both, (MOTION,))
+    # What a motion leaves of itself looks like small errors of poses.
+    enough = name != POSES or beyond.mean > _BESIDE * gain((MOTION,)).mean
+    return enough and beyond.exceeds(sigmas) and gain(both).exceeds(sigmas)
 
 
 def _found(evidence: Evidence, name: str) -> bool | str:
@@ -199,7 +241,7 @@ def _found(evidence: Evidence, name: str) -> bool | str:
 
 
 def _composition(evidence: Evidence) -> Cause:
-    groups, gain = evidence.composition, evidence.gain((CONTENT,))
+    groups, gain = evidence.composition, evidence.gain_of_all((CONTENT,))
     name = JUNK if groups is not None and groups.empty else COMPOSITION
     found = _found(evidence, name)
     if groups is not None and groups.distinct:

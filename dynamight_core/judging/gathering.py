@@ -64,14 +64,19 @@ class Evidences:
         trained = self._trained
         particles, relatives = trained.prepared.particles, trained.prepared.relatives
         pose_error, pose_error_error = self._pose_error()
-        groups = relatives[torch.cat([comparison.rows for comparison in self._comparisons])]
+        compared = torch.cat([comparison.rows for comparison in self._comparisons])
+        groups = relatives[compared]
+        composition, molecules = self._composition(groups), torch.ones(len(compared), dtype=torch.bool)
+        if composition is not None and composition.distinct and composition.empty:
+            molecules = self.groups().groups[compared] == 1
         return Evidence(
             self._comparisons,
             groups,
+            molecules,
             pose_error,
             pose_error_error,
             rigid_share(motions),
-            self._composition(groups),
+            composition,
             find_duplicates(particles, relatives, self._statics.models, trained.data, self._halves),
             check_transfer(self._statics.trainers, self._statics.models, particles.ctf),
             unseen,

@@ -9,7 +9,7 @@ import torch
 from dynamight_core.files import atomic_path
 from dynamight_core.judging.agreement import halves_agreement
 from dynamight_core.judging.bias import model_bias
-from dynamight_core.judging.causes import COMPOSITION, JUNK, find_causes, without_rivals
+from dynamight_core.judging.causes import COMPOSITION, JUNK, find_causes, with_rivals
 from dynamight_core.judging.conclusion import record_conclusion
 from dynamight_core.judging.detection import unseen_motion
 from dynamight_core.judging.errors import SYSTEMATIC, MotionErrors, motion_errors
@@ -66,7 +66,7 @@ def summarise(trained: Trained, reporter: Reporter = PRINT) -> Run:
     evidences = Evidences(trained, statics, run.halves, run.validation)
     evidence = evidences.gather(motions, unseen)
     causes = find_causes(verdict, evidence)
-    verdict = without_rivals(verdict, evidence, causes)
+    verdict = with_rivals(verdict, evidence, causes)
     composition = None
     if any(cause.found is True and cause.name in (COMPOSITION, JUNK) for cause in causes):
         composition = evidences.groups().groups

@@ -9,7 +9,7 @@ from roma import rotvec_to_rotmat
 
 from dynamight_core.imaging.ctf import CtfParameters
 from dynamight_core.imaging.fourier import fourier_to_image, image_to_fourier
-from dynamight_core.judging.causes import SUSPECTED, Evidence, find_causes, without_rivals
+from dynamight_core.judging.causes import SUSPECTED, Evidence, find_causes, with_rivals
 from dynamight_core.judging.composition import Composition, _two_groups, divide
 from dynamight_core.judging.duplicates import Duplicates, find_duplicates
 from dynamight_core.judging.explanations import CONTENT, EXPLANATIONS, POSE, Comparison, Explained
@@ -158,8 +158,19 @@ def evidence(composition=None, **means):
     halves = [Comparison(torch.arange(50), {k: v[50 * h :][:50] for k, v in misfits.items()}) for h in (0, 1)]
     transfer = Transfer({"flipped": -1.0, "premultiplied": -1.0}, {"flipped": 0.1, "premultiplied": 0.1}, 1.0, 0.01)
     duplicates = Duplicates(0.0, 0.0, "")
+    everything = torch.ones(100, dtype=torch.bool)
     return Evidence(
-        (halves[0], halves[1]), torch.arange(100), 5.0, 0.1, 0.95, composition, duplicates, transfer, 2.0, 1000
+        (halves[0], halves[1]),
+        torch.arange(100),
+        everything,
+        5.0,
+        0.1,
+        0.95,
+        composition,
+        duplicates,
+        transfer,
+        2.0,
+        1000,
     )
 
 
@@ -170,7 +181,7 @@ GROUPS = Composition(torch.ones(10, dtype=torch.long), 0.4, 0.01, 500.0, (1.1, 0
 def decided(verdict, given):
     """Return the verdict beside other causes, and what was found by name."""
     causes = find_causes(verdict, given)
-    return without_rivals(verdict, given, causes), {cause.name: cause.found for cause in causes if cause.found}
+    return with_rivals(verdict, given, causes), {cause.name: cause.found for cause in causes if cause.found}
 
 
 def test_motion_stays_supported_where_it_explains_more_than_others():
@@ -209,3 +220,36 @@ def test_too_little_data_says_how_many_particles_would_do():
     assert causes["too little data"].found is True
     # Three errors at 1.5 times as far: 2.25 times the particles.
     assert "2,200" in causes["too little data"].next_step or "2,300" in causes["too little data"].next_step
+
+
+def test_a_motion_that_loses_most_of_its_gain_beside_composition_is_undecided():
+    given = evidence(GROUPS, motion=2, content=3, motion_pose=2, motion_content=3.6)
+    verdict, found = decided(SUPPORTED, given)
+    assert (verdict.verdict, verdict.cause, found) == ("undecided", "composition", {"composition": True})
+
+
+def test_motion_is_seen_beside_composition_where_it_alone_is_undecided():
+    alone = Verdict("undecided", 1.0, 0.4, -1.0, 0.1, 100, "Undecided.")
+    verdict, _ = decided(alone, evidence(GROUPS, motion=1, content=3, motion_pose=1, motion_content=5))
+    assert (verdict.verdict, verdict.cause) == ("supported", "")
+    assert "beside another cause" in verdict.sentence
+
+
+def test_poses_that_explain_nearly_all_of_a_motion_replace_it():
+    verdict, found = decided(SUPPORTED, evidence(motion=10, pose=9, motion_pose=10, motion_content=10))
+    assert (verdict.verdict, verdict.cause, found) == ("not supported", "poses", {"poses": True})
+
+
+def test_where_images_lack_the_molecule_motion_is_judged_on_the_others():
+    empty = Composition(GROUPS.groups, 0.2, 0.01, 500.0, (1.2, 0.1), 1.0)
+    given = evidence(empty, motion=2, content=4, motion_pose=2, motion_content=4)
+    # Motion explains the images of the molecule, and content the others.
+    shown = torch.arange(100) % 5 > 0
+    for comparison, half in zip(given.comparisons, shown.split(50), strict=True):
+        for kinds, misfit in comparison.misfits.items():
+            misfit[half] -= 0.0 if kinds == ("content",) else 3.0 * ("motion" in kinds)
+            misfit[half] += 5.0 * (kinds == ("content",))
+    given.molecules = shown
+    verdict, found = decided(SUPPORTED, given)
+    assert (verdict.verdict, verdict.cause) == ("supported", "")
+    assert found["junk"] is True
