@@ -97,7 +97,7 @@ class Explained:
     rows
         (n,) training particles, from some of which priors are found.
     centres
-        (R, 3) A of the regions whose occupancies differ, if they are those of another half-set.
+        (R, 3) A of the regions whose occupancies differ, the same for both half-sets.
     """
 
     def __init__(
@@ -106,17 +106,14 @@ class Explained:
         static: HalfModel,
         data: TrainingImages,
         rows: torch.Tensor,
-        centres: torch.Tensor | None = None,
+        centres: torch.Tensor,
     ):
         self.model, self.static, self.data = model, static, data
-        points = static.consensus_positions
-        regions = Regions.build(points, _REGIONS, 0) if centres is None else Regions.around(points, centres)
-        self.centres = regions.centres
         self._memberships = {
-            False: regions.weights,
-            True: Regions.around(model.consensus_positions, self.centres).weights,
+            moves: Regions.around((model if moves else static).consensus_positions, centres).weights
+            for moves in (False, True)
         }
-        like, number = model.latent_mean, len(self.centres)
+        like, number = model.latent_mean, len(centres)
         size = torch.tensor([_ROTATION] * 3 + [_SHIFT] * 2).to(like)
         wide = _OCCUPANCY**2 * (torch.eye(number) + torch.ones(number, number)).to(like)
         alone = {
@@ -239,6 +236,11 @@ class Explained:
                 start[:, self.part(kinds, MOTION)] = found[MOTION,]
             found[kinds] = self.infer(kinds, rows, start, pixels).latents
         return Comparison(rows, {kinds: self.misfit(kinds, rows, found[kinds], ~pixels) for kinds in EXPLANATIONS})
+
+
+def region_centres(model: HalfModel) -> torch.Tensor:
+    """Return the (R, 3) centres (A) of regions of a molecule whose occupancies may differ between particles."""
+    return Regions.build(model.consensus_positions, _REGIONS, 0).centres
 
 
 def static_model(trained: HalfModel, trainer: HalfTrainer) -> HalfModel:

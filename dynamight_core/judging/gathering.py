@@ -7,10 +7,19 @@ import torch
 from dynamight_core.judging.causes import Evidence, Gain, gain_of
 from dynamight_core.judging.composition import Composition, divide
 from dynamight_core.judging.duplicates import find_duplicates
-from dynamight_core.judging.explanations import CONTENT, MOTION, POSE, Explained, static_model
+from dynamight_core.judging.explanations import (
+    CONTENT,
+    MOTION,
+    POSE,
+    Comparison,
+    Explained,
+    region_centres,
+    static_model,
+)
 from dynamight_core.judging.transfer import check_transfer
 from dynamight_core.judging.verdict import SIGMAS
 from dynamight_core.model.motions import PrincipalMotions
+from dynamight_core.parallel import side_by_side
 from dynamight_core.reporter import QUIET
 from dynamight_core.training.build import build_trainers
 from dynamight_core.training.stage import Trained
@@ -27,8 +36,8 @@ class Statics:
 
     def __init__(self, trained: Trained):
         self.trainers = build_trainers(trained.prepared, trained.data, None, QUIET)
-        first, second = (
-            static_model(model, trainer) for model, trainer in zip(trained.models, self.trainers, strict=True)
+        first, second = side_by_side(
+            lambda half: static_model(trained.models[half], self.trainers[half]), (0, 1), trained.data.device
         )
         self.models = first, second
 
@@ -48,16 +57,19 @@ class Evidences:
 
     def __init__(self, trained: Trained, statics: Statics, halves: torch.Tensor, validation: torch.Tensor):
         self._trained, self._statics, self._halves = trained, statics, halves
-        data = trained.data
-        explained: list[Explained] = []
-        comparisons = []
-        for half in (0, 1):
-            rows = torch.where((halves == half + 1) & ~validation)[0]
-            centres = explained[0].centres if explained else None
-            explained.append(Explained(trained.models[half], statics.models[half], data, rows, centres))
-            held_out = torch.where((halves == half + 1) & validation)[0]
-            comparisons.append(explained[half].compare(held_out, trained.options.seed * 100 + half + 1))
-        self._explained, self._comparisons = (explained[0], explained[1]), (comparisons[0], comparisons[1])
+        data, centres = trained.data, region_centres(statics.models[0])
+
+        def explain(half: int) -> tuple[Explained, Comparison]:
+            mine = halves == half + 1
+            explained = Explained(
+                trained.models[half], statics.models[half], data, torch.where(mine & ~validation)[0], centres
+            )
+            return explained, explained.compare(
+                torch.where(mine & validation)[0], trained.options.seed * 100 + half + 1
+            )
+
+        first, second = side_by_side(explain, (0, 1), data.device)
+        self._explained, self._comparisons = (first[0], second[0]), (first[1], second[1])
 
     def gather(self, motions: PrincipalMotions, unseen: float) -> Evidence:
         """Return the evidence; `unseen` is the detection limit, A rms."""

@@ -12,6 +12,7 @@ from dynamight_core.imaging.fourier import plane_multiplicity, shell_sums
 from dynamight_core.judging.explanations import some
 from dynamight_core.judging.verdict import mean_and_error
 from dynamight_core.model.half import HalfModel
+from dynamight_core.parallel import side_by_side
 from dynamight_core.training.data import Batch, TrainingImages
 from dynamight_core.training.epochs import run_epoch
 from dynamight_core.training.half import HalfTrainer
@@ -31,7 +32,7 @@ _FACTORS = (0.88, 0.92, 0.96, 1.0, 1.04, 1.08, 1.12)
 # Particles of each half-set, and blocks of them, whose scatter gives the error of the defocus.
 _PARTICLES, _BLOCKS = 300, 10
 # Particles and epochs that a molecule at rest is fitted with.
-_FITTED, _EPOCHS = 1000, 6
+_FITTED, _EPOCHS = 600, 6
 _BATCH = 64
 
 
@@ -72,13 +73,16 @@ def check_transfer(
     ctf
         of all particles.
     """
-    misfits: dict[str, list[torch.Tensor]] = {name: [] for name in ("stated", *OTHERS)}
-    for trainer, static in zip(trainers, statics, strict=True):
-        for name, terms in misfits.items():
-            data = _Transferred(trainer.data, ctf, _FACTORS_OF[name])
-            terms.append(_refitted_misfits(trainer, static, data))
-    stated = torch.cat(misfits["stated"])
-    gains = {name: stated - torch.cat(misfits[name]) for name in OTHERS}
+
+    def misfits_of(half: int) -> dict[str, torch.Tensor]:
+        trainer = trainers[half]
+        return {
+            name: _refitted_misfits(trainer, statics[half], _Transferred(trainer.data, ctf, factor))
+            for name, factor in _FACTORS_OF.items()
+        }
+
+    misfits = side_by_side(misfits_of, (0, 1), trainers[0].data.device)
+    gains = {name: torch.cat([half["stated"] - half[name] for half in misfits]) for name in OTHERS}
     means, errors = {}, {}
     for name, gain in gains.items():
         means[name], errors[name] = mean_and_error(gain)

@@ -12,7 +12,7 @@ from dynamight_core.imaging.fourier import fourier_to_image, image_to_fourier
 from dynamight_core.judging.causes import SUSPECTED, Evidence, find_causes, with_rivals
 from dynamight_core.judging.composition import Composition, _two_groups, divide
 from dynamight_core.judging.duplicates import Duplicates, find_duplicates
-from dynamight_core.judging.explanations import CONTENT, EXPLANATIONS, POSE, Comparison, Explained
+from dynamight_core.judging.explanations import CONTENT, EXPLANATIONS, POSE, Comparison, Explained, region_centres
 from dynamight_core.judging.gathering import rigid_share
 from dynamight_core.judging.transfer import Transfer, check_transfer
 from dynamight_core.judging.verdict import Verdict
@@ -62,7 +62,7 @@ def gains(comparison):
 
 def test_errors_of_poses_are_explained_by_poses_and_measured():
     model, data, _ = still_images(poses=5.0)
-    explained = Explained(model, model, data, torch.arange(120))
+    explained = Explained(model, model, data, torch.arange(120), region_centres(model))
     found = gains(explained.compare(torch.arange(120, _N), 0))
     assert found[POSE][0] > 5 * found[POSE][1]
     assert found[POSE][0] > 2 * found[CONTENT][0]
@@ -71,7 +71,7 @@ def test_errors_of_poses_are_explained_by_poses_and_measured():
 
 def test_a_missing_part_is_explained_by_content_and_particles_are_sorted():
     model, data, lacking = still_images(missing=0.4)
-    explained = Explained(model, model, data, torch.arange(120))
+    explained = Explained(model, model, data, torch.arange(120), region_centres(model))
     found = gains(explained.compare(torch.arange(120, _N), 0))
     assert found[CONTENT][0] > 5 * found[CONTENT][1]
     assert found[CONTENT][0] > 2 * found[POSE][0]
@@ -84,7 +84,9 @@ def test_a_missing_part_is_explained_by_content_and_particles_are_sorted():
 
 def test_where_nothing_differs_nothing_is_gained():
     model, data, _ = still_images()
-    found = gains(Explained(model, model, data, torch.arange(120)).compare(torch.arange(120, _N), 0))
+    found = gains(
+        Explained(model, model, data, torch.arange(120), region_centres(model)).compare(torch.arange(120, _N), 0)
+    )
     for gain, error in found.values():
         assert gain < 3 * error
 
