@@ -9,7 +9,7 @@ RESULTS has a folder for each data set with its training, and runs.csv with what
 stopped and repeated, and adds what is missing. With --again, finished trainings are judged again. Prints for each case
 how many verdicts and causes were right, in how many runs without motion it was called supported, and what was wrong.
 
-A verdict is right if it is "supported" where the molecule moves, and anything else where it does not; where motion is
+The verdict is that of the conclusion. It is right if it is "supported" where the molecule moves, and anything else where it does not; where motion is
 faint, any verdict is. The cause is right if one of the expected ones is found or suspected, and no other one is found.
 "Too little data" is no claim.
 """
@@ -108,7 +108,7 @@ def judged(folder: Path) -> dict:
     )
     summary = summarise(finished, QUIET).summary
     data.close()
-    kept = {name: summary[name] for name in ("verdict", "causes", "evidence", "unseen_motion_rms")}
+    kept = {name: summary[name] for name in ("conclusion", "causes", "evidence", "unseen_motion_rms")}
     seconds = time.process_time() - started
     return kept | {"motion": summary["motion_between_particles_rms"], "seconds": round(seconds, 1)}
 
@@ -116,7 +116,7 @@ def judged(folder: Path) -> dict:
 def is_right(case: str, said: dict) -> tuple[bool, bool]:
     """Return whether verdict and cause of a run are right."""
     fault = FAULTS[case]
-    verdict = case == "faint" or (said["verdict"]["verdict"] == "supported") == fault.moves
+    verdict = case == "faint" or (said["conclusion"]["motion"] == "supported") == fault.moves
     found = {cause["name"]: cause["found"] for cause in said["causes"] if cause["found"]}
     claimed = {name for name, value in found.items() if value is True} - {TOO_LITTLE}
     expected = not fault.causes or "" in fault.causes or any(name in found for name in fault.causes)
@@ -127,7 +127,7 @@ def as_row(case: str, molecule: str, seed: int, said: dict) -> dict:
     """Return a row of runs.csv."""
     verdict, cause = is_right(case, said)
     found = [f"{c['name']}{'' if c['found'] is True else '?'}" for c in said["causes"] if c["found"]]
-    row = {"case": case, "molecule": molecule, "seed": seed, "verdict": said["verdict"]["verdict"]}
+    row = {"case": case, "molecule": molecule, "seed": seed, "verdict": said["conclusion"]["motion"]}
     row |= {"causes": "; ".join(found), "verdict_right": verdict, "cause_right": cause, "motion_A": said["motion"]}
     for name, (gain, error) in said["evidence"].items():
         row |= {name: round(gain, 3), f"{name} error": round(error, 3)}
