@@ -3,15 +3,16 @@
     python -m benchmarks.judge RESULTS --seeds 0 1 2 3 4 [--cases motion still ...] [--molecules hinge igg two spike]
 
 Data: 500 images of 32 pixels, of four molecules, with one known fault each (FAULTS). Thresholds of the judge were
-chosen on seed 10.
+chosen on seeds 10 and 11.
 
 RESULTS has a folder for each data set with its training, and runs.csv with what the judge said: the command can be
 stopped and repeated, and adds what is missing. With --again, finished trainings are judged again. Prints for each case
 how many verdicts and causes were right, in how many runs without motion it was called supported, and what was wrong.
 
-The verdict is that of the conclusion. It is right if it is "supported" where the molecule moves, and anything else where it does not; where motion is
-faint, any verdict is. The cause is right if one of the expected ones is found or suspected, and no other one is found.
-"Too little data" is no claim.
+The verdict is that of the conclusion. It is right if it is "supported" where the molecule moves, and anything else
+where it does not; where motion is faint, any verdict is. The cause is right if one of the expected ones is found or
+suspected, and no other one is found. "Too little data"
+is no claim.
 """
 
 import argparse
