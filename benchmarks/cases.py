@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common.runs import WORLD, case_set, kept_run
-from benchmarks.common.world import map_figures, motion_figures, oracle, state_figures
+from benchmarks.common.world import cause_figures, map_figures, motion_figures, oracle, state_figures
 from dynamight_core.options import TrainOptions
 from dynamight_core.simulate.truth import load_truth
 
@@ -37,6 +37,7 @@ def benchmark(case, seed, options, arguments):
     figures = {"case": case, "seed": seed, "seconds_train": time.process_time() - started}
     verdict = run.summary["verdict"]
     figures |= {"verdict": verdict["verdict"], "gain": verdict["gain"]}
+    figures |= cause_figures(truth, run)
     figures |= motion_figures(truth, run, oracle(truth, run, arguments.oracle))
     if arguments.states:
         figures |= state_figures(truth, run, arguments.states, arguments.true_states)

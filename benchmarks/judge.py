@@ -158,6 +158,7 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--cases", nargs="+", choices=FAULTS, default=list(FAULTS), metavar="CASE")
     parser.add_argument("--molecules", nargs="+", choices=MOLECULES, default=list(MOLECULES))
+    parser.add_argument("--conclusions", action="store_true", help="Print the conclusions of the runs as well.")
     parser.add_argument("--again", action="store_true", help="Judge finished trainings again.")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -174,7 +175,16 @@ def main():
                 folder = trained_folder(case, molecule, seed, arguments.results / f"{case}-{molecule}-{seed}")
                 rows[case, molecule, seed] = as_row(case, molecule, seed, judged(folder))
                 pd.DataFrame(rows.values()).to_csv(path, index=False)
-    report(pd.DataFrame([row for row in rows.values() if row["seed"] in arguments.seeds]))
+    asked = [
+        row
+        for row in rows.values()
+        if row["seed"] in arguments.seeds and row["case"] in arguments.cases and row["molecule"] in arguments.molecules
+    ]
+    if arguments.conclusions:
+        for row in asked:
+            run = Run(arguments.results / f"{row['case']}-{row['molecule']}-{row['seed']}" / "run")
+            print(f"\n{row['case']} {row['molecule']} {row['seed']}", *run.summary["conclusion"]["lines"], sep="\n  ")
+    report(pd.DataFrame(asked))
 
 
 if __name__ == "__main__":

@@ -2,15 +2,18 @@
 
 import numpy as np
 import torch
+from roma import rotmat_geodesic_distance, special_procrustes
 from scipy.spatial.transform import Rotation
 
 from dynamight_core.analysis.domains import kabsch
 from dynamight_core.analysis.state_maps import StateModels
 from dynamight_core.files import read_map
 from dynamight_core.imaging.correlation import fourier_shell_correlation
+from dynamight_core.imaging.poses import rotation_matrices
 from dynamight_core.model.half import ConsensusField
 from dynamight_core.options import ReconstructOptions
 from dynamight_core.particles.images import ImageReader
+from dynamight_core.particles.star import read_blocks
 from dynamight_core.reconstruction.deformation import deforming_region, half_modes
 from dynamight_core.reconstruction.half_map import MIN_REGULARISATION, HalfReconstruction
 from dynamight_core.reconstruction.images import FullImages
@@ -107,6 +110,29 @@ def motion_figures(truth, run, known):
                 key = f"part{domain + 1} {name}"
                 figures[key] = figures.get(key, 0.0) + value / len(run.models)
     return figures
+
+
+def cause_figures(truth, run):
+    """Return the causes that were found, purity of the groups of composition, and errors of orientations, degrees."""
+    said = [f"{c['name']}{'' if c['found'] is True else '?'}" for c in run.summary["causes"] if c["found"]]
+    figures = {"conclusion": run.summary["conclusion"]["title"], "causes": "; ".join(said)}
+    table = read_blocks(run.path / "particles.star")["particles"]
+    if "dynComposition" in table:
+        less = table["dynComposition"].astype(int).to_numpy() == 2
+        odd = (truth.content > 0) | (truth.present == 0).any(1)
+        figures["purity"] = float((torch.from_numpy(less) == odd).float().mean())
+    if not torch.equal(truth.euler, truth.star_euler):
+        right, given = rotation_matrices(truth.euler), rotation_matrices(truth.star_euler)
+        figures |= {"pose error given": angle_between(given, right)}
+        figures["pose error"] = angle_between(run.particles.matrices.double(), right)
+    return figures | {"motion": float(run.summary["motion_between_particles_rms"])}
+
+
+def angle_between(matrices, right):
+    """Return the rms angle (degrees) between (n, 3, 3) rotations and the right ones, up to one turn of the molecule."""
+    matrices, right = matrices.double(), right.double()
+    whole = special_procrustes((matrices.transpose(1, 2) @ right).mean(0))
+    return float(rotmat_geodesic_distance(matrices @ whole, right).square().mean().sqrt().rad2deg())
 
 
 def displacements(run, half, points, rows):

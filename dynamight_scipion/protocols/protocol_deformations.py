@@ -5,7 +5,7 @@ import os
 
 import numpy as np
 import pyworkflow.protocol.params as params
-from pwem.objects import AtomStruct, SetOfParticlesFlex, Volume
+from pwem.objects import AtomStruct, SetOfParticles, SetOfParticlesFlex, Volume
 from pwem.protocols import ProtAnalysis3D
 from pyworkflow.constants import BETA
 from pyworkflow.object import Pointer
@@ -16,6 +16,9 @@ from dynamight_scipion.objects import FLEX_PROGRAM, DynamightModel
 
 from .protocol_base import EngineProtocol, checkStructure, readOptions
 from .protocol_from_model import setFlexInfo, tellConclusion
+
+# Outputs, if the particles are of two compositions.
+GROUPS = ("outputMoreMass", "outputLessMass")
 
 
 class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
@@ -31,7 +34,8 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
     model' moves an atomic model.
 
     Use particles of one composition. The model can only move density: first remove particles with missing or
-    additional parts by classification.
+    additional parts by classification. If the particles are found to be of two compositions, the summary says so, and
+    both groups become outputs: estimate the deformations of each by itself.
     """
 
     _label = "estimate deformations"
@@ -42,6 +46,7 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
         "outputMotion": Volume,
         "outputGaussians1": AtomStruct,
         "outputGaussians2": AtomStruct,
+        **dict.fromkeys(GROUPS, SetOfParticles),
     }
     _stages = ("input", "train", "analyse")
     _optionNames = {"nEpochs": "train/epochs", "fitStructure": "input/fit", "structureOrigin": "input/origin"}
@@ -255,7 +260,21 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
         for half in (1, 2):
             path = self._getRunPath("analysis", f"gaussians_half{half}.cif")
             results[f"outputGaussians{half}"] = AtomStruct(path, pseudoatoms=True)
+        results |= self._createGroups(particles)
         self._registerOutputs([self.inputParticles, *self._getOtherInputs()], **results)
+
+    def _createGroups(self, particles):
+        """Return the particles with more and with less mass by the names of outputs, if their compositions differ."""
+        groups = {}
+        for group, name in enumerate(GROUPS, 1):
+            path = self._getRunPath("analysis", "composition", f"group{group}.star")
+            if os.path.exists(path):
+                chosen = set(convert.readColumns(path, lambda label: False)["rlnImageId"].tolist())
+                groups[name] = particles.createCopy(self._getPath(), prefix=name, copyInfo=True)
+                groups[name].copyItems(
+                    particles, doClone=False, itemSelectedCallback=lambda item, ids=chosen: item.getObjId() in ids
+                )
+        return groups
 
     def _createParticles(self, particles, model):
         """Return the input particles with their motions."""

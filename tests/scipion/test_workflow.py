@@ -1,6 +1,7 @@
 """A real project: from an import to a corrected map, and in a chain with other programs."""
 
 import json
+import shutil
 from pathlib import Path
 
 import gemmi
@@ -74,6 +75,25 @@ def test_the_set_keeps_what_it_was_and_says_which_model_its_latents_are_of(chain
     info = found.getFlexInfo()
     assert info.getAttr("modelPath") == chain["deformations"].outputModel.getRunFolder()
     assert Path(info.getAttr("refMap")).exists()
+
+
+def test_particles_of_two_compositions_become_two_sets(chain):
+    protocol, given = chain["deformations"], chain["particles"].outputParticles
+    assert protocol._createGroups(given) == {}
+    whole = starfile.read(protocol.outputModel.getParticlesStar())["particles"]
+    folder = Path(protocol.outputModel.getRunFolder(), "analysis", "composition")
+    folder.mkdir()
+    try:
+        for group, rows in ((1, whole[5:]), (2, whole[:5])):
+            starfile.write({"particles": rows}, folder / f"group{group}.star")
+        groups = protocol._createGroups(given)
+        assert {name: [item.getObjId() for item in found] for name, found in groups.items()} == {
+            "outputMoreMass": whole["rlnImageId"][5:].to_list(),
+            "outputLessMass": whole["rlnImageId"][:5].to_list(),
+        }
+        assert next(iter(groups["outputLessMass"]))._rlnRandomSubset.get() in (1, 2)
+    finally:
+        shutil.rmtree(folder)
 
 
 def test_the_model_knows_its_run_and_its_particles_and_survives_a_copy(chain):
