@@ -31,6 +31,12 @@ _INSTEAD = {
     "junk": "Images without the molecule",
     "poses": "Errors of poses",
 }
+# What explains the images in their place, and its gains among the evidence.
+_RIVALS = {
+    "composition": ("Differing masses of regions", "content", "motion beyond content"),
+    "junk": ("In images of the molecule, differing masses of regions", "content", "motion beyond content"),
+    "poses": ("Changed poses", "poses", "motion beyond poses"),
+}
 _HELD_OUT = {"improves the map": "also improves", "harms the map": "harms", "no difference": "does not change"}
 _TITLES = {SUPPORTED: "The molecule moves", UNDECIDED: "Undecided whether it moves", NOT_SUPPORTED: "No motion found"}
 
@@ -194,6 +200,12 @@ def _certainty(summary: dict[str, Any], controls: dict[str, dict[str, Any]]) -> 
         f"Held-out images ({found['particles']}) are explained {_by(found['gain'], found['gain_error'])} with each "
         f"particle's own deformation, and {_by(found['null'], found['null_error'])} with another particle's."
     ]
+    if found.get("cause") and "evidence" in summary:
+        words, alone, beyond = _RIVALS[found["cause"]]
+        gains = [
+            f"{mean:+.2f} +- {error:.2f}" for mean, error in (summary["evidence"][alone], summary["evidence"][beyond])
+        ]
+        lines.append(f"{words} alone gain {gains[0]} nats, and motion adds {gains[1]} to that.")
     correlation = (summary.get("motion_correlations") or [None])[0]
     if correlation is not None:
         lines.append(f"The half-sets' coordinates along motion 1 correlate by {correlation:.2f} on these.")

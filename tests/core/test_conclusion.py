@@ -152,9 +152,12 @@ def test_what_speaks_against_a_supported_verdict_makes_it_undecided(case, change
 
 @pytest.mark.parametrize(("verdict", "end"), [("not supported", "not motion"), ("undecided", "perhaps no motion")])
 def test_a_cause_in_the_place_of_motion_is_the_title(case, verdict, end):
-    found = case.summary(verdict={"verdict": verdict, "cause": "composition"}, causes=[COMPOSITION]).conclusion
+    gains = {"content": [2.0, 0.3], "motion beyond content": [0.1, 0.2]}
+    case.summary(verdict={"verdict": verdict, "cause": "composition"}, causes=[COMPOSITION], evidence=gains)
+    found = case.conclusion
     assert (found.motion, found.title) == (verdict, f"Differences in composition, {end}")
     assert "Particles of two groups differ by 12 % in mass." in found.certainty
+    assert "regions alone gain +2.00 +- 0.30 nats, and motion adds +0.10 +- 0.20 to that." in found.certainty
     assert found.advice.endswith("Do not interpret the motions. Classify the two groups apart.")
 
 
