@@ -142,7 +142,8 @@ def _motion(
     motion, doubts = verdict["verdict"], [_sentence(cause["sentence"]) for cause in causes]
     title = _TITLES[motion]
     if verdict.get("cause"):
-        title = f"{_INSTEAD[verdict['cause']]}{', not motion' if motion == NOT_SUPPORTED else ', perhaps no motion'}"
+        sure = motion == NOT_SUPPORTED and all(c["found"] is True for c in causes if c["name"] == verdict["cause"])
+        title = f"{_INSTEAD[verdict['cause']]}{', not motion' if sure else ', perhaps no motion'}"
     if motion != SUPPORTED:
         return motion, title, doubts
     if controls.get("shuffled-latents", {}).get("verdict") == "not from the motion":

@@ -122,6 +122,8 @@ class Explained:
             CONTENT: Prior(torch.zeros(number).to(like), wide),
         }
         self._dimensions = {kind: len(prior.mean) for kind, prior in alone.items()}
+        # What each explanation without motion starts from.
+        self._still = {kinds: static for kinds in EXPLANATIONS if MOTION not in kinds}
         sample = some(rows, _PRIOR_PARTICLES)
         self.prior_particles = len(sample)
         self.priors: dict[tuple[str, ...], Prior] = {(MOTION,): alone[MOTION]}
@@ -129,6 +131,25 @@ class Explained:
             means, covariances = [alone[kind].mean for kind in kinds], [alone[kind].covariance for kind in kinds]
             wide_prior = Prior(torch.cat(means), torch.block_diag(*covariances))
             self.priors[kinds] = self._find_prior(kinds, wide_prior, sample)
+        if static is not model:
+            self._choose_reference((POSE,), alone[POSE], sample)
+
+    def _choose_reference(self, kinds: tuple[str, ...], prior: Prior, rows: torch.Tensor) -> None:
+        """Explain (n,) training particles by the trained molecule at rest if that is better, because it is sharper.
+
+        A molecule that never moved is blurred by errors of poses: not all that a deformation gains over it is from
+        motion.
+        """
+        pixels = random_pixels(len(rows), self.model.box, torch.Generator().manual_seed(0))
+
+        def unexplained() -> float:
+            return float(self.misfit(kinds, rows, self.infer(kinds, rows, None, pixels).latents, ~pixels).mean())
+
+        before, first = unexplained(), self.priors[kinds]
+        self._still[kinds] = self.model
+        self.priors[kinds] = self._find_prior(kinds, prior, rows)
+        if unexplained() > before:
+            self._still[kinds], self.priors[kinds] = self.static, first
 
     def _find_prior(self, kinds: tuple[str, ...], prior: Prior, rows: torch.Tensor) -> Prior:
         """Return the most likely prior of (n,) particles, starting from a wide one."""
@@ -157,7 +178,7 @@ class Explained:
     ) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
         """Return the function from parameters, particles of the batch and transfer functions to model images."""
         moves, data = MOTION in kinds, self.data
-        model = self.model if moves else self.static
+        model = self.model if moves else self._still[kinds]
         rest = model.gaussians.positions if moves else model.consensus_positions
         displaced = model.evaluator(rest) if moves else None
 
