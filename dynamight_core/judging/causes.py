@@ -249,7 +249,7 @@ def _composition(evidence: Evidence) -> Cause:
         found = _adds(evidence, name, _HINT) or (gain.exceeds(_HINT) and _replaces(evidence, name))
     elif found:
         found = SUSPECTED
-    if groups is None or not found:
+    if groups is None or not found or not groups.differs:
         text = f"no differences in composition are seen (gain {_show(gain)} nats)."
         return Cause(name, 0.0, 0.0, "fraction of particles", False, text, "")
     if found == SUSPECTED:

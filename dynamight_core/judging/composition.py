@@ -11,6 +11,9 @@ from dynamight_core.judging.explanations import CONTENT, Explained
 _EVIDENCE, _MAX_MIXED = 10.0, 0.1
 # A region is missing where a group has less than this fraction of the other's density.
 _MISSING = 0.5
+# Of the differences of the regions' masses, the fraction that is left in their sum, and the fraction of the mass that
+# group 2 lacks: if less, density has moved.
+_NET, _LESS = 0.25, 0.02
 # If regions with this fraction of the mass are missing, so is the molecule.
 _ALL = 0.75
 
@@ -33,6 +36,8 @@ class Composition:
         (2,) mass of each group, as a fraction of the mean.
     lost
         fraction of the molecule's mass, in regions that group 2 lacks.
+    net
+        difference of the groups' masses over the sum of the absolute differences of their regions' masses.
     """
 
     groups: torch.Tensor
@@ -41,11 +46,17 @@ class Composition:
     evidence: float
     mass: tuple[float, float]
     lost: float
+    net: float
+
+    @property
+    def differs(self) -> bool:
+        """Whether there is less of the molecule in group 2, instead of at another place."""
+        return self.net > _NET and self.mass[1] < (1 - _LESS) * self.mass[0]
 
     @property
     def distinct(self) -> bool:
         """Whether there are two groups, and particles can be assigned to them."""
-        return self.evidence > _EVIDENCE and self.mixed < _MAX_MIXED
+        return self.differs and self.evidence > _EVIDENCE and self.mixed < _MAX_MIXED
 
     @property
     def empty(self) -> bool:
@@ -84,7 +95,9 @@ def divide(explained: tuple[Explained, Explained], kinds: tuple[str, ...], rows:
     lost = float(region_mass[means[less] < _MISSING * means[1 - less]].sum() / region_mass.sum())
     groups = torch.from_numpy(np.where(labels == less, 2, 1))
     fraction = float((groups == 2).double().mean())
-    return Composition(groups, fraction, mixed, evidence, (float(masses[1 - less]), float(masses[less])), lost)
+    changes = (means[1 - less] - means[less]) * region_mass
+    net = float(changes.sum() / changes.abs().sum())
+    return Composition(groups, fraction, mixed, evidence, (float(masses[1 - less]), float(masses[less])), lost, net)
 
 
 def _two_groups(values: np.ndarray) -> tuple[np.ndarray, float, float]:

@@ -1,5 +1,6 @@
 """What differs between particles is named: poses, composition, duplicates, and motion only beyond them."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -177,7 +178,7 @@ def evidence(composition=None, **means):
 
 
 SUPPORTED = Verdict("supported", 3.0, 0.1, -1.0, 0.1, 100, "Motion is supported.")
-GROUPS = Composition(torch.ones(10, dtype=torch.long), 0.4, 0.01, 500.0, (1.1, 0.8), 0.2)
+GROUPS = Composition(torch.ones(10, dtype=torch.long), 0.4, 0.01, 500.0, (1.1, 0.8), 0.2, 1.0)
 
 
 def decided(verdict, given):
@@ -205,8 +206,14 @@ def test_composition_replaces_motion_and_may_accompany_it():
     assert (verdict.verdict, verdict.cause, found) == ("supported", "", {"composition": True})
 
 
+def test_density_at_two_places_is_no_difference_in_composition():
+    moved = replace(GROUPS, mass=(1.01, 0.99), net=0.1)
+    verdict, found = decided(SUPPORTED, evidence(moved, motion=2, content=4, motion_pose=2, motion_content=4))
+    assert (verdict.verdict, verdict.cause, found) == ("supported", "", {})
+
+
 def test_images_without_most_of_the_molecule_are_junk():
-    empty = Composition(GROUPS.groups, 0.2, 0.01, 500.0, (1.2, 0.1), 1.0)
+    empty = Composition(GROUPS.groups, 0.2, 0.01, 500.0, (1.2, 0.1), 1.0, 1.0)
     _, found = decided(SUPPORTED, evidence(empty, motion=2, content=4, motion_pose=2, motion_content=4))
     assert found == {"junk": True}
 
@@ -243,7 +250,7 @@ def test_poses_that_explain_nearly_all_of_a_motion_replace_it():
 
 
 def test_where_images_lack_the_molecule_motion_is_judged_on_the_others():
-    empty = Composition(GROUPS.groups, 0.2, 0.01, 500.0, (1.2, 0.1), 1.0)
+    empty = Composition(GROUPS.groups, 0.2, 0.01, 500.0, (1.2, 0.1), 1.0, 1.0)
     given = evidence(empty, motion=2, content=4, motion_pose=2, motion_content=4)
     # Motion explains the images of the molecule, and content the others.
     shown = torch.arange(100) % 5 > 0
