@@ -213,10 +213,17 @@ def _replaces(evidence: Evidence, name: str) -> bool:
     kinds = _KINDS.get(name)
     if kinds is None:
         return False
-    alone, motion = evidence.gain(kinds), evidence.gain((MOTION,))
-    # A deformation has more parameters, some of which describe a rotation of the whole better than one.
-    mostly = name == POSES and alone.mean > _MOSTLY * motion.mean
-    return alone.exceeds(_HINT) and (mostly or not evidence.gain((MOTION, *kinds), kinds).exceeds(SIGMAS))
+    adds = evidence.gain((MOTION, *kinds), kinds).exceeds(SIGMAS)
+    return evidence.gain(kinds).exceeds(_HINT) and (not adds or (name == POSES and _is_mostly_poses(evidence)))
+
+
+def _is_mostly_poses(evidence: Evidence) -> bool:
+    """Return whether changed poses explain nearly all that a deformation does.
+
+    A deformation has more parameters, some of which describe a rotation of the whole better than one. But a part that
+    moves also changes the most probable poses, which then explain much of it.
+    """
+    return evidence.gain((POSE,)).mean > _MOSTLY * evidence.gain((MOTION,)).mean
 
 
 def _adds(evidence: Evidence, name: str, sigmas: float) -> bool:
@@ -237,7 +244,8 @@ def _found(evidence: Evidence, name: str) -> bool | str:
         return True
     if not _replaces(evidence, name) or not (alone.exceeds(SIGMAS) or motion.exceeds(_HINT)):
         return False
-    return True if alone.exceeds(SIGMAS) and alone.mean > _ENOUGH * motion.mean else SUSPECTED
+    enough = _is_mostly_poses(evidence) if name == POSES else alone.mean > _ENOUGH * motion.mean
+    return True if alone.exceeds(SIGMAS) and enough else SUSPECTED
 
 
 def _composition(evidence: Evidence) -> Cause:

@@ -45,13 +45,15 @@ from tests.support.plugin import BOX, PARTICLES, PIXEL
 # Small and quick; enough to find the hinge of particles with little noise.
 SMALL = {
     "nGaussians": 200,
-    "nEpochs": 3,
-    "warmUpEpochs": 1,
+    "nEpochs": 8,
+    "warmUpEpochs": 2,
     "refits": 0,
     "nLatents": 2,
     "nMotions": 3,
     "batchSize": 64,
     "embedding": 1,
+    # So few particles need many for validation.
+    "validationFraction": 0.2,
     "numberOfThreads": 1,
 }
 

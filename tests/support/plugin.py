@@ -10,7 +10,8 @@ def same_input(chain):
 
 def small(chain, **changed):
     """Parameters of the chain's small run, with some changed."""
-    names = "nGaussians nEpochs encoderEpochs warmUpEpochs refits nLatents nMotions batchSize embedding opticsStar"
+    names = "nGaussians nEpochs encoderEpochs warmUpEpochs refits nLatents nMotions batchSize embedding"
+    names += " validationFraction opticsStar"
     return {name: getattr(chain["deformations"], name).get() for name in names.split()} | {
         "numberOfThreads": 1,
         **changed,
