@@ -12,11 +12,12 @@ from dataclasses import MISSING
 from pathlib import Path
 
 import dynamight_core.cli  # noqa: F401 importing registers the commands
-from dynamight_core.cli.app import describe_default, metavar_of, words_of
+from dynamight_core.cli.app import describe_default, describe_value, metavar_of, words_of
 from dynamight_core.errors import option_name
 from dynamight_core.options import STAGES
 from dynamight_core.options.declare import Option, declared
-from dynamight_core.options.schema import make_schema, pretty_unit
+from dynamight_core.options.presets import PRESETS, SOURCES
+from dynamight_core.options.schema import default_of, make_schema, pretty_unit
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -58,9 +59,25 @@ def form_table(stages: str) -> str:
     return "\n".join(lines)
 
 
-def filled(text: str, make_table) -> str:
-    """Return a document with the table of each pair of markers, `<!-- options NAMES -->` and `<!-- end -->`."""
-    pattern = r"(<!-- options ([\w ]+) -->\n).*?(<!-- end -->)"
+def preset_table(names: str) -> str:
+    """Return the table of a preset's options of a stage, beside the defaults; `names` are preset and stage."""
+    preset, stage = names.split()
+    lines = ["| option | preset | default | from | remark |", "|---|---|---|---|---|"]
+    for field, option in declared(STAGES[stage]):
+        setting = PRESETS[preset][stage].get(field.name)
+        if setting is not None:
+            value, default = (
+                describe_value(each, pretty_unit(option.unit)) for each in (setting.value, default_of(field))
+            )
+            lines.append(
+                f"| `{option_name(field.name)}` | {value} | {default} | {SOURCES[setting.source]} | {setting.note} |"
+            )
+    return "\n".join(lines)
+
+
+def filled(text: str, make_table, kind: str = "options") -> str:
+    """Return a document with the table of each pair of markers, such as `<!-- options NAMES -->` and `<!-- end -->`."""
+    pattern = rf"(<!-- {kind} ([\w ]+) -->\n).*?(<!-- end -->)"
     return re.sub(pattern, lambda m: f"{m[1]}\n{make_table(m[2])}\n\n{m[3]}", text, flags=re.DOTALL)
 
 
@@ -69,6 +86,8 @@ def made() -> Iterator[tuple[Path, str]]:
     for name, make_table in (("command-line.md", command_table), ("scipion.md", form_table)):
         path = ROOT / "docs" / name
         yield path, filled(path.read_text(encoding="utf-8"), make_table)
+    path = ROOT / "docs" / "paper.md"
+    yield path, filled(path.read_text(encoding="utf-8"), preset_table, "preset")
     # As `dynamight options` prints it.
     schema = json.dumps(make_schema(), indent=1, ensure_ascii=False)
     yield ROOT / "dynamight_scipion" / "options.json", f"{schema}\n"

@@ -132,6 +132,11 @@ class DynamightModel(EMObject):
         with open(self.getRunPath(SUMMARY_FILE)) as file:
             return json.load(file)
 
+    def getPreset(self):
+        """Return the name of the engine's preset that the model was estimated with."""
+        # Models of earlier versions do not say.
+        return self.loadSummary()["model"].get("preset", "default")
+
     def readRun(self):
         """Set the attributes from the run's summary."""
         summary = self.loadSummary()

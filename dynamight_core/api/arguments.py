@@ -11,14 +11,15 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from dynamight_core.errors import InputError
+from dynamight_core.options.completed import completed
 
 PathLike: TypeAlias = str | os.PathLike[str]
 # Options in messages are spelled as on the command line; commands stay as they are.
 _SPELLED = re.compile(r"(dynamight [\w ]*)?--(no-)?([a-z][a-z-]*)")
 
 
-def dataclasses_of(values: dict[str, Any], *kinds: type) -> tuple[Any, ...]:
-    """Return one dataclass of each kind, with the values of its fields.
+def dataclasses_of(values: dict[str, Any], *kinds: type, preset: str | None = None) -> tuple[Any, ...]:
+    """Return one dataclass of each kind, with the values of its fields, or those of a preset if none is given.
 
     Raises
     ------
@@ -28,13 +29,14 @@ def dataclasses_of(values: dict[str, Any], *kinds: type) -> tuple[Any, ...]:
     names = {field.name: kind for kind in kinds for field in fields(kind)}
     for name in values:
         check_known("option", name, list(names))
-    return tuple(kind(**{n: _plain(value) for n, value in values.items() if names[n] is kind}) for kind in kinds)
+    given = {name: _plain(value) for name, value in values.items()}
+    return tuple(completed(kind, given, preset) for kind in kinds)
 
 
 def check_known(noun: str, name: str, names: list[str]) -> None:
     """Refuse a name that is not among `names`, with those that are close to it."""
     if name not in names:
-        close = difflib.get_close_matches(name, names)
+        close = difflib.get_close_matches(name, names, cutoff=0.7)
         cure = f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(sorted(names))}"
         raise InputError(f"there is no {noun} '{name}'; {cure}")
 

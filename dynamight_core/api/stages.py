@@ -89,7 +89,7 @@ def reconstruct(
     """
     run = run if isinstance(run, Run) else Run(run)
     with python_words():
-        (chosen,) = dataclasses_of(options, ReconstructOptions)
+        (chosen,) = dataclasses_of(options, ReconstructOptions, preset=run.stored.config.train.preset)
         if run.has_maps and not overwrite:
             raise InputError(f"{run.path} has a reconstruction already; give --overwrite to replace it")
         set_threads(chosen.threads)

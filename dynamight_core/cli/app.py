@@ -3,15 +3,18 @@
 import inspect
 import re
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, CoercionError, CycloptsError, Group, Parameter, Token, UnusedCliTokensError
 
-from dynamight_core.errors import option_name
+from dynamight_core.errors import InputError, option_name
+from dynamight_core.options import STAGES
+from dynamight_core.options.completed import completed
 from dynamight_core.options.declare import HEADING, Option, declared, refusal
+from dynamight_core.options.presets import FOLLOW, PRESETS, SOURCES
 from dynamight_core.options.schema import default_of, plain_type
 from dynamight_core.version import __version__
 
@@ -92,10 +95,49 @@ def make_app(everything: bool = False) -> App:
         hidden = sum(not _is_shown(word) for word in words)
         more = f"{hidden} more options: dynamight {name} --help-all" if hidden and not everything else ""
         app.command(_accepting(function, words, everything), name=name, help_epilogue=more, sort_key=number)
+        if any(word.name == "preset" for word in words):
+            app[name].command(_show_preset, name="--show-preset", group=GLOBAL)
     app.register_install_completion_command(help="Install tab completion for the shell in use.")
     for flag in ("--help", "--version", "--install-completion"):
         app[flag].group, app[flag].sort_key = GLOBAL, 100
     return app
+
+
+def _show_preset(preset: Annotated[str, Parameter(help="Name of the preset.")] = "paper", /) -> None:
+    """Print the options of a preset, each with its source and the default."""
+    print(describe_preset(preset))
+
+
+def describe_preset(preset: str) -> str:
+    """Return the options of a preset in lines: a command of the program, and under it its options.
+
+    Raises
+    ------
+    InputError
+        if there is no such preset.
+    """
+    if preset not in PRESETS:
+        raise InputError(f"there is no preset '{preset}'; choose one of {', '.join(PRESETS)}")
+    lines: list[str] = []
+    for stage, settings in PRESETS[preset].items():
+        heading = f"dynamight {'train' if stage == 'input' else stage}"
+        lines += [] if heading in lines else [heading]
+        for field, option in declared(STAGES[stage]):
+            if field.name in settings:
+                setting = settings[field.name]
+                value, default = (describe_value(each, option.unit) for each in (setting.value, default_of(field)))
+                text = f"  {option_name(field.name) + ' ' + value:42}default: {default:16}{SOURCES[setting.source]}"
+                lines.append(f"{text}; {setting.note}" if setting.note else text)
+    return "\n".join(lines) or f"The preset {preset} changes nothing: all options have their defaults."
+
+
+def describe_value(value: Any, unit: str) -> str:
+    """Return a value of an option in words, with its unit if it is a number."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if value is None:
+        return "automatic"
+    return str(value) if isinstance(value, str) else f"{value:.10g} {unit}".strip()
 
 
 def current_names(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -144,11 +186,10 @@ def _accepting(function: Callable[..., None], words: Sequence[Word], everything:
 
     def call(*arguments: Any, **values: Any) -> None:
         values |= dict(zip((word.name for word in words if word.positional), arguments, strict=False))
+        given = {name: _plain(value) for name, value in values.items()}
         for name, option_class in takes.items():
-            if not is_dataclass(option_class):
-                continue
-            fields = {field.name for field, _ in declared(option_class)}
-            values[name] = takes[name](**{n: _plain(value) for n, value in values.items() if n in fields})
+            if is_dataclass(option_class):
+                values[name] = completed(takes[name], given, _preset_to_follow(takes[name], given))
         function(**{name: value for name, value in values.items() if name in takes})
 
     call.__name__, call.__doc__ = function.__name__, function.__doc__
@@ -157,6 +198,16 @@ def _accepting(function: Callable[..., None], words: Sequence[Word], everything:
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return call
+
+
+def _preset_to_follow(option_class: type, given: Mapping[str, Any]) -> str | None:
+    """Return the preset of the run that a command is about, None if its options do not follow that of a run."""
+    follows = any(field.name == "preset" and field.default == FOLLOW for field, _ in declared(option_class))
+    if not follows or given.get("preset", FOLLOW) != FOLLOW:
+        return None
+    from dynamight_core.config import RunConfig
+
+    return RunConfig.read(Path(given["run"])).train.preset
 
 
 def _plain(value: Any) -> Any:

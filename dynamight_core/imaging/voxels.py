@@ -48,6 +48,27 @@ class ModalField:
         return lambda coordinates: torch.tensordot(coordinates, fields, dims=1)
 
 
+class CoarseField:
+    """A field that is evaluated for each particle, on a lattice of every so many voxels (paper).
+
+    Parameters
+    ----------
+    field
+        of any kind.
+    spacing
+        of the lattice, voxels.
+    """
+
+    def __init__(self, field: Field, spacing: int):
+        self.field, self.spacing = field, spacing
+
+    def evaluator(self, points: torch.Tensor) -> Evaluator:
+        """Return the function from (b, d) latents to (b, m, 3) displacements (A) of fixed (m, 3) points (A)."""
+        evaluate = self.field.evaluator(points)
+        # One particle at a time: a network keeps many numbers for each point.
+        return lambda latents: torch.cat([evaluate(each) for each in latents.split(1)])
+
+
 def bordered(images: torch.Tensor) -> torch.Tensor:
     """Return (b, size, size) images with the border of zeros that reading and spreading need."""
     return F.pad(images, BORDER * 2)
@@ -306,10 +327,12 @@ class Voxels:
 def lattice_spacing(voxels: Voxels, coordinates: torch.Tensor) -> int:
     """Return the widest spacing (voxels) of a lattice from which the field of voxels can be interpolated accurately.
 
-    The error of interpolation is measured at a sample of the voxels, for (n, K) coordinates of a modal field. Other
-    fields are evaluated at every voxel.
+    The error of interpolation is measured at a sample of the voxels, for (n, K) coordinates of a modal field. A coarse
+    field says it; other fields are evaluated at every voxel.
     """
     field = voxels.field
+    if isinstance(field, CoarseField):
+        return field.spacing
     if not isinstance(field, ModalField):
         return 1
     inside = voxels._rows(voxels.runs)[0][:3].T.round().long()

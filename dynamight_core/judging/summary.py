@@ -130,6 +130,7 @@ def _describe(run: Run, trained: Trained) -> dict:
         "gaussians": len(run.models[0].gaussians),
         "latents": run.models[0].n_latents,
         "motions": run.motions.coordinates.shape[1],
+        "preset": trained.options.preset,
         "device": str(trained.data.device),
     }
 

@@ -11,7 +11,7 @@ from dynamight_core.imaging.projector import Projector, spread_bilinear
 
 
 class GaussianModel(nn.Module):
-    """Pseudo-atoms whose density is a sum of isotropic Gaussians (paper, Eq. 1).
+    """Pseudo-atoms whose density is a sum of isotropic Gaussians (paper, Eq. 2, with classes Eq. 8).
 
     Density at x is ``sum_j b_j sum_c d_jc a_c exp(-|x - c_j|^2 / 2 s_c^2)`` with one amplitude a_c and width s_c
     per class, composition weights d_jc (softmax over classes) and a relative amplitude b_j per Gaussian, shared
@@ -92,7 +92,7 @@ class GaussianModel(nn.Module):
         transfer: torch.Tensor | None = None,
         occupancies: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return (b, box, box//2+1) Fourier images of the model (paper, Eq. 2 and 3).
+        """Return (b, box, box//2+1) Fourier images of the model (paper, Eq. 10).
 
         Parameters
         ----------

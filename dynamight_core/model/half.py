@@ -1,5 +1,7 @@
 """The model of one half-set: Gaussians, encoder, decoder, the latents' prior and the noise."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Self
 
@@ -15,7 +17,7 @@ from dynamight_core.imaging.fourier import expand_shells, plane_multiplicity, sh
 from dynamight_core.imaging.geometry import Evaluator, Field, interpolate
 from dynamight_core.imaging.projector import Projector
 from dynamight_core.model.bodies import RigidBodies
-from dynamight_core.model.decoders.base import Decoder, DecoderInputs
+from dynamight_core.model.decoders.base import DEFAULT_NETWORKS, Decoder, DecoderInputs, Networks
 from dynamight_core.model.encoder import Encoder
 from dynamight_core.model.gaussians import GaussianModel
 from dynamight_core.registry import DECODERS
@@ -48,6 +50,8 @@ class HalfModel(nn.Module):
         (m, m, m) factor on the displacement over the extent of the box, or None: motion allowed everywhere.
     bodies
         that the decoder is built from, if any.
+    networks
+        sizes of encoder and decoder.
     """
 
     decoder: Decoder
@@ -63,13 +67,15 @@ class HalfModel(nn.Module):
         particle_diameter: float,
         motion_mask: torch.Tensor | None = None,
         bodies: RigidBodies | None = None,
+        networks: Networks = DEFAULT_NETWORKS,
     ):
         super().__init__()
         self.box, self.pixel_size, self.n_latents = box, pixel_size, n_latents
         self.decoder_name, self.particle_diameter = decoder, particle_diameter
-        self.gaussians = gaussians
-        self.encoder = Encoder(box, n_latents, particle_diameter / 2 / pixel_size)
-        self.decoder = DECODERS.load(decoder).build(DecoderInputs(n_latents, box, pixel_size, bodies))
+        self.gaussians, self.networks = gaussians, networks
+        mask_radius = particle_diameter / 2 / pixel_size
+        self.encoder = Encoder(box, n_latents, mask_radius, networks.encoder_width, networks.encoder_pooling)
+        self.decoder = DECODERS.load(decoder).build(DecoderInputs(n_latents, box, pixel_size, bodies, networks))
         width = float(gaussians.widths.detach().min())
         self.projector = Projector(box, pixel_size, 1 if width > _MIN_WIDTH * pixel_size else 2)
         self.latent_mean = nn.Buffer(torch.zeros(n_latents))
@@ -211,6 +217,7 @@ class HalfModel(nn.Module):
             "decoder": self.decoder_name,
             "particle_diameter": repr(self.particle_diameter),
             "oversampling": str(self.projector.oversampling),
+            "networks": json.dumps(asdict(self.networks)),
         }
         with atomic_path(path) as temporary:
             state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
@@ -244,6 +251,8 @@ class HalfModel(nn.Module):
                 float(metadata["particle_diameter"]),
                 state.get("motion_mask"),
                 decoder.saved_bodies(_part(state, "decoder.")),
+                # Older models have the default sizes.
+                Networks(**json.loads(metadata.get("networks", "{}"))),
             )
             model.load_state_dict(state)
         except (KeyError, RuntimeError) as error:

@@ -42,7 +42,13 @@ class MolecularRegion:
     warnings: tuple[str, ...]
 
 
-def find_molecule(volume: torch.Tensor, pixel_size: float, threshold: float | None = None) -> MolecularRegion:
+def find_molecule(
+    volume: torch.Tensor,
+    pixel_size: float,
+    threshold: float | None = None,
+    resolution: float = THRESHOLD_RESOLUTION,
+    percentile: float | None = None,
+) -> MolecularRegion:
     """Find the molecule in a map.
 
     The map is low-pass filtered at `THRESHOLD_RESOLUTION` (15 A), where even weak flexible density exceeds the noise.
@@ -58,9 +64,13 @@ def find_molecule(volume: torch.Tensor, pixel_size: float, threshold: float | No
         A.
     threshold
         of the low-passed map, map units; found automatically if None.
+    resolution
+        of the low-pass filter, A; 0 leaves the map as it is.
+    percentile
+        of the voxels, where the automatic threshold is; it follows from noise and strongest density if None.
     """
     box = volume.shape[-1]
-    smooth = lowpass_volume(volume, pixel_size, max(THRESHOLD_RESOLUTION, 3 * pixel_size)).numpy()
+    smooth = (lowpass_volume(volume, pixel_size, max(resolution, 3 * pixel_size)) if resolution else volume).numpy()
     radius = np.sqrt(squared_radius(box).double().numpy())
     solvent = smooth[radius > 0.45 * box]
     noise = 1.4826 * float(np.median(np.abs(solvent - np.median(solvent))))
@@ -68,9 +78,12 @@ def find_molecule(volume: torch.Tensor, pixel_size: float, threshold: float | No
     warnings = []
     if strongest < 8 * noise:
         warnings.append(
-            f"the strongest density is only {strongest / noise:.1f} times the noise of the solvent at 15 A: "
+            f"the strongest density is only {strongest / noise:.1f} times the noise of the solvent"
+            f"{f' at {resolution:g} A' if resolution else ''}: "
             "check that this is the consensus map of these particles, or give a sharper one"
         )
+    if threshold is None and percentile is not None:
+        threshold = float(np.quantile(smooth, percentile / 100))
     if threshold is None:
         threshold = max(THRESHOLD_DEVIATIONS * noise, THRESHOLD_FRACTION * strongest)
     labels, n_pieces = ndimage.label((smooth > threshold) & (radius <= 0.5 * box - 1))

@@ -1,24 +1,43 @@
 """Options of the stages that make maps: invert and reconstruct."""
 
 from dataclasses import dataclass
+from typing import Any
 
+from dynamight_core.errors import InputError
 from dynamight_core.options.common import batch_size, device, seed, shrink, threads
 from dynamight_core.options.declare import Checked, basic, option, paper
+from dynamight_core.options.presets import FOLLOW, LABELS
+
+
+def _preset(label: str = "") -> Any:
+    """Declare the preset of a stage that follows its run."""
+    return basic(
+        FOLLOW,
+        "Named set of options: run (the preset of the run), default, or paper (the published method).",
+        more="Options that you set override it.",
+        label=label,
+        choices={FOLLOW: "preset of the run"} | LABELS,
+    )
 
 
 @dataclass
 class InvertOptions(Checked):
     """How the inverse deformation network is trained."""
 
+    preset: str = _preset()
     epochs: int = basic(
         200, "Number of epochs of the inverse deformation network.", label="Epochs of the inverse network", at_least=1
     )
-    particles_per_epoch: int = option(256, "Random particles in each epoch.", at_least=1)
-    points_per_batch: int = option(256, "Random Gaussians in each step.", at_least=1)
+    layers: int = paper(6, "Layers of the network.", at_least=2)
+    width: int = paper(32, "Neurons in a layer of the network.", at_least=1)
+    box_units: bool = paper(False, "Let the network count in widths of the box, as in the published program.", label="")
+    particles_per_epoch: int = option(256, "Random particles in each epoch; 0 uses all.", at_least=0)
+    points_per_batch: int = option(256, "Random Gaussians in each step; 0 uses all.", at_least=0)
     batch_size: int = basic(32, "Number of particles per step.", at_least=1)
     learning_rate: float = option(
         1e-2, "Initial learning rate (Adam); it decreases to a tenth along a half cosine.", above=0
     )
+    weight_decay: float = paper(0.0, "Weight decay (Adam).", at_least=0)
     smoothness: float = option(0.1, "Weight of the smoothness term between the samples.", at_least=0)
     seed: int = seed(label="")
     device: str = device()
@@ -29,6 +48,7 @@ class InvertOptions(Checked):
 class ReconstructOptions(Checked):
     """How maps are reconstructed."""
 
+    preset: str = _preset("Preset")
     method: str = basic(
         "auto",
         "Method: wbp (weighted backprojection), cg (least squares), or auto (cg if views are missing or very uneven).",
@@ -44,6 +64,12 @@ class ReconstructOptions(Checked):
         more="The default is exact and needs no network. The summary reports the error of the inverse.",
         label="Use an inverse deformation network (paper)?",
         group="Motion",
+    )
+    modes: bool = paper(
+        True,
+        "Replace the deformations by a few modes; otherwise evaluate the network for each particle (paper).",
+        more="The network is then evaluated on every second voxel and interpolated.",
+        label="Replace deformations by modes?",
     )
     shrink: bool = shrink()
     choose_density: bool = option(
@@ -119,3 +145,11 @@ class ReconstructOptions(Checked):
     seed: int = seed("Random seed for the phases in the FSC and the held-out Fourier pixels.")
     device: str = device()
     threads: int | None = threads()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.modes and (self.shrink or self.conformation != "reference" or self.method != "wbp"):
+            raise InputError(
+                "--no-modes evaluates the network for each particle; set --no-shrink, --conformation reference and "
+                "--method wbp as well"
+            )

@@ -9,6 +9,7 @@ from typing import Any
 
 from dynamight_core.options import STAGES
 from dynamight_core.options.declare import Option, declared
+from dynamight_core.options.presets import PRESETS, preset_values
 
 _TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
 
@@ -16,11 +17,20 @@ _TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
 def make_schema() -> dict[str, Any]:
     """Return a JSON schema (draft 2020-12) with an object for each stage, whose properties are options by name.
 
+    Under ``presets``, which is not a word of the schema, are the values of each preset by stage and option.
+
     Beside the schema's own words each option has ``label`` and ``choice_labels`` of a form, ``more`` to its help,
     ``unit``, ``group`` and ``level``. Lists and options without a type of JSON's are left to those who know them.
     """
     stages = {name: _stage(option_class) for name, option_class in STAGES.items()}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$defs": stages}
+    presets = {
+        preset: {
+            stage: {name.replace("_", "-"): value for name, value in preset_values(preset, stage).items()}
+            for stage in settings
+        }
+        for preset, settings in PRESETS.items()
+    }
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$defs": stages, "presets": presets}
 
 
 def pretty_unit(unit: str) -> str:

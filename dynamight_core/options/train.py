@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from dynamight_core.errors import InputError
 from dynamight_core.options.common import batch_size, device, origin, seed, threads
 from dynamight_core.options.declare import Checked, basic, option, paper
+from dynamight_core.options.presets import LABELS
 from dynamight_core.registry import DECODERS, LOSS_TERMS
 
 NORMALISATIONS = {"image": "each image", "set": "the whole set", "none": "none"}
+FINAL_LATENTS = {"inferred": "inferred", "encoder": "mean of the encoder (paper)"}
 STORAGES = {"auto": "auto", "memory": "memory", "device": "GPU", "file": "file"}
 
 
@@ -83,6 +85,9 @@ class InputOptions(Checked):
         at_least=16,
         even=True,
     )
+    full_box: bool = paper(
+        False, "Train on images of the full box, as in the published program.", label="Train on images of the full box?"
+    )
     invert_contrast: bool = basic(
         False,
         "Invert the contrast of the images (particles are dark).",
@@ -111,6 +116,8 @@ class InputOptions(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.full_box and self.working_box is not None:
+            raise InputError("--full-box and --working-box contradict each other; leave one of them out")
         if self.fit and self.atomic_model is None:
             raise InputError("--fit is for an atomic model; give --atomic-model as well")
 
@@ -127,6 +134,13 @@ class InputOptions(Checked):
 class TrainOptions(Checked):
     """How deformations are learned."""
 
+    preset: str = basic(
+        "default",
+        "Named set of options: default, or paper (the published method). Options that you set override it.",
+        more="Later stages follow the preset of the run. dynamight train --show-preset NAME prints its options.",
+        label="Preset",
+        choices=LABELS,
+    )
     n_gaussians: int = basic(
         10000,
         "Number of Gaussians in each half-set's model; use 1 or 2 per residue.",
@@ -140,18 +154,35 @@ class TrainOptions(Checked):
     )
     threshold: float | None = basic(
         None,
-        "Threshold of the consensus map after a 15 A low-pass filter (map units). Chosen automatically if omitted.",
+        "Threshold of the low-pass filtered consensus map (map units). Chosen automatically if omitted.",
         more="Gaussians fill the map above this value. The automatic choice keeps weak, flexible density and excludes "
         "solvent.",
         label="Map threshold",
     )
+    threshold_resolution: float = paper(
+        15.0,
+        "Low-pass filter of the map for the threshold; 0 thresholds the map as given (paper).",
+        more="Weak, flexible density still exceeds the noise at 15 A.",
+        label="Low-pass filter for the threshold",
+        unit="A",
+        at_least=0,
+    )
+    threshold_percentile: float | None = paper(
+        None,
+        "Set the automatic threshold to this percentile of the voxels (99 in the published program).",
+        more="If omitted, it follows from the noise of the solvent and the strongest density.",
+        label="Percentile for the threshold",
+        unit="%",
+        above=0,
+        below=100,
+    )
     initial_resolution: float = option(
         12.0,
-        "Low-pass filter of the initial map.",
+        "Low-pass filter of the initial map; 0 is no filter.",
         more="It keeps the half-sets independent where both are initialised from the same map.",
         label="Initial low-pass filter",
         unit="A",
-        above=0,
+        at_least=0,
     )
     n_latents: int = basic(
         6,
@@ -166,6 +197,35 @@ class TrainOptions(Checked):
         + DECODERS.help,
         label="Decoder",
         choices=DECODERS,
+    )
+    decoder_layers: int | None = paper(
+        None,
+        "Layers of the decoder: 8 in the coordinate network, 3 for the deformation fields if omitted.",
+        label="Layers of the decoder",
+        group="Networks",
+        at_least=2,
+    )
+    decoder_width: int | None = paper(
+        None,
+        "Neurons in a layer of the decoder: 32 in the coordinate network, 64 for the deformation fields if omitted.",
+        label="Width of the decoder",
+        at_least=1,
+    )
+    encoder_width: int = paper(
+        256, "Neurons in the first layer of the encoder; the second has half.", label="Width of the encoder", at_least=2
+    )
+    encoder_pooling: int = paper(
+        2,
+        "Average the input of the encoder over N x N pixels; 1 is the full image (paper).",
+        label="Pooling of the encoder's input",
+        at_least=1,
+        at_most=8,
+    )
+    box_units: bool = paper(
+        False,
+        "Let Gaussians and coordinate network count in widths of the box, as in the published program.",
+        more="Their learning rates are then in this unit.",
+        label="Count in widths of the box?",
     )
     regularisation: str = option(
         "fixed",
@@ -240,6 +300,12 @@ class TrainOptions(Checked):
         "Infer each particle's latent with the decoder fixed; otherwise train the encoder in all epochs (paper).",
         label="Infer latents?",
     )
+    final_latents: str = paper(
+        "inferred",
+        "Final latent of each particle: inferred with the decoder fixed, or the mean of the encoder (paper).",
+        label="Final latents",
+        choices=FINAL_LATENTS,
+    )
     inference_interval: int = option(
         2, "Epochs between two rounds of latent inference.", label="Epochs between inferences", at_least=1
     )
@@ -249,8 +315,18 @@ class TrainOptions(Checked):
     )
     encoder_learning_rate: float = paper(1e-3, "Learning rate of the encoder (Adam).", label="Encoder", above=0)
     gaussian_learning_rate: float = option(
-        0.1, "Learning rate of the Gaussian positions (Adam).", label="Gaussian positions", unit="A", above=0
+        0.1,
+        "Learning rate of the Gaussian positions (Adam), A; widths of the box with --box-units.",
+        label="Gaussian positions",
+        above=0,
     )
+    width_learning_rate: float = paper(
+        5e-3,
+        "Learning rate of widths and amplitudes (Adam), as a fraction of their value.",
+        label="Widths and amplitudes",
+        above=0,
+    )
+    weight_decay: float = paper(0.0, "Weight decay of the decoder (Adam).", label="Weight decay", at_least=0)
     kl_weight: float = paper(
         0.03,
         "Weight of the Kullback-Leibler term in encoder epochs; 1 is the full evidence lower bound.",
@@ -306,9 +382,17 @@ class TrainOptions(Checked):
         label="Epochs per reference update",
         at_least=0,
     )
+    reference_predictions: int = paper(
+        100,
+        "Predictions with the smallest displacement whose mean is the new reference; 1 in the paper.",
+        more="At most a tenth of the particles.",
+        label="Predictions per reference update",
+        at_least=1,
+    )
     stop_after_rises: int = option(
         40,
         "Stop after this many epochs with a higher data loss than the epoch before.",
+        more="The loss is of the same images in the same units in all epochs.",
         label="Stop after rises of the loss",
         at_least=1,
     )
@@ -323,7 +407,8 @@ class TrainOptions(Checked):
     )
     validation_trains_encoders: bool = paper(
         False,
-        "Let validation particles train the encoders (paper); they are then no longer independent.",
+        "Let validation particles of both half-sets train both encoders (paper).",
+        more="They are then no longer independent of the encoders.",
         label="Train encoders on validation particles (paper)?",
         group="Schedule",
     )

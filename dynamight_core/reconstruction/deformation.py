@@ -10,6 +10,7 @@ import torch
 from dynamight_core.errors import InputError
 from dynamight_core.imaging.geometry import inside_box, nearest_voxels
 from dynamight_core.imaging.masks import distance_from_voxels, raised_cosine
+from dynamight_core.imaging.voxels import CoarseField
 from dynamight_core.judging.distribution import consensus_coordinates, densest_conformation
 from dynamight_core.model.half import ConsensusField
 from dynamight_core.options import ReconstructOptions
@@ -23,6 +24,8 @@ from dynamight_core.run import Run
 
 # Particles that represent a latent under the decoder of the other half-set.
 _NEIGHBOURS = 8
+# Voxels between two nodes of a field that is evaluated for each particle (paper).
+_SPACING = 2
 # Fraction of a half-set's particles whose mean latent is that of coordinates, and the density of the consensus frame,
 # relative to the densest conformation, from which on it stays the frame of the maps.
 _NEAR, _DENSE = 0.01, 0.5
@@ -51,12 +54,14 @@ def half_modes(run: Run, half: int, images: FullImages, options: ReconstructOpti
 
     There are none if the verdict is "not supported": a large motion that was learned wrong can explain held-out images
     slightly better than no motion, and blurs the map. The support is None if it is not requested, nothing moves, or too
-    few particles are held out.
+    few particles are held out. With `modes` off, the modes stand for a field that is evaluated for each particle.
     """
     model = run.models[half - 1].to(images.device)
     field = half_field(run, half, options.through_inverse, images.device)
     latents = run.latents[half - 1].to(images.device)
     modes = find_modes(field, latents, model.consensus_positions, images.pixel_size)
+    if not options.modes:
+        return replace(modes, exact=(CoarseField(field, _SPACING), latents)), None
     if options.shrink and not supported(run):
         return modes.scaled(torch.zeros(len(modes))), None
     rows = torch.where((run.halves == half) & run.validation)[0]

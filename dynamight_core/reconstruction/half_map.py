@@ -80,11 +80,12 @@ class HalfReconstruction:
         """
         if modes is not None and not len(modes):
             modes = None
+        field, latents = (None, None) if modes is None else modes.moved_by
         parts = accumulate_groups(
             data,
             [indices] if groups is None else groups,
-            field=None if modes is None else modes.field,
-            latents=None if modes is None else modes.coordinates,
+            field=field,
+            latents=latents,
             region=region,
             kernel=known is None,
             batch_size=batch_size,

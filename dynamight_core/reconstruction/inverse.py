@@ -1,7 +1,7 @@
 """The paper's inverse deformation field, and its approximation of the forward field.
 
 A coordinate network with 6 layers learns (mu_i, Gamma_i(c_j)) -> c_j for all particles i and Gaussians j. Weighted
-backprojection needs the forward field at voxels, for which the paper uses Gamma(x) ~ 2x - Gamma^-1(x)
+backprojection needs the forward field at voxels, for which the published program uses Gamma(x) ~ 2x - Gamma^-1(x)
 (`ForwardFromInverse`).
 """
 
@@ -22,11 +22,9 @@ from dynamight_core.imaging.geometry import Field
 from dynamight_core.model.decoders.coordinate import CoordinateDecoder
 from dynamight_core.options import InvertOptions
 
-_LAYERS = 6
-
 
 class InverseField(nn.Module):
-    """u(z, y) = Gamma_z^-1(y) - y, a coordinate network with 6 layers, initialised to zero.
+    """u(z, y) = Gamma_z^-1(y) - y, a coordinate network, initialised to zero.
 
     Parameters
     ----------
@@ -36,12 +34,19 @@ class InverseField(nn.Module):
         A, size of the box.
     box
         pixels; the shortest wavelength of the encoding is two pixels.
+    layers, width
+        linear layers (6 in the paper) and neurons in each.
+    box_units
+        whether it displaces in widths of the box.
     """
 
-    def __init__(self, n_latents: int, extent: float, box: int):
+    def __init__(
+        self, n_latents: int, extent: float, box: int, layers: int = 6, width: int = 32, box_units: bool = False
+    ):
         super().__init__()
         self.n_latents, self.extent, self.box = n_latents, extent, box
-        self.network = CoordinateDecoder(n_latents, extent, box, n_layers=_LAYERS)
+        self.layers, self.width, self.box_units = layers, width, box_units
+        self.network = CoordinateDecoder(n_latents, extent, box, layers, width, extent if box_units else None)
 
     def evaluator(self, points: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
         """Return the function from (b, d) latents to (b, m, 3) displacements (A) of (m, 3) or (b, m, 3) points (A)."""
@@ -143,20 +148,21 @@ def fit_inverse(
     generator = torch.Generator().manual_seed(options.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        field = InverseField(latents.shape[1], extent, box).to(device)
+        sizes = options.layers, options.width, options.box_units
+        field = InverseField(latents.shape[1], extent, box, *sizes).to(device)
     with torch.no_grad():
         evaluate = decoder.evaluator(positions)
     spacing = float(_nearest(positions)[0].mean())
-    optimizer = torch.optim.Adam(field.parameters(), lr=options.learning_rate)
+    optimizer = torch.optim.Adam(field.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
         optimizer, max(1, options.epochs), eta_min=options.learning_rate / 10
     )
     losses = []
     for epoch in range(options.epochs):
-        chosen = torch.randperm(len(latents), generator=generator)[: options.particles_per_epoch]
+        chosen = torch.randperm(len(latents), generator=generator)[: options.particles_per_epoch or None]
         total = 0.0
         for batch in chosen.split(options.batch_size):
-            points = torch.randperm(len(positions), generator=generator)[: options.points_per_batch].to(device)
+            points = torch.randperm(len(positions), generator=generator)[: options.points_per_batch or None].to(device)
             z, target = latents[batch.to(device)], positions[points]
             with torch.no_grad():
                 deformed = target + evaluate(z)[:, points]
@@ -217,7 +223,7 @@ def report_inverse(
 
 def save_inverse(path: str | Path, field: InverseField) -> None:
     """Write an inverse field as safetensors, with its shape in the header."""
-    shape = {"n_latents": field.n_latents, "extent": field.extent, "box": field.box}
+    shape = {name: getattr(field, name) for name in ("n_latents", "extent", "box", "layers", "width", "box_units")}
     tensors = {name: value.detach().cpu().contiguous() for name, value in field.state_dict().items()}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata={"inverse_field": json.dumps(shape)})

@@ -1,4 +1,4 @@
-"""Least squares: the map that best explains the images, given their deformations (paper, Eq. 6).
+"""Least squares: the map that best explains the images, given their deformations.
 
     (sum_i P_i* C_i^2 P_i / Sigma + R) f = sum_i P_i* C_i y_i / Sigma
 

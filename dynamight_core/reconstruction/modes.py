@@ -31,11 +31,20 @@ class Modes:
         (n, K) c, A rms.
     remainder
         A rms over particles and points that K modes do not explain.
+    exact
+        the field and the (n, d) latents that the modes stand for, where voxels are moved by these instead; None where
+        they are moved by the modes.
     """
 
     field: ModalField
     coordinates: torch.Tensor
     remainder: float
+    exact: tuple[Field, torch.Tensor] | None = None
+
+    @property
+    def moved_by(self) -> tuple[Field, torch.Tensor]:
+        """The field that moves voxels, and its latents."""
+        return (self.field, self.coordinates) if self.exact is None else self.exact
 
     def __len__(self) -> int:
         return self.coordinates.shape[1]

@@ -1,10 +1,12 @@
 """Build the images in memory, and the model and trainer of each half-set."""
 
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from dynamight_core.model.decoders.base import Networks
 from dynamight_core.model.gaussians import GaussianModel
 from dynamight_core.model.half import HalfModel
 from dynamight_core.parallel import side_by_side
@@ -46,6 +48,7 @@ def build_model(prepared: Prepared, gaussians: GaussianModel, half: int, device:
         diameter,
         prepared.motion_mask,
         prepared.bodies,
+        Networks(**{field.name: getattr(options, field.name) for field in fields(Networks)}),
     ).to(device)
 
 
@@ -64,10 +67,11 @@ def build_trainers(
         mine = prepared.halves == half
         rows = torch.where(mine & ~prepared.validation)[0]
         held_out = torch.where(mine & prepared.validation)[0]
+        encoded = torch.where(prepared.validation)[0] if options.validation_trains_encoders else rows[:0]
         # Trained models have the grey scale of the images.
         if previous is None and match_grey_scale(model, data, rows) <= _CHANCE:
             reporter.warn("the images do not correlate with the map; check that they belong together")
-        trainers.append(HalfTrainer(model, data, rows, options, half, held_out))
+        trainers.append(HalfTrainer(model, data, rows, options, half, held_out, encoded))
         if previous is not None:
             previous.start(trainers[-1])
     return trainers[0], trainers[1]

@@ -35,6 +35,8 @@ def save_checkpoint(folder: Path, trainer: HalfTrainer, epoch: int, progress: di
         "graph.edges": trainer.graph.edges,
         "graph.distances": trainer.graph.distances,
     }
+    if trainer.fixed_weights is not None:
+        tensors["fixed_weights"] = trainer.fixed_weights
     if trainer.long_edges is not None:
         tensors |= {f"long_edges.{field.name}": getattr(trainer.long_edges, field.name) for field in fields(LongEdges)}
     for name, optimizer in trainer.optimizers.items():
@@ -86,6 +88,7 @@ def load_checkpoint(folder: Path, epoch: int, trainer: HalfTrainer) -> dict:
     trainer.latents, trainer.covariances = tensors["latents"], tensors["covariances"]
     trainer.rotations, trainer.shifts = tensors["pose_changes"].split((3, 2), dim=1)
     trainer.graph = NeighbourGraph(tensors["graph.edges"], tensors["graph.distances"], state["mean_spacing"])
+    trainer.fixed_weights = tensors.get("fixed_weights")
     if "long_edges.edges" in tensors:
         trainer.long_edges = LongEdges(*(tensors[f"long_edges.{field.name}"] for field in fields(LongEdges)))
     trainer.scale_regularisation(float(trainer.model.regularisation_share))

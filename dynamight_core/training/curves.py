@@ -24,11 +24,12 @@ def training_curves(metrics: list[dict[str, Any]]) -> pd.DataFrame:
         of the metrics. Values are missing for epochs of other kinds; curves without values are omitted.
     """
     table = pd.DataFrame(metrics)
-    # Losses of different frequencies cannot be compared.
-    first = table.groupby(["half", "resolution"])["data"].transform("first")
+    # Of the same images in the same units; older runs lack it.
+    loss = pd.to_numeric(table.get("fixed_loss", pd.Series(float("nan"), table.index)))
+    first = loss.groupby(table["half"]).transform("first")
     moves = table["kind"].isin(["encoder", "refinement"])
     curves = {
-        LOSS: 100 * (table["data"] / first - 1),
+        LOSS: 100 * (loss / first - 1),
         "KL term (encoder epochs)": table["kl"].where(table["kind"] == "encoder"),
         "Distance restraints (Å²)": (table["regularity"] + table["repulsion"]).where(moves),
         "Motion (Å rms)": table["motion"].where(moves),
@@ -39,4 +40,5 @@ def training_curves(metrics: list[dict[str, Any]]) -> pd.DataFrame:
     shown = {name: values for name, values in curves.items() if values.notna().any()}
     epochs = table[["half", "epoch", "kind"]]
     parts = [epochs.assign(curve=name, value=values) for name, values in shown.items()]
-    return pd.concat(parts, ignore_index=True)[["curve", "half", "epoch", "kind", "value"]]
+    columns = ["curve", "half", "epoch", "kind", "value"]
+    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)

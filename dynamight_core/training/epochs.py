@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from dynamight_core.model.graph import deformation_regularity, edge_lengths, repulsion
-from dynamight_core.training.half import HalfTrainer
+from dynamight_core.training.half import LOG_VARIANCES, HalfTrainer
 from dynamight_core.training.losses import DeformedBatch, active_terms, data_loss, kl_divergence
 from dynamight_core.training.schedule import Epoch
 
@@ -74,7 +74,7 @@ def _fit_gaussians(
 
 
 def _encoder(trainer: HalfTrainer, epoch: Epoch, number: int) -> EpochMeans:
-    """Train encoder, decoder and Gaussians together (paper, Eq. 4 and Methods)."""
+    """Train encoder, decoder and Gaussians together (paper, Eq. 11 and Methods)."""
 
     def sample(deformed: DeformedBatch) -> torch.Tensor:
         mean, log_variance = deformed.encoded
@@ -116,16 +116,16 @@ def _fit_motion(
 
 
 def _train_encoder_only(trainer: HalfTrainer, generator: torch.Generator, frequency_weights: torch.Tensor) -> None:
-    """Let validation particles train the encoder through the fixed decoder (the paper's way)."""
-    model, rows = trainer.model, trainer.held_out
-    if not trainer.options.validation_trains_encoders or not len(rows):
+    """Let validation particles of both half-sets train the encoder through the fixed decoder (the paper's way)."""
+    model, rows = trainer.model, trainer.encoded
+    if not len(rows):
         return
     order = torch.randperm(len(rows), generator=generator)
     for part in rows[order].split(trainer.batch_size):
         batch = trainer.data.batch(part)
         mean, log_variance = model.encoder(batch.images)
         kl = kl_divergence(mean, log_variance)
-        latents = mean + _noise(len(part), trainer, generator) * (0.5 * log_variance.clamp(-8, 4)).exp()
+        latents = mean + _noise(len(part), trainer, generator) * (0.5 * log_variance.clamp(*LOG_VARIANCES)).exp()
         positions = model.gaussians.positions + model.displacements(latents)
         # Their poses stay as they are given.
         residual = model.project(batch.matrices, batch.transfer, positions) - batch.transforms

@@ -24,7 +24,9 @@ def fit_gaussians(prepared: Prepared, half: int) -> GaussianModel:
     pixel_size = extent / coarse
     region = resample_volume(torch.from_numpy(prepared.region.mask).float(), coarse)
     soft = lowpass_volume(region, pixel_size, 20.0).clamp(0, 1)
-    volume = lowpass_volume(resample_volume(prepared.volumes[half - 1], coarse), pixel_size, options.initial_resolution)
+    volume = resample_volume(prepared.volumes[half - 1], coarse)
+    if options.initial_resolution:
+        volume = lowpass_volume(volume, pixel_size, options.initial_resolution)
     if prepared.atomic is not None:
         return prepared.atomic.gaussians(volume * soft, pixel_size, generator)
     positions = fill_region(prepared.region.mask, options.n_gaussians, particles.pixel_size, generator)

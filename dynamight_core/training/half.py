@@ -19,6 +19,8 @@ _SHAPE = 3.0
 _MIN_BATCHES = 8
 # Particles up to which the weight of regularisation is the options'; with more, it falls with their number.
 _PRIOR_PARTICLES = 900
+# Limits of the encoder's log-variance.
+LOG_VARIANCES = -8.0, 4.0
 # Particles whose residual gives the noise spectrum.
 _NOISE_PARTICLES = 512
 
@@ -40,6 +42,8 @@ class HalfTrainer:
         1 or 2; seeds differ by it.
     held_out
         (v,) validation particles of this half, which train no decoder.
+    encoded
+        (e,) particles that train the encoder alone; none if None.
     """
 
     def __init__(
@@ -50,9 +54,10 @@ class HalfTrainer:
         options: TrainOptions,
         half: int,
         held_out: torch.Tensor | None = None,
+        encoded: torch.Tensor | None = None,
     ):
         self.model, self.data, self.rows, self.options, self.half = model, data, rows, options, half
-        self.held_out = rows[:0] if held_out is None else held_out
+        self.held_out, self.encoded = (rows[:0] if part is None else part for part in (held_out, encoded))
         n, d = len(rows), options.n_latents
         self.slot = torch.full((len(data),), -1, dtype=torch.long)
         self.slot[rows] = torch.arange(n)
@@ -61,9 +66,13 @@ class HalfTrainer:
         # On top of the given pose: rotation vectors in radians, shifts in A.
         self.rotations = torch.zeros(n, 3, device=data.device)
         self.shifts = torch.zeros(n, 2, device=data.device)
+        # The paper's lambda is found as training goes; until there is motion, there is nothing to find it from.
+        self.stiffness = 0.0
         self.scale_regularisation(float(model.regularisation_share))
         if options.motion_resolution is not None:
             model.resolution.fill_(options.motion_resolution)
+        # (box, box//2+1) one over the noise power in which the loss is compared between epochs; see `convergence`.
+        self.fixed_weights: torch.Tensor | None = None
         # Whether the networks have been trained: before, displacements are those of no motion.
         self.started = False
         # Whether the field was started again to follow a large motion.
@@ -97,8 +106,8 @@ class HalfTrainer:
         share = float(self.model.regularisation_share)
         fraction = min(1.0, _SHAPE * share) * min(1.0, _PRIOR_PARTICLES / len(self.rows))
         self.rigidity = self.options.rigidity * fraction
-        # The paper's lambda is found as training goes.
-        self.stiffness = self.options.stiffness * (fraction if self.options.regularisation == "fixed" else 1)
+        if self.options.regularisation == "fixed":
+            self.stiffness = self.options.stiffness * fraction
 
     def set_decoder_rate(self, factor: float) -> None:
         """Multiply the options' learning rate of the decoder by a factor."""
@@ -107,20 +116,24 @@ class HalfTrainer:
     def gaussian_optimizer(self) -> torch.optim.Optimizer:
         """Return an optimiser of the Gaussians without momentum."""
         gaussians, options = self.model.gaussians, self.options
+        rate, length = options.width_learning_rate, self.data.box * self.data.pixel_size if options.box_units else 1.0
         if gaussians.fixed:
-            return torch.optim.Adam([gaussians.log_widths, gaussians.log_amplitudes], lr=5e-3, betas=(0.9, 0.99))
+            return torch.optim.Adam([gaussians.log_widths, gaussians.log_amplitudes], lr=rate, betas=(0.9, 0.99))
         return torch.optim.Adam(
             [
-                {"params": [gaussians.positions], "lr": options.gaussian_learning_rate},
-                {"params": [gaussians.log_widths, gaussians.log_amplitudes], "lr": 5e-3},
-                {"params": [gaussians.relative_amplitudes], "lr": 5e-3 * options.gaussian_amplitudes},
+                {"params": [gaussians.positions], "lr": options.gaussian_learning_rate * length},
+                {"params": [gaussians.log_widths, gaussians.log_amplitudes], "lr": rate},
+                {"params": [gaussians.relative_amplitudes], "lr": rate * options.gaussian_amplitudes},
                 {"params": [gaussians.composition], "lr": 1e-2 * (options.width_classes > 1)},
             ],
             betas=(0.9, 0.99),
         )
 
     def _decoder_optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.model.decoder.parameters(), lr=self.options.learning_rate)
+        options = self.options
+        return torch.optim.Adam(
+            self.model.decoder.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
+        )
 
     def restart_optimizers(self) -> None:
         """Forget the momentum of Gaussians and decoder that have been replaced."""
@@ -199,6 +212,13 @@ class HalfTrainer:
     def encode(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the encoder's (n, d) latent means of (n,) rows."""
         return torch.cat([self.model.encoder(self.data.images(part))[0] for part in rows.split(512)])
+
+    @torch.no_grad()
+    def encode_all(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the encoder's (n, d) means and (n, d, d) covariances of all particles."""
+        parts = [self.model.encoder(self.data.images(rows)) for rows in torch.arange(len(self.data)).split(512)]
+        means, log_variances = (torch.cat(part) for part in zip(*parts, strict=True))
+        return means, torch.diag_embed(log_variances.clamp(*LOG_VARIANCES).exp())
 
     def current_latents(self, rows: torch.Tensor) -> torch.Tensor:
         """Return (n, d) latents of (n,) training rows: the inferred ones once there are any, else the encoder's."""

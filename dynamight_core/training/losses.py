@@ -18,7 +18,7 @@ import torch
 from dynamight_core.model.graph import deformation_regularity, edge_lengths, repulsion, rigidity
 from dynamight_core.registry import LOSS_TERMS
 from dynamight_core.training.data import Batch
-from dynamight_core.training.half import RESTRAINED, HalfTrainer
+from dynamight_core.training.half import LOG_VARIANCES, RESTRAINED, HalfTrainer
 from dynamight_core.training.schedule import Epoch
 
 # The magnitude of displacement is rounded off below this, A.
@@ -61,7 +61,7 @@ class DeformedBatch:
     def encoded(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and log-variance of the latents by the encoder, (b, d) each."""
         mean, log_variance = self.trainer.model.encoder(self.batch.images)
-        return mean, log_variance.clamp(-8, 4)
+        return mean, log_variance.clamp(*LOG_VARIANCES)
 
     @cached_property
     def latents(self) -> torch.Tensor:
@@ -122,7 +122,7 @@ class LossTerm:
 def data_loss(
     trainer: HalfTrainer, batch: Batch, positions: torch.Tensor | None, frequency_weights: torch.Tensor
 ) -> torch.Tensor:
-    """Return the mean over particles of minus the log-likelihood, 1/2 sum |g - y|^2 / Sigma (paper, Eq. 4).
+    """Return the mean over particles of minus the log-likelihood, 1/2 sum |g - y|^2 / Sigma (paper, Eq. 11).
 
     Parameters
     ----------
@@ -136,7 +136,7 @@ def data_loss(
 
 
 def kl_divergence(mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
-    """Return the mean divergence of (b, d) normal distributions from the standard normal one, nats (paper, Eq. 4)."""
+    """Return the mean divergence of (b, d) normal distributions from the standard normal one, nats (paper, Eq. 11)."""
     return 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum(1).mean()
 
 

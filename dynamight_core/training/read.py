@@ -157,8 +157,8 @@ def read_inputs(inputs: InputOptions, options: TrainOptions) -> Prepared:
     else:
         volumes = [consensus, consensus]
         notes.append(
-            f"both half-sets are initialised from one map, low-pass filtered at {options.initial_resolution:g} A; set "
-            "--half-maps to keep them independent"
+            f"both half-sets are initialised from one map, {_filtered(options.initial_resolution)}; set --half-maps to "
+            "keep them independent"
         )
     validate.check_initial_resolution(particles, options)
     mask = None
@@ -202,6 +202,10 @@ def _torn_relatives(halves: torch.Tensor, relatives: torch.Tensor) -> Iterator[s
         )
 
 
+def _filtered(resolution: float) -> str:
+    return f"low-pass filtered at {resolution:g} A" if resolution else "without a low-pass filter"
+
+
 def read_volume(name: str, path: str, particles: Particles, constant: bool = False) -> torch.Tensor:
     """Return a [z, y, x] map on the grid of the particles; `name` and `constant` are those of `read_map`."""
     volume, pixel_size = read_map(path, name, constant)
@@ -234,13 +238,21 @@ def _find_molecule(
     inputs: InputOptions, options: TrainOptions, particles: Particles, consensus: torch.Tensor
 ) -> MolecularRegion:
     try:
-        return find_molecule(consensus, particles.pixel_size, options.threshold)
+        return find_molecule(
+            consensus,
+            particles.pixel_size,
+            options.threshold,
+            options.threshold_resolution,
+            options.threshold_percentile,
+        )
     except ValueError as error:
         raise InputError(f"map {inputs.map}: {error}; lower --threshold or use another map") from error
 
 
 def _working_box(inputs: InputOptions, options: TrainOptions, particles: Particles, region: MolecularRegion) -> int:
     even = particles.box - particles.box % 2
+    if inputs.full_box:
+        return even
     if inputs.working_box is not None:
         if inputs.working_box > particles.box:
             raise InputError(

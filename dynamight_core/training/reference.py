@@ -16,7 +16,7 @@ from dynamight_core.training.half import HalfTrainer
 _MASK_RADIUS = 6.0
 # Voxels of that mask, A.
 _VOXEL = 2.0
-# Number of averaged predictions.
+# Number of averaged predictions of the second half-set (paper, Methods).
 _AVERAGED = 100
 # A reference that moves farther than this anywhere leaves the place where its field was learned, A: a fraction of the
 # shortest wavelength of the fields.
@@ -27,9 +27,9 @@ _FAR = 8.0
 def update_references(trainers: tuple[HalfTrainer, HalfTrainer]) -> tuple[float, float]:
     """Move the references of both half-sets; return the displacements, A rms (paper, Methods).
 
-    The first reference becomes the mean of the predicted models with the smallest displacement. The second becomes the
-    mean of its predictions with most Gaussians in a mask, the voxels within 6 A of the first half-set's Gaussians.
-    Nothing finer than the mask crosses between half-sets.
+    The first reference becomes the predicted model with the smallest displacement, or the mean of several. The second
+    becomes the mean of its predictions with most Gaussians in a mask, the voxels within 6 A of the first half-set's
+    Gaussians. Nothing finer than the mask crosses between half-sets.
     """
     first, second = trainers
     moved_first = _move(first, _smallest(first))
@@ -70,7 +70,7 @@ def _smallest(trainer: HalfTrainer) -> torch.Tensor:
     """Return the latents of the predictions with the smallest displacement."""
     latents = trainer.current_latents(trainer.rows)
     sizes = torch.cat([shift.square().sum((1, 2)) for shift in _displacements(trainer.model, latents)])
-    return latents[sizes.argsort()[: min(_AVERAGED, max(1, len(sizes) // 10))]]
+    return latents[sizes.argsort()[: min(trainer.options.reference_predictions, max(1, len(sizes) // 10))]]
 
 
 def _mask_around(model: HalfModel, positions: torch.Tensor) -> torch.Tensor:

@@ -26,6 +26,7 @@ from dynamight_core.training.amplitude import adjust_regularisation
 from dynamight_core.training.build import build_trainers, load_images
 from dynamight_core.training.checkpoint import checkpoint_epochs, load_checkpoint, save_checkpoint
 from dynamight_core.training.continuation import PreviousRun
+from dynamight_core.training.convergence import Rises, fixed_loss
 from dynamight_core.training.curves import training_curves
 from dynamight_core.training.data import TrainingImages
 from dynamight_core.training.epochs import balance_regularisation, run_epoch
@@ -148,6 +149,9 @@ class Trained:
         others = torch.ones(len(self.data), dtype=torch.bool)
         others[own] = False
         rest = torch.where(others)[0]
+        if self.options.final_latents == "encoder":
+            self.latents[index], self.covariances[index] = (part.cpu() for part in trainer.encode_all())
+            return
         progress = reporter.step(f"inferring latents, half {index + 1}")
         for rows, starts, steps in (
             (own, [trainer.latents, *model.latent_starts(len(own))], 3),
@@ -188,15 +192,12 @@ def _train_epochs(
     options, data = trainers[0].options, trainers[0].data
     folders = [run / f"half{half}" / "checkpoints" for half in (1, 2)]
     metrics: list[dict] = []
-    rises = [0, 0]
-    # Low-pass filter and loss of each half-set's last epoch.
-    last = [(0.0, float("inf"))] * 2
+    rises = [Rises(), Rises()]
     common = set(checkpoint_epochs(folders[0])) & set(checkpoint_epochs(folders[1]))
     done = max(common, default=0)
     if done:
         for trainer, folder, index in zip(trainers, folders, (0, 1), strict=True):
-            state = load_checkpoint(folder, done, trainer)
-            rises[index], last[index] = state["rises"], state["last"]
+            rises[index] = Rises(**load_checkpoint(folder, done, trainer))
         lines = (run / "metrics.jsonl").read_text().splitlines()
         metrics = [m for m in map(json.loads, lines) if m["epoch"] <= done]
         reporter.say(f"Resuming after epoch {done} of {len(epochs)}.")
@@ -222,25 +223,21 @@ def _train_epochs(
             if "large_motion" in entry:
                 reporter.say(f"Half-set {entry['half']}: {FollowedMotion(**entry['large_motion']).sentence}")
         for index, entry in enumerate(entries):
-            entry |= pace
-            # Losses of different frequencies cannot be compared.
-            resolution, loss = last[index]
-            if epoch.kind != "warm-up" and entry["resolution"] == resolution and entry["data"] > loss:
-                rises[index] += 1
-            last[index] = entry["resolution"], entry["data"]
-            metrics.append(entry)
-        if max(rises) >= options.stop_after_rises:
+            rises[index].add(entry["fixed_loss"])
+            metrics.append(entry | pace | {"rises": rises[index].number})
+        most = max(each.number for each in rises)
+        if most >= options.stop_after_rises:
             stopped = True
             for entry in metrics[-2:]:
                 entry["stopped"] = True
-            reporter.say(f"Stopping after epoch {number}: the data loss has risen {max(rises)} times.")
+            reporter.say(f"Stopping after epoch {number}: the data loss has risen {most} times.")
         with atomic_path(run / "metrics.jsonl") as path:
             path.write_text("".join(json.dumps(entry) + "\n" for entry in metrics))
         write_table(run / "training_curves.csv", training_curves(metrics))
         due = time.monotonic() - saved > _CHECKPOINT_SECONDS or number % 10 == 0
         if due or stopped or number == len(epochs):
             for index, (trainer, folder) in enumerate(zip(trainers, folders, strict=True)):
-                save_checkpoint(folder, trainer, number, {"rises": rises[index], "last": last[index]})
+                save_checkpoint(folder, trainer, number, asdict(rises[index]))
             saved = time.monotonic()
         reporter.progress("training", number, len(epochs))
 
@@ -269,11 +266,14 @@ def _run_epoch(epoch: Epoch, number: int, trainer: HalfTrainer) -> dict:
     trainer.set_decoder_rate(epoch.decoder_rate)
     means = run_epoch(trainer, epoch, number)
     trainer.started = trainer.started or epoch.kind != "warm-up"
+    # The same images in the same units in all epochs: what the stop rule compares.
+    loss = fixed_loss(trainer) if trainer.started else None
     return {
         "epoch": number,
         "half": trainer.half,
         "kind": epoch.kind,
         **means.line(),
+        "fixed_loss": loss,
         "lambda": trainer.stiffness,
         # Epochs that train only Gaussians use all frequencies.
         "resolution": 0.0 if epoch.kind in ("warm-up", "reference") else float(trainer.model.resolution),

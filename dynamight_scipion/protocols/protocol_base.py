@@ -33,8 +33,18 @@ _PARAMS = {
 @cache
 def readOptions():
     """Read what the engine declares: of every stage, its options by name, each a JSON schema with texts for a form."""
+    return {stage: found["properties"] for stage, found in _readDeclared()["$defs"].items()}
+
+
+@cache
+def readPresets():
+    """Read the engine's presets: of each, the values of options by stage and name."""
+    return _readDeclared()["presets"]
+
+
+def _readDeclared():
     with open(Plugin.getVar(DYNAMIGHT_OPTIONS), encoding="utf-8") as file:
-        return {stage: found["properties"] for stage, found in json.load(file)["$defs"].items()}
+        return json.load(file)
 
 
 class Limits(params.Conditional):
@@ -150,8 +160,11 @@ class EngineProtocol:
         return self._definition.getParam(name).engineOption[2][getattr(self, name).get()]
 
     def _getOptionWords(self, stage, without=()):
-        """Return the options of a stage that the form has, but for some parameters, as words of a command line."""
-        words = []
+        """Return the options of a stage that the form has, but for some parameters, as words of a command line.
+
+        In a form with a preset, parameters that keep their defaults are not among them: the preset may change these.
+        """
+        words, hasPreset = [], self._definition.hasParam("preset")
         for name, param in self._definition.iterParams():
             ofStage, option, choices = getattr(param, "engineOption", (None, None, None))
             if ofStage != stage or name in without:
@@ -161,7 +174,7 @@ class EngineProtocol:
                 # The engine has both forms of a switch only where there is something to switch off.
                 if value != readOptions()[stage][option]["default"]:
                     words.append(f"--{option}" if value else f"--no-{option}")
-            elif value not in (None, ""):
+            elif value not in (None, "") and not (hasPreset and value == readOptions()[stage][option]["default"]):
                 words += [f"--{option}", str(value)]
         return words
 

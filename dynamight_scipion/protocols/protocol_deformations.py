@@ -64,6 +64,7 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
 
     def _defineInputParams(self, form):
         form.addSection(label="Input")
+        self.addOption(form, "preset", more="Parameters that keep their defaults follow the preset.")
         form.addParam(
             "inputParticles",
             params.PointerParam,
@@ -105,7 +106,7 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
             "and drops rlnNormCorrection; both are read from this file, by image name.",
         )
         group = form.addGroup("Images", expertLevel=LEVEL_ADVANCED)
-        self.addOptions(group, "premultiplied", "normalise", "relativeDistance", "workingBox", "storage")
+        self.addOptions(group, "premultiplied", "normalise", "relativeDistance", "workingBox", "fullBox", "storage")
 
     def _defineGaussianParams(self, form):
         form.addSection(label="Gaussian model")
@@ -126,7 +127,8 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
         self.addOption(form, "fitStructure")
         # The map's header has an origin of its own; the plugin rewrites the map.
         self.addOption(form, "structureOrigin", without=("map",))
-        self.addOptions(form, "threshold", "initialResolution", "widthClasses", "gaussianAmplitudes", "refits")
+        self.addOptions(form, "threshold", "thresholdResolution", "thresholdPercentile", "initialResolution")
+        self.addOptions(form, "widthClasses", "gaussianAmplitudes", "refits")
         self.addOption(form, "refitResolution", condition="refits>0")
 
     def _defineMotionParams(self, form):
@@ -140,6 +142,8 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
             self.addOption(form, "lossWeights")
         # Bodies are chosen by their masks.
         self.addOption(form, "decoder", without=("bodies",))
+        group = form.addGroup("Networks", expertLevel=LEVEL_ADVANCED)
+        self.addOptions(group, "decoderLayers", "decoderWidth", "encoderWidth", "encoderPooling", "boxUnits")
         form.addParam(
             "inputBodies",
             params.MultiPointerParam,
@@ -174,17 +178,20 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
         self.addOptions(form, "batchSize", "validationFraction", "refinePoses", "seed")
         self.addOption(form, "embedding", without=("umap",), expertLevel=LEVEL_ADVANCED)
         group = form.addGroup("Learning rates", expertLevel=LEVEL_ADVANCED)
-        self.addOptions(group, "learningRate", "encoderLearningRate", "gaussianLearningRate")
+        self.addOptions(
+            group, "learningRate", "encoderLearningRate", "gaussianLearningRate", "widthLearningRate", "weightDecay"
+        )
 
     def _defineScheduleParams(self, form):
         # A tab of its own: with those of training, advanced options are too many for the screen of a laptop.
         form.addSection(label="Schedule")
-        self.addOptions(form, "nEpochs", "warmUpEpochs", "latentRefinement")
+        self.addOptions(form, "nEpochs", "warmUpEpochs", "latentRefinement", "finalLatents")
         self.addOption(form, "encoderEpochs", condition="latentRefinement")
         self.addOption(form, "klWeight", condition="encoderEpochs>0 or not latentRefinement")
         self.addOption(form, "inferenceInterval", condition="latentRefinement")
         self.addOption(form, "largeMotions", condition="latentRefinement")
-        self.addOptions(form, "referenceInterval", "referenceEpochs", "stopAfterRises", "validationTrainsEncoders")
+        self.addOptions(form, "referenceInterval", "referenceEpochs", "referencePredictions")
+        self.addOptions(form, "stopAfterRises", "validationTrainsEncoders")
 
     # ------------------------------------------------------------------ steps
 

@@ -13,7 +13,7 @@ from pyworkflow.protocol.constants import LEVEL_ADVANCED
 from dynamight_scipion import convert
 from dynamight_scipion.objects import SUMMARY_FILE
 
-from .protocol_base import readOptions
+from .protocol_base import readOptions, readPresets
 from .protocol_from_model import ModelProtocol, tellConclusion
 
 METHODS = tuple(readOptions()["reconstruct"]["method"]["enum"])
@@ -69,6 +69,7 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
         self._defineGpuParams(form)
         form.addSection(label="Input")
         self._defineModelParam(form)
+        self.addOption(form, "preset", more="Parameters that keep their defaults follow the preset.")
         self.addOption(form, "method")
         form.addParam(
             "inputMask",
@@ -127,6 +128,7 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
         )
         self.addOption(form, "regionRadius")
         self.addOption(form, "throughInverse", more="The protocol trains it first.")
+        self.addOption(form, "modes")
         self.addOption(form, "inverseEpochs", condition="throughInverse", expertLevel=LEVEL_ADVANCED)
 
     def _defineMapParams(self, form):
@@ -142,7 +144,7 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
         # Each step gets all that its result hangs on: continuing the protocol compares their arguments.
         given = json.dumps([self._describeInputs(), self._getOptions()])
         self._insertFunctionStep(self.convertInputStep, given, needsGPU=False)
-        if self.throughInverse:
+        if self._isThroughInverse():
             self._insertFunctionStep(self.invertStep, given, self.inverseEpochs.get())
         self._insertFunctionStep(self.reconstructStep, given, self.inverseEpochs.get())
         self._insertFunctionStep(self.createOutputStep, given, self.inverseEpochs.get(), needsGPU=False)
@@ -157,8 +159,8 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
 
     def invertStep(self, given, epochs):
         """Train the inverse deformation network of both half-sets."""
-        seed = ["--seed", self.seed.get()]
-        self.runEngine("invert", [self._getRunFolder(), "--epochs", epochs, *seed, *self._getComputeOptions()])
+        options = ["--preset", self.getChoice("preset"), "--epochs", epochs, "--seed", self.seed.get()]
+        self.runEngine("invert", [self._getRunFolder(), *options, *self._getComputeOptions()])
 
     def reconstructStep(self, given, epochs):
         """Reconstruct both half-maps, with and without deformation."""
@@ -221,6 +223,13 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
     def _hasRigid(self):
         """Whether there are maps without deformation: not beside a conformation that the user chose."""
         return self.rigid.get() and self.conformation.get() in (CONSENSUS, AUTOMATIC)
+
+    def _isThroughInverse(self):
+        """Whether an inverse deformation network is used: because the user or the preset says so."""
+        preset, model = self.getChoice("preset"), self.inputModel.get()
+        if preset == "run":
+            preset = "default" if model is None else model.getPreset()
+        return self.throughInverse.get() or readPresets()[preset].get("reconstruct", {}).get("through-inverse", False)
 
     def _getMasks(self):
         """Return of each mask the VolumeMask, the path on the particles' grid, and its name."""
@@ -301,7 +310,7 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
     def _summarise(self):
         with open(os.path.join(self._getRunFolder(), SUMMARY_FILE)) as file:
             lines = tellConclusion(json.load(file))
-        return lines + (self._describeInverse() if self.throughInverse else [])
+        return lines + (self._describeInverse() if self._isThroughInverse() else [])
 
     def _describeInverse(self):
         """Return the error of the inverse deformation network of each half-set."""
@@ -317,7 +326,7 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
 
     def _describeMethod(self):
         found = readResolution(self._getMapPath("fsc.star"))
-        through = ", through an inverse deformation network," if self.throughInverse else ""
+        through = ", through an inverse deformation network," if self._isThroughInverse() else ""
         return (
             f"Both half-maps were reconstructed with the motion corrected{through} by "
             f"{METHOD_TEXTS[self.getChoice('method')]} [Schwab2024]; their resolution is {found:.2f} Å."

@@ -194,9 +194,10 @@ def test_halves_side_by_side_share_the_threads_and_fail_as_one_after_the_other(m
 
 def test_training_stops_when_the_loss_has_risen_often_enough(tmp_path, monkeypatch):
     options = TrainOptions(epochs=20, encoder_epochs=20, warm_up_epochs=3, stop_after_rises=3)
-    # Rises of the warm-up do not count, nor do those of one half for the other, nor where the filter changes.
-    losses = {1: [5, 6, 7, 4, 5, 4, 6, 3, 8, 9], 2: [9, 8, 7, 6, 7, 8, 9, 10, 9, 8]}
-    filters = {1: [0.0] * 10, 2: [0.0, 0.0, 0.0, 14.0, 14.0, 14.0, 0.0, 10.0, 10.0, 10.0]}
+    # Rises of the warm-up do not count, nor do those of one half for the other, nor those in other units.
+    none = [None] * 3
+    losses = {1: [*none, 4, 5, 4, 6, 3, 8, 9], 2: [*none, 9, 8, 7, 6, 5, 6, 7]}
+    other_units = [5, 6, 7, 1, 2, 3, 4, 5, 6, 7]
     saved = []
     monkeypatch.setattr(
         run_module,
@@ -205,8 +206,8 @@ def test_training_stops_when_the_loss_has_risen_often_enough(tmp_path, monkeypat
             "epoch": number,
             "half": trainer.half,
             "kind": epoch.kind,
-            **EpochMeans({"data": losses[trainer.half][number - 1]}).line(),
-            "resolution": filters[trainer.half][number - 1],
+            **EpochMeans({"data": other_units[number - 1]}).line(),
+            "fixed_loss": losses[trainer.half][number - 1],
         },
     )
     monkeypatch.setattr(run_module, "update_references", lambda trainers: None)

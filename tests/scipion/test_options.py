@@ -19,7 +19,7 @@ from dynamight_scipion.protocols import (
     DynamightProtSelect,
     DynamightProtStates,
 )
-from dynamight_scipion.protocols.protocol_base import readOptions
+from dynamight_scipion.protocols.protocol_base import readOptions, readPresets
 from tests.support.extension import extended_engine
 
 PROTOCOLS = {
@@ -113,6 +113,16 @@ def test_parameters_become_the_words_of_the_command_line(workflow):
     assert "--no-premultiplied" in text
     for name in ("particle-diameter", "no-latent-refinement", "fit", "embedding", "device", "threads"):
         assert f"--{name} " not in f"{text} "
+
+
+def test_a_preset_is_one_choice_and_parameters_that_keep_their_defaults_follow_it(workflow):
+    protocol = workflow.new(DynamightProtDeformations)
+    assert "--preset" not in protocol._getTrainOptions()
+    protocol.preset.set(1)
+    assert protocol._getTrainOptions() == ["--preset", "paper"]
+    protocol.nEpochs.set(100)
+    assert " ".join(protocol._getTrainOptions()) == "--preset paper --epochs 100"
+    assert readPresets()["paper"]["train"]["epochs"] == 220
 
 
 def test_a_decoder_and_a_loss_term_of_another_package_are_in_the_form(workflow, tmp_path, monkeypatch):

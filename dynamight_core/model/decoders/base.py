@@ -8,10 +8,37 @@ from typing import ClassVar, Self
 import torch
 from torch import nn
 
+from dynamight_core.errors import InputError
 from dynamight_core.imaging.geometry import Evaluator
 from dynamight_core.model.bodies import RigidBodies
 from dynamight_core.model.regions import Regions
 from dynamight_core.options import InputOptions, TrainOptions
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Sizes of encoder and decoder, and the unit of the decoder's output.
+
+    Parameters
+    ----------
+    encoder_width
+        neurons of the encoder's first layer.
+    encoder_pooling
+        pixels along each axis over which the encoder's input is averaged.
+    decoder_layers, decoder_width
+        linear layers of the decoder and neurons in each; the decoder's own if None.
+    box_units
+        whether a decoder that has a choice displaces in widths of the box.
+    """
+
+    encoder_width: int = 256
+    encoder_pooling: int = 2
+    decoder_layers: int | None = None
+    decoder_width: int | None = None
+    box_units: bool = False
+
+
+DEFAULT_NETWORKS = Networks()
 
 
 @dataclass(frozen=True)
@@ -28,12 +55,15 @@ class DecoderInputs:
         of the training images, A.
     bodies
         of the molecule where ``--bodies`` gave their masks, else None.
+    networks
+        sizes.
     """
 
     n_latents: int
     box: int
     pixel_size: float
     bodies: RigidBodies | None = None
+    networks: Networks = DEFAULT_NETWORKS
 
     @property
     def extent(self) -> float:
@@ -58,6 +88,10 @@ class Decoder(nn.Module, ABC):
     restrains_distances: ClassVar[bool] = True
     """Whether distances between Gaussians are restrained (R_d and rigidity). False where they are kept or must change
     by construction."""
+    has_sizes: ClassVar[bool] = True
+    """Whether it consists of layers whose number and width can be chosen."""
+    counts_in_boxes: ClassVar[bool] = False
+    """Whether it can displace in widths of the box."""
     has_prior: ClassVar[bool] = False
     """Whether `prior_energy` is a term of the loss."""
     moves_reference: ClassVar[bool] = False
@@ -73,6 +107,10 @@ class Decoder(nn.Module, ABC):
         InputError
             with one sentence on what contradicts what.
         """
+        if options.box_units and not cls.counts_in_boxes:
+            raise InputError("--box-units is for --decoder coordinate; leave it out, or use that decoder")
+        if not cls.has_sizes and (options.decoder_layers or options.decoder_width):
+            raise InputError(f"--decoder {options.decoder} has no layers; leave --decoder-layers and -width out")
 
     @classmethod
     @abstractmethod

@@ -1,5 +1,6 @@
 """The default decoder: a sum of learned fields."""
 
+from itertools import pairwise
 from typing import Self
 
 import torch
@@ -31,6 +32,8 @@ class BasisDecoder(Decoder):
         wavelengths per axis of the encoding.
     shortest
         A, shortest wavelength of the encoding: the scale below which neighbours move together.
+    n_layers
+        linear layers of the network of the fields.
     """
 
     def __init__(
@@ -41,16 +44,15 @@ class BasisDecoder(Decoder):
         hidden: int = 64,
         n_frequencies: int = 6,
         shortest: float = 24.0,
+        n_layers: int = 3,
     ):
         super().__init__()
         self.extent, self.n_frequencies, self.shortest, self.n_fields = extent, n_frequencies, shortest, n_fields
-        self.fields = nn.Sequential(
-            nn.Linear(6 * n_frequencies + 3, hidden),
-            nn.ELU(),
-            nn.Linear(hidden, hidden),
-            nn.ELU(),
-            last := nn.Linear(hidden, 3 * n_fields),
-        )
+        sizes = [6 * n_frequencies + 3, *[hidden] * (n_layers - 1)]
+        layers: list[nn.Module] = []
+        for n_in, n_out in pairwise(sizes):
+            layers += [nn.Linear(n_in, n_out), nn.ELU()]
+        self.fields = nn.Sequential(*layers, last := nn.Linear(hidden, 3 * n_fields))
         self.network = nn.Sequential(nn.Linear(n_latents, hidden), nn.ELU(), nn.Linear(hidden, n_fields, bias=False))
         # Coefficients of the reference conformation, where nothing is displaced.
         self.rest = nn.Buffer(torch.zeros(n_fields))
@@ -60,8 +62,10 @@ class BasisDecoder(Decoder):
 
     @classmethod
     def build(cls, inputs: DecoderInputs) -> Self:
-        """Return the decoder of the default size."""
-        return cls(inputs.n_latents, inputs.extent)
+        """Return the decoder of the chosen size, of the default size if none is chosen."""
+        sizes = inputs.networks
+        hidden, layers = sizes.decoder_width or 64, sizes.decoder_layers or 3
+        return cls(inputs.n_latents, inputs.extent, hidden=hidden, n_layers=layers)
 
     def coefficients(self, latents: torch.Tensor) -> torch.Tensor:
         """Return (b, n_fields) coefficients w of (b, d) latents."""

@@ -44,6 +44,7 @@ class BodiesDecoder(Decoder):
     """
 
     restrains_distances = False
+    has_sizes = False
     has_prior = True
     moves_reference = True
 
@@ -93,6 +94,7 @@ class BodiesDecoder(Decoder):
         InputError
             with what to leave out.
         """
+        super().check(inputs, options)
         if not inputs.bodies:
             raise InputError("--decoder is 'bodies' but there is no mask of any; give --bodies, or another decoder")
         if inputs.mask:

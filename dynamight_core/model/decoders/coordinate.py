@@ -15,7 +15,7 @@ class CoordinateDecoder(Decoder):
     """The paper's coordinate network: encoded position and latent to displacement.
 
     Positional encoding with 10 frequencies an axis, wavelengths D/2 (2/D)^(k/9) ..., concatenated with the latent;
-    8 layers of 32, ELU, no biases, last layer zero (paper, Methods).
+    8 layers, ELU (paper, Methods) of 32 neurons without biases, last layer zero (published program).
 
     Parameters
     ----------
@@ -29,12 +29,17 @@ class CoordinateDecoder(Decoder):
         linear layers.
     hidden
         width of the layers between.
+    unit
+        of the output, A; a pixel if None.
     """
 
     seconds_per_gaussian = 1.6e-6
     bytes_per_gaussian = 3000
+    counts_in_boxes = True
 
-    def __init__(self, n_latents: int, extent: float, box: int, n_layers: int = 8, hidden: int = 32):
+    def __init__(
+        self, n_latents: int, extent: float, box: int, n_layers: int = 8, hidden: int = 32, unit: float | None = None
+    ):
         super().__init__()
         self.extent, self.box, self.n_frequencies = extent, box, 10
         sizes = [6 * self.n_frequencies + n_latents, *[hidden] * (n_layers - 1)]
@@ -45,12 +50,15 @@ class CoordinateDecoder(Decoder):
         nn.init.zeros_(last.weight)
         self.layers = nn.Sequential(*layers, last)
         # Displacements come out in A, of the order of a pixel for outputs of order one.
-        self.unit = extent / box
+        self.unit = extent / box if unit is None else unit
 
     @classmethod
     def build(cls, inputs: DecoderInputs) -> Self:
-        """Return the network of the paper's size."""
-        return cls(inputs.n_latents, inputs.extent, inputs.box)
+        """Return the network of the chosen size, of the paper's if none is chosen."""
+        sizes = inputs.networks
+        unit = inputs.extent if sizes.box_units else None
+        layers, width = sizes.decoder_layers or 8, sizes.decoder_width or 32
+        return cls(inputs.n_latents, inputs.extent, inputs.box, layers, width, unit)
 
     def evaluator(self, positions: torch.Tensor) -> Evaluator:
         """Return the map from (b, d) latents to (b, n, 3) displacements of fixed (n, 3) or (b, n, 3) positions."""
