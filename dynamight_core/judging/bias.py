@@ -1,4 +1,4 @@
-"""The warning of model bias that accompanies all results of a run with an atomic model."""
+"""The warning of bias that accompanies all results of a run with an atomic model, or with one model for both halves."""
 
 import json
 from pathlib import Path
@@ -12,6 +12,16 @@ _BIAS = (
     f"both half-sets share {_ATOMIC}: its features can appear in both half-maps where images do not show them, and "
     "the FSC counts them as signal"
 )
+_JOINT = "one model was trained on both half-sets"
+JOINT_WARNING = (
+    f"{_JOINT} (--halves joint): the half-maps are not independent, and the resolution is overestimated; this run is a "
+    "control only"
+)
+
+
+def is_joint(run: Run) -> bool:
+    """Return whether one model was trained on both half-sets."""
+    return run.config.train.halves == "joint"
 
 
 def has_atomic_model(run: Run) -> bool:
@@ -25,7 +35,9 @@ def wrong_model_result(run: Run) -> Path:
 
 
 def model_bias(run: Run) -> str | None:
-    """Return the warning of model bias with the result of the control ``wrong-model``; None without atomic model.
+    """Return the warning of bias: of a joint model, or of an atomic model with the result of the control.
+
+    None if half-sets are independent and there is no atomic model.
 
     Raises
     ------
@@ -33,15 +45,16 @@ def model_bias(run: Run) -> str | None:
         if the control's result cannot be read.
     """
     if not has_atomic_model(run):
-        return None
+        return JOINT_WARNING if is_joint(run) else None
+    bias = f"{JOINT_WARNING}. In addition, {_BIAS}" if is_joint(run) else _BIAS
     path = wrong_model_result(run)
     if not path.exists():
-        return f"{_BIAS}; the control wrong-model, which tests this, was not run"
+        return f"{bias}; the control wrong-model, which tests this, was not run"
     try:
         sentence = json.loads(path.read_text())["sentence"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read ({error}); run the control again or remove the file") from error
-    return f"{_BIAS}. Control wrong-model: {sentence.rstrip('.')}"
+    return f"{bias}. Control wrong-model: {sentence.rstrip('.')}"
 
 
 def record_model_bias(run: Run) -> str | None:
@@ -50,7 +63,7 @@ def record_model_bias(run: Run) -> str | None:
     if warning is None:
         return None
     summary = run.summary
-    others = [line for line in summary["warnings"] if _ATOMIC not in line]
+    others = [line for line in summary["warnings"] if _ATOMIC not in line and _JOINT not in line]
     if summary["warnings"] != [warning, *others]:
         summary["warnings"] = [warning, *others]
         with atomic_path(Path(run.path) / "analysis" / "summary.json") as temporary:

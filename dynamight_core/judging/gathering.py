@@ -1,6 +1,7 @@
 """Measures, after a training, what decides between the causes of differences between particles."""
 
 import math
+from dataclasses import replace
 
 import torch
 
@@ -35,7 +36,10 @@ class Statics:
     """
 
     def __init__(self, trained: Trained):
-        self.trainers = build_trainers(trained.prepared, trained.data, None, QUIET)
+        # Half-sets judge each other, also those of a joint model.
+        prepared = replace(trained.prepared, options=replace(trained.options, halves="independent"))
+        one, two = build_trainers(prepared, trained.data, None, QUIET)
+        self.trainers = one, two
         first, second = side_by_side(
             lambda half: static_model(trained.models[half], self.trainers[half]), (0, 1), trained.data.device
         )

@@ -10,6 +10,7 @@ from dynamight_core.options.declare import Checked, basic, option, paper
 from dynamight_core.options.presets import LABELS
 from dynamight_core.registry import DECODERS, LOSS_TERMS
 
+HALVES = ("independent", "joint")
 NORMALISATIONS = {"image": "each image", "set": "the whole set", "none": "none"}
 FINAL_LATENTS = {"inferred": "inferred", "encoder": "mean of the encoder (paper)"}
 STORAGES = {"auto": "auto", "memory": "memory", "device": "GPU", "file": "file"}
@@ -411,6 +412,12 @@ class TrainOptions(Checked):
         more="They are then no longer independent of the encoders.",
         label="Train encoders on validation particles (paper)?",
         group="Schedule",
+    )
+    halves: str = paper(
+        "independent",
+        "Train one model on both half-sets (joint) as a control only: the resolution of its map is overestimated.",
+        more="It measures by how much.",
+        choices=HALVES,
     )
     refine_poses: bool = option(
         False,

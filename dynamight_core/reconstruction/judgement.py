@@ -7,6 +7,7 @@ import torch
 
 from dynamight_core.files import header_origin
 from dynamight_core.imaging.correlation import fourier_shell_correlation, fsc_deviation, resolution_at
+from dynamight_core.judging.bias import is_joint
 from dynamight_core.options import ReconstructOptions
 from dynamight_core.reconstruction.competition import Choice
 from dynamight_core.reconstruction.deformation import model_map
@@ -85,6 +86,7 @@ class Judgement:
             options.local_resolution,
             header_origin(run.config.inputs.map).tolist(),
             self._coherence(self.mask, used),
+            "JOINT MODEL, CONTROL ONLY: " if is_joint(run) else "",
         )
 
     def resolutions(self, columns: dict[str, torch.Tensor], region: str) -> tuple[float, float]:

@@ -19,6 +19,8 @@ from dynamight_core.reconstruction.fsc import (
 )
 from dynamight_core.reconstruction.residual import conservative_fsc, include_residual_motion
 
+# Characters of a label in the header of a map.
+_LABEL = 80
 # Lowest resolution of the Guinier plot, A.
 _GUINIER = 10.0
 
@@ -120,6 +122,7 @@ def write_reconstruction(
     with_local_resolution: bool = False,
     origin: Sequence[float] = (0.0, 0.0, 0.0),
     coherence: torch.Tensor | None = None,
+    mark: str = "",
 ) -> ReconstructionFiles:
     """Write half1_unfil.mrc, half2_unfil.mrc, map.mrc, map_sharpened.mrc, mask.mrc and fsc.star.
 
@@ -145,6 +148,8 @@ def write_reconstruction(
         (x, y, z) of the maps' headers, A.
     coherence
         (box//2+1,) `motion_coherence` of the structure in the mask; None if the residual motion is not known.
+    mark
+        words that the headers of all maps begin with.
     """
     folder = Path(folder)
     half1, half2 = half1.float().cpu(), half2.float().cpu()
@@ -188,7 +193,8 @@ def write_reconstruction(
         # Remove the one of an earlier map.
         local.unlink(missing_ok=True)
     for path, (volume, note) in volumes.items():
-        write_map(path, volume.numpy(), pixel_size, origin, note)
+        words = f"{mark}{note or ''}"[:_LABEL] if mark else note
+        write_map(path, volume.numpy(), pixel_size, origin, words)
     general: dict[str, str | float] = {
         "dynResolutionAtLeast": min(files.conservative_resolution, INFINITE),
         "rlnBfactorUsedForSharpening": b_factor,

@@ -54,17 +54,21 @@ def build_model(prepared: Prepared, gaussians: GaussianModel, half: int, device:
 
 def build_trainers(
     prepared: Prepared, data: TrainingImages, previous: PreviousRun | None, reporter: Reporter
-) -> tuple[HalfTrainer, HalfTrainer]:
-    """Return the trainers of both half-sets, initialised from the map or from a previous run."""
-    options, trainers = prepared.options, []
+) -> tuple[HalfTrainer, ...]:
+    """Return the trainers of both half-sets, initialised from the map or from a previous run.
+
+    A joint model has one trainer, of the particles of both half-sets.
+    """
+    options, trainers, joint = prepared.options, [], prepared.options.halves == "joint"
+    halves = (1,) if joint else (1, 2)
     if previous is None:
-        gaussians = side_by_side(partial(fit_gaussians, prepared), (1, 2), torch.device("cpu"))
-    for half in (1, 2):
+        gaussians = side_by_side(partial(fit_gaussians, prepared), halves, torch.device("cpu"))
+    for half in halves:
         if previous is None:
             model = build_model(prepared, gaussians[half - 1], half, data.device)
         else:
             model = previous.model(half, prepared, data.device)
-        mine = prepared.halves == half
+        mine = (prepared.halves == half) | joint
         rows = torch.where(mine & ~prepared.validation)[0]
         held_out = torch.where(mine & prepared.validation)[0]
         encoded = torch.where(prepared.validation)[0] if options.validation_trains_encoders else rows[:0]
@@ -74,4 +78,4 @@ def build_trainers(
         trainers.append(HalfTrainer(model, data, rows, options, half, held_out, encoded))
         if previous is not None:
             previous.start(trainers[-1])
-    return trainers[0], trainers[1]
+    return tuple(trainers)

@@ -22,6 +22,7 @@ _SAME = (
     "encoder_width",
     "encoder_pooling",
     "box_units",
+    "halves",
     "gaussian_amplitudes",
     "refine_poses",
     "seed",

@@ -24,17 +24,19 @@ _FAR = 8.0
 
 
 @torch.no_grad()
-def update_references(trainers: tuple[HalfTrainer, HalfTrainer]) -> tuple[float, float]:
-    """Move the references of both half-sets; return the displacements, A rms (paper, Methods).
+def update_references(trainers: Sequence[HalfTrainer]) -> list[float]:
+    """Move the references of both half-sets, or of a joint model; return the displacements, A rms (paper, Methods).
 
     The first reference becomes the predicted model with the smallest displacement, or the mean of several. The second
     becomes the mean of its predictions with most Gaussians in a mask, the voxels within 6 A of the first half-set's
     Gaussians. Nothing finer than the mask crosses between half-sets.
     """
-    first, second = trainers
-    moved_first = _move(first, _smallest(first))
+    first, *others = trainers
+    moved = [_move(first, _smallest(first))]
     mask = _mask_around(first.model, first.model.gaussians.positions)
-    return moved_first, _move(second, _most_inside(second.model, second.current_latents(second.rows), mask))
+    for second in others:
+        moved.append(_move(second, _most_inside(second.model, second.current_latents(second.rows), mask)))
+    return moved
 
 
 @torch.no_grad()
@@ -47,11 +49,13 @@ def central_latents(models: Sequence[HalfModel], latents: Sequence[torch.Tensor]
     Parameters
     ----------
     models
-        of the half-sets.
+        of the half-sets, or a joint one.
     latents
         (n, d) of the training particles of each.
     """
     found = [model.central_latents(each) for model, each in zip(models, latents, strict=True)]
+    if len(found) == 1:
+        return [found[0][0]]
     first, second = (central for central, _ in found)
     if not all(common for _, common in found):
         around = models[0].gaussians.positions + models[0].displacements(first).mean(0)

@@ -1,5 +1,6 @@
 """The stage ``dynamight train``: from the input to trained models and latents."""
 
+import copy
 import hashlib
 import json
 import platform
@@ -109,12 +110,11 @@ class Trained:
         of the training.
     """
 
-    def __init__(
-        self, run: Path, prepared: Prepared, data: TrainingImages, trainers: tuple[HalfTrainer, HalfTrainer]
-    ) -> None:
+    def __init__(self, run: Path, prepared: Prepared, data: TrainingImages, trainers: tuple[HalfTrainer, ...]) -> None:
         self.run, self.prepared, self.data, self.options = run, prepared, data, prepared.options
         self.trainers = trainers
-        self.models = trainers[0].model.eval(), trainers[1].model.eval()
+        # A joint model is that of both half-sets.
+        self.models = trainers[0].model.eval(), trainers[-1].model.eval()
         n, d = len(data), self.options.n_latents
         self.latents = torch.zeros(2, n, d)
         self.covariances = torch.zeros(2, n, d, d)
@@ -133,11 +133,20 @@ class Trained:
                 self.pose_changes[trainer.rows] = trainer.pose_changes.cpu()
                 self.pose_changes[trainer.held_out] = held_out_poses(trainer).cpu()
             self.data = self.data.posed(self.pose_changes)
-        data = self.data
-        side_by_side(lambda index: self._infer_half(index, reporter), (0, 1), data.device)
-        latents = [self.latents[index, trainer.rows].to(data.device) for index, trainer in enumerate(self.trainers)]
-        for model, central in zip(self.models, central_latents(self.models, latents), strict=True):
+        data, trainers = self.data, self.trainers
+        side_by_side(lambda index: self._infer_half(index, reporter), range(len(trainers)), data.device)
+        latents = [self.latents[index, trainer.rows].to(data.device) for index, trainer in enumerate(trainers)]
+        models = [trainer.model for trainer in trainers]
+        for model, central in zip(models, central_latents(models, latents), strict=True):
             model.set_consensus_frame(central)
+        if len(trainers) == 1:
+            self.latents[1], self.covariances[1] = self.latents[0], self.covariances[0]
+            self.models = self.models[0], copy.deepcopy(self.models[0])
+
+    @property
+    def training_rows(self) -> list[torch.Tensor]:
+        """(n,) particles that trained the decoder of each half-set."""
+        return [self.trainers[0].rows, self.trainers[-1].rows]
 
     def _infer_half(self, index: int, reporter: Reporter) -> None:
         trainer, model = self.trainers[index], self.models[index]
@@ -185,18 +194,16 @@ def _input_contents(prepared: Prepared) -> dict:
     return contents
 
 
-def _train_epochs(
-    trainers: tuple[HalfTrainer, HalfTrainer], run: Path, epochs: list[Epoch], reporter: Reporter
-) -> None:
+def _train_epochs(trainers: tuple[HalfTrainer, ...], run: Path, epochs: list[Epoch], reporter: Reporter) -> None:
     """Run the schedule on both half-sets from the last checkpoint on, and write metrics and checkpoints."""
     options, data = trainers[0].options, trainers[0].data
-    folders = [run / f"half{half}" / "checkpoints" for half in (1, 2)]
+    folders = [run / f"half{trainer.half}" / "checkpoints" for trainer in trainers]
     metrics: list[dict] = []
-    rises = [Rises(), Rises()]
-    common = set(checkpoint_epochs(folders[0])) & set(checkpoint_epochs(folders[1]))
+    rises = [Rises() for _ in trainers]
+    common = set.intersection(*(set(checkpoint_epochs(folder)) for folder in folders))
     done = max(common, default=0)
     if done:
-        for trainer, folder, index in zip(trainers, folders, (0, 1), strict=True):
+        for trainer, folder, index in zip(trainers, folders, range(len(trainers)), strict=True):
             rises[index] = Rises(**load_checkpoint(folder, done, trainer))
         lines = (run / "metrics.jsonl").read_text().splitlines()
         metrics = [m for m in map(json.loads, lines) if m["epoch"] <= done]
@@ -228,7 +235,7 @@ def _train_epochs(
         most = max(each.number for each in rises)
         if most >= options.stop_after_rises:
             stopped = True
-            for entry in metrics[-2:]:
+            for entry in metrics[-len(trainers) :]:
                 entry["stopped"] = True
             reporter.say(f"Stopping after epoch {number}: the data loss has risen {most} times.")
         with atomic_path(run / "metrics.jsonl") as path:
@@ -298,8 +305,8 @@ def _describe_start(trainer: HalfTrainer) -> str:
     return f"Half-set {trainer.half}: motion detected; {filtered}.{weak}"
 
 
-def _pace(trainers: tuple[HalfTrainer, HalfTrainer], seconds: float) -> dict:
-    """Return the metrics of speed and memory of an epoch of both half-sets that took some seconds."""
+def _pace(trainers: tuple[HalfTrainer, ...], seconds: float) -> dict:
+    """Return the metrics of speed and memory of an epoch of all trainers that took some seconds."""
     return {
         "seconds": seconds,
         "particles_per_second": sum(len(trainer.rows) for trainer in trainers) / seconds,

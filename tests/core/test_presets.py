@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import mrcfile
 import pytest
 import torch
 
@@ -267,3 +268,35 @@ def test_documents_tell_every_option_of_the_preset():
         for name, setting in settings.items():
             shown = rf"\| `--{name.replace('_', '-')}` \| {describe_value(setting.value, '')}"
             assert re.search(shown, text), name
+
+
+@pytest.fixture(scope="module")
+def joint(hinge_set, tmp_path_factory):
+    """A short training of one model on both half-sets, with its run."""
+    inputs = InputOptions(star=str(hinge_set.particles), map=str(hinge_set.consensus))
+    options = TrainOptions(n_gaussians=60, n_latents=2, epochs=2, warm_up_epochs=1, refits=0, halves="joint")
+    trained = train(inputs, options, tmp_path_factory.mktemp("joint") / "run", reporter=QUIET)
+    return trained, summarise(trained, reporter=QUIET)
+
+
+def test_a_joint_model_is_trained_once_on_both_half_sets(joint):
+    trained, run = joint
+    (trainer,) = trained.trainers
+    assert torch.equal(trainer.rows, torch.where(~run.validation)[0])
+    assert torch.equal(run.latents[0], run.latents[1])
+    first, second = (model.state_dict() for model in Run(run.path).models)
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert {line["half"] for line in map(json.loads, (run.path / "metrics.jsonl").read_text().splitlines())} == {1}
+
+
+def test_a_joint_model_says_everywhere_that_it_is_a_control_only(joint):
+    run = str(joint[1].path)
+    assert "control only" in joint[1].summary["warnings"][0]
+    code, text = dynamight("reconstruct", run, "--no-rigid", "--threads", "1", "--overwrite", "--no-shrink")
+    assert code == 0, text
+    assert "resolution is overestimated" in " ".join(text.split())
+    for name in ("map", "map_sharpened", "half1_unfil", "half2_unfil", "mask"):
+        with mrcfile.open(Path(run) / "reconstruction" / f"{name}.mrc") as mrc:
+            assert b"JOINT MODEL, CONTROL ONLY" in mrc.header.label[1]
+    with mrcfile.open(Path(run) / "reconstruction" / "map.mrc") as mrc:
+        assert b"half-maps" in mrc.header.label[1]
