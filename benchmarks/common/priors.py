@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from benchmarks.common.runs import FOLDER, data_set, kept_run
-from dynamight_core.model.atomic import wrong_model
+from dynamight_core.model.wrong import wrong_model
 from dynamight_core.options import ReconstructOptions, TrainOptions
 from dynamight_core.reconstruction.stage import reconstruct_run
 from dynamight_core.reporter import QUIET

@@ -1,4 +1,4 @@
-"""Atomic models coarse-grained to Gaussians and the edges between them (paper, Methods), and wrong ones on purpose.
+"""Atomic models coarse-grained to Gaussians and the edges between them (paper, Methods).
 
 The rules are the paper's; where it leaves a split open, that of docs/method.md. A group of atoms becomes one Gaussian
 at its barycentre, every atom weighing its atomic number. Atoms in no group count to the nearest Gaussian
@@ -19,7 +19,7 @@ from scipy.spatial import cKDTree
 
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
-from dynamight_core.structures import read_structure, selected_atoms
+from dynamight_core.structures import read_structure
 
 Point = list[float]
 # Label of a Gaussian, and indices of its atoms in their residue.
@@ -105,7 +105,7 @@ def coarse_grain(path: str | Path) -> CoarseModel:
         if the file cannot be read, or all of its atoms are omitted.
     """
     structure = read_structure(path)
-    notes = _reduce(structure, path)
+    notes = reduce_structure(structure, path)
     ends = [end for link in structure.connections for end in (link.partner1, link.partner2)]
     builder = _Builder(linked={(end.chain_name, str(end.res_id.seqid)) for end in ends})
     for chain in structure[0]:
@@ -127,7 +127,7 @@ def coarse_grain(path: str | Path) -> CoarseModel:
     return builder.finish(tuple(notes))
 
 
-def _reduce(structure: gemmi.Structure, path: str | Path) -> list[str]:
+def reduce_structure(structure: gemmi.Structure, path: str | Path) -> list[str]:
     """Leave out further models, alternative locations, hydrogens and waters; return sentences on them."""
     notes = []
     if len(structure) > 1:
@@ -396,90 +396,3 @@ def write_moved(path: str | Path, rotation: NDArray[np.float64], shift: NDArray[
     structure.setup_entities()
     with atomic_path(out) as temporary:
         structure.make_mmcif_document().write_file(str(temporary))
-
-
-def wrong_model(path: str | Path, selection: str, out: str | Path, replacement: str | None = None) -> Path:
-    """Write an atomic model in which a domain is replaced by another structure of similar size at its place.
-
-    The replacement takes the domain's centre and its principal axes; of the four ways to lay these on each other the
-    one that is farthest from the domain is taken. It gets chains of its own and is not bonded to
-    the rest.
-
-    Parameters
-    ----------
-    path
-        of the model.
-    selection
-        the domain's atoms, as `structures.selected_atoms` reads them, such as "H/1-213 L".
-    out
-        path of the new model, .cif or .pdb.
-    replacement
-        the atoms that take their place, of the same file; the domain itself, rotated, if None.
-
-    Returns
-    -------
-    Path
-        `out`.
-
-    Raises
-    ------
-    InputError
-        if a file cannot be read or written, or a selection names no atoms or all.
-    """
-    out = Path(out)
-    structure = read_structure(path)
-    _reduce(structure, path)
-    chosen = selected_atoms(structure, selection, path)
-    taken = chosen if replacement is None else selected_atoms(structure, replacement, path)
-    domain, rest = _divide(structure, chosen), _divide(structure, chosen, inside=False)
-    if not rest[0].count_atom_sites():
-        raise InputError(f"selection {selection!r} names all of {path}; name one domain")
-    new = _divide(structure, taken)
-    old = _all_positions(domain)
-    points = _all_positions(new)
-    centre, axes = _principal_axes(old)
-    new_centre, new_axes = _principal_axes(points)
-    ways = [np.diag(signs) for signs in ((1, 1, 1), (1, -1, -1), (-1, 1, -1), (-1, -1, 1))]
-    laid = [(points - new_centre) @ new_axes @ way @ axes.T + centre for way in ways]
-    tree = cKDTree(old)
-    farthest = max(laid, key=lambda moved: float(np.mean(tree.query(moved)[0])))
-    for atom, position in zip((a for chain in new[0] for residue in chain for a in residue), farthest, strict=True):
-        atom.pos = gemmi.Position(*position)
-    names = {chain.name for chain in rest[0]}
-    free = (letter for letter in "XYZWVUTSRQPONMLKJIHGFEDCBA0123456789" if letter not in names)
-    for chain in new[0]:
-        chain.name = next(free)
-        rest[0].add_chain(chain)
-    rest.setup_entities()
-    with atomic_path(out) as temporary:
-        if out.suffix == ".pdb":
-            rest.write_pdb(str(temporary))
-        else:
-            rest.make_mmcif_document().write_file(str(temporary))
-    return out
-
-
-def _divide(structure: gemmi.Structure, names: set[tuple[str, str, str]], inside: bool = True) -> gemmi.Structure:
-    """Return a copy with the named atoms only, or without them; links to atoms that are gone go as well."""
-    part = structure.clone()
-    for chain in part[0]:
-        for residue in chain:
-            for index in range(len(residue) - 1, -1, -1):
-                if ((chain.name, str(residue.seqid), residue[index].name) in names) != inside:
-                    del residue[index]
-        for index in range(len(chain) - 1, -1, -1):
-            if not len(chain[index]):
-                del chain[index]
-    part.remove_empty_chains()
-    return part
-
-
-def _all_positions(structure: gemmi.Structure) -> NDArray[np.float64]:
-    return np.array([atom.pos.tolist() for chain in structure[0] for residue in chain for atom in residue])
-
-
-def _principal_axes(points: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the centre and a right-handed (3, 3) matrix whose columns are the principal axes, longest first."""
-    centre = points.mean(0)
-    axes = np.linalg.svd(points - centre, full_matrices=False)[2].T
-    return centre, axes * np.array([1, 1, np.linalg.det(axes)])

@@ -268,8 +268,10 @@ class ControlOptions(Checked):
     )
     replacement: str | None = option(
         None,
-        "Part of the atomic model to insert in wrong-model. The same part, rotated, if omitted.",
-        more="Choose a part of similar size.",
+        "Part of the atomic model, or a file of another protein, to insert in wrong-model. The same part, rotated, if "
+        "omitted.",
+        more="A part is like 'H/1-213 L'. A file may be followed by a part of it: 'other.pdb A/1-150'. Choose a part "
+        "of similar size; it is laid on the axes of the part that it replaces.",
         label="Part to insert",
     )
     seed: int = seed()

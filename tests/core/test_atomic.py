@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from dynamight_core.errors import InputError
-from dynamight_core.model.atomic import coarse_grain, wrong_model
+from dynamight_core.model.atomic import coarse_grain
 from dynamight_core.model.gaussians import GaussianModel
 from dynamight_core.model.graph import NeighbourGraph
+from dynamight_core.model.wrong import wrong_model
 from dynamight_core.simulate.molecules import DATA
 
 IGG = DATA / "1hzh.pdb.gz"
@@ -232,7 +233,8 @@ def test_a_wrong_model_has_another_structure_in_the_same_place(igg, tmp_path):
         ]
     )
     for replacement in (None, "H/244-478 K/244-478"):
-        model = coarse_grain(wrong_model(IGG, "H/1-213 L", tmp_path / "wrong.cif", replacement))
+        wrong_model(IGG, "H/1-213 L", tmp_path / "wrong.cif", replacement)
+        model = coarse_grain(tmp_path / "wrong.cif")
         new = np.array([chain not in "HKLMAB" for chain in model.chains])
         assert np.allclose(model.positions[~new], igg.positions[~fab], atol=2e-3)
         assert 0.8 < new.sum() / fab.sum() < 1.2
@@ -241,6 +243,28 @@ def test_a_wrong_model_has_another_structure_in_the_same_place(igg, tmp_path):
         assert 1.0 < own.mean() < 6.0
     with pytest.raises(InputError, match="names all"):
         wrong_model(IGG, "H K L M A B", tmp_path / "all.cif")
+
+
+def test_a_foreign_protein_can_take_the_place_of_a_domain(igg, tmp_path):
+    """Fitted by its axes where it overlaps most, and what overlaps and clashes is said."""
+    spike = "benchmarks/data/6vxx.pdb.gz"
+    placement = wrong_model(IGG, "H/1-213 L", tmp_path / "wrong.cif", f"{spike} A/27-303")
+    structure = gemmi.read_structure(str(tmp_path / "wrong.cif"))
+    (new,) = [chain for chain in structure[0] if chain.name not in "HKLMAB"]
+    atoms = np.array([atom.pos.tolist() for residue in new for atom in residue])
+    assert placement.atoms == len(atoms)
+    assert 0.5 < len(atoms) / placement.replaced < 1.0
+    right = gemmi.read_structure(str(IGG))
+    fab = [residue for residue in right[0]["L"]] + [r for r in right[0]["H"] if r.seqid.num < 214]
+    domain = np.array([atom.pos.tolist() for residue in fab for atom in residue if residue.name != "HOH"])
+    assert np.linalg.norm(atoms.mean(0) - domain.mean(0)) < 2.0
+    near = np.linalg.norm(atoms[:, None] - domain, axis=-1).min(1) < 3.0
+    assert placement.overlap == pytest.approx(near.mean(), abs=0.02)
+    assert placement.overlap > 0.3
+    assert f"{100 * placement.overlap:.0f} % of them" in placement.sentence
+    assert "closer than 2 A to the rest" in placement.sentence
+    with pytest.raises(InputError, match=r"missing.pdb does not exist"):
+        wrong_model(IGG, "H/1-213 L", tmp_path / "wrong.cif", "missing.pdb")
 
 
 def test_gaussians_of_an_atomic_model_keep_its_edges(igg):

@@ -6,7 +6,7 @@ the same particles, which no model touched, shows how much of the wrong structur
 """
 
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import gemmi
@@ -25,8 +25,8 @@ from dynamight_core.imaging.fourier import shells, volume_to_fourier
 from dynamight_core.judging.bias import has_atomic_model
 from dynamight_core.judging.evidence import controls_folder
 from dynamight_core.judging.summary import summarise
-from dynamight_core.model.atomic import wrong_model
 from dynamight_core.model.gaussians import GaussianModel
+from dynamight_core.model.wrong import Placement, wrong_model
 from dynamight_core.options import ControlOptions
 from dynamight_core.particles.metadata import write_particles
 from dynamight_core.reporter import QUIET, Reporter
@@ -103,7 +103,9 @@ def wrong_model_control(
     right = _centred_model(run, folder / "right.cif")
     selection = options.selection or moving_domain(run, right)
     reporter.say(f"Replaced part of the atomic model: {selection} (--selection).")
-    wrong = wrong_model(right, selection, folder / "wrong.cif", options.replacement)
+    wrong = folder / "wrong.cif"
+    placement = wrong_model(right, selection, wrong, options.replacement)
+    reporter.say(placement.sentence)
     inputs = replace(
         run.config.inputs,
         star=_star(run, rows, folder),
@@ -132,7 +134,7 @@ def wrong_model_control(
             volumes[name].append(volume)
     means = {name: (pair[0] + pair[1]) / 2 for name, pair in volumes.items()}
     structures = densities(right, wrong, selection, images)
-    return _verdict(means, structures, selection, images), means
+    return _verdict(means, structures, selection, images, placement), means
 
 
 def _centred_model(run: Run, out: Path) -> Path:
@@ -285,7 +287,7 @@ def wrong_fractions(volumes: list[torch.Tensor], structures: Structures) -> tupl
     return fraction(*sums), np.stack([fraction(sums[0] - products[k], sums[1] - scores[k]) for k in range(len(used))])
 
 
-def _verdict(means, structures, selection, images) -> Control:
+def _verdict(means, structures, selection, images, placement: Placement) -> Control:
     (fraction, rigid), without = wrong_fractions(list(means.values()), structures)
     error = _jackknife(without[:, 0])
     drawn, drawn_error = fraction - rigid, _jackknife(without[:, 0] - without[:, 1])
@@ -320,6 +322,7 @@ def _verdict(means, structures, selection, images) -> Control:
         "drawn": drawn,
         "drawn_error": drawn_error,
         **{f"fsc_{name}": value for name, value in fsc.items()},
+        **{f"placement_{name}": value for name, value in asdict(placement).items()},
         "particles": len(images),
         "resolution": images.frequencies,
         "curves": {name: curve.tolist() for name, curve in curves.items()},
