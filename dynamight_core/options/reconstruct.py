@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dynamight_core.errors import InputError
-from dynamight_core.options.common import batch_size, device, seed, shrink, threads
+from dynamight_core.options.common import batch_size, device, origin, seed, shrink, threads
 from dynamight_core.options.declare import Checked, basic, option, paper
 from dynamight_core.options.presets import FOLLOW, LABELS
 
@@ -99,6 +99,14 @@ class ReconstructOptions(Checked):
     regions: list[str] = option(
         [], "Mask of a region whose FSC is also calculated; repeat for more regions.", metavar="FILE"
     )
+    models: list[str] = option(
+        [],
+        "Atomic model to compare the maps with by FSC, in the mask and in each region; repeat for more models.",
+        more="It belongs in the consensus frame, which the maps then keep.",
+        metavar="FILE",
+        group="Atomic model",
+    )
+    origin: str = origin()
     region_radius: float = option(
         10.0,
         "Voxels within this distance of the Gaussians move, with a soft edge of the same width.",

@@ -9,6 +9,7 @@ from dynamight_core.files import header_origin
 from dynamight_core.imaging.correlation import fourier_shell_correlation, fsc_deviation, resolution_at
 from dynamight_core.judging.bias import is_joint
 from dynamight_core.options import ReconstructOptions
+from dynamight_core.reconstruction.atomic_models import COLUMN
 from dynamight_core.reconstruction.competition import Choice
 from dynamight_core.reconstruction.deformation import model_map
 from dynamight_core.reconstruction.fsc import half_map_fsc
@@ -38,6 +39,8 @@ class Judgement:
         map in the particles' box.
     modes
         of each half-set, the motion that is applied.
+    atomic
+        densities of atomic models by name, in the particles' box.
     """
 
     def __init__(
@@ -49,9 +52,11 @@ class Judgement:
         gaussians: list[torch.Tensor],
         consensus: torch.Tensor,
         modes: list[Modes],
+        atomic: dict[str, torch.Tensor] | None = None,
     ):
         self._run, self._options, self.mask, self.regions = run, options, mask, regions
         self._gaussians, self._model, self._modes = gaussians, model_map(run, gaussians), modes
+        self.atomic = atomic or {}
         self._deviations = {name: fsc_deviation(volume) for name, volume in regions.items()}
         self.with_consensus = fourier_shell_correlation(self._model, consensus, mask)
 
@@ -68,7 +73,24 @@ class Judgement:
             named[f"dynRegion_{name}"] = found.corrected
             named[f"dynRegionAtLeast_{name}"] = conservative_fsc(found.corrected, error, coherence)
             named[f"dynRegionModel_{name}"] = fourier_shell_correlation(self._model, average, volume)
+        for name, density in self.atomic.items():
+            named[f"{COLUMN}{name}"] = fourier_shell_correlation(density, average, self.mask)
+            for region, volume in self.regions.items():
+                named[f"{COLUMN}{name}_{region}"] = fourier_shell_correlation(density, average, volume)
         return named
+
+    def agreement(self, columns: dict[bool, dict[str, torch.Tensor]]) -> list[str]:
+        """Return the mean FSC with each atomic model in words; keys of `columns` are whether motion is corrected."""
+        lines = []
+        for name in self.atomic:
+            parts = []
+            for region in (None, *self.regions):
+                column = f"{COLUMN}{name}" if region is None else f"{COLUMN}{name}_{region}"
+                means = {motion: float(found[column][1:].mean()) for motion, found in columns.items()}
+                without = f" ({means[False]:.3f} without deformation)" if False in means else ""
+                parts.append(f"{'' if region is None else f'in {region} '}{means[True]:.3f}{without}")
+            lines.append(f"Mean FSC with the atomic model {name}: {'; '.join(parts)}.")
+        return lines
 
     def write(
         self, to: Path, pair: tuple[torch.Tensor, torch.Tensor], columns: dict[str, torch.Tensor], used: Used

@@ -14,6 +14,7 @@ from dynamight_core.imaging.fourier import resample_volume
 from dynamight_core.judging.bias import record_model_bias
 from dynamight_core.judging.conclusion import record_conclusion
 from dynamight_core.options import InvertOptions, ReconstructOptions
+from dynamight_core.reconstruction.atomic_models import model_densities
 from dynamight_core.reconstruction.checks import (
     check_halves,
     check_memory,
@@ -122,6 +123,7 @@ def reconstruct_run(run: Run, options: ReconstructOptions, reporter: Reporter = 
     gaussians = model_points(run, [half_conformation(run, half, options.conformation, "cpu") for half in (1, 2)])
     mask = None if options.mask is None else read_mask("--mask", options.mask, run, gaussians, reporter)
     regions = read_regions(options.regions, run, gaussians)
+    atomic = model_densities(options.models, options.origin, run)
     # The particles may be binned differently than in the training.
     consensus = resample_volume(torch.from_numpy(read_map(run.config.inputs.map)[0]), particles.box)
     images = FullImages(run, choose_device(options.device))
@@ -147,7 +149,7 @@ def reconstruct_run(run: Run, options: ReconstructOptions, reporter: Reporter = 
         fsc = half_map_fsc(*first, mask, options.seed).corrected
         regularisation = noise_to_signal(fsc)[: images.box // 2 + 1]
     regions |= found_regions(run, gaussians, sums.moving, set(regions))
-    judged = Judgement(run, options, mask, regions, gaussians, consensus, sums.modes)
+    judged = Judgement(run, options, mask, regions, gaussians, consensus, sums.modes, atomic)
     result = _write(run, judged, sums.maps(method, regularisation, choice, rigid), choice, reporter)
     record_stage(run, "reconstruct", options, method_used=method, motion_used=not motionless)
     bias = record_model_bias(run)
@@ -159,8 +161,8 @@ def reconstruct_run(run: Run, options: ReconstructOptions, reporter: Reporter = 
 
 def _frame(run: Run, options: ReconstructOptions, motionless: bool, reporter: Reporter) -> str:
     """Return the conformation of the maps that the options stand for, not "auto"."""
-    # Masks that the user has are in the frame of the consensus.
-    stays = motionless or options.mask is not None or bool(options.regions)
+    # Masks and models that the user has are in the frame of the consensus.
+    stays = motionless or options.mask is not None or bool(options.regions or options.models)
     conformation = chosen_conformation(run, options.conformation, stays, reporter)
     if motionless and conformation != "reference":
         raise InputError(
@@ -221,6 +223,7 @@ def _outcome(
         *lines,
         f"Mean FSC of the Gaussian model with the consensus {float(judged.with_consensus[1:].mean()):.3f}, with the "
         f"final map {float(columns[True]['dynModelMap'][1:].mean()):.3f}.",
+        *judged.agreement(columns),
         f"The maps are in {files.final.parent}: map.mrc, map_sharpened.mrc (B-factor {files.b_factor:.0f} A^2), "
         f"half1_unfil.mrc, half2_unfil.mrc, mask.mrc and fsc.star{also}.",
     ]

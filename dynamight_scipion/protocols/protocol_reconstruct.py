@@ -13,7 +13,7 @@ from pyworkflow.protocol.constants import LEVEL_ADVANCED
 from dynamight_scipion import convert
 from dynamight_scipion.objects import SUMMARY_FILE
 
-from .protocol_base import readOptions, readPresets
+from .protocol_base import checkStructure, readOptions, readPresets
 from .protocol_from_model import ModelProtocol, tellConclusion
 
 METHODS = tuple(readOptions()["reconstruct"]["method"]["enum"])
@@ -36,6 +36,8 @@ CURVES = {
     "dynFourierShellCorrelationAtLeast": "conservative",
 }
 REGION = "in region "
+# Columns of the engine's fsc.star: FSC of the map with an atomic model.
+ATOMIC = "dynAtomic_"
 
 
 class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
@@ -61,7 +63,7 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
         "outputLocalResolution": Volume,
     }
     _stages = ("reconstruct",)
-    _optionNames = {"inverseEpochs": "invert/epochs"}
+    _optionNames = {"inverseEpochs": "invert/epochs", "structureOrigin": "reconstruct/origin"}
 
     # ------------------------------------------------------------------ form
 
@@ -89,6 +91,18 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
             expertLevel=LEVEL_ADVANCED,
             help="Masks of regions whose FSC is also calculated, with and without deformation.",
         )
+        form.addParam(
+            "inputStructures",
+            params.MultiPointerParam,
+            pointerClass="AtomStruct",
+            allowsNull=True,
+            label="Atomic models to compare with (optional)",
+            expertLevel=LEVEL_ADVANCED,
+            help="Atomic models, fitted to the consensus map. The FSC of the maps with each is calculated in the mask "
+            "and in each region, with and without deformation. The maps then stay in the frame of the consensus.",
+        )
+        # The map's header has an origin of its own; the plugin rewrites the map.
+        self.addOption(form, "structureOrigin", without=("map",), condition="inputStructures")
         self.addOptions(form, "rigid", "controls", "localResolution")
         self._defineMotionParams(form)
         self._defineMapParams(form)
@@ -167,6 +181,8 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
         arguments = [self._getRunFolder(), "--overwrite", *self._getOptions()]
         for _, path, name in self._getMasks():
             arguments += ["--mask" if name == "mask of the FSC" else "--regions", path]
+        for structure in self._getStructures():
+            arguments += ["--models", structure.getFileName()]
         if self.conformation.get() == OF_PARTICLE:
             arguments += ["--conformation", f"particle:{self._findRow()}"]
         self.runEngine("reconstruct", arguments + self._getComputeOptions())
@@ -190,7 +206,7 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
                 model.placeVolume(result)
                 result.fixMRCVolume(setSamplingRate=True)
         results["outputVolume"].setObjComment("motion corrected where that is better")
-        self._registerOutputs([self.inputModel, self.inputMask, *self.inputRegions], **results)
+        self._registerOutputs([self.inputModel, self.inputMask, *self.inputRegions, *self.inputStructures], **results)
 
     @staticmethod
     def _createVolume(folder):
@@ -207,8 +223,14 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
         for folder, which in ((), "motion corrected"), ((RIGID,), "without deformation"):
             if folder and not self._hasRigid():
                 continue
-            for column, label in (CURVES | regions).items():
-                curves.append(readFsc(self._getMapPath(*folder, "fsc.star"), column, f"{which}, {label}"))
+            path = self._getMapPath(*folder, "fsc.star")
+            atomic = {
+                column: f"with atomic model {column.removeprefix(ATOMIC)}"
+                for column in Table(fileName=path, tableName="fsc").getColumnNames()
+                if column.startswith(ATOMIC)
+            }
+            for column, label in (CURVES | regions | atomic).items():
+                curves.append(readFsc(path, column, f"{which}, {label}"))
         return curves
 
     # ------------------------------------------------------------------ what goes to the engine
@@ -243,9 +265,13 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
         found = [(number, pointer.get()) for number, pointer in enumerate(self.inputRegions, 1)]
         return [(number, region) for number, region in found if region is not None]
 
+    def _getStructures(self):
+        """Return the AtomStructs that the maps are compared with."""
+        return [pointer.get() for pointer in self.inputStructures if pointer.get() is not None]
+
     def _describeInputs(self):
         """Return what the inputs are, as a list that differs where another input is given."""
-        pointers = [self.inputModel, self.inputMask, *self.inputRegions]
+        pointers = [self.inputModel, self.inputMask, *self.inputRegions, *self.inputStructures]
         return [None if p.get() is None else [p.getUniqueId(), p.get().getObjId()] for p in pointers]
 
     def _getOptions(self):
@@ -270,6 +296,8 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
             return errors
         grid = self._getGrid()
         errors += [convert.describeVolume(mask, *grid, name)[0] for mask, _, name in self._getMasks()]
+        for structure in self._getStructures():
+            errors += checkStructure(structure, "atomic model to compare with")
         errors += self._validateConformation()
         return [error for error in errors if error]
 

@@ -45,6 +45,26 @@ def trained(hinge_set, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def paper(hinge_set, tmp_path_factory):
+    """Return a short training by the paper's preset on the small hinge set, and its run, summarised."""
+    from dynamight_core.judging.summary import summarise
+    from dynamight_core.options import InputOptions, TrainOptions
+    from dynamight_core.options.completed import completed
+    from dynamight_core.reporter import QUIET
+    from dynamight_core.training.stage import train
+
+    given = {"preset": "paper", "star": str(hinge_set.particles), "map": str(hinge_set.consensus)}
+    given |= {"n_gaussians": 60, "epochs": 2, "warm_up_epochs": 1}
+    inputs, options = (completed(kind, given) for kind in (InputOptions, TrainOptions))
+    trained = train(inputs, options, tmp_path_factory.mktemp("paper") / "run", reporter=QUIET)
+    run = summarise(trained, reporter=QUIET)
+    for trainer in trained.trainers:
+        # As during training, when latents are the encoder's.
+        trainer.latents.zero_()
+    return trained, run
+
+
+@pytest.fixture(scope="session")
 def drawn_run(tmp_path_factory):
     """A finished run of the hinge, 400 particles: latents drawn, not learned. Tests copy it or change nothing."""
     from tools.drawn_run import make_run

@@ -29,20 +29,6 @@ from dynamight_core.training.stage import train
 from tests.support.command_line import dynamight
 
 ROOT = Path(__file__).parents[2]
-QUICK = {"preset": "paper", "n_gaussians": 60, "epochs": 2, "warm_up_epochs": 1}
-
-
-@pytest.fixture(scope="module")
-def paper(hinge_set, tmp_path_factory):
-    """A short training by the paper's preset, with its run."""
-    given = QUICK | {"star": str(hinge_set.particles), "map": str(hinge_set.consensus)}
-    inputs, options = (completed(kind, given) for kind in (InputOptions, TrainOptions))
-    trained = train(inputs, options, tmp_path_factory.mktemp("paper") / "run", reporter=QUIET)
-    run = summarise(trained, reporter=QUIET)
-    for trainer in trained.trainers:
-        # As during training, when latents are the encoder's.
-        trainer.latents.zero_()
-    return trained, run
 
 
 @pytest.mark.parametrize("preset", PRESETS)

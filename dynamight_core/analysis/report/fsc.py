@@ -22,7 +22,7 @@ _CURVES = {
     "dynModelConsensus": "Gaussian model and consensus map",
     "dynModelMap": "Gaussian model and this map",
 }
-_REGION = "dynRegion_"
+_REGION, _ATOMIC = "dynRegion_", "dynAtomic_"
 
 
 def read_fsc(path: Path) -> tuple[pd.DataFrame, float, float] | None:
@@ -64,7 +64,8 @@ def _draw(curves: dict[str, pd.DataFrame]) -> go.Figure:
     figure = go.Figure()
     for name, table in curves.items():
         regions = {column: f"half-maps, in {column.removeprefix(_REGION)}" for column in table if _REGION in column}
-        for column, title in (_CURVES | regions).items():
+        atomic = {column: f"atomic model {column.removeprefix(_ATOMIC)}" for column in table if _ATOMIC in column}
+        for column, title in (_CURVES | regions | atomic).items():
             consensus, model = column == "dynModelConsensus", column.startswith("dynModel")
             # The model's agreement with the consensus is the same before and after.
             if column not in table or (consensus and table is not next(iter(curves.values()))):
