@@ -70,7 +70,7 @@ def preset_table(names: str) -> str:
                 describe_value(each, pretty_unit(option.unit)) for each in (setting.value, default_of(field))
             )
             lines.append(
-                f"| `{option_name(field.name)}` | {value} | {default} | {SOURCES[setting.source]} | {setting.note} |"
+                f"| `{option_name(field.name)}` | {value} | {default} | {SOURCES[setting.source]} | {setting.remark} |"
             )
     return "\n".join(lines)
 

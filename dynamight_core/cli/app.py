@@ -127,7 +127,7 @@ def describe_preset(preset: str) -> str:
                 setting = settings[field.name]
                 value, default = (describe_value(each, option.unit) for each in (setting.value, default_of(field)))
                 text = f"  {option_name(field.name) + ' ' + value:42}default: {default:16}{SOURCES[setting.source]}"
-                lines.append(f"{text}; {setting.note}" if setting.note else text)
+                lines.append(f"{text}; {setting.remark}" if setting.remark else text)
     return "\n".join(lines) or f"The preset {preset} changes nothing: all options have their defaults."
 
 

@@ -19,7 +19,7 @@ def completed(kind: type[Options], given: Mapping[str, Any], preset: str | None 
     kind
         dataclass of the stage.
     given
-        values by name; names of other stages are passed over, but for "preset".
+        values by name; those of other stages only decide which of the preset's values they replace.
     preset
         of the run, used where no other is given.
 
@@ -35,7 +35,7 @@ def completed(kind: type[Options], given: Mapping[str, Any], preset: str | None 
         raise refusal("--preset", chosen, declaration)
     stage = next((name for name, option_class in STAGES.items() if option_class is kind), "")
     names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    values = preset_values(chosen, stage) | {name: value for name, value in given.items() if name in names}
+    values = preset_values(chosen, stage, given) | {name: value for name, value in given.items() if name in names}
     if "preset" in names:
         values["preset"] = chosen
     return kind(**values)

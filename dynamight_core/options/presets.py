@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from dynamight_core.errors import option_name
+
 SOURCES = {"paper": "paper", "program": "published program", "ours": "switches off what is ours"}
 
 
@@ -24,19 +26,34 @@ class Setting:
         of the value, one of `SOURCES`.
     note
         what else there is to say, a sentence or nothing.
+    needs
+        names of options without whose value in the preset this one makes no sense: the default stays if the user sets
+        one of them to something else.
+    without
+        names of options that say the same in another way: the default stays if the user sets one of them.
     """
 
     value: Any
     source: str
     note: str = ""
+    needs: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+
+    @property
+    def remark(self) -> str:
+        """The note, and on what other options the value depends."""
+        needed, replacing = (", ".join(map(option_name, names)) for names in (self.needs, self.without))
+        conditions = [f"with the preset's {needed}" if needed else "", f"without {replacing}" if replacing else ""]
+        only = " and ".join(filter(None, conditions))
+        return " ".join(filter(None, (self.note, f"Only {only}." if only else "")))
 
 
-def _paper(value: Any, note: str = "") -> Setting:
-    return Setting(value, "paper", note)
+def _paper(value: Any, note: str = "", **conditions: tuple[str, ...]) -> Setting:
+    return Setting(value, "paper", note, **conditions)
 
 
-def _program(value: Any, note: str = "") -> Setting:
-    return Setting(value, "program", note)
+def _program(value: Any, note: str = "", **conditions: tuple[str, ...]) -> Setting:
+    return Setting(value, "program", note, **conditions)
 
 
 def _ours(value: Any, note: str = "") -> Setting:
@@ -44,17 +61,17 @@ def _ours(value: Any, note: str = "") -> Setting:
 
 
 _PAPER = {
-    "input": {"full_box": _program(True)},
+    "input": {"full_box": _program(True, without=("working_box",))},
     "train": {
         "threshold_resolution": _paper(0.0, "The threshold is for the map as given."),
-        "threshold_percentile": _program(99.0, "Only if no threshold is set."),
+        "threshold_percentile": _program(99.0, without=("threshold",)),
         "initial_resolution": _program(0.0, "The Gaussians are fitted to the map as given."),
         "gaussian_amplitudes": _paper(False, "One amplitude for each class."),
         "refits": _ours(0),
         "n_latents": _paper(10),
-        "decoder": _paper("coordinate"),
-        "decoder_layers": _paper(8),
-        "decoder_width": _program(32),
+        "decoder": _paper("coordinate", without=("bodies",)),
+        "decoder_layers": _paper(8, needs=("decoder",), without=("bodies",)),
+        "decoder_width": _program(32, needs=("decoder",), without=("bodies",)),
         "encoder_pooling": _paper(1, "The published program averages 2 x 2 pixels."),
         "encoder_width": _paper(256, "The second layer has half of it."),
         "box_units": _program(True, "Rates of the Gaussians and the coordinate network count in widths of the box."),
@@ -94,7 +111,11 @@ _PAPER = {
     "reconstruct": {
         "method": _paper("wbp"),
         "through_inverse": _paper(True),
-        "modes": _program(False, "The network is evaluated for each particle, on every second voxel."),
+        "modes": _program(
+            False,
+            "The network is evaluated for each particle, on every second voxel.",
+            needs=("method", "shrink", "conformation"),
+        ),
         "shrink": _ours(False),
         "choose_density": _ours(False),
         "conformation": _paper("reference"),
@@ -107,6 +128,21 @@ FOLLOW = "run"
 LABELS = {"default": "default", "paper": "paper (Schwab et al. 2024)"}
 
 
-def preset_values(preset: str, stage: str) -> dict[str, Any]:
-    """Return the values that a preset has for options of a stage, by name; nothing where the defaults stay."""
-    return {name: setting.value for name, setting in PRESETS[preset].get(stage, {}).items()}
+def preset_values(preset: str, stage: str, given: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """Return the values that a preset has for options of a stage, by name; nothing where the defaults stay.
+
+    Parameters
+    ----------
+    preset, stage
+        names.
+    given
+        options that the user sets, of any stage, by name.
+    """
+    settings = PRESETS[preset].get(stage, {})
+    others = {name for name, setting in settings.items() if name in given and given[name] != setting.value}
+    chosen = {name for name, value in given.items() if value not in (None, [])}
+    return {
+        name: setting.value
+        for name, setting in settings.items()
+        if others.isdisjoint(setting.needs) and chosen.isdisjoint(setting.without)
+    }

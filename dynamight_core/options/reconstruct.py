@@ -159,5 +159,5 @@ class ReconstructOptions(Checked):
         if not self.modes and (self.shrink or self.conformation != "reference" or self.method != "wbp"):
             raise InputError(
                 "--no-modes evaluates the network for each particle; set --no-shrink, --conformation reference and "
-                "--method wbp as well"
+                "--method wbp as well, or omit it"
             )

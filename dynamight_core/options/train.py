@@ -118,7 +118,7 @@ class InputOptions(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.full_box and self.working_box is not None:
-            raise InputError("--full-box and --working-box contradict each other; leave one of them out")
+            raise InputError("--full-box and --working-box contradict each other; omit one of them")
         if self.fit and self.atomic_model is None:
             raise InputError("--fit is for an atomic model; give --atomic-model as well")
 
@@ -224,7 +224,7 @@ class TrainOptions(Checked):
     )
     box_units: bool = paper(
         False,
-        "Let Gaussians and coordinate network count in widths of the box, as in the published program.",
+        "Let Gaussians, and the coordinate network, count in widths of the box, as in the published program.",
         more="Their learning rates are then in this unit.",
         label="Count in widths of the box?",
     )

@@ -12,6 +12,7 @@ from dynamight_core.files import read_map
 from dynamight_core.model.bodies import RigidBodies
 from dynamight_core.model.initialise import MolecularRegion, find_molecule
 from dynamight_core.options import InputOptions, TrainOptions
+from dynamight_core.options.presets import LABELS
 from dynamight_core.particles.halves import assign_halves, choose_validation, torn
 from dynamight_core.particles.metadata import Particles, check_enough, read_particles
 from dynamight_core.particles.preprocess import Preprocessing
@@ -84,7 +85,9 @@ class Prepared:
         return Preprocessing(self.working_box, inputs.particle_diameter, inputs.invert_contrast, inputs.normalise)
 
     def report(self, reporter: Reporter) -> None:
-        """Report notes, warnings and the working box."""
+        """Report preset, notes, warnings and the working box."""
+        if self.options.preset != "default":
+            reporter.say(f"Preset: {LABELS[self.options.preset]}; options that you set override it.")
         for line in self.notes:
             reporter.note(line)
         for line in self.warnings:

@@ -21,7 +21,7 @@ from dynamight_core.options.completed import completed
 from dynamight_core.options.declare import declared
 from dynamight_core.options.presets import PRESETS, SOURCES, preset_values
 from dynamight_core.reconstruction.modes import Modes
-from dynamight_core.reporter import QUIET
+from dynamight_core.reporter import QUIET, Reporter
 from dynamight_core.run import Run
 from dynamight_core.training.convergence import Rises, fixed_loss
 from dynamight_core.training.reference import update_references
@@ -47,6 +47,35 @@ def test_what_is_set_overrides_the_preset_even_by_the_default():
     assert options.n_latents == 10
     with pytest.raises(InputError, match=r"--preset is 'papers'; choose one of default, paper"):
         completed(TrainOptions, {"preset": "papers"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "left"),
+    [
+        (InputOptions, {"working_box": 64}, {"full_box": False}),
+        (TrainOptions, {"threshold": 0.02}, {"threshold_percentile": None, "threshold_resolution": 0.0}),
+        (TrainOptions, {"decoder": "basis"}, {"decoder_layers": None, "decoder_width": None, "n_latents": 10}),
+        (TrainOptions, {"bodies": ["a.mrc", "b.mrc"]}, {"decoder": "basis", "decoder_layers": None}),
+        (ReconstructOptions, {"conformation": "particle:3"}, {"modes": True, "shrink": False}),
+        (ReconstructOptions, {"conformation": "reference"}, {"modes": False}),
+        (ReconstructOptions, {"method": "cg"}, {"modes": True, "through_inverse": True}),
+    ],
+)
+def test_what_is_set_takes_along_what_would_contradict_it(kind, given, left):
+    options = completed(kind, ({"star": "a", "map": "b"} if kind is InputOptions else {}) | given, "paper")
+    assert {name: getattr(options, name) for name in left} == left
+
+
+def test_other_decoders_train_under_the_preset(hinge_set, tmp_path):
+    given = {"star": str(hinge_set.particles), "map": str(hinge_set.consensus), "working_box": 16, "decoder": "basis"}
+    given |= {"n_gaussians": 60, "epochs": 1, "warm_up_epochs": 1}
+    inputs, options = (completed(kind, given, "paper") for kind in (InputOptions, TrainOptions))
+    said = []
+    trained = train(inputs, options, tmp_path / "run", reporter=Reporter(said.append))
+    assert said[0].startswith("Preset: paper (Schwab et al. 2024)")
+    assert (trained.models[0].box, trained.models[0].decoder_name) == (16, "basis")
+    (positions, *_) = trained.trainers[0].gaussian_optimizer().param_groups
+    assert positions["lr"] == pytest.approx(1e-4 * 32 * 6.0), "in widths of the box"
 
 
 def test_the_command_line_and_later_stages_follow_the_preset_of_the_run(paper, monkeypatch):

@@ -90,8 +90,6 @@ class Decoder(nn.Module, ABC):
     by construction."""
     has_sizes: ClassVar[bool] = True
     """Whether it consists of layers whose number and width can be chosen."""
-    counts_in_boxes: ClassVar[bool] = False
-    """Whether it can displace in widths of the box."""
     has_prior: ClassVar[bool] = False
     """Whether `prior_energy` is a term of the loss."""
     moves_reference: ClassVar[bool] = False
@@ -107,10 +105,8 @@ class Decoder(nn.Module, ABC):
         InputError
             with one sentence on what contradicts what.
         """
-        if options.box_units and not cls.counts_in_boxes:
-            raise InputError("--box-units is for --decoder coordinate; leave it out, or use that decoder")
         if not cls.has_sizes and (options.decoder_layers or options.decoder_width):
-            raise InputError(f"--decoder {options.decoder} has no layers; leave --decoder-layers and -width out")
+            raise InputError(f"--decoder {options.decoder} has no layers; omit --decoder-layers and --decoder-width")
 
     @classmethod
     @abstractmethod

@@ -35,7 +35,6 @@ class CoordinateDecoder(Decoder):
 
     seconds_per_gaussian = 1.6e-6
     bytes_per_gaussian = 3000
-    counts_in_boxes = True
 
     def __init__(
         self, n_latents: int, extent: float, box: int, n_layers: int = 8, hidden: int = 32, unit: float | None = None
