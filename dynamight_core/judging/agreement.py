@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from dynamight_core.judging.bias import is_joint
 from dynamight_core.run import Run
 
 # Validation particles used at most, evenly spaced.
@@ -23,7 +24,8 @@ def halves_agreement(run: Run) -> pd.DataFrame:
     pandas.DataFrame
         one row for each motion: `motion`, `share` (explained variance), `particles`, `correlation` of the coordinates
         under the two decoders (empty where one does not vary), `shared` (whether that is positive beyond chance),
-        `deviation_A` (their standard deviation) and `difference_A` (rms of their difference), A rms.
+        `deviation_A` (their standard deviation) and `difference_A` (rms of their difference), A rms. A joint model has
+        one decoder: correlation and difference are empty.
     """
     motions = run.motions
     rows = torch.where(run.validation)[0]
@@ -52,7 +54,10 @@ def halves_agreement(run: Run) -> pd.DataFrame:
                 "difference_A": float(np.sqrt(((first - second) ** 2).mean())) if len(rows) else np.nan,
             }
         )
-    return pd.DataFrame(table)
+    found = pd.DataFrame(table)
+    if is_joint(run):
+        found[["correlation", "difference_A"]] = np.nan
+    return found
 
 
 def correlates(correlation: float, n: int) -> bool:

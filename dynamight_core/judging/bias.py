@@ -14,8 +14,8 @@ _BIAS = (
 )
 _JOINT = "one model was trained on both half-sets"
 JOINT_WARNING = (
-    f"{_JOINT} (--halves joint): the half-maps are not independent, and the resolution is overestimated; this run is a "
-    "control only"
+    f"{_JOINT} (--halves joint): the half-maps are not independent, the resolution is overestimated, and "
+    "uncertainties are too small; this run is a control only"
 )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
+from dynamight_core.judging.bias import is_joint
 from dynamight_core.judging.evidence import DENSITIES, GAINS, read_controls, read_resolutions, read_rows
 from dynamight_core.reporter import QUIET, Reporter
 from dynamight_core.run import Run
@@ -39,6 +40,7 @@ _RIVALS = {
 }
 _HELD_OUT = {"improves the map": "also improves", "harms the map": "harms", "no difference": "does not change"}
 _TITLES = {SUPPORTED: "The molecule moves", UNDECIDED: "Undecided whether it moves", NOT_SUPPORTED: "No motion found"}
+_JOINT = "A control only: one model was trained on both half-sets"
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,9 @@ def conclude(run: Run) -> Conclusion:
     summary, controls = run.summary, read_controls(run.path)
     causes = [cause for cause in summary.get("causes", []) if cause["found"]]
     motion, title, doubts = _motion(summary, controls, causes)
+    if is_joint(run):
+        motion, title = UNDECIDED if motion == SUPPORTED else motion, _JOINT
+        doubts.append("No independent model confirms the motion.")
     folder = Path(run.path) / "reconstruction"
     delivered, compared = _map(run, folder)
     return Conclusion(
@@ -237,6 +242,8 @@ def _map(run: Run, folder: Path) -> tuple[str, str]:
     if found is None:
         return "", ""
     whole = f"The map has a resolution of {found[0]:.1f} A"
+    if is_joint(run):
+        return f"{whole}, which is overestimated: both half-maps come from one model.", ""
     if np.isfinite(found[1]):
         whole += f" ({found[1]:.1f} A conservatively)"
     if not run.config.stages.get("reconstruct", {}).get("motion_used", True):
@@ -269,6 +276,11 @@ def _map(run: Run, folder: Path) -> tuple[str, str]:
 
 def _advice(run: Run, motion: str, causes: list[dict[str, Any]], folder: Path, compared: str) -> str:
     """Return what to do now."""
+    if is_joint(run):
+        return (
+            "Do not use the map or interpret the motions. Compare the resolution with that of a run of independent "
+            "half-sets (--halves independent) to see how much a joint model overestimates it."
+        )
     steps = [_sentence(cause["next_step"]) for cause in causes if cause.get("next_step")]
     has_map = (folder / "map.mrc").exists()
     use = f"Use reconstruction/{'rigid/' if compared == 'worse' else ''}map.mrc."

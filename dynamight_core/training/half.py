@@ -109,6 +109,11 @@ class HalfTrainer:
         if self.options.regularisation == "fixed":
             self.stiffness = self.options.stiffness * fraction
 
+    @property
+    def name(self) -> str:
+        """Whose training it is, in messages."""
+        return "Both half-sets" if self.options.halves == "joint" else f"Half-set {self.half}"
+
     def set_decoder_rate(self, factor: float) -> None:
         """Multiply the options' learning rate of the decoder by a factor."""
         self.optimizers["decoder"].param_groups[0]["lr"] = self.options.learning_rate * factor

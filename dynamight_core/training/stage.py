@@ -228,7 +228,7 @@ def _train_epochs(trainers: tuple[HalfTrainer, ...], run: Path, epochs: list[Epo
                 reporter.say(_describe_start(trainer))
         for entry in entries:
             if "large_motion" in entry:
-                reporter.say(f"Half-set {entry['half']}: {FollowedMotion(**entry['large_motion']).sentence}")
+                reporter.say(f"{trainers[entry['half'] - 1].name}: {FollowedMotion(**entry['large_motion']).sentence}")
         for index, entry in enumerate(entries):
             rises[index].add(entry["fixed_loss"])
             metrics.append(entry | pace | {"rises": rises[index].number})
@@ -296,13 +296,13 @@ def _run_epoch(epoch: Epoch, number: int, trainer: HalfTrainer) -> dict:
 def _describe_start(trainer: HalfTrainer) -> str:
     """Return the result of the linear motion estimate of a half-set in words."""
     if not trainer.latents.any():
-        return f"Half-set {trainer.half}: no motion detected by the linear estimate."
+        return f"{trainer.name}: no motion detected by the linear estimate."
     resolution, weight = float(trainer.model.resolution), float(trainer.model.regularisation_share)
     filtered = f"with a {resolution:.3g} A low-pass filter" if resolution else "without a low-pass filter"
     if trainer.options.motion_resolution is None:
         filtered = f"the signal is strongest {filtered}, which training uses"
     weak = "" if weight > 0.99 else f" Weak signal: regularisation reduced to {100 * weight:.0f} %."
-    return f"Half-set {trainer.half}: motion detected; {filtered}.{weak}"
+    return f"{trainer.name}: motion detected; {filtered}.{weak}"
 
 
 def _pace(trainers: tuple[HalfTrainer, ...], seconds: float) -> dict:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ import torch
 
 from dynamight_core.analysis.explorer.session import Explorer
 from dynamight_core.analysis.report import write_report
+from dynamight_core.config import RunConfig
 from dynamight_core.errors import InputError
 from dynamight_core.imaging.correlation import fourier_shell_correlation, fsc_deviation, shell_covariance
 from dynamight_core.judging.agreement import correlates
@@ -159,6 +161,15 @@ def test_a_cause_in_the_place_of_motion_is_the_title(case, verdict, end):
     assert "Particles of two groups differ by 12 % in mass." in found.certainty
     assert "regions alone gain +2.00 +- 0.30 nats, and motion adds +0.10 +- 0.20 to that." in found.certainty
     assert found.advice.endswith("Do not interpret the motions. Classify the two groups apart.")
+
+
+def test_a_joint_model_is_a_control_whatever_it_shows(case):
+    config = RunConfig.read(case.folder)
+    replace(config, train=replace(config.train, halves="joint")).write(case.folder)
+    found = case.map(0.06, 0.02).conclusion
+    assert (found.motion, found.title) == ("undecided", "A control only: one model was trained on both half-sets")
+    assert found.map == "The map has a resolution of 9.1 A, which is overestimated: both half-maps come from one model."
+    assert found.advice.startswith("Do not use the map or interpret the motions.")
 
 
 def test_a_cause_beside_a_motion_leaves_the_motion_and_gives_its_next_step_first(case):

@@ -306,10 +306,15 @@ def test_a_joint_model_is_trained_once_on_both_half_sets(joint):
 
 def test_a_joint_model_says_everywhere_that_it_is_a_control_only(joint):
     run = str(joint[1].path)
-    assert "control only" in joint[1].summary["warnings"][0]
+    summary = joint[1].summary
+    assert "control only" in summary["warnings"][0]
+    assert summary["conclusion"]["title"] == "A control only: one model was trained on both half-sets"
+    assert set(summary["motion_correlations"]) == {None}, "one model cannot agree with itself"
     code, text = dynamight("reconstruct", run, "--no-rigid", "--threads", "1", "--overwrite", "--no-shrink")
     assert code == 0, text
     assert "resolution is overestimated" in " ".join(text.split())
+    code, text = dynamight("control", run, "--kind", "shuffled-latents")
+    assert code == 2 and "--halves independent" in text
     for name in ("map", "map_sharpened", "half1_unfil", "half2_unfil", "mask"):
         with mrcfile.open(Path(run) / "reconstruction" / f"{name}.mrc") as mrc:
             assert b"JOINT MODEL, CONTROL ONLY" in mrc.header.label[1]

@@ -12,7 +12,7 @@ from dynamight_core.devices import choose_device
 from dynamight_core.errors import InputError
 from dynamight_core.files import header_origin, write_map
 from dynamight_core.imaging.fourier import resample_volume
-from dynamight_core.judging.bias import record_model_bias
+from dynamight_core.judging.bias import is_joint, record_model_bias
 from dynamight_core.judging.conclusion import record_conclusion
 from dynamight_core.judging.evidence import controls_folder
 from dynamight_core.options import ControlOptions
@@ -77,6 +77,11 @@ def reason_against(run: Run, options: ControlOptions) -> str | None:
     smallest = min(int((run.halves == half).sum()) for half in (1, 2))
     if smallest < _MIN_PARTICLES:
         return f"{run.path} has {smallest} particles in a half-set; a control needs at least {_MIN_PARTICLES}"
+    if options.kind == "shuffled-latents" and is_joint(run):
+        return (
+            f"{run.path} has one model of both half-sets, which no particles of the other half-set can judge; train "
+            "with --halves independent"
+        )
     held_out_particles = int(run.validation.sum())
     if options.kind == "held-out" and held_out_particles < _MIN_VALIDATION:
         return (
