@@ -103,9 +103,9 @@ def judged(folder: Path) -> dict:
     run = Run(folder / "run")
     prepared = read_inputs(run.config.inputs, run.config.train)
     data = load_images(prepared, torch.device("cpu"), run.path, QUIET)
-    trainers = [SimpleNamespace(rows=torch.where((run.halves == half) & ~run.validation)[0]) for half in (1, 2)]
+    rows = [torch.where((run.halves == half) & ~run.validation)[0] for half in (1, 2)]
     finished = SimpleNamespace(
-        run=run.path, options=prepared.options, models=run.models, prepared=prepared, data=data, trainers=trainers
+        run=run.path, options=prepared.options, models=run.models, prepared=prepared, data=data, training_rows=rows
     )
     summary = summarise(finished, QUIET).summary
     data.close()

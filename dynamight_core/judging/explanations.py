@@ -51,7 +51,7 @@ _FLOOR = 1e-6
 # Epochs and particles that a model without motion is fitted with.
 _STATIC_EPOCHS, _STATIC_PARTICLES = 8, 2000
 # Particles of each half-set that priors are found from, and that are compared.
-_PRIOR_PARTICLES, _COMPARED = 400, 600
+_PRIOR_PARTICLES, _COMPARED = 250, 500
 _BATCH = 64
 
 
