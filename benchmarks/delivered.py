@@ -26,10 +26,10 @@ import numpy as np
 import torch
 
 from benchmarks.common.runs import CASES, case_set, kept_run
-from benchmarks.common.world import MIN_NEAR, NEAR, medoid
+from benchmarks.common.world import half_maps, true_frame
 from dynamight_core.files import read_map
 from dynamight_core.options import ReconstructOptions, TrainOptions
-from dynamight_core.reconstruction.deformation import conformation_coordinates, supported
+from dynamight_core.reconstruction.deformation import supported
 from dynamight_core.reconstruction.densities import MOTION_USED
 from dynamight_core.reconstruction.stage import reconstruct_run
 from dynamight_core.reporter import QUIET
@@ -38,19 +38,6 @@ from dynamight_core.simulate.measures import mean_fsc
 from dynamight_core.simulate.truth import load_truth
 
 NAMES = ("rigid", "corrected", "delivered")
-
-
-def true_frame(truth, run, conformation):
-    """Return the (domains, 6) true motions of the particles nearest to a conformation."""
-    distance = (run.motions.coordinates - conformation_coordinates(run, conformation)).norm(dim=1)
-    distance = distance.where(truth.content == 0, torch.inf)
-    near = distance.argsort()[: max(MIN_NEAR, int(NEAR * len(truth)))]
-    return truth.motions[near[medoid(truth.positions(near)[:, ::50].flatten(1))]]
-
-
-def half_maps(folder):
-    """Return both half-maps in a folder."""
-    return [torch.from_numpy(np.array(read_map(folder / f"half{half}_unfil.mrc")[0])) for half in (1, 2)]
 
 
 def maps_of(run, options, folder):

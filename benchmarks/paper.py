@@ -28,7 +28,7 @@ import torch
 
 from benchmarks.common.motion import compare
 from benchmarks.common.runs import case_set, data_set, kept_run
-from benchmarks.delivered import half_maps, true_frame
+from benchmarks.common.world import half_maps, true_frame
 from dynamight_core.files import write_map
 from dynamight_core.imaging.correlation import fourier_shell_correlation, resolution_at
 from dynamight_core.options import InvertOptions, ReconstructOptions, TrainOptions

@@ -14,7 +14,7 @@ from dynamight_core.model.half import ConsensusField
 from dynamight_core.options import ReconstructOptions
 from dynamight_core.particles.images import ImageReader
 from dynamight_core.particles.star import read_blocks
-from dynamight_core.reconstruction.deformation import deforming_region, half_modes
+from dynamight_core.reconstruction.deformation import conformation_coordinates, deforming_region, half_modes
 from dynamight_core.reconstruction.half_map import MIN_REGULARISATION, HalfReconstruction
 from dynamight_core.reconstruction.images import FullImages
 from dynamight_core.reconstruction.modes import find_modes
@@ -45,6 +45,19 @@ def frame_of(truth, run, half):
     size = [evaluate(part).square().sum((1, 2)) for part in run.latents[half - 1][rows].split(BATCH)]
     near = rows[torch.cat(size).argsort()[: max(MIN_NEAR, int(NEAR * len(rows)))]]
     return truth.motions[near[medoid(truth.positions(near)[:, ::50].flatten(1))]]
+
+
+def true_frame(truth, run, conformation):
+    """Return the (domains, 6) true motions of the particles nearest to a conformation."""
+    distance = (run.motions.coordinates - conformation_coordinates(run, conformation)).norm(dim=1)
+    distance = distance.where(truth.content == 0, torch.inf)
+    near = distance.argsort()[: max(MIN_NEAR, int(NEAR * len(truth)))]
+    return truth.motions[near[medoid(truth.positions(near)[:, ::50].flatten(1))]]
+
+
+def half_maps(folder):
+    """Return both half-maps in a folder."""
+    return [torch.from_numpy(np.array(read_map(folder / f"half{half}_unfil.mrc")[0])) for half in (1, 2)]
 
 
 def medoid(values):

@@ -23,7 +23,7 @@ SUSPECTED = "suspected"
 # Standard errors that raise a suspicion.
 _HINT = 2.0
 # Part of the motion's gain that a cause explains by itself where it replaces the motion, or that motion keeps beside a
-# better explanation; from which errors of poses replace motion even if it adds a little; and that they add to a motion
+# better explanation; from which errors of poses replace motion, whatever it adds; and that they add to a motion
 # where both are there.
 _ENOUGH, _MOSTLY, _BESIDE = 0.5, 0.85, 0.15
 # Relatives in this fraction of the particles change a resolution; errors of the defocus of this size are common.
@@ -211,19 +211,23 @@ def _show(gain: Gain) -> str:
 def _replaces(evidence: Evidence, name: str) -> bool:
     """Return whether a cause explains images, and motion nothing beyond it."""
     kinds = _KINDS.get(name)
-    if kinds is None:
+    if kinds is None or not evidence.gain(kinds).exceeds(_HINT):
         return False
-    adds = evidence.gain((MOTION, *kinds), kinds).exceeds(SIGMAS)
-    return evidence.gain(kinds).exceeds(_HINT) and (not adds or (name == POSES and _is_mostly_poses(evidence)))
+    if name == POSES:
+        excess = _excess_of_poses(evidence)
+        return excess.mean > -excess.error
+    return not evidence.gain((MOTION, *kinds), kinds).exceeds(SIGMAS)
 
 
-def _is_mostly_poses(evidence: Evidence) -> bool:
-    """Return whether changed poses explain nearly all that a deformation does.
+def _excess_of_poses(evidence: Evidence) -> Gain:
+    """Return what changed poses explain over nearly all that a deformation does; negative where there is motion.
 
     A deformation has more parameters, some of which describe a rotation of the whole better than one. But a part that
     moves also changes the most probable poses, which then explain much of it.
     """
-    return evidence.gain((POSE,)).mean > _MOSTLY * evidence.gain((MOTION,)).mean
+    parts = [each.gain((POSE,)) - _MOSTLY * each.gain((MOTION,)) for each in evidence.comparisons]
+    chosen = evidence.molecules
+    return Gain(*mean_and_error(per_group(torch.cat(parts)[chosen], evidence.groups[chosen])))
 
 
 def _adds(evidence: Evidence, name: str, sigmas: float) -> bool:
@@ -244,7 +248,7 @@ def _found(evidence: Evidence, name: str) -> bool | str:
         return True
     if not _replaces(evidence, name) or not (alone.exceeds(SIGMAS) or motion.exceeds(_HINT)):
         return False
-    enough = _is_mostly_poses(evidence) if name == POSES else alone.mean > _ENOUGH * motion.mean
+    enough = _excess_of_poses(evidence).mean > 0 if name == POSES else alone.mean > _ENOUGH * motion.mean
     return True if alone.exceeds(SIGMAS) and enough else SUSPECTED
 
 

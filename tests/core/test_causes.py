@@ -218,8 +218,10 @@ def test_images_without_most_of_the_molecule_are_junk():
     assert found == {"junk": True}
 
 
-def test_what_explains_less_than_half_leaves_it_undecided():
-    verdict, found = decided(SUPPORTED, evidence(motion=1.6, pose=0.7, motion_pose=1.05, motion_content=1.6))
+def test_poses_that_explain_some_of_a_motion_leave_it_and_nearly_all_of_it_make_it_undecided():
+    verdict, found = decided(SUPPORTED, evidence(motion=1.6, pose=1.0, motion_pose=1.2, motion_content=1.6))
+    assert (verdict.verdict, verdict.cause, found) == ("supported", "", {})
+    verdict, found = decided(SUPPORTED, evidence(motion=1.6, pose=1.3, motion_pose=1.65, motion_content=1.6))
     assert (verdict.verdict, verdict.cause, found) == ("undecided", "poses", {"poses": SUSPECTED})
 
 
