@@ -25,7 +25,7 @@ _HINT = 2.0
 # Part of the motion's gain that a cause explains by itself where it replaces the motion, or that motion keeps beside a
 # better explanation; from which errors of poses replace motion, whatever it adds; and that they add to a motion
 # where both are there.
-_ENOUGH, _MOSTLY, _BESIDE = 0.5, 0.85, 0.15
+_ENOUGH, _MOSTLY, _BESIDE = 0.5, 0.87, 0.15
 # Relatives in this fraction of the particles change a resolution; errors of the defocus of this size are common.
 _MANY_RELATIVES, _COMMON_DEFOCUS = 0.01, 0.015
 _NOTHING_SEEN = "If you expect motion, check poses and CTFs, mask the flexible region, or add particles."
@@ -214,20 +214,17 @@ def _replaces(evidence: Evidence, name: str) -> bool:
     if kinds is None or not evidence.gain(kinds).exceeds(_HINT):
         return False
     if name == POSES:
-        excess = _excess_of_poses(evidence)
-        return excess.mean > -excess.error
+        return _excess_of_poses(evidence) > 0
     return not evidence.gain((MOTION, *kinds), kinds).exceeds(SIGMAS)
 
 
-def _excess_of_poses(evidence: Evidence) -> Gain:
-    """Return what changed poses explain over nearly all that a deformation does; negative where there is motion.
+def _excess_of_poses(evidence: Evidence) -> float:
+    """Return what changed poses explain over nearly all that a deformation does, nats; negative where there is motion.
 
     A deformation has more parameters, some of which describe a rotation of the whole better than one. But a part that
     moves also changes the most probable poses, which then explain much of it.
     """
-    parts = [each.gain((POSE,)) - _MOSTLY * each.gain((MOTION,)) for each in evidence.comparisons]
-    chosen = evidence.molecules
-    return Gain(*mean_and_error(per_group(torch.cat(parts)[chosen], evidence.groups[chosen])))
+    return evidence.gain((POSE,)).mean - _MOSTLY * evidence.gain((MOTION,)).mean
 
 
 def _adds(evidence: Evidence, name: str, sigmas: float) -> bool:
@@ -248,7 +245,7 @@ def _found(evidence: Evidence, name: str) -> bool | str:
         return True
     if not _replaces(evidence, name) or not (alone.exceeds(SIGMAS) or motion.exceeds(_HINT)):
         return False
-    enough = _excess_of_poses(evidence).mean > 0 if name == POSES else alone.mean > _ENOUGH * motion.mean
+    enough = _excess_of_poses(evidence) > 0 if name == POSES else alone.mean > _ENOUGH * motion.mean
     return True if alone.exceeds(SIGMAS) and enough else SUSPECTED
 
 

@@ -29,7 +29,7 @@ from dynamight_core.training.stage import train
 from tools.structures import write_antibody
 
 FAB, AXIS = "L/1-107 H/1-113", ("L/107/CA", "H/113/CA")
-QUICK = {"n_latents": 2, "epochs": 2, "warm_up_epochs": 1, "n_motions": 2}
+QUICK = {"n_latents": 2, "epochs": 6, "warm_up_epochs": 1, "n_motions": 2, "validation_fraction": 0.25}
 
 
 def write_moved(path, source, rotation=None, shift=(0, 0, 0), mirror=False, shell=None):
