@@ -256,6 +256,13 @@ class HalfTrainer:
             displaced = positions + self.model.displacements(self.current_latents(subset))
             self.long_edges = LongEdges.build(positions, displaced, self.generator())
 
+    @property
+    def views_are_uneven(self) -> bool:
+        """Whether directions have so different numbers of views that a map cannot be had by division."""
+        if self.point_spread is None:
+            self.point_spread = PointSpread.of(self.data, self.rows)
+        return self.point_spread.kernel is not None
+
     def posed_data(self) -> Batches:
         """Return the images with the refined poses."""
         if not self.options.refine_poses:

@@ -138,7 +138,12 @@ def _restart(trainer: HalfTrainer, nodes: Nodes, number: int) -> bool:
         before = model.gaussians.positions + model.displacements(nodes.latents)
     likelihoods = node_likelihoods(trainer, nodes, _RESOLUTION)
     bodies = model.decoder.regions(model.gaussians.positions.detach())
-    if bodies is None:
+    if bodies is None and trainer.views_are_uneven:
+        # A map of few particles would be smeared: the old Gaussians, where the old field carries them, are better.
+        root = nodes.densest()
+        with torch.no_grad():
+            model.gaussians.positions.copy_(before[root])
+    elif bodies is None:
         # The consensus map is blurred by the motion. The Gaussians are placed in a conformation that particles have.
         root = nodes.densest()
         sums = particle_sums(trainer, nodes.nearest[root])
