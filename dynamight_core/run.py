@@ -31,6 +31,8 @@ STAGE_FILES = {
         "training_curves.csv",
         "latents.safetensors",
         "particles.star",
+        "particles.cs",
+        "particles.csg",
         "atomic_model.cif",
         "error.log",
         "half?/model.safetensors",
@@ -130,7 +132,7 @@ class Run:
     def particles(self) -> Particles:
         """The particles of the input STAR, with refined poses if they were refined."""
         inputs = self.config.inputs
-        particles = read_particles(inputs.star, inputs.project)
+        particles = read_particles(inputs.star, inputs.project, inputs.passthrough)
         if len(particles) != len(self.halves):
             raise InputError(
                 f"{inputs.star} has {len(particles)} particles, but {self.path} was trained on {len(self.halves)}; "

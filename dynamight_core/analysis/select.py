@@ -11,7 +11,7 @@ from dynamight_core.analysis.states import state_coordinates
 from dynamight_core.errors import InputError
 from dynamight_core.judging.conclusion import require_motion
 from dynamight_core.options import SelectOptions
-from dynamight_core.particles.star import write_star
+from dynamight_core.particles.metadata import write_particles
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
 
@@ -180,15 +180,14 @@ def _uses_motion(options: SelectOptions) -> bool:
 def write_rows(run: Run, path: Path, rows: np.ndarray, clusters: np.ndarray | None = None) -> Path:
     """Write (b,) rows of particles.star, from 0, with all input columns and the optics table; return the path.
 
-    `clusters` (n,), if any, go to the column dynCluster.
+    `clusters` (n,), if any, go to the column dynCluster. `write_particles` writes a .cs file if the input was one.
     """
     # Input columns keep their text, results are numbers.
-    table = run.particles.table.copy()
-    for column in run.table.columns.difference(table.columns, sort=False):
-        table[column] = run.table[column].to_numpy()
+    results = run.table.columns.difference(run.particles.table.columns, sort=False)
+    columns = {name: run.table[name].to_numpy()[rows] for name in results}
     if clusters is not None:
-        table["dynCluster"] = clusters
-    write_star(path, table.iloc[rows], run.particles.optics, run.particles.block)
+        columns["dynCluster"] = clusters[rows]
+    write_particles(path, run.particles.subset(rows), columns)
     return path
 
 

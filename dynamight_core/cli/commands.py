@@ -28,12 +28,13 @@ from dynamight_core.options import (
     TrainOptions,
 )
 from dynamight_core.options.declare import Option
+from dynamight_core.options.train import PARTICLES
 from dynamight_core.reporter import Reporter
 
 if TYPE_CHECKING:
     from dynamight_core.run import Run as FinishedRun
 
-Star = Annotated[str, Option("Particles with poses and CTFs: STAR file of RELION 3.0 to 5.")]
+Star = Annotated[str, Option(PARTICLES)]
 Run = Annotated[Path, Option("Folder of a trained run.")]
 Overwrite = Annotated[bool, Option("Replace existing results.", level="basic")]
 

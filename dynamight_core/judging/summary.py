@@ -160,7 +160,8 @@ def _write_table(
 ) -> None:
     """Write particles.star, and the STAR files of groups of different composition; remove old ones."""
     particles = run.particles
-    columns = {"dynHalf": run.halves.numpy(), "dynValidation": run.validation.numpy().astype(np.int64)}
+    columns = {} if particles.halves.any() else {"rlnRandomSubset": run.halves.numpy()}
+    columns |= {"dynHalf": run.halves.numpy(), "dynValidation": run.validation.numpy().astype(np.int64)}
     own = run.own_latents()
     columns |= {f"dynLatent{i + 1}": own[:, i].numpy() for i in range(own.shape[1])}
     k = motions.coordinates.shape[1]

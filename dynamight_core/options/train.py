@@ -11,6 +11,7 @@ from dynamight_core.options.presets import LABELS
 from dynamight_core.registry import DECODERS, LOSS_TERMS
 
 HALVES = ("independent", "joint")
+PARTICLES = "Particles with poses and CTFs: STAR file of RELION 3.0 to 5, or .cs file of cryoSPARC."
 NORMALISATIONS = {"image": "each image", "set": "the whole set", "none": "none"}
 FINAL_LATENTS = {"inferred": "inferred", "encoder": "mean of the encoder (paper)"}
 STORAGES = {"auto": "auto", "memory": "memory", "device": "GPU", "file": "file"}
@@ -20,7 +21,7 @@ STORAGES = {"auto": "auto", "memory": "memory", "device": "GPU", "file": "file"}
 class InputOptions(Checked):
     """What a run works on, and how its images are prepared."""
 
-    star: str = basic("", "Particles with poses and CTFs: STAR file of RELION 3.0 to 5.", group="Input")
+    star: str = basic("", PARTICLES, group="Input")
     map: str = basic("", "Consensus map of the particles (.mrc), same box and pixel size.", metavar="FILE")
     half_maps: list[str] | None = basic(
         None,
@@ -54,9 +55,15 @@ class InputOptions(Checked):
     origin: str = origin()
     project: str | None = option(
         None,
-        "Folder that image paths in the STAR file are relative to. Found automatically if omitted.",
+        "Folder that image paths of the particles are relative to. Found automatically if omitted.",
         group="Input",
         metavar="FOLDER",
+    )
+    passthrough: list[str] = option(
+        [],
+        "Passthrough file of a .cs file; repeat for more. Found beside the .cs file if omitted.",
+        more="It has the fields that cryoSPARC's job did not change, for the same particles.",
+        metavar="FILE",
     )
     particle_diameter: float | None = basic(
         None,
@@ -126,7 +133,7 @@ class InputOptions(Checked):
         """Return the options with absolute paths: later stages read the files again, from whatever folder."""
         single = "star map mask project start_from atomic_model".split()
         paths = {name: value and os.path.abspath(value) for name in single for value in [getattr(self, name)]}
-        for name in ("half_maps", "bodies"):
+        for name in ("half_maps", "bodies", "passthrough"):
             paths[name] = getattr(self, name) and [os.path.abspath(value) for value in getattr(self, name)]
         return replace(self, **paths)
 

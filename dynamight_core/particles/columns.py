@@ -197,6 +197,14 @@ class Columns:
         norm = self._positive("rlnNormCorrection", default=1.0)
         return _tensor(norm / norm.mean())
 
+    def contrast(self) -> torch.Tensor:
+        """Return (n,) int8 dynContrast: -1 where the particle is dark in its image, else 1, also without the column."""
+        values = self.rows("dynContrast", default=1.0)
+        odd = ~np.isin(values, (1, -1))
+        if odd.any():
+            self._refuse_row("dynContrast", int(np.argmax(odd)), "1 or -1")
+        return torch.from_numpy(values.astype(np.int8))
+
     def is_premultiplied(self) -> bool:
         """Whether the images were multiplied by their CTF after the microscope did; other corrections are refused."""
         for label in ("rlnCtfDataAreCtfCorrected", "rlnCtfDataArePhaseFlipped"):

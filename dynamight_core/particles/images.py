@@ -37,7 +37,7 @@ class ImageReader:
         self._check_stacks()
 
     def read(self, indices: Index) -> torch.Tensor:
-        """Return the (b, box, box) float32 images of the selected rows.
+        """Return the (b, box, box) float32 images of the selected rows, the contrast of dark particles inverted.
 
         Raises
         ------
@@ -51,7 +51,7 @@ class ImageReader:
         for i in np.lexsort((p.frame[rows], p.stack_index[rows])):
             images[i] = self._stack(p.stack_index[rows[i]])[p.frame[rows[i]]]
         self._check_values(images, rows)
-        return torch.from_numpy(images)
+        return torch.from_numpy(images) * p.contrast[rows][:, None, None]
 
     def close(self) -> None:
         """Close the open stacks."""

@@ -1,11 +1,12 @@
-"""Particles of a STAR file: poses, CTFs, half-sets, and the location of their images.
+"""Particles of a STAR or .cs file: poses, CTFs, half-sets, and the location of their images.
 
 RELION 3.0 wrote a single table, with origins in pixels and the pixel size from detector and magnification; 3.1 and
 later have an optics table and origins in Angstrom. Both become one `Particles`, whose table keeps every column as text,
-so that it can be written back unchanged.
+so that it can be written back unchanged. Files of cryoSPARC are converted to RELION's tables first.
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from dynamight_core.errors import InputError
 from dynamight_core.imaging.ctf import CtfParameters, Index
 from dynamight_core.imaging.poses import rotation_matrices
+from dynamight_core.particles import cryosparc
 from dynamight_core.particles.columns import Columns
 from dynamight_core.particles.stacks import find_stack
 from dynamight_core.particles.star import read_blocks, write_star
@@ -56,6 +58,10 @@ class Particles:
         (n,) rlnNormCorrection over its mean in the file, 1 without the column. RELION divides the image by it.
     premultiplied
         whether the images were multiplied by their CTF.
+    contrast
+        (n,) int8, 1, or -1 for an image in which the particle is dark (blob/sign of cryoSPARC).
+    records
+        (n,) records of a .cs file of cryoSPARC, or None.
     """
 
     star_path: Path
@@ -74,6 +80,8 @@ class Particles:
     image_groups: torch.Tensor
     norm_correction: torch.Tensor
     premultiplied: bool
+    contrast: torch.Tensor
+    records: cryosparc.Records | None = None
 
     def __len__(self) -> int:
         return len(self.table)
@@ -85,13 +93,14 @@ class Particles:
         per_particle = {
             f.name: getattr(self, f.name)[at]
             for f in fields(self)
-            if f.name in ("angles", "shifts", "ctf", "halves", "image_groups", "norm_correction")
+            if f.name in ("angles", "shifts", "ctf", "halves", "image_groups", "norm_correction", "contrast")
         }
         return replace(
             self,
             table=self.table.iloc[rows].reset_index(drop=True),
             stack_index=self.stack_index[rows],
             frame=self.frame[rows],
+            records=None if self.records is None else self.records[rows],
             **per_particle,
         )
 
@@ -110,12 +119,16 @@ class Particles:
         return f"{self.frame[row] + 1}@{self.stacks[self.stack_index[row]]}"
 
 
-def read_particles(star: str | Path, project: str | Path | None = None) -> Particles:
-    """Read the particles of a RELION STAR file (3.0, 3.1, 4 or 5), or of a file in a format that a package adds.
+def read_particles(
+    star: str | Path, project: str | Path | None = None, passthrough: Sequence[str | Path] = ()
+) -> Particles:
+    """Read the particles of a RELION STAR file (3.0 to 5), a .cs file, or a file in a format that a package adds.
 
     Paths of images may be absolute or relative to `project`, to the folder of the STAR file, to one of its parents (as
     in RELION projects) or to the working folder; the first that exists is used. Stacks are located but not read, except
     for the first header if the file has no box: `ImageReader` reads them.
+
+    `passthrough` are files of cryoSPARC with further fields of a .cs file; see `cryosparc.read_records`.
 
     Raises
     ------
@@ -123,9 +136,15 @@ def read_particles(star: str | Path, project: str | Path | None = None) -> Parti
         if the file cannot be used; the message has the reason and the cure.
     """
     star = Path(star)
-    ending = star.suffix.removeprefix(".")
-    read = INPUT_FORMATS.load(ending) if ending in INPUT_FORMATS else read_blocks
-    blocks = read(star)
+    ending, records = star.suffix.removeprefix("."), None
+    if ending == "cs":
+        records = cryosparc.read_records(star, passthrough)
+        blocks = cryosparc.relion_tables(star, records)
+    elif passthrough:
+        raise InputError(f"--passthrough is for .cs files of cryoSPARC, but the particles are in {star}; omit it")
+    else:
+        read = INPUT_FORMATS.load(ending) if ending in INPUT_FORMATS else read_blocks
+        blocks = read(star)
     block, table = _particle_block(star, blocks)
     optics = blocks.get("optics")
     _refuse_tomography(star, blocks, table)
@@ -151,6 +170,8 @@ def read_particles(star: str | Path, project: str | Path | None = None) -> Parti
         image_groups=torch.from_numpy(image_groups.astype(np.int64)),
         norm_correction=norm_correction,
         premultiplied=columns.is_premultiplied(),
+        contrast=columns.contrast(),
+        records=records,
     )
 
 
@@ -172,6 +193,8 @@ def check_enough(particles: Particles, minimum: int = 200) -> None:
 def write_particles(path: str | Path, particles: Particles, columns: dict[str, NDArray[Any]]) -> None:
     """Write the input rows of `particles`, in input order and dialect, with `columns` added.
 
+    Particles that were read from a .cs file are also written as one, beside the STAR file.
+
     Parameters
     ----------
     path
@@ -187,6 +210,17 @@ def write_particles(path: str | Path, particles: Particles, columns: dict[str, N
             raise ValueError(f"column {name} has {len(values)} values for {len(table)} particles")
         table[name] = np.asarray(values)
     write_star(path, table, particles.optics, particles.block)
+    if particles.records is not None:
+        halves = table.get("rlnRandomSubset")
+        own = {name: values for name, values in columns.items() if name.startswith("dyn")}
+        stacks = [particles.stacks[index] for index in particles.stack_index]
+        cryosparc.write_records(
+            Path(path).with_suffix(".cs"),
+            particles.records,
+            None if halves is None else halves.to_numpy().astype(int),
+            stacks,
+            own,
+        )
 
 
 def describe(particles: Particles) -> list[str]:
@@ -194,16 +228,19 @@ def describe(particles: Particles) -> list[str]:
     p, ctf = particles, particles.ctf
     n_images = len(torch.unique(p.image_groups))
     defocus = torch.stack([ctf.defocus_u, ctf.defocus_v]) / 1e4
-    if p.optics is None:
+    if p.records is not None:
+        dialect = f"cryoSPARC ({_count(len(p.optics if p.optics is not None else ()), 'exposure group')})"
+    elif p.optics is None:
         dialect = "RELION 3.0 (no optics table)"
     else:
         dialect = f"RELION 3.1 or later ({_count(len(p.optics), 'optics group')})"
     expansion = "" if n_images == len(p) else f" of {n_images} images (symmetry-expanded)"
+    column = "rlnRandomSubset" if p.records is None else "alignments3D/split"
     if p.halves.any():
         sizes = [int((p.halves == half).sum()) for half in (1, 2)]
-        halves = f"half-sets: {sizes[0]} and {sizes[1]} particles (rlnRandomSubset)"
+        halves = f"half-sets: {sizes[0]} and {sizes[1]} particles ({column})"
     else:
-        halves = "half-sets: none in the file (no rlnRandomSubset)"
+        halves = f"half-sets: none in the file (no {column})"
     present = {
         "phase shift": ctf.phase_shift.any(),
         "B-factor": ctf.b_factor.any(),
@@ -214,6 +251,7 @@ def describe(particles: Particles) -> list[str]:
         "anisotropic magnification": (ctf.magnification != torch.eye(2)).any(),
         "NormCorrection": (p.norm_correction != 1).any(),
         "CTF-premultiplied images": p.premultiplied,
+        "dark particles, which are inverted": (p.contrast < 0).any(),
     }
     return [
         f"{p.star_path}: {len(p)} particles{expansion} in {_count(len(p.stacks), 'stack')}, {dialect}",

@@ -109,7 +109,7 @@ def open_particles(inputs: InputOptions, seed: int) -> tuple[Particles, torch.Te
         raise InputError(
             f"--project is {inputs.project}, not a folder; use the folder that image paths are relative to"
         )
-    particles = read_particles(inputs.star, inputs.project)
+    particles = read_particles(inputs.star, inputs.project, inputs.passthrough)
     check_enough(particles)
     if inputs.premultiplied is not None:
         particles.premultiplied = inputs.premultiplied
@@ -149,9 +149,7 @@ def read_inputs(inputs: InputOptions, options: TrainOptions) -> Prepared:
     particles, relatives, halves, random = open_particles(inputs, options.seed)
     notes, warnings = [], list(_torn_relatives(halves, relatives))
     if random:
-        notes.append(
-            "the STAR file has no rlnRandomSubset; half-sets are assigned at random (dynHalf in particles.star)"
-        )
+        notes.append("the particles have no half-sets; they are assigned at random (rlnRandomSubset in particles.star)")
     validation = hold_out(particles, relatives, halves, options)
     consensus = read_volume("map", inputs.map, particles)
     if inputs.half_maps:

@@ -8,6 +8,7 @@ the same particles, which no model touched, shows how much of the wrong structur
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import gemmi
 import numpy as np
@@ -108,7 +109,7 @@ def wrong_model_control(
     reporter.say(placement.sentence)
     inputs = replace(
         run.config.inputs,
-        star=_star(run, rows, folder),
+        **_particles(run, rows, folder),
         project=run.config.inputs.project or str(Path(run.config.inputs.star).parent),
         atomic_model=str(wrong),
         fit=False,
@@ -210,13 +211,13 @@ def _number(residue: gemmi.Residue) -> str:
     return f"{residue.seqid.num}.{code}" if code else str(residue.seqid.num)
 
 
-def _star(run: Run, rows: torch.Tensor, folder: Path) -> str:
-    """Return the run's STAR file, or write one of the chosen particles if these are not all."""
+def _particles(run: Run, rows: torch.Tensor, folder: Path) -> dict[str, Any]:
+    """Return the input options that name the run's particles, or write the chosen ones if these are not all."""
     if len(rows) == len(run.halves):
-        return run.config.inputs.star
+        return {}
     path = folder / "particles.star"
     write_particles(path, run.particles.subset(rows.numpy()), {})
-    return str(path)
+    return {"star": str(path), "passthrough": []}
 
 
 def densities(right: Path, wrong: Path, selection: str, images: ControlImages) -> Structures:
