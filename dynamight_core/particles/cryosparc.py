@@ -115,8 +115,7 @@ def relion_tables(path: Path, records: Records) -> dict[str, pd.DataFrame]:
     paths = _texts(records["blob/path"])
     images = [f"{index + 1:06d}@{name}" for index, name in zip(records["blob/idx"], paths, strict=True)]
     columns: dict[str, Any] = {"rlnImageName": images}
-    if "location/micrograph_path" in names:
-        columns["rlnMicrographName"] = _texts(records["location/micrograph_path"])
+    columns |= _places(records)
     columns |= {f"rlnAngle{name}": np.round(angles[:, i], 7) for i, name in enumerate(("Rot", "Tilt", "Psi"))}
     columns |= {f"rlnOrigin{name}Angst": np.round(origins[:, i], 7) for i, name in enumerate("XY")}
     columns |= {"rlnDefocusU": records["ctf/df1_A"], "rlnDefocusV": records["ctf/df2_A"]}
@@ -233,6 +232,23 @@ def _with_fields(records: Records, added: dict[str, Any], replaced: dict[str, An
     for name, values in kinds.items():
         out[name] = values
     return out
+
+
+def _places(records: Records) -> dict[str, Any]:
+    """Return where each particle was picked: columns of micrographs, coordinates (pixels) and filaments, if known."""
+    names = _names(records)
+    columns: dict[str, Any] = {}
+    if "location/micrograph_path" in names:
+        columns["rlnMicrographName"] = _texts(records["location/micrograph_path"])
+    if {"location/center_x_frac", "location/center_y_frac", "location/micrograph_shape"} <= set(names):
+        height, width = records["location/micrograph_shape"].T.astype(float)
+        columns["rlnCoordinateX"] = np.round(records["location/center_x_frac"] * width, 3)
+        columns["rlnCoordinateY"] = np.round((1 - records["location/center_y_frac"].astype(float)) * height, 3)
+    if "location/micrograph_psize_A" in names:
+        columns["rlnMicrographPixelSize"] = records["location/micrograph_psize_A"]
+    if "filament/filament_uid" in names:
+        columns["rlnHelicalTubeID"] = np.unique(records["filament/filament_uid"], return_inverse=True)[1] + 1
+    return columns
 
 
 def _optics(path: Path, records: Records) -> tuple[pd.DataFrame, NDArray[np.int64]]:

@@ -13,6 +13,7 @@ from dynamight_core.judging.summary import summarise
 from dynamight_core.options import InputOptions, TrainOptions
 from dynamight_core.particles.images import ImageReader
 from dynamight_core.particles.metadata import describe, read_particles, write_particles
+from dynamight_core.particles.relatives import find_relatives
 from dynamight_core.reporter import QUIET
 from dynamight_core.simulate.dataset import SimulateOptions, simulate
 from dynamight_core.training.stage import train
@@ -95,6 +96,25 @@ def test_aberrations_have_the_phases_of_cryosparc(files):
     assert np.abs(even).max() > 0.3
     assert np.abs(odd).max() > 0.3
     assert np.allclose(found[inside], expected[inside], atol=2e-4)
+
+
+def test_picks_and_filaments_tell_relatives(files):
+    fields = {
+        "location__micrograph_path": np.array([b"J2/mic.mrc"] * 12),
+        "location__micrograph_shape": np.tile(np.array([4000, 6000], np.uint32), (12, 1)),
+        "location__micrograph_psize_A": np.full(12, 1.0),
+        "location__center_x_frac": np.linspace(0.1, 0.9, 12),
+        "location__center_y_frac": np.full(12, 0.25),
+    }
+    fields["location__center_x_frac"][7] = fields["location__center_x_frac"][3]
+    particles = read(files, **fields)
+    assert particles.table["rlnCoordinateX"].astype(float)[0] == 600
+    assert (particles.table["rlnCoordinateY"].astype(float) == 3000).all()
+    groups = find_relatives(particles, 30.0)
+    assert groups[3] == groups[7]
+    assert len(groups.unique()) == 11
+    tubes = find_relatives(read(files, **fields, filament__filament_uid=np.arange(12) // 4 + 10**15), 0)
+    assert len(tubes.unique()) == 3
 
 
 def test_anisotropic_magnification_is_stored_less_the_identity(files):
