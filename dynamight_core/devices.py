@@ -1,9 +1,11 @@
 """Devices and their memory."""
 
 import ctypes
+import os
 import resource
 import sys
 from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -27,20 +29,66 @@ def choose_device(name: str) -> torch.device:
     Raises
     ------
     InputError
-        if there is no such device.
+        if there is no such device, or the GPU does not compute.
     """
     wanted, _, number = name.partition(":")
+    chosen = name
     if wanted == "auto":
         if not torch.cuda.is_available():
             return torch.device("cpu")
-        name = number or "cuda"
+        chosen = number or "cuda"
     try:
-        device = torch.device(f"cuda:{name}" if name.isdigit() else name)
+        device = torch.device(f"cuda:{chosen}" if chosen.isdigit() else chosen)
     except RuntimeError as error:
         raise InputError(f"--device is '{name}'; use auto, cpu, cuda or the number of a GPU") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device is '{name}' but there are {torch.cuda.device_count()} GPUs; use cpu or auto")
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device is '{name}'; use auto, cpu, cuda or the number of a GPU")
+    if device.type == "cuda":
+        _check_gpu(name, device)
     return device
+
+
+def _check_gpu(name: str, device: torch.device) -> None:
+    """Refuse a GPU that is missing or does not compute."""
+    if (device.index or 0) >= torch.cuda.device_count():
+        found = f"there are {torch.cuda.device_count()} GPUs" if torch.cuda.is_available() else _why_no_gpu()
+        raise InputError(f"--device is '{name}', but {found}; use cpu or auto, or make the GPU available")
+    try:
+        _compute(device)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"--device is '{name}', but GPU {device.index or 0} ({torch.cuda.get_device_name(device)}) does not compute "
+            f"({reason}); free it, install a PyTorch that supports it, or use another device"
+        ) from error
+
+
+def _compute(device: torch.device) -> None:
+    """Add two numbers on a device, which shows that programs run there."""
+    torch.ones(2, device=device).sum().item()
+
+
+def describe_device(name: str, device: torch.device) -> str:
+    """Return a sentence on which `device` computes and why; `name` is the option of `choose_device`."""
+    if device.type == "cuda":
+        why = "chosen automatically" if name.startswith("auto") else "as --device says"
+        return f"Device: GPU {device.index or 0} ({torch.cuda.get_device_name(device)}), {why}."
+    if not name.startswith("auto"):
+        return "Device: CPU, as --device says."
+    return f"Device: CPU, since {_why_no_gpu()}."
+
+
+def _why_no_gpu() -> str:
+    """Return the reason for which PyTorch has no GPU."""
+    present = Path("/dev/nvidia0").exists()
+    if torch.version.cuda is None:
+        build = f"this PyTorch ({torch.__version__}) was built without CUDA"
+        return f"{build}, although there is an NVIDIA GPU" if present else build
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return "CUDA_VISIBLE_DEVICES hides all GPUs"
+    if present:
+        return f"the driver of the NVIDIA GPU does not suit this PyTorch (CUDA {torch.version.cuda}; see nvidia-smi)"
+    return "PyTorch finds no NVIDIA GPU (see nvidia-smi)"
 
 
 def set_threads(threads: int | None) -> None:

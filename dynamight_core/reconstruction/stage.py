@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from dynamight_core.devices import choose_device
+from dynamight_core.devices import choose_device, describe_device
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path, read_map
 from dynamight_core.imaging.fourier import resample_volume
@@ -126,7 +126,9 @@ def reconstruct_run(run: Run, options: ReconstructOptions, reporter: Reporter = 
     atomic = model_densities(options.models, options.origin, run)
     # The particles may be binned differently than in the training.
     consensus = resample_volume(torch.from_numpy(read_map(run.config.inputs.map)[0]), particles.box)
-    images = FullImages(run, choose_device(options.device))
+    device = choose_device(options.device)
+    reporter.say(describe_device(options.device, device))
+    images = FullImages(run, device)
     check_memory(images.box, images.device, options)
     check_halves(run.halves, reporter)
     if motionless:

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from dynamight_core.devices import choose_device
+from dynamight_core.devices import choose_device, describe_device
 from dynamight_core.options import InputOptions, TrainOptions
 from dynamight_core.particles.images import ImageReader
 from dynamight_core.particles.memory import available_memory
@@ -41,6 +41,7 @@ def check_inputs(inputs: InputOptions, options: TrainOptions, images: bool = Tru
         with the reason why a run cannot start.
     """
     device = choose_device(options.device)
+    reporter.say(describe_device(options.device, device))
     if inputs.map:
         prepared = read_inputs(inputs, options)
         particles, relatives, halves = prepared.particles, prepared.relatives, prepared.halves

@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 
 from dynamight_core.config import RunConfig, changed_options
-from dynamight_core.devices import choose_device, peak_memory, set_threads
+from dynamight_core.devices import choose_device, describe_device, peak_memory, set_threads
 from dynamight_core.errors import InputError, option_name
 from dynamight_core.files import atomic_path, write_table
 from dynamight_core.options import InputOptions, TrainOptions
@@ -82,6 +82,7 @@ def train(
     contents = _input_contents(prepared)
     resumed = _check_folder(run, prepared, contents, resume, overwrite)
     prepared.report(reporter)
+    reporter.say(describe_device(options.device, device))
     data = load_images(prepared, device, run, reporter)
     try:
         trainers = build_trainers(prepared, data, previous, reporter)
