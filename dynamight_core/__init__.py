@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Any
 from dynamight_core.version import __version__
 
 if TYPE_CHECKING:
-    from dynamight_core.api import QUIET, InputError, Maps, Reporter, Run, Volume, analyse, open_run, reconstruct, train
+    from dynamight_core.api import (
+        QUIET,
+        InputError,
+        Maps,
+        Reporter,
+        Run,
+        Volume,
+        analyse,
+        infer,
+        open_run,
+        reconstruct,
+        train,
+    )
 
 __all__ = [
     "QUIET",
@@ -20,6 +32,7 @@ __all__ = [
     "Volume",
     "__version__",
     "analyse",
+    "infer",
     "open_run",
     "reconstruct",
     "train",

@@ -88,6 +88,7 @@ def _relocate(inputs: dict[str, Any], before: str | None, run: Path) -> None:
         inputs[name] = found(inputs[name])
     for name in ("half_maps", "bodies"):
         inputs[name] = inputs.get(name) and [found(path) for path in inputs[name]]
+    inputs["passthrough"] = [found(path) for path in inputs.get("passthrough", [])]
 
 
 def changed_options(old: Any, new: Any) -> list[str]:

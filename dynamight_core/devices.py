@@ -58,8 +58,8 @@ def _check_gpu(name: str, device: torch.device) -> None:
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
-            f"--device is '{name}', but GPU {device.index or 0} ({torch.cuda.get_device_name(device)}) does not compute "
-            f"({reason}); free it, install a PyTorch that supports it, or use another device"
+            f"--device is '{name}', but GPU {device.index or 0} ({torch.cuda.get_device_name(device)}) does not "
+            f"compute ({reason}); free it, install a PyTorch that supports it, or use another device"
         ) from error
 
 

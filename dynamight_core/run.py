@@ -14,11 +14,9 @@ import pandas as pd
 import safetensors.torch
 import starfile
 import torch
-from roma import rotvec_to_rotmat
 
 from dynamight_core.config import RunConfig
 from dynamight_core.errors import InputError
-from dynamight_core.imaging.poses import euler_angles, rotation_matrices
 from dynamight_core.model.half import HalfModel
 from dynamight_core.model.motions import PrincipalMotions
 from dynamight_core.particles.metadata import Particles, read_particles
@@ -141,10 +139,7 @@ class Run:
         if inputs.premultiplied is not None:
             particles.premultiplied = inputs.premultiplied
         if self.pose_changes is not None:
-            matrices = rotvec_to_rotmat(self.pose_changes[:, :3]) @ rotation_matrices(particles.angles)
-            particles.angles = euler_angles(matrices)
-            # The centre is at box//2 - origin / pixel size: a larger shift is a smaller origin.
-            particles.shifts = particles.shifts - self.pose_changes[:, 3:]
+            particles = particles.posed(self.pose_changes)
         return particles
 
     @cached_property

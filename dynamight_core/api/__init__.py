@@ -7,8 +7,20 @@ box, maps are indexed [z, y, x], and particles are counted from 0.
 
 from dynamight_core.api.maps import Maps, Volume
 from dynamight_core.api.run import Run
-from dynamight_core.api.stages import analyse, open_run, reconstruct, train
+from dynamight_core.api.stages import analyse, infer, open_run, reconstruct, train
 from dynamight_core.errors import InputError
 from dynamight_core.reporter import QUIET, Reporter
 
-__all__ = ["QUIET", "InputError", "Maps", "Reporter", "Run", "Volume", "analyse", "open_run", "reconstruct", "train"]
+__all__ = [
+    "QUIET",
+    "InputError",
+    "Maps",
+    "Reporter",
+    "Run",
+    "Volume",
+    "analyse",
+    "infer",
+    "open_run",
+    "reconstruct",
+    "train",
+]

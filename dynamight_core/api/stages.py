@@ -10,8 +10,9 @@ from dynamight_core.api.maps import Maps
 from dynamight_core.api.run import Run
 from dynamight_core.devices import set_threads
 from dynamight_core.errors import InputError
+from dynamight_core.judging.new_particles import infer_particles
 from dynamight_core.judging.summary import summarise
-from dynamight_core.options import AnalyseOptions, InputOptions, ReconstructOptions, TrainOptions
+from dynamight_core.options import AnalyseOptions, InferOptions, InputOptions, ReconstructOptions, TrainOptions
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.training.stage import train as train_halves
 
@@ -59,6 +60,46 @@ def train(
         finally:
             trained.data.close()
     return Run(run)
+
+
+def infer(
+    run: "Run | PathLike",
+    star: PathLike,
+    out: PathLike,
+    *,
+    overwrite: bool = False,
+    reporter: Reporter = PRINT,
+    **options: Any,
+) -> "Run":
+    """Infer motions of particles that trained nothing, as ``dynamight infer`` does; return the run that they make.
+
+    Parameters
+    ----------
+    run
+        a `Run`, or the folder of one.
+    star
+        STAR or .cs file of the particles; those that trained the run are recognised.
+    out
+        folder of the new run.
+    overwrite
+        whether to replace a run in this folder.
+    reporter
+        takes lines for the user, and progress.
+    options
+        fields of `InferOptions`.
+
+    Raises
+    ------
+    InputError
+        if the particles or an option cannot be used, or the folder holds a run already.
+    """
+    run = run if isinstance(run, Run) else Run(run)
+    with python_words():
+        (chosen,) = dataclasses_of(options, InferOptions)
+        run.reload()
+        infer_particles(run.stored, Path(star), Path(out), chosen, overwrite, reporter)
+        run.reload()
+    return Run(out)
 
 
 def reconstruct(

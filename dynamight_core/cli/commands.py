@@ -19,6 +19,7 @@ from dynamight_core.options import (
     DemoOptions,
     DisplaceOptions,
     ExploreOptions,
+    InferOptions,
     InputOptions,
     InvertOptions,
     ReconstructOptions,
@@ -96,6 +97,24 @@ def train(
         summarise(trained, reporter=reporter)
         folder = shlex.quote(str(run))
         reporter.say(f"Go on with: dynamight reconstruct {folder}; dynamight analyse {folder}")
+
+
+@command
+def infer(
+    run: Run,
+    star: Star,
+    out: Annotated[Path, Option("Folder of the new run.")],
+    options: InferOptions,
+    *,
+    overwrite: Annotated[bool, Option("Replace an existing run in the folder.", level="basic")] = False,
+) -> None:
+    """Infer latents, motions and uncertainties of new particles with a trained run, and write them as a run."""
+    from dynamight_core.judging.new_particles import infer_particles
+
+    with Terminal() as reporter:
+        infer_particles(_open(run, options), star, out, options, overwrite, reporter)
+        folder = shlex.quote(str(out))
+        reporter.say(f"Go on with: dynamight reconstruct {folder}; dynamight select {folder}")
 
 
 @command

@@ -35,8 +35,7 @@ def halves_agreement(run: Run) -> pd.DataFrame:
         evaluate = model.consensus_evaluator(motions.points)
         parts = [torch.zeros(0, len(motions.components))]
         for part in rows.split(256):
-            shift = evaluate(run.latents[half][part].to(model.latent_mean)).cpu() - motions.mean
-            parts.append(torch.einsum("bmi,kmi->bk", shift, motions.components) / len(motions.points))
+            parts.append(motions.project(evaluate(run.latents[half][part].to(model.latent_mean)).cpu()))
         projected.append(torch.cat(parts).double().numpy())
     table = []
     for k in range(len(motions.components)):

@@ -104,7 +104,7 @@ def summarise(trained: Trained, reporter: Reporter = PRINT) -> Run:
     }
     with atomic_path(path / "analysis" / "summary.json") as temporary:
         temporary.write_text(json.dumps(summary, indent=1))
-    _write_table(run, motions, magnitude, errors, composition)
+    write_results(run, motions, magnitude, errors, composition)
     reporter.say(
         f"Motion {summary['motion_rms']:.2f} A rms, uncertainty {summary['error_rms']:.2f} A rms "
         f"({summary['error_disagreement_rms']:.2f} from disagreement of the half-sets' decoders, "
@@ -151,14 +151,24 @@ def _common_points(models: tuple[HalfModel, HalfModel], seed: int) -> torch.Tens
     return torch.cat(points)
 
 
-def _write_table(
+def write_results(
     run: Run,
     motions: PrincipalMotions,
     magnitude: torch.Tensor,
     errors: MotionErrors,
-    composition: torch.Tensor | None,
+    composition: torch.Tensor | None = None,
 ) -> None:
-    """Write particles.star, and the STAR files of groups of different composition; remove old ones."""
+    """Write RUN/particles.star, and the STAR files of groups of different composition; remove old ones.
+
+    Parameters
+    ----------
+    run, motions, errors
+        of the n particles.
+    magnitude
+        (n,) A, rms displacement.
+    composition
+        (n,) group of each particle, or None.
+    """
     particles = run.particles
     columns = {} if particles.halves.any() else {"rlnRandomSubset": run.halves.numpy()}
     columns |= {"dynHalf": run.halves.numpy(), "dynValidation": run.validation.numpy().astype(np.int64)}
@@ -175,7 +185,8 @@ def _write_table(
     write_particles(run.path / "particles.star", particles, columns)
     for group in (1, 2):
         path = run.path / "analysis" / "composition" / f"group{group}.star"
-        path.unlink(missing_ok=True)
+        for ending in (".star", ".cs", ".csg"):
+            path.with_suffix(ending).unlink(missing_ok=True)
         if composition is not None:
             rows = torch.where(composition == group)[0]
             path.parent.mkdir(exist_ok=True)

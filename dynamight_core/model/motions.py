@@ -49,6 +49,10 @@ class PrincipalMotions:
         displacement: torch.Tensor = self.mean + torch.tensordot(coordinates, self.components, dims=1)
         return displacement
 
+    def project(self, displacement: torch.Tensor) -> torch.Tensor:
+        """Return the (b, K) coordinates (A rms) of (b, m, 3) displacements (A) of the points."""
+        return torch.einsum("bmi,kmi->bk", displacement - self.mean, self.components) / len(self.points)
+
     def save(self, path: str | Path) -> None:
         """Write to a safetensors file, atomically."""
         with atomic_path(path) as temporary:

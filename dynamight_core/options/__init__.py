@@ -12,6 +12,7 @@ from dynamight_core.options.analyse import (
     SelectOptions,
     StatesOptions,
 )
+from dynamight_core.options.infer import InferOptions
 from dynamight_core.options.reconstruct import InvertOptions, ReconstructOptions
 from dynamight_core.options.simulate import DemoOptions, SimulateOptions
 from dynamight_core.options.train import InputOptions, TrainOptions
@@ -21,6 +22,7 @@ STAGES = {
     "input": InputOptions,
     "train": TrainOptions,
     "simulate": SimulateOptions,
+    "infer": InferOptions,
     "invert": InvertOptions,
     "reconstruct": ReconstructOptions,
     "analyse": AnalyseOptions,

@@ -15,10 +15,11 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from roma import rotvec_to_rotmat
 
 from dynamight_core.errors import InputError
 from dynamight_core.imaging.ctf import CtfParameters, Index
-from dynamight_core.imaging.poses import rotation_matrices
+from dynamight_core.imaging.poses import euler_angles, rotation_matrices
 from dynamight_core.particles import cryosparc
 from dynamight_core.particles.columns import Columns
 from dynamight_core.particles.stacks import find_stack
@@ -103,6 +104,12 @@ class Particles:
             records=None if self.records is None else self.records[rows],
             **per_particle,
         )
+
+    def posed(self, changes: torch.Tensor) -> "Particles":
+        """Return the particles in refined poses: (n, 5) rotation vectors (radians) of the images, and shifts (A)."""
+        matrices = rotvec_to_rotmat(changes[:, :3]) @ rotation_matrices(self.angles)
+        # The centre is at box//2 - origin / pixel size: a larger shift is a smaller origin.
+        return replace(self, angles=euler_angles(matrices), shifts=self.shifts - changes[:, 3:])
 
     @property
     def matrices(self) -> torch.Tensor:

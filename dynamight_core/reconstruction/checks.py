@@ -17,8 +17,8 @@ from dynamight_core.particles.memory import available_memory
 from dynamight_core.reconstruction.deformation import deforming_region
 from dynamight_core.reporter import Reporter
 from dynamight_core.run import Run
-from dynamight_core.training.read import SAME_SIZE, read_volume
-from dynamight_core.training.validate import check_mask_range
+from dynamight_core.training.read import read_volume
+from dynamight_core.training.validate import check_mask_range, check_model_box
 
 # Notes are made of: half-sets whose sizes differ by this factor, and this percentage of the molecule cut off.
 _UNEVEN, _CUT = 1.5, 2.0
@@ -36,16 +36,8 @@ _COMPETING = 50
 def check_run(run: Run) -> None:
     """Refuse a run without a summary, and one trained on particles of another size."""
     _ = run.summary  # raises here and not after minutes of work
-    particles = run.particles
-    extent = particles.box * particles.pixel_size
     for half, model in enumerate(run.models, 1):
-        learned = model.box * model.pixel_size
-        if abs(learned / extent - 1) > SAME_SIZE:
-            raise InputError(
-                f"half-set {half} was trained in a box of {learned:.1f} A, but the particles in {particles.star_path} "
-                f"have a box of {extent:.1f} A ({particles.box} pixels of {particles.pixel_size:.4g} A); use the "
-                "particles of the training"
-            )
+        check_model_box(model, half, run.particles)
 
 
 def check_halves(halves: torch.Tensor, reporter: Reporter) -> None:

@@ -40,6 +40,26 @@ def match_grey_scale(model: HalfModel, data: TrainingImages, rows: torch.Tensor)
     Raises
     ------
     InputError
+        as `grey_scale`.
+    """
+    correlation, factor = grey_scale(model, data, rows)
+    if correlation > 5:
+        model.gaussians.log_amplitudes.add_(np.log(factor))
+    return correlation
+
+
+@torch.no_grad()
+def grey_scale(model: HalfModel, data: TrainingImages, rows: torch.Tensor) -> tuple[float, float]:
+    """Return how images compare with a model at rest.
+
+    Returns
+    -------
+    tuple
+        their correlation in units of a chance correlation, and the factor on the model that fits the images best.
+
+    Raises
+    ------
+    InputError
         if the images correlate negatively with the model.
     """
     weights = model.frequency_weights()
@@ -58,6 +78,4 @@ def match_grey_scale(model: HalfModel, data: TrainingImages, rows: torch.Tensor)
             "the particles correlate negatively with the map; set --invert-contrast if they are dark, omit it if they "
             "are white, or check the map"
         )
-    if correlation > 5 * chance:
-        model.gaussians.log_amplitudes.add_(np.log(cross / model_power))
-    return float(correlation / chance)
+    return float(correlation / chance), cross / model_power

@@ -23,8 +23,6 @@ from dynamight_core.training.atomic import AtomicModel, read_atomic_model
 
 # Working pixels per mean distance between Gaussians, which cannot explain finer frequencies.
 _PIXELS_PER_SPACING = 0.6
-# Relative difference of lengths due to rounding in headers.
-SAME_SIZE = 0.005
 
 
 @dataclass
@@ -215,7 +213,7 @@ def read_volume(name: str, path: str, particles: Particles, constant: bool = Fal
             f"{name} {path} has a box of {volume.shape[0]} voxels, but the particles have {particles.box} pixels; "
             "resample it to the particles' box"
         )
-    if abs(pixel_size / particles.pixel_size - 1) > SAME_SIZE:
+    if abs(pixel_size / particles.pixel_size - 1) > validate.SAME_SIZE:
         raise InputError(
             f"{name} {path} has a pixel size of {pixel_size:.4g} A, but the particles have "
             f"{particles.pixel_size:.4g} A; resample it or correct its header"

@@ -8,6 +8,7 @@ import torch
 from dynamight_core.errors import InputError, option_name
 from dynamight_core.imaging.geometry import mask_points
 from dynamight_core.model.bodies import RigidBodies, memberships
+from dynamight_core.model.half import HalfModel
 from dynamight_core.model.initialise import MolecularRegion
 from dynamight_core.options import InputOptions, TrainOptions
 from dynamight_core.particles.images import ImageReader
@@ -15,6 +16,8 @@ from dynamight_core.particles.metadata import Particles
 from dynamight_core.particles.premultiplication import MULTIPLIED, NOT_MULTIPLIED, power_at_ctf_zeros
 from dynamight_core.registry import DECODER_OF_INPUT, DECODERS, LOSS_TERMS
 
+# Relative difference of lengths due to rounding in headers.
+SAME_SIZE = 0.005
 # Box of the initial map with voxels of a quarter of the initial resolution.
 _MIN_START_BOX = 16
 # Images in a half-set, and held-out images in a half-set.
@@ -40,6 +43,17 @@ def complete_options(inputs: InputOptions, options: TrainOptions) -> TrainOption
             options = replace(options, decoder=decoder)
     DECODERS.load(options.decoder).check(inputs, options)
     return options
+
+
+def check_model_box(model: HalfModel, half: int, particles: Particles) -> None:
+    """Refuse particles whose box has another size (A) than that of the training of a half-set's model."""
+    learned, extent = model.box * model.pixel_size, particles.box * particles.pixel_size
+    if abs(learned / extent - 1) > SAME_SIZE:
+        raise InputError(
+            f"half-set {half} was trained in a box of {learned:.1f} A, but the particles in {particles.star_path} "
+            f"have a box of {extent:.1f} A ({particles.box} pixels of {particles.pixel_size:.4g} A); use particles of "
+            "the same box"
+        )
 
 
 def check_half_sets(particles: Particles, halves: torch.Tensor) -> None:
