@@ -130,7 +130,7 @@ class Run:
     def particles(self) -> Particles:
         """The particles of the input STAR, with refined poses if they were refined."""
         inputs = self.config.inputs
-        particles = read_particles(inputs.star, inputs.project, inputs.passthrough)
+        particles = read_particles(inputs.star, inputs.project, inputs.passthrough, inputs.map)
         if len(particles) != len(self.halves):
             raise InputError(
                 f"{inputs.star} has {len(particles)} particles, but {self.path} was trained on {len(self.halves)}; "

@@ -48,6 +48,8 @@ class CtfParameters:
         (n, m) radians, RELION's order (rlnOddZernike, rlnEvenZernike); m may be 0.
     magnification
         (n, 2, 2) RELION's rlnMagMat: the image has the frequency M k at k.
+    band
+        (n,) 1/A, largest frequency along x or y that the image has; infinite for all of its own pixels.
     """
 
     defocus_u: torch.Tensor
@@ -63,6 +65,7 @@ class CtfParameters:
     odd_zernike: torch.Tensor
     even_zernike: torch.Tensor
     magnification: torch.Tensor
+    band: torch.Tensor
 
     @classmethod
     def create(
@@ -88,6 +91,7 @@ class CtfParameters:
             "amplitude_contrast": 0.1,
             "b_factor": 0.0,
             "scale": 1.0,
+            "band": torch.inf,
         }
         if defocus_v is not None:
             values["defocus_v"] = defocus_v
@@ -130,7 +134,7 @@ def evaluate_ctf(parameters: CtfParameters, box: int, pixel_size: float) -> torc
 
     CTF = scale * exp(-B s^2/4) * sin(gamma) with gamma = pi lambda dz s^2 - pi/2 Cs lambda^3 s^4 + asin(Q0) +
     phase shift - even Zernike phase (RELION's sign), times exp(i odd phase) for beam tilt or odd Zernike terms.
-    White contrast: image = CTF * projection.
+    White contrast: image = CTF * projection. The CTF is zero beyond an image's band.
 
     Parameters
     ----------
@@ -192,6 +196,8 @@ def evaluate_ctf(parameters: CtfParameters, box: int, pixel_size: float) -> torc
     if p.has_odd_aberrations:
         odd = zernike_phase(p.odd_zernike, frequency, odd=True) + beam_tilt_phase(p, frequency)
         ctf = ctf * torch.polar(torch.ones_like(odd), odd)
+    if p.band.isfinite().any():
+        ctf = ctf * (frequencies_2d(box, device).abs().amax(-1) / pixel_size <= p.band[:, None, None])
     return ctf
 
 

@@ -119,7 +119,7 @@ def infer_particles(
         invert_contrast=run.config.inputs.invert_contrast if contrast is None else contrast,
     ).absolute()
     config = RunConfig(inputs, run.config.train)
-    particles = read_particles(inputs.star, inputs.project, inputs.passthrough)
+    particles = read_particles(inputs.star, inputs.project, inputs.passthrough, inputs.map)
     if inputs.premultiplied is not None:
         particles.premultiplied = inputs.premultiplied
     for half, model in enumerate(run.models, 1):

@@ -135,33 +135,44 @@ class Columns:
         degrees = [self.rows(f"rlnAngle{angle}", _POSE_CURE) for angle in ("Rot", "Tilt", "Psi")]
         return _tensor(np.deg2rad(np.stack(degrees, -1)))
 
-    def shifts(self, pixel_size: float) -> torch.Tensor:
-        """Return (n, 2) rlnOriginX/YAngst, A, of images of `pixel_size` (A), in which RELION 3.0 writes them."""
+    def shifts(self, pixel_sizes: NDArray[np.float64]) -> torch.Tensor:
+        """Return (n, 2) rlnOriginX/YAngst, A, of images of (n,) pixel sizes (A), in which RELION 3.0 writes them."""
         if "rlnOriginXAngst" not in self.table and "rlnOriginX" in self.table:
-            labels, unit = ("rlnOriginX", "rlnOriginY"), pixel_size
+            labels, unit = ("rlnOriginX", "rlnOriginY"), pixel_sizes[:, None]
         else:
-            labels, unit = ("rlnOriginXAngst", "rlnOriginYAngst"), 1.0
+            labels, unit = ("rlnOriginXAngst", "rlnOriginYAngst"), np.ones((1, 1))
         return _tensor(np.stack([self.rows(label, _POSE_CURE) for label in labels], -1) * unit)
 
-    def pixel_size(self) -> float:
-        """Return the pixel size of the images, A."""
+    def pixel_sizes(self) -> NDArray[np.float64]:
+        """Return the (n,) pixel sizes of the images, A."""
         for label in ("rlnImagePixelSize", "rlnPixelSize"):
             if self.has(label):
-                return self._one_value(self.optical(label), f"pixel size {label}")
+                return self._positive_values(self.optical(label), f"pixel size {label}")
         if self.optics is not None or not self.has("rlnDetectorPixelSize"):
             raise InputError(f"{self.star} has no column rlnImagePixelSize; {_OPTICS_CURE}")
         micrometres = self.rows("rlnDetectorPixelSize")
         cure = "it and rlnDetectorPixelSize define the pixel size"
         magnification = self._positive("rlnMagnification", cure)
-        return self._one_value(micrometres * 1e4 / magnification, "pixel size rlnDetectorPixelSize/rlnMagnification")
+        return self._positive_values(
+            micrometres * 1e4 / magnification, "pixel size rlnDetectorPixelSize/rlnMagnification"
+        )
 
-    def box(self, stacks: list[Path]) -> int:
-        """Return the box of the images (pixels), from the optics table or the header of the first stack."""
+    def boxes(self, stacks: list[Path], stack_index: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the (n,) boxes of the images (pixels), from the optics table or the headers of their stacks.
+
+        Without boxes in the file, all images are taken to have that of the first stack, unless pixel sizes differ.
+        """
         if self.has("rlnImageDimensionality") and (self.optical("rlnImageDimensionality") != 2).any():
             raise InputError(f"{self.star} has rlnImageDimensionality 3 (subtomograms); give single-particle images")
         if self.has("rlnImageSize"):
-            return round(self._one_value(self.optical("rlnImageSize"), "box rlnImageSize"))
-        return read_stack_header(stacks[0]).box
+            boxes: NDArray[np.float64] = np.round(
+                self._positive_values(self.optical("rlnImageSize"), "box rlnImageSize")
+            )
+            return boxes
+        several = np.ptp(self.pixel_sizes()) > 0
+        headers = [read_stack_header(stack).box for stack in (stacks if several else stacks[:1])]
+        found: NDArray[np.float64] = np.array(headers, dtype=np.float64)
+        return found[stack_index] if several else np.full(len(self.table), found[0])
 
     def ctf(self) -> CtfParameters:
         """Return the CTF parameters, per row and per optics group."""
@@ -181,6 +192,7 @@ class Columns:
             odd_zernike=_tensor(self.optical_lists("rlnOddZernike")),
             even_zernike=_tensor(self.optical_lists("rlnEvenZernike")),
             magnification=_tensor(np.stack(magnification, -1).reshape(-1, 2, 2)),
+            band=torch.full((len(self.table),), torch.inf),
         )
 
     def halves(self) -> torch.Tensor:
@@ -218,17 +230,11 @@ class Columns:
             )
         return bool(flags.all())
 
-    def _one_value(self, values: NDArray[np.float64], what: str) -> float:
-        """Return the one positive value of all particles, equal up to rounding."""
-        low, high = values.min(), values.max()
-        if low <= 0:
-            raise InputError(f"{self.star} has the {what} {low:g}; correct it to a positive number")
-        if high - low > 1e-4 * high:
-            raise InputError(
-                f"{self.star} has particles with several values of {what} ({low:g} and {high:g}); "
-                "rescale them to one, or run them separately"
-            )
-        return float(np.median(values))
+    def _positive_values(self, values: NDArray[np.float64], what: str) -> NDArray[np.float64]:
+        """Return the values of all particles, all positive."""
+        if values.min() <= 0:
+            raise InputError(f"{self.star} has the {what} {values.min():g}; correct it to a positive number")
+        return values
 
 
 def _tensor(values: NDArray[np.float64]) -> torch.Tensor:

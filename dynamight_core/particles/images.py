@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from dynamight_core.errors import InputError
 from dynamight_core.imaging.ctf import Index
+from dynamight_core.particles.grid import resample_to_grid
 from dynamight_core.particles.metadata import Particles
 from dynamight_core.particles.stacks import OpenStack, read_stack_header
 
@@ -46,12 +47,25 @@ class ImageReader:
         """
         rows = self._rows[indices if isinstance(indices, slice) else np.asarray(indices)]
         p = self.particles
-        images = np.empty((len(rows), p.box, p.box), dtype=np.float32)
+        images = torch.empty(len(rows), p.box, p.box)
+        if p.sizes is None:
+            images[:] = self._read_raw(rows, p.box)
+        else:
+            for box, pixel_size in np.unique(p.sizes[rows], axis=0):
+                some = np.flatnonzero((p.sizes[rows] == (box, pixel_size)).all(1))
+                raw = self._read_raw(rows[some], int(box))
+                images[some] = resample_to_grid(raw, pixel_size, p.box, p.pixel_size)
+        return images * p.contrast[rows][:, None, None]
+
+    def _read_raw(self, rows: NDArray[np.int64], box: int) -> torch.Tensor:
+        """Return the (b, box, box) images of rows as they are in their stacks."""
+        p = self.particles
+        images = np.empty((len(rows), box, box), dtype=np.float32)
         # In the order in which they lie on disk
         for i in np.lexsort((p.frame[rows], p.stack_index[rows])):
             images[i] = self._stack(p.stack_index[rows[i]])[p.frame[rows[i]]]
         self._check_values(images, rows)
-        return torch.from_numpy(images) * p.contrast[rows][:, None, None]
+        return torch.from_numpy(images)
 
     def close(self) -> None:
         """Close the open stacks."""
@@ -79,10 +93,13 @@ class ImageReader:
         np.maximum.at(last, p.stack_index, p.frame)
         for index in np.flatnonzero(last >= 0):
             path, header = p.stacks[index], read_stack_header(p.stacks[index])
-            if header.box != p.box:
+            mine = p.stack_index == index
+            said = {p.box} if p.sizes is None else set(p.sizes[mine, 0].astype(int).tolist())
+            if said != {header.box}:
                 raise InputError(
-                    f"stack {path} holds images of {header.box} pixels where {p.star_path} says {p.box} "
-                    "(rlnImageSize, or the first stack); give particles of one box"
+                    f"stack {path} holds images of {header.box} pixels where {p.star_path} says "
+                    f"{' and '.join(map(str, sorted(said)))} (rlnImageSize, or the first stack); give each optics "
+                    "group the box of its images"
                 )
             if last[index] >= header.n_images:
                 row = int(np.argmax((p.stack_index == index) & (p.frame >= header.n_images)))

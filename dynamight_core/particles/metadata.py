@@ -22,6 +22,7 @@ from dynamight_core.imaging.ctf import CtfParameters, Index
 from dynamight_core.imaging.poses import euler_angles, rotation_matrices
 from dynamight_core.particles import cryosparc
 from dynamight_core.particles.columns import Columns
+from dynamight_core.particles.grid import band_of, choose_grid, describe_sizes
 from dynamight_core.particles.stacks import find_stack
 from dynamight_core.particles.star import read_blocks, write_star
 from dynamight_core.registry import INPUT_FORMATS
@@ -40,7 +41,7 @@ class Particles:
     block
         name of the data block with the rows.
     box, pixel_size
-        of the images, pixels and A.
+        of the images, pixels and A; of the map, if images of several sizes are resampled to it.
     angles
         (n, 3) rot, tilt, psi in radians.
     shifts
@@ -63,6 +64,8 @@ class Particles:
         (n,) int8, 1, or -1 for an image in which the particle is dark (blob/sign of cryoSPARC).
     records
         (n,) records of a .cs file of cryoSPARC, or None.
+    sizes
+        (n, 2) box (pixels) and pixel size (A) of the images in their stacks, or None if all are `box` and `pixel_size`.
     """
 
     star_path: Path
@@ -83,6 +86,7 @@ class Particles:
     premultiplied: bool
     contrast: torch.Tensor
     records: cryosparc.Records | None = None
+    sizes: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.table)
@@ -102,6 +106,7 @@ class Particles:
             stack_index=self.stack_index[rows],
             frame=self.frame[rows],
             records=None if self.records is None else self.records[rows],
+            sizes=None if self.sizes is None else self.sizes[rows],
             **per_particle,
         )
 
@@ -127,7 +132,10 @@ class Particles:
 
 
 def read_particles(
-    star: str | Path, project: str | Path | None = None, passthrough: Sequence[str | Path] = ()
+    star: str | Path,
+    project: str | Path | None = None,
+    passthrough: Sequence[str | Path] = (),
+    volume: str | None = None,
 ) -> Particles:
     """Read the particles of a RELION STAR file (3.0 to 5), a .cs file, or a file in a format that a package adds.
 
@@ -135,7 +143,8 @@ def read_particles(
     in RELION projects) or to the working folder; the first that exists is used. Stacks are located but not read, except
     for the first header if the file has no box: `ImageReader` reads them.
 
-    `passthrough` are files of cryoSPARC with further fields of a .cs file; see `cryosparc.read_records`.
+    `passthrough` are files of cryoSPARC with further fields of a .cs file; see `cryosparc.read_records`. `volume` is
+    the map to whose grid images of several boxes or pixel sizes are brought; without it, to that of most images.
 
     Raises
     ------
@@ -156,20 +165,26 @@ def read_particles(
     optics = blocks.get("optics")
     _refuse_tomography(star, blocks, table)
     columns = Columns(star, table, optics)
-    angles, pixel_size = columns.angles(), columns.pixel_size()
+    angles, pixel_sizes = columns.angles(), columns.pixel_sizes()
     stacks, stack_index, frame = _find_images(star, table, project)
+    sizes = np.stack([columns.boxes(stacks, stack_index), pixel_sizes], -1)
+    box, pixel_size, mixed = choose_grid(star, sizes, volume)
     _, image_groups = np.unique(stack_index * (frame.max() + 1) + frame, return_inverse=True)
-    norm_correction = columns.norm_correction()
+    norm_correction, ctf = columns.norm_correction(), columns.ctf()
+    if mixed:
+        ctf.band = torch.from_numpy(band_of(sizes, box, pixel_size)).float()
+        # Normalised noise of coarser pixels fills only part of the spectrum, where it would be too strong.
+        norm_correction = norm_correction * torch.from_numpy(np.maximum(pixel_sizes / pixel_size, 1)).float()
     return Particles(
         star_path=star,
         table=table,
         optics=optics,
         block=block,
-        box=columns.box(stacks),
+        box=box,
         pixel_size=pixel_size,
         angles=angles,
-        shifts=columns.shifts(pixel_size),
-        ctf=columns.ctf(),
+        shifts=columns.shifts(pixel_sizes),
+        ctf=ctf,
         stacks=stacks,
         stack_index=stack_index,
         frame=frame,
@@ -179,6 +194,7 @@ def read_particles(
         premultiplied=columns.is_premultiplied(),
         contrast=columns.contrast(),
         records=records,
+        sizes=sizes if mixed else None,
     )
 
 
@@ -263,6 +279,7 @@ def describe(particles: Particles) -> list[str]:
     return [
         f"{p.star_path}: {len(p)} particles{expansion} in {_count(len(p.stacks), 'stack')}, {dialect}",
         f"box {p.box} pixels of {p.pixel_size:.6g} A ({p.box * p.pixel_size:.6g} A)",
+        *([] if p.sizes is None else describe_sizes(p.sizes, p.box, p.pixel_size)),
         halves,
         f"defocus {float(defocus.min()):.2f} to {float(defocus.max()):.2f} um, "
         f"{_range(ctf.voltage)} kV, Cs {_range(ctf.spherical_aberration)} mm",

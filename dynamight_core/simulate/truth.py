@@ -50,6 +50,8 @@ Atom j of particle i lies at c + shift + R (positions[j] - c), with c = axis_poi
 the rotation vector; atoms with moving = 0 stay at positions[j].
 """
 _NUMBERS = ("pixel_size", "particle_diameter", "snr", "scale")
+# Simulated images have all frequencies of their pixels.
+_CTF = tuple(f.name for f in fields(CtfParameters) if f.name != "band")
 _MOLECULE = ("positions", "weights", "moving", "axis_points", "axis_directions")
 _PARTICLES = ("present", "content", "origins", "star_origins", "half")
 PARTICLE, NOISE, OTHER = 0, 1, 2
@@ -314,7 +316,7 @@ class Truth:
         arrays |= {name: torch.rad2deg(getattr(self, name)) for name in ("angles", "euler", "star_euler")}
         arrays |= {"rotations": torch.rad2deg(self.motions[..., :3]), "shifts": self.motions[..., 3:]}
         arrays |= {"other_positions": self.other.positions, "other_weights": self.other.weights}
-        arrays |= {f"ctf_{f.name}": getattr(self.ctf, f.name) for f in fields(CtfParameters)}
+        arrays |= {f"ctf_{name}": getattr(self.ctf, name) for name in _CTF}
         numbers = {name: getattr(self, name) for name in ("box", *_NUMBERS)}
         with atomic_path(path) as temporary:
             np.savez_compressed(
@@ -342,7 +344,7 @@ def load_truth(path: str | Path) -> Truth:
     except (OSError, ValueError) as error:
         raise InputError(f"truth {path} cannot be read ({error}); use the truth.npz of a simulated data set") from error
     try:
-        ctf = CtfParameters(**{f.name: values[f"ctf_{f.name}"] for f in fields(CtfParameters)})
+        ctf = CtfParameters.create(**{name: values[f"ctf_{name}"] for name in _CTF})
         molecule = Molecule(**{name: values[name] for name in _MOLECULE}, atom_sigma=float(values["atom_sigma"]))
         _complete(values, molecule)
         rotations = torch.deg2rad(values["rotations"])

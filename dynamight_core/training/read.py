@@ -107,7 +107,7 @@ def open_particles(inputs: InputOptions, seed: int) -> tuple[Particles, torch.Te
         raise InputError(
             f"--project is {inputs.project}, not a folder; use the folder that image paths are relative to"
         )
-    particles = read_particles(inputs.star, inputs.project, inputs.passthrough)
+    particles = read_particles(inputs.star, inputs.project, inputs.passthrough, inputs.map)
     check_enough(particles)
     if inputs.premultiplied is not None:
         particles.premultiplied = inputs.premultiplied

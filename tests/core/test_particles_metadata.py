@@ -337,11 +337,10 @@ BAD_OPTICS = {
     "no pixel size": ({"rlnImagePixelSize": None}, ["no column rlnImagePixelSize"]),
     "no group": ({"rlnOpticsGroup": None}, ["no column rlnOpticsGroup in data_optics"]),
     "a group twice": ({"rlnOpticsGroup": ["1", "1"]}, ["two optics groups"]),
-    "several pixel sizes": (
+    "images too small for the others": (
         {"rlnImagePixelSize": ["2.0", "1.5"]},
-        ["several values of pixel size", "1.5", "2"],
+        ["16 pixels of 1.5 A (24.0 A)", "too small for a box of 32.0 A"],
     ),
-    "several boxes": ({"rlnImageSize": ["16", "32"]}, ["several values of box", "16", "32"]),
     "pixel size of zero": ({"rlnImagePixelSize": ["0", "0"]}, ["rlnImagePixelSize 0", "positive"]),
     "NaN optics": ({"rlnVoltage": ["200", "nan"]}, ["row 2", "rlnVoltage", "data_optics"]),
     "broken Zernike list": ({"rlnOddZernike": ["[1,x]", "[]"]}, ["'[1,x]'", "rlnOddZernike"]),
