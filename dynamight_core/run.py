@@ -19,7 +19,8 @@ from dynamight_core.config import RunConfig
 from dynamight_core.errors import InputError
 from dynamight_core.model.half import HalfModel
 from dynamight_core.model.motions import PrincipalMotions
-from dynamight_core.particles.metadata import Particles, read_particles
+from dynamight_core.particles.inputs import read_input_particles
+from dynamight_core.particles.metadata import Particles
 
 # The files of each stage, as patterns relative to the run's folder. Every file of a run belongs to exactly one stage.
 STAGE_FILES = {
@@ -130,14 +131,12 @@ class Run:
     def particles(self) -> Particles:
         """The particles of the input STAR, with refined poses if they were refined."""
         inputs = self.config.inputs
-        particles = read_particles(inputs.star, inputs.project, inputs.passthrough, inputs.map)
+        particles = read_input_particles(inputs)
         if len(particles) != len(self.halves):
             raise InputError(
                 f"{inputs.star} has {len(particles)} particles, but {self.path} was trained on {len(self.halves)}; "
                 "restore the original file"
             )
-        if inputs.premultiplied is not None:
-            particles.premultiplied = inputs.premultiplied
         if self.pose_changes is not None:
             particles = particles.posed(self.pose_changes)
         return particles

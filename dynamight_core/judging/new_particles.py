@@ -31,9 +31,10 @@ from dynamight_core.model.motions import PrincipalMotions
 from dynamight_core.options import InferOptions
 from dynamight_core.parallel import side_by_side
 from dynamight_core.particles.cache import ImageCache
-from dynamight_core.particles.halves import count_torn
+from dynamight_core.particles.halves import torn
 from dynamight_core.particles.images import ImageReader
-from dynamight_core.particles.metadata import Particles, read_particles
+from dynamight_core.particles.inputs import read_input_particles
+from dynamight_core.particles.metadata import Particles
 from dynamight_core.particles.preprocess import Preprocessing
 from dynamight_core.particles.relatives import default_distance, find_relatives
 from dynamight_core.reporter import PRINT, Reporter
@@ -119,9 +120,7 @@ def infer_particles(
         invert_contrast=run.config.inputs.invert_contrast if contrast is None else contrast,
     ).absolute()
     config = RunConfig(inputs, run.config.train)
-    particles = read_particles(inputs.star, inputs.project, inputs.passthrough, inputs.map)
-    if inputs.premultiplied is not None:
-        particles.premultiplied = inputs.premultiplied
+    particles = read_input_particles(inputs)
     for half, model in enumerate(run.models, 1):
         check_model_box(model, half, particles)
     member = _membership(run, particles, options.seed, reporter)
@@ -174,11 +173,11 @@ def _membership(run: Run, particles: Particles, seed: int, reporter: Reporter) -
         f"new. Half-sets of new particles are {rule} ({int((halves == 1).sum())} and {int((halves == 2).sum())} in "
         "all). A new particle trained neither decoder; maps use it with the decoder of its own half-set alone."
     )
-    torn = count_torn(halves, relatives)
-    if torn:
+    separated = int(torn(halves, relatives).sum())
+    if separated:
         reporter.warn(
-            f"{torn} particles have relatives (the same original image, helical tube, tilt series or place) in the "
-            "other half-set, so that the FSC may show more than there is"
+            f"{separated} particles have relatives (the same original image, helical tube, tilt series or place) in "
+            "the other half-set, so that the FSC may show more than there is"
         )
     return Membership(rows, halves, validation)
 

@@ -65,6 +65,14 @@ class InputOptions(Checked):
         more="It has the fields that cryoSPARC's job did not change, for the same particles.",
         metavar="FILE",
     )
+    symmetry: str | None = option(
+        None,
+        "Point group of the consensus (C3, D2, T, O, I): each image is used in all equivalent poses.",
+        more="The copies of an image stay in one half-set. Combine it with --mask on one subunit, whose motion is then "
+        "found in every copy. Axes are where RELION has them.",
+        label="Symmetry",
+        metavar="GROUP",
+    )
     particle_diameter: float | None = basic(
         None,
         "Diameter of the particle. 90 % of the box if omitted.",

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 import yaml
 from numpy.typing import NDArray
-from roma import rotvec_to_rotmat
+from roma import rotmat_to_rotvec, rotvec_to_rotmat
 
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
@@ -134,6 +134,19 @@ def relion_tables(path: Path, records: Records) -> dict[str, pd.DataFrame]:
     # pyem's label, by which particles are found again in cryoSPARC.
     columns["ucsfUid"] = records["uid"]
     return {"optics": optics, "particles": _as_text(columns)}
+
+
+def expanded_records(records: Records, matrices: NDArray[Any], copies: NDArray[Any]) -> Records:
+    """Return records in the poses of (n, 3, 3) matrices, of (n,) copies from 0 of each image of a symmetric molecule.
+
+    Every record has a uid of its own; sym_expand/src_uid is that of its image, as in cryoSPARC.
+    """
+    poses = -rotmat_to_rotvec(torch.from_numpy(matrices)).numpy()
+    # An odd multiplier gives different uids to different ones.
+    uids = records["uid"] + copies.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    replaced = {"alignments3D/pose": poses.astype(np.float32), "uid": uids}
+    replaced |= {"sym_expand/src_uid": records["uid"], "sym_expand/idx": copies.astype(np.uint32)}
+    return _with_fields(records, {}, replaced)
 
 
 def write_records(

@@ -14,9 +14,11 @@ from dynamight_core.model.initialise import MolecularRegion, find_molecule
 from dynamight_core.options import InputOptions, TrainOptions
 from dynamight_core.options.presets import LABELS
 from dynamight_core.particles.halves import assign_halves, choose_validation, torn
-from dynamight_core.particles.metadata import Particles, check_enough, read_particles
+from dynamight_core.particles.inputs import read_input_particles
+from dynamight_core.particles.metadata import Particles, check_enough
 from dynamight_core.particles.preprocess import Preprocessing
 from dynamight_core.particles.relatives import default_distance, find_relatives
+from dynamight_core.particles.symmetry import check_symmetry
 from dynamight_core.reporter import Reporter
 from dynamight_core.training import validate
 from dynamight_core.training.atomic import AtomicModel, read_atomic_model
@@ -107,10 +109,8 @@ def open_particles(inputs: InputOptions, seed: int) -> tuple[Particles, torch.Te
         raise InputError(
             f"--project is {inputs.project}, not a folder; use the folder that image paths are relative to"
         )
-    particles = read_particles(inputs.star, inputs.project, inputs.passthrough, inputs.map)
+    particles = read_input_particles(inputs)
     check_enough(particles)
-    if inputs.premultiplied is not None:
-        particles.premultiplied = inputs.premultiplied
     distance = inputs.relative_distance
     if distance is None:
         distance = default_distance(particles, inputs.particle_diameter)
@@ -150,6 +150,9 @@ def read_inputs(inputs: InputOptions, options: TrainOptions) -> Prepared:
         notes.append("the particles have no half-sets; they are assigned at random (rlnRandomSubset in particles.star)")
     validation = hold_out(particles, relatives, halves, options)
     consensus = read_volume("map", inputs.map, particles)
+    if inputs.symmetry is not None:
+        check_symmetry(inputs.map, consensus, inputs.symmetry)
+        notes += _on_symmetry(inputs)
     if inputs.half_maps:
         volumes = [read_volume("half-map", path, particles) for path in inputs.half_maps]
         validate.check_half_maps(inputs.half_maps, volumes)
@@ -189,6 +192,19 @@ def read_inputs(inputs: InputOptions, options: TrainOptions) -> Prepared:
         notes,
         warnings,
     )
+
+
+def _on_symmetry(inputs: InputOptions) -> Iterator[str]:
+    """Yield notes on what each image now stands for."""
+    yield (
+        f"each image is {inputs.symmetry}-expanded: its copies (dynCopy) stay in one half-set, and each has the motion "
+        "of the subunit that lies where the first one does"
+    )
+    if inputs.mask is None and inputs.bodies is None:
+        yield (
+            "motion of all subunits is learned at once, which needs more latents; set --mask to one subunit of the map "
+            "to learn the motion of one"
+        )
 
 
 def _torn_relatives(halves: torch.Tensor, relatives: torch.Tensor) -> Iterator[str]:

@@ -1,0 +1,19 @@
+"""The particles of a run, as its options say."""
+
+from dynamight_core.options import InputOptions
+from dynamight_core.particles.metadata import Particles, read_particles
+from dynamight_core.particles.symmetry import expand
+
+
+def read_input_particles(inputs: InputOptions) -> Particles:
+    """Return the particles of a run: on the grid of its map, and expanded by its symmetry.
+
+    Raises
+    ------
+    InputError
+        if they cannot be used.
+    """
+    particles = read_particles(inputs.star, inputs.project, inputs.passthrough, inputs.map)
+    if inputs.premultiplied is not None:
+        particles.premultiplied = inputs.premultiplied
+    return particles if inputs.symmetry is None else expand(particles, inputs.symmetry)
