@@ -99,6 +99,11 @@ class ReconstructOptions(Checked):
     regions: list[str] = option(
         [], "Mask of a region whose FSC is also calculated; repeat for more regions.", metavar="FILE"
     )
+    symmetrise: bool = option(
+        False,
+        "Copy the masked subunit of a run with --symmetry and --mask to all symmetric places of the maps.",
+        more="Without it, the motion of this subunit alone is corrected.",
+    )
     models: list[str] = option(
         [],
         "Atomic model to compare the maps with by FSC, in the mask and in each region; repeat for more models.",

@@ -70,7 +70,6 @@ class InputOptions(Checked):
         "Point group of the consensus (C3, D2, T, O, I): each image is used in all equivalent poses.",
         more="The copies of an image stay in one half-set. Combine it with --mask on one subunit, whose motion is then "
         "found in every copy. Axes are where RELION has them.",
-        label="Symmetry",
         metavar="GROUP",
     )
     particle_diameter: float | None = basic(

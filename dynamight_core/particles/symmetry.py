@@ -6,6 +6,7 @@ which subunit lies where the first one does in the map; they stay in one half-se
 
 import re
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -106,6 +107,16 @@ def expand(particles: Particles, name: str) -> Particles:
     return replace(expanded, angles=angles.float(), table=table, records=records)
 
 
+def rotate_volume(volume: NDArray[Any], operator: NDArray[np.float64], order: int) -> NDArray[Any]:
+    """Return a (box, box, box) volume [z, y, x] with the value at x that the given one has at g x, by splines.
+
+    `operator` is the (3, 3) rotation g of points (x, y, z) about the voxel box // 2.
+    """
+    turn, centre = operator[::-1, ::-1], np.full(3, volume.shape[0] // 2)
+    rotated: NDArray[Any] = affine_transform(volume, turn, centre - turn @ centre, order=order)
+    return rotated
+
+
 def check_symmetry(path: str, volume: torch.Tensor, name: str) -> None:
     """Refuse a (box, box, box) map that does not look the same after the rotations of a point group.
 
@@ -121,9 +132,7 @@ def check_symmetry(path: str, volume: torch.Tensor, name: str) -> None:
     # Without their radial average, round maps do not look symmetric in every way.
     small = small - (np.bincount(shell.ravel(), small.ravel()) / np.bincount(shell.ravel()))[shell]
     for operator in symmetry_operators(name)[1:]:
-        turn = operator[::-1, ::-1]  # of voxels [z, y, x]
-        rotated = affine_transform(small, turn, centre - turn @ centre, order=1)
-        correlation = np.corrcoef(small[inside], rotated[inside])[0, 1]
+        correlation = np.corrcoef(small[inside], rotate_volume(small, operator, 1)[inside])[0, 1]
         if correlation < _MIN_CORRELATION:
             raise InputError(
                 f"map {path} does not have the symmetry {name} (its correlation with a rotated copy is "

@@ -42,6 +42,7 @@ from dynamight_core.reconstruction.images import FullImages
 from dynamight_core.reconstruction.inverse import InverseReport, fit_inverse, save_inverse
 from dynamight_core.reconstruction.judgement import Judgement
 from dynamight_core.reconstruction.maps import ReconstructionFiles
+from dynamight_core.reconstruction.symmetrised import Subunit
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run, record_stage
 
@@ -116,6 +117,7 @@ def reconstruct_run(run: Run, options: ReconstructOptions, reporter: Reporter = 
     """
     particles = run.particles
     check_run(run)
+    subunit = Subunit.of(run, particles.box) if options.symmetrise else None
     motionless = options.shrink and not supported(run)
     # Only the consensus frame and the densest conformation have the rigid map beside them.
     rigid = options.rigid and options.conformation in ("auto", "reference")
@@ -144,15 +146,18 @@ def reconstruct_run(run: Run, options: ReconstructOptions, reporter: Reporter = 
         method = choose_method(sums.views_are_uneven, images.box, images.device, options, reporter)
     choice = sums.choice(method)
     regularisation: torch.Tensor | float | None = options.regularisation
-    first = sums.first_maps(choice)
+    initial = sums.first_maps(choice)
     if mask is None:
-        mask = soft_mask((first[0] + first[1]) / 2, particles.pixel_size)
+        mask = soft_mask((initial[0] + initial[1]) / 2, particles.pixel_size)
     if regularisation is None:
-        fsc = half_map_fsc(*first, mask, options.seed).corrected
+        fsc = half_map_fsc(*initial, mask, options.seed).corrected
         regularisation = noise_to_signal(fsc)[: images.box // 2 + 1]
     regions |= found_regions(run, gaussians, sums.moving, set(regions))
     judged = Judgement(run, options, mask, regions, gaussians, consensus, sums.modes, atomic)
-    result = _write(run, judged, sums.maps(method, regularisation, choice, rigid), choice, reporter)
+    maps = sums.maps(method, regularisation, choice, rigid)
+    if subunit is not None:
+        maps = {motion: (subunit.copied(first), subunit.copied(second)) for motion, (first, second) in maps.items()}
+    result = _write(run, judged, maps, choice, reporter)
     record_stage(run, "reconstruct", options, method_used=method, motion_used=not motionless)
     bias = record_model_bias(run)
     if bias:
@@ -164,7 +169,11 @@ def reconstruct_run(run: Run, options: ReconstructOptions, reporter: Reporter = 
 def _frame(run: Run, options: ReconstructOptions, motionless: bool, reporter: Reporter) -> str:
     """Return the conformation of the maps that the options stand for, not "auto"."""
     # Masks and models that the user has are in the frame of the consensus.
-    stays = motionless or options.mask is not None or bool(options.regions or options.models)
+    stays = motionless or options.mask is not None or bool(options.regions or options.models) or options.symmetrise
+    if options.symmetrise and options.conformation not in ("auto", "reference"):
+        raise InputError(
+            f"--conformation is '{options.conformation}', but --symmetrise needs the frame of the mask; use reference"
+        )
     conformation = chosen_conformation(run, options.conformation, stays, reporter)
     if motionless and conformation != "reference":
         raise InputError(

@@ -15,13 +15,16 @@ from dynamight_core.imaging.poses import random_rotations, rotation_matrices
 from dynamight_core.imaging.projector import Projector
 from dynamight_core.judging.summary import summarise
 from dynamight_core.model.gaussians import GaussianModel
-from dynamight_core.options import InputOptions, TrainOptions
+from dynamight_core.options import InputOptions, ReconstructOptions, TrainOptions
 from dynamight_core.particles.halves import assign_halves
 from dynamight_core.particles.inputs import read_input_particles
 from dynamight_core.particles.metadata import read_particles
 from dynamight_core.particles.relatives import find_relatives
-from dynamight_core.particles.symmetry import check_symmetry, expand, symmetry_operators
+from dynamight_core.particles.symmetry import check_symmetry, expand, rotate_volume, symmetry_operators
+from dynamight_core.reconstruction.stage import reconstruct_run
+from dynamight_core.reconstruction.symmetrised import Subunit
 from dynamight_core.reporter import QUIET
+from dynamight_core.run import Run
 from dynamight_core.training.stage import train
 from tests.support.cryosparc_files import records, save
 
@@ -113,6 +116,15 @@ def trimer(tmp_path_factory):
     return folder, angles
 
 
+@pytest.fixture(scope="module")
+def trimer_run(trimer, tmp_path_factory):
+    """Return a run of one arm of the trimer."""
+    star, volume, mask = (str(trimer[0] / name) for name in ("particles.star", "map.mrc", "arm.mrc"))
+    inputs = InputOptions(star=star, map=volume, mask=mask, symmetry="C3")
+    options = TrainOptions(n_gaussians=300, n_latents=2, epochs=12, refits=1)
+    return summarise(train(inputs, options, tmp_path_factory.mktemp("arm") / "run", reporter=QUIET), QUIET)
+
+
 def test_copies_are_equivalent_poses_of_one_image_in_one_half_set(particle_files):
     particle_files.stack()
     particles = read_particles(particle_files.star(particle_files.rows(rlnRandomSubset=None)))
@@ -147,12 +159,38 @@ def test_a_map_without_the_symmetry_is_refused(trimer):
             check_symmetry(path, volume, wrong)
 
 
-def test_the_motion_of_every_arm_is_found(trimer, tmp_path):
-    folder, angles = trimer
-    star, volume, mask = (str(folder / name) for name in ("particles.star", "map.mrc", "arm.mrc"))
-    inputs = InputOptions(star=star, map=volume, mask=mask, symmetry="C3")
-    options = TrainOptions(n_gaussians=300, n_latents=2, epochs=12, refits=1)
-    run = summarise(train(inputs, options, tmp_path / "run", reporter=QUIET), QUIET)
-    assert len(run.table) == 600
-    found = run.motions.coordinates[:, 0].reshape(200, 3).numpy()
-    assert all(np.corrcoef(found[:, arm], angles[:, arm])[0, 1] ** 2 > 0.8 for arm in range(3))
+def test_the_motion_of_every_arm_is_found(trimer, trimer_run):
+    assert len(trimer_run.table) == 600
+    found = trimer_run.motions.coordinates[:, 0].reshape(200, 3).numpy()
+    assert all(np.corrcoef(found[:, arm], trimer[1][:, arm])[0, 1] ** 2 > 0.8 for arm in range(3))
+
+
+def likeness(volume, mask, operator):
+    """Return the correlation of a map with its rotated copy in a mask."""
+    inside = mask > 0.5
+    return np.corrcoef(volume[inside], rotate_volume(volume, operator, 3)[inside])[0, 1]
+
+
+def test_maps_have_the_corrected_subunit_once_or_everywhere(trimer, trimer_run):
+    mask, folder = mrcfile.read(trimer[0] / "arm.mrc"), trimer_run.path / "reconstruction"
+    turn, maps = symmetry_operators("C3")[1], {}
+    for symmetrise in (False, True):
+        options = ReconstructOptions(
+            symmetrise=symmetrise, choose_density=False, rigid=False, shrink=False, conformation="reference"
+        )
+        reconstruct_run(Run(trimer_run.path), options, reporter=QUIET)
+        maps[symmetrise] = mrcfile.read(folder / "map.mrc").copy()
+    assert likeness(maps[True], mask, turn) > 0.99 > likeness(maps[False], mask, turn)
+    # The arm itself is the same, and sharper than the others were.
+    inside = mask > 0.99
+    assert np.corrcoef(maps[True][inside], maps[False][inside])[0, 1] > 0.999
+    assert maps[False][inside].std() > 1.1 * rotate_volume(maps[False], turn, 3)[inside].std()
+
+
+def test_symmetrised_maps_need_a_symmetry_and_a_mask(drawn_run):
+    with pytest.raises(InputError, match="--symmetrise needs a run of a symmetric molecule"):
+        Subunit.of(Run(drawn_run), 64)
+    run = Run(drawn_run)
+    run.config.inputs.symmetry = "C3"
+    with pytest.raises(InputError, match="was trained without one"):
+        Subunit.of(run, 64)
