@@ -38,7 +38,7 @@ FLOORS = [
     ("structures", ["structures"], "atomic models", "atoms"),
     ("imaging", ["imaging"], "physics: CTF, poses, projection, back-projection", "CTFs · projections · sums"),
     ("options", ["options", "config"], "every option, once", "one dataclass a stage"),
-    ("foundations", ["version", "errors", "registry", "reporter", "files", "parallel", "devices"], "", ""),
+    ("foundations", ["version", "errors", "registry", "reporter", "files", "lock", "parallel", "devices"], "", ""),
 ]
 # Files of a run, at the floor that writes them.
 FILES = {

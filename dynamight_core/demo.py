@@ -16,6 +16,7 @@ from dynamight_core.errors import InputError
 from dynamight_core.files import read_map
 from dynamight_core.imaging.correlation import fourier_shell_correlation, resolution_at
 from dynamight_core.judging.summary import summarise
+from dynamight_core.lock import writing
 from dynamight_core.options import (
     AnalyseOptions,
     DemoOptions,
@@ -83,8 +84,9 @@ def run_demo(
     )
     if options.epochs is not None:
         training = replace(training, epochs=options.epochs)
-    trained = train(inputs, training, run_folder, overwrite=overwrite, reporter=reporter)
-    run = summarise(trained, reporter=reporter)
+    with writing(run_folder):
+        trained = train(inputs, training, run_folder, overwrite=overwrite, reporter=reporter)
+        run = summarise(trained, reporter=reporter)
     trained.data.close()
     stage("Reconstructing, with motion corrected and without deformation.")
     maps = reconstruct_judged(

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import re
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,14 +14,35 @@ import pandas as pd
 
 from dynamight_core.errors import InputError
 
-_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+# What a user can mend: permissions, names, room, and limits of the system.
+_UNWRITABLE = {
+    getattr(errno, name)
+    for name in (
+        "EACCES EPERM EROFS ENOTDIR EISDIR EEXIST ENAMETOOLONG ELOOP ENOSPC EDQUOT EFBIG EMFILE ENFILE EIO ESTALE"
+    ).split()
+}
+
+
+def write_error(path: str | Path, error: OSError) -> InputError:
+    """Return the error for the user of a file or folder that cannot be written."""
+    reason = (error.strerror or str(error)).lower()
+    return InputError(f"cannot write {path}: {reason}; choose a writable folder with enough space")
+
+
+def system_error(error: BaseException) -> OSError | None:
+    """Return the error of the operating system that an error is, or tells (as those of safetensors do), or None."""
+    if isinstance(error, OSError):
+        return error
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(told[1]), os.strerror(int(told[1]))) if told else None
 
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` if the block succeeds, and remove it if it fails.
 
-    It keeps the suffix, by which many writers choose the format. Parent folders are created.
+    It keeps the suffix, by which many writers choose the format. Parent folders are created. The file has the
+    permissions of the user's umask, whatever the writer chose.
 
     Raises
     ------
@@ -30,19 +53,22 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        temporary.unlink()
         yield temporary
         with open(temporary, "rb") as written:
+            os.fchmod(written.fileno(), stat.S_IMODE(mode))
             os.fsync(written.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        if error.errno not in _UNWRITABLE:
+    except Exception as error:
+        found = system_error(error)
+        if found is None or found.errno not in _UNWRITABLE:
             raise
-        raise InputError(
-            f"cannot write {path}: {str(error.strerror).lower()}; choose a writable folder with enough space"
-        ) from error
+        raise write_error(path, found) from error
     finally:
         # If the folder does not exist, there is nothing to remove.
-        with suppress(NotADirectoryError):
+        with suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 

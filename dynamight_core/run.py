@@ -17,6 +17,7 @@ import torch
 
 from dynamight_core.config import RunConfig
 from dynamight_core.errors import InputError
+from dynamight_core.lock import writing
 from dynamight_core.model.half import HalfModel
 from dynamight_core.model.motions import PrincipalMotions
 from dynamight_core.particles.inputs import read_input_particles
@@ -92,9 +93,13 @@ def record_stage(run: "Run", stage: str, options: Any, **more: Any) -> None:
     more
         further options.
     """
-    run.config.stages[stage] = asdict(options) | more
-    run.config.provenance.setdefault("commands", {})[stage] = shlex.join(sys.argv)
-    run.config.write(run.path)
+    with writing(run.path):
+        # Another command may have added to it since the run was opened.
+        stored = RunConfig.read(run.path)
+        run.config.stages, run.config.provenance = stored.stages, stored.provenance
+        run.config.stages[stage] = asdict(options) | more
+        run.config.provenance.setdefault("commands", {})[stage] = shlex.join(sys.argv)
+        run.config.write(run.path)
 
 
 class Run:

@@ -17,6 +17,7 @@ from dynamight_core.analysis.states import read_states, state_coordinates
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
 from dynamight_core.judging.conclusion import require_motion
+from dynamight_core.lock import writes_run
 from dynamight_core.options import DisplaceOptions
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
@@ -157,6 +158,7 @@ class Displacer:
             yield self.of_particles(rows[start : start + size])
 
 
+@writes_run
 def displace(
     run: Run, points: str | Path, out: str | Path, options: DisplaceOptions | None = None, reporter: Reporter = PRINT
 ) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from dynamight_core.analysis.controls.stage import control_run, reason_against
 from dynamight_core.judging.conclusion import record_conclusion
+from dynamight_core.lock import writes_run
 from dynamight_core.options import ControlOptions, ReconstructOptions
 from dynamight_core.reconstruction.deformation import supported
 from dynamight_core.reconstruction.stage import Reconstruction, reconstruct_run
@@ -13,6 +14,7 @@ _KINDS = ("shuffled-latents", "held-out")
 _PARTICLES = 5000
 
 
+@writes_run
 def reconstruct_judged(run: Run, options: ReconstructOptions, reporter: Reporter = PRINT) -> Reconstruction:
     """Reconstruct as `reconstruct_run` does, run the controls of `options.controls`, and tell the conclusion.
 

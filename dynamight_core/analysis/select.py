@@ -10,6 +10,7 @@ from dynamight_core.analysis.clusters import cluster_coordinates
 from dynamight_core.analysis.states import state_coordinates
 from dynamight_core.errors import InputError
 from dynamight_core.judging.conclusion import require_motion
+from dynamight_core.lock import writes_run
 from dynamight_core.options import SelectOptions
 from dynamight_core.particles.metadata import write_particles
 from dynamight_core.reporter import PRINT, Reporter
@@ -127,6 +128,7 @@ def select_particles(run: Run, options: SelectOptions) -> tuple[np.ndarray, np.n
     return ~kept if o.complement else kept, clusters
 
 
+@writes_run
 def write_selection(
     run: Run, options: SelectOptions, name: str = "selection", out: str | Path | None = None, reporter: Reporter = PRINT
 ) -> Path:

@@ -17,6 +17,7 @@ from dynamight_core.analysis.states import States, state_coordinates
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path, header_origin, write_map, write_table
 from dynamight_core.judging.conclusion import require_motion
+from dynamight_core.lock import writes_run
 from dynamight_core.options.analyse import StatesOptions
 from dynamight_core.reconstruction.local_states import LocalStates
 from dynamight_core.reporter import PRINT, Reporter
@@ -83,6 +84,7 @@ class StateModels:
         return volume.cpu().numpy() * (self.run.pixel_size / model.pixel_size)
 
 
+@writes_run
 def write_states(
     run: Run,
     states: States,

@@ -12,6 +12,7 @@ from dynamight_core.devices import set_threads
 from dynamight_core.errors import InputError
 from dynamight_core.judging.new_particles import infer_particles
 from dynamight_core.judging.summary import summarise
+from dynamight_core.lock import writing
 from dynamight_core.options import AnalyseOptions, InferOptions, InputOptions, ReconstructOptions, TrainOptions
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.training.stage import train as train_halves
@@ -52,7 +53,7 @@ def train(
     InputError
         if the input or an option cannot be used, or the folder holds a run already.
     """
-    with python_words():
+    with python_words(), writing(run):
         inputs, training = dataclasses_of({"star": star, "map": map, **options}, InputOptions, TrainOptions)
         trained = train_halves(inputs, training, Path(run), resume, overwrite, reporter)
         try:

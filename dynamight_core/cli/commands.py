@@ -90,9 +90,10 @@ def train(
     if not inputs.map:
         raise InputError("--map is missing; give the consensus map of the particles")
     from dynamight_core.judging.summary import summarise
+    from dynamight_core.lock import writing
     from dynamight_core.training.stage import train as run_training
 
-    with Terminal() as reporter:
+    with Terminal() as reporter, writing(run):
         trained = run_training(inputs, options, run, resume, overwrite, reporter)
         summarise(trained, reporter=reporter)
         folder = shlex.quote(str(run))

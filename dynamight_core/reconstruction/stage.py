@@ -13,6 +13,7 @@ from dynamight_core.files import atomic_path, read_map
 from dynamight_core.imaging.fourier import resample_volume
 from dynamight_core.judging.bias import record_model_bias
 from dynamight_core.judging.conclusion import record_conclusion
+from dynamight_core.lock import writes_run
 from dynamight_core.options import InvertOptions, ReconstructOptions
 from dynamight_core.reconstruction.atomic_models import model_densities
 from dynamight_core.reconstruction.checks import (
@@ -63,6 +64,7 @@ class Reconstruction:
     rigid: ReconstructionFiles | None
 
 
+@writes_run
 def invert_run(run: Run, options: InvertOptions, reporter: Reporter = PRINT) -> tuple[InverseReport, InverseReport]:
     """Train the inverse field of each half-set on its own particles (paper, Methods); write RUN/half?/inverse.*.
 
@@ -96,6 +98,7 @@ def invert_run(run: Run, options: InvertOptions, reporter: Reporter = PRINT) -> 
     return reports[0], reports[1]
 
 
+@writes_run
 def reconstruct_run(run: Run, options: ReconstructOptions, reporter: Reporter = PRINT) -> Reconstruction:
     """Reconstruct both half-maps, each from its own particles with its own decoder, and write RUN/reconstruction.
 

@@ -19,6 +19,7 @@ from dynamight_core.config import RunConfig, changed_options
 from dynamight_core.devices import choose_device, describe_device, peak_memory, set_threads
 from dynamight_core.errors import InputError, option_name
 from dynamight_core.files import atomic_path, write_table
+from dynamight_core.lock import writing
 from dynamight_core.options import InputOptions, TrainOptions
 from dynamight_core.parallel import side_by_side
 from dynamight_core.reporter import PRINT, QUIET, Reporter
@@ -74,7 +75,13 @@ def train(
     InputError
         if the input cannot be used, or the folder contains a run and neither `resume` nor `overwrite` is set.
     """
-    run = Path(run)
+    with writing(run):
+        return _train(inputs, options, Path(run), resume, overwrite, reporter)
+
+
+def _train(
+    inputs: InputOptions, options: TrainOptions, run: Path, resume: bool, overwrite: bool, reporter: Reporter
+) -> "Trained":
     device = choose_device(options.device)
     set_threads(options.threads)
     prepared = read_inputs(inputs.absolute(), options)

@@ -15,6 +15,7 @@ ROOMS = (
     "options",
     "reporter",
     "files",
+    "lock",
     "parallel",
     "devices",
     "config",

@@ -15,6 +15,7 @@ from dynamight_core.imaging.fourier import resample_volume
 from dynamight_core.judging.bias import is_joint, record_model_bias
 from dynamight_core.judging.conclusion import record_conclusion
 from dynamight_core.judging.evidence import controls_folder
+from dynamight_core.lock import writes_run
 from dynamight_core.options import ControlOptions
 from dynamight_core.reconstruction.checks import check_run
 from dynamight_core.reporter import PRINT, Reporter
@@ -24,6 +25,7 @@ from dynamight_core.run import Run, record_stage
 _MIN_PARTICLES, _MIN_VALIDATION = 100, 40
 
 
+@writes_run
 def control_run(run: Run, options: ControlOptions, reporter: Reporter = PRINT) -> Control:
     """Run a control and write its verdict to RUN/analysis/controls.
 

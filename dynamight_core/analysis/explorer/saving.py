@@ -14,6 +14,7 @@ from dynamight_core.analysis.state_maps import write_states
 from dynamight_core.analysis.states import choose_states
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
+from dynamight_core.lock import writing
 from dynamight_core.options import DisplaceOptions, SelectOptions, StatesOptions
 from dynamight_core.reporter import Reporter
 from dynamight_core.run import Run
@@ -104,8 +105,9 @@ class Saver:
     def _saved(self, files: list[Path], commands: list[str], values: dict) -> Answer:
         """Keep the commands, and return the names of the files inside RUN/analysis."""
         log = self._folder / "explored.sh"
-        before = log.read_text() if log.exists() else "# Commands that write what was saved in dynamight explore\n"
-        with atomic_path(log) as temporary:
-            temporary.write_text(before + "\n".join(commands) + "\n")
+        with self._writing, writing(self._run.path):
+            before = log.read_text() if log.exists() else "# Commands that write what was saved in dynamight explore\n"
+            with atomic_path(log) as temporary:
+                temporary.write_text(before + "\n".join(commands) + "\n")
         names = [path.relative_to(self._folder).as_posix() for path in files]
         return Answer(values | {"files": names, "commands": commands, "folder": str(self._folder)})
