@@ -31,7 +31,7 @@ FLOORS = [
     ("reconstruction", ["reconstruction"], "undoes the motion of each particle", "half-maps · FSC"),
     ("judging", ["judging"], "how far is the motion to be trusted?", "motions · errors · verdict · conclusion"),
     ("training", ["training"], "learns the model of each half-set", "two models · latents"),
-    ("run", ["run"], "the run on disk: its files and who wrote them", "Run"),
+    ("run", ["belonging", "run"], "the run on disk: its files and who wrote them", "Run"),
     ("simulate", ["simulate"], "images of a molecule whose motion is known", "data set · truth"),
     ("model", ["model"], "Gaussians, encoder, decoder, principal motions", "model images · displacements"),
     ("particles", ["particles"], "reads and prepares particles", "half-sets · images · poses"),

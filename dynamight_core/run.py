@@ -15,6 +15,7 @@ import safetensors.torch
 import starfile
 import torch
 
+from dynamight_core.belonging import arranged, check_files
 from dynamight_core.config import RunConfig
 from dynamight_core.errors import InputError
 from dynamight_core.lock import writing
@@ -30,6 +31,8 @@ STAGE_FILES = {
         "metrics.jsonl",
         "training_curves.csv",
         "latents.safetensors",
+        "identity.safetensors",
+        "files.json",
         "particles.star",
         "particles.cs",
         "particles.csg",
@@ -119,6 +122,7 @@ class Run:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.config = RunConfig.read(self.path)
+        check_files(self.path, self.config.inputs)
         file = self.path / "latents.safetensors"
         if not file.exists():
             raise InputError(f"training of {path} has not finished; resume it with dynamight train --resume")
@@ -134,7 +138,13 @@ class Run:
 
     @cached_property
     def particles(self) -> Particles:
-        """The particles of the input STAR, with refined poses if they were refined."""
+        """The particles of the input STAR in the order of the training, with refined poses if they were refined.
+
+        Raises
+        ------
+        InputError
+            if the file has other particles than the training had, or a stack has changed.
+        """
         inputs = self.config.inputs
         particles = read_input_particles(inputs)
         if len(particles) != len(self.halves):
@@ -142,6 +152,7 @@ class Run:
                 f"{inputs.star} has {len(particles)} particles, but {self.path} was trained on {len(self.halves)}; "
                 "restore the original file"
             )
+        particles = arranged(self.path, particles, self.config.provenance.get("star_sha256"))
         if self.pose_changes is not None:
             particles = particles.posed(self.pose_changes)
         return particles

@@ -41,6 +41,8 @@ class DynamightModel(EMObject):
         "analysis/motions.safetensors",
         SUMMARY_FILE,
     )
+    # What particles and files belong to a run; runs of earlier versions lack them.
+    BELONGING_FILES = ("identity.safetensors", "files.json")
 
     def __init__(self, runFolder=None, **kwargs):
         EMObject.__init__(self, **kwargs)
@@ -114,7 +116,8 @@ class DynamightModel(EMObject):
             the folder.
         """
         cleanPath(folder)
-        for name in self.RUN_FILES:
+        belonging = [name for name in self.BELONGING_FILES if os.path.exists(self.getRunPath(name))]
+        for name in (*self.RUN_FILES, *belonging):
             path = os.path.join(folder, name)
             makePath(os.path.dirname(path))
             if name == "config.yaml":

@@ -6,6 +6,7 @@ from dataclasses import asdict
 import numpy as np
 import torch
 
+from dynamight_core.belonging import record_files
 from dynamight_core.files import atomic_path
 from dynamight_core.judging.agreement import halves_agreement
 from dynamight_core.judging.bias import model_bias
@@ -105,6 +106,7 @@ def summarise(trained: Trained, reporter: Reporter = PRINT) -> Run:
     with atomic_path(path / "analysis" / "summary.json") as temporary:
         temporary.write_text(json.dumps(summary, indent=1))
     write_results(run, motions, magnitude, errors, composition)
+    record_files(path)
     reporter.say(
         f"Motion {summary['motion_rms']:.2f} A rms, uncertainty {summary['error_rms']:.2f} A rms "
         f"({summary['error_disagreement_rms']:.2f} from disagreement of the half-sets' decoders, "

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from dynamight_core.belonging import rows_of, trained_rows
 from dynamight_core.errors import InputError, option_name
 from dynamight_core.model.half import HalfModel
 from dynamight_core.run import Run
@@ -28,6 +29,18 @@ _SAME = (
     "seed",
     "validation_fraction",
 )
+
+
+def _arrange(before: Run, prepared: Prepared) -> None:
+    """Bring the results of a run into the order of the new particles, whose poses and CTFs may be others."""
+    trained = trained_rows(before.path)
+    if trained is None:
+        return
+    order = torch.from_numpy(rows_of(before.path, trained, prepared.particles, parts=("image",))).argsort()
+    before.latents, before.covariances = before.latents[:, order], before.covariances[:, order]
+    before.halves, before.validation = before.halves[order], before.validation[order]
+    if before.pose_changes is not None:
+        before.pose_changes = before.pose_changes[order]
 
 
 @dataclass(frozen=True)
@@ -72,6 +85,7 @@ class PreviousRun:
         if (used and used["sha256"]) != (record and record["sha256"]):
             names = "no atomic model" if used is None else f"the atomic model {used['file']}"
             raise InputError(f"{folder} was trained with {names}; use the same --atomic-model to start from it")
+        _arrange(before, prepared)
         # Held-out particles must stay held out, or the verdict would use training particles.
         same_halves = torch.equal(before.halves, prepared.halves.long())
         if not same_halves or not torch.equal(before.validation, prepared.validation):

@@ -15,6 +15,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
+from dynamight_core.belonging import arranged, check_files, record_inputs
 from dynamight_core.config import RunConfig, changed_options
 from dynamight_core.devices import choose_device, describe_device, peak_memory, set_threads
 from dynamight_core.errors import InputError, option_name
@@ -337,6 +338,8 @@ def _check_folder(run: Path, prepared: Prepared, contents: dict, resume: bool, o
             )
         if old.provenance.get("star_sha256") != contents["star_sha256"]:
             raise InputError(f"{inputs.star} has changed since {run} was started; use a new folder")
+        check_files(run, inputs)
+        arranged(run, prepared.particles)
         if old.provenance.get("atomic_model") != contents.get("atomic_model"):
             raise InputError(f"{inputs.atomic_model} has changed since {run} was started; use a new folder")
         return True
@@ -366,5 +369,6 @@ def _begin_run(run: Path, prepared: Prepared, contents: dict) -> None:
         "run": str(run.absolute()),
     }
     config.write(run)
+    record_inputs(run, prepared.particles, prepared.inputs)
     if prepared.atomic is not None:
         prepared.atomic.write_fitted(run / "atomic_model.cif")

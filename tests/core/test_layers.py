@@ -24,6 +24,7 @@ ROOMS = (
     "particles",
     "model",
     "simulate",
+    "belonging",
     "run",
     "training",
     "judging",

@@ -1,0 +1,165 @@
+"""What belongs to a run: its particles, the files it was made from, and its own files. Checked when a run is opened.
+
+``identity.safetensors`` has a number for image, pose, CTF and optics of each row, and the records of the input files; it
+is written when a training starts. ``files.json`` has the records of what the training made.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+
+from dynamight_core.errors import InputError, option_name
+from dynamight_core.files import atomic_path
+from dynamight_core.options import InputOptions
+from dynamight_core.particles.identity import (
+    Difference,
+    check_file,
+    file_record,
+    file_records,
+    match_rows,
+    ordered_stacks,
+    row_identity,
+)
+from dynamight_core.particles.metadata import Particles
+
+IDENTITY, FILES = "identity.safetensors", "files.json"
+# Files of a training that later stages read and do not change.
+_OWN = (
+    "half1/model.safetensors",
+    "half2/model.safetensors",
+    "latents.safetensors",
+    "particles.star",
+    "analysis/motions.safetensors",
+)
+_CURE = "restore it, or train again into a new folder"
+
+
+def record_inputs(run: Path, particles: Particles, inputs: InputOptions) -> None:
+    """Write RUN/identity.safetensors: what the rows and the input files of a training are."""
+    files = {name: file_record(path) for name, path in _input_files(inputs)}
+    records = {"files": files, "stacks": file_records(ordered_stacks(particles))}
+    with atomic_path(run / IDENTITY) as path:
+        safetensors.torch.save_file(row_identity(particles), path, {"records": json.dumps(records)})
+
+
+def record_files(run: Path) -> None:
+    """Write RUN/files.json: what the files of a finished training are."""
+    records = {name: file_record(run / name) for name in _OWN}
+    with atomic_path(run / FILES) as path:
+        path.write_text(json.dumps(records, indent=1))
+
+
+def check_files(run: Path, inputs: InputOptions) -> None:
+    """Refuse a run with files of another training, or whose map, mask or atomic model has changed.
+
+    Files that are missing are refused where they are read. Runs of earlier versions have no records.
+
+    Raises
+    ------
+    InputError
+        naming the first file that does not belong to the run.
+    """
+    if (run / FILES).exists():
+        try:
+            records = json.loads((run / FILES).read_text())
+        except ValueError as error:
+            raise InputError(f"{run / FILES} is damaged ({error}); {_CURE}") from error
+        for name, record in records.items():
+            if (run / name).exists():
+                check_file(run / name, record, run, _CURE)
+    stored = _read(run)
+    if stored is not None:
+        for name, path in _input_files(inputs):
+            if name in stored[1]["files"] and os.path.exists(path):
+                check_file(path, stored[1]["files"][name], f"{run} (its {name})", _CURE)
+
+
+def arranged(run: Path, particles: Particles, checksum: str | None = None) -> Particles:
+    """Return the particles in the order of a run's training.
+
+    Parameters
+    ----------
+    run
+        folder of the run.
+    particles
+        of its STAR file, in any order.
+    checksum
+        SHA-256 of the STAR file at the training, for runs of earlier versions.
+
+    Raises
+    ------
+    InputError
+        with the first difference, if the particles are not those of the training, or a stack has changed.
+    """
+    stored = _read(run)
+    if stored is None:
+        if checksum not in (None, hashlib.sha256(particles.star_path.read_bytes()).hexdigest()):
+            raise InputError(f"{particles.star_path} has changed since {run} was trained; restore the original file")
+        return particles
+    rows, records = stored
+    order = rows_of(run, rows, particles)
+    if (order != np.arange(len(order))).any():
+        particles = particles.subset(order)
+    for path, record in zip(ordered_stacks(particles), records["stacks"], strict=True):
+        check_file(path, record, run, _CURE)
+    return particles
+
+
+def rows_of(
+    run: Path, rows: dict[str, torch.Tensor], particles: Particles, parts: tuple[str, ...] | None = None
+) -> NDArray[np.int64]:
+    """Return (n,) the row among particles of each row of a run, see `match_rows`.
+
+    Raises
+    ------
+    InputError
+        with the first difference.
+    """
+    try:
+        now = row_identity(particles)
+        return match_rows(rows, now) if parts is None else match_rows(rows, now, parts)
+    except Difference as found:
+        star = particles.star_path
+        if found.after is None:
+            told = f"{star} lacks the image of row {(found.before or 0) + 1} of {run / 'particles.star'}"
+        else:
+            name = particles.image_name(found.after)
+            told = f"{star} has in row {found.after + 1} ({name}) another {found.part} than {run} was trained on"
+        raise InputError(f"{told}; restore the original file, or train again into a new folder") from found
+
+
+def trained_rows(run: Path) -> dict[str, torch.Tensor] | None:
+    """Return the identity of each row of a run, None for runs of earlier versions."""
+    stored = _read(run)
+    return None if stored is None else stored[0]
+
+
+def _read(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+    path = run / IDENTITY
+    if not path.exists():
+        return None
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            rows = {name: file.get_tensor(name) for name in file.keys()}
+            return rows, json.loads(file.metadata()["records"])
+    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        raise InputError(f"{path} is damaged ({error}); {_CURE}") from error
+
+
+def _input_files(inputs: InputOptions) -> Iterator[tuple[str, str]]:
+    """Yield option and path of the input files of a training, without the particles."""
+    for field in ("map", "mask", "atomic_model"):
+        path = getattr(inputs, field)
+        if path:
+            yield option_name(field), path
+    for field in ("half_maps", "bodies"):
+        for number, path in enumerate(getattr(inputs, field) or [], 1):
+            yield f"{option_name(field)} ({number})", path
