@@ -38,7 +38,12 @@ FLOORS = [
     ("structures", ["structures"], "atomic models", "atoms"),
     ("imaging", ["imaging"], "physics: CTF, poses, projection, back-projection", "CTFs · projections · sums"),
     ("options", ["options", "config"], "every option, once", "one dataclass a stage"),
-    ("foundations", ["version", "errors", "registry", "reporter", "files", "lock", "parallel", "devices"], "", ""),
+    (
+        "foundations",
+        ["version", "errors", "registry", "reporter", "files", "lock", "earlier", "parallel", "devices"],
+        "",
+        "",
+    ),
 ]
 # Files of a run, at the floor that writes them.
 FILES = {

@@ -1,7 +1,7 @@
 """What belongs to a run: its particles, the files it was made from, and its own files. Checked when a run is opened.
 
-``identity.safetensors`` has a number for image, pose, CTF and optics of each row, and the records of the input files; it
-is written when a training starts. ``files.json`` has the records of what the training made.
+``identity.safetensors`` has a number for image, pose, CTF and optics of each row, and the records of the input files;
+it is written when a training starts. ``files.json`` has the records of what the training made.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ _CURE = "restore it, or train again into a new folder"
 
 def record_inputs(run: Path, particles: Particles, inputs: InputOptions) -> None:
     """Write RUN/identity.safetensors: what the rows and the input files of a training are."""
-    files = {name: file_record(path) for name, path in _input_files(inputs)}
+    files = {name: file_record(path) for name, path in input_files(inputs)}
     records = {"files": files, "stacks": file_records(ordered_stacks(particles))}
     with atomic_path(run / IDENTITY) as path:
         safetensors.torch.save_file(row_identity(particles), path, {"records": json.dumps(records)})
@@ -77,7 +77,7 @@ def check_files(run: Path, inputs: InputOptions) -> None:
                 check_file(run / name, record, run, _CURE)
     stored = _read(run)
     if stored is not None:
-        for name, path in _input_files(inputs):
+        for name, path in input_files(inputs):
             if name in stored[1]["files"] and os.path.exists(path):
                 check_file(path, stored[1]["files"][name], f"{run} (its {name})", _CURE)
 
@@ -154,7 +154,7 @@ def _read(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
         raise InputError(f"{path} is damaged ({error}); {_CURE}") from error
 
 
-def _input_files(inputs: InputOptions) -> Iterator[tuple[str, str]]:
+def input_files(inputs: InputOptions) -> Iterator[tuple[str, str]]:
     """Yield option and path of the input files of a training, without the particles."""
     for field in ("map", "mask", "atomic_model"):
         path = getattr(inputs, field)

@@ -84,6 +84,26 @@ def writing(run: str | os.PathLike[str]) -> Iterator[None]:
         )
 
 
+def is_writing(run: str | Path) -> bool:
+    """Return whether this process, or one that is alive as far as can be told, holds the lock on a run."""
+    folder = Path(run).resolve()
+    if folder in _held:
+        return True
+    lease = SoftFileLease(folder / LOCK, lease_duration=_LEASE, thread_local=False)
+    owner = lease.owner
+    if owner is None:
+        return (folder / LOCK).exists()
+    if owner.hostname == socket.gethostname():
+        try:
+            os.kill(owner.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return True
+        return True
+    return not _is_stale(lease, folder)
+
+
 def writes_run(stage: _Stage) -> _Stage:
     """Hold the lock of a run (the first argument, which has a `path`) while a function runs."""
 

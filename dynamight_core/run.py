@@ -1,24 +1,28 @@
 """A run on disk: the files of each stage, and a finished run as one object."""
 
 import json
+import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
-from functools import cached_property
+from fnmatch import fnmatch
+from functools import cached_property, partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import pandas as pd
 import safetensors.torch
 import starfile
 import torch
 
-from dynamight_core.belonging import arranged, check_files
+from dynamight_core.belonging import arranged, check_files, input_files
 from dynamight_core.config import RunConfig
+from dynamight_core.earlier import all_or_nothing, forget, places, restore, unfinished
 from dynamight_core.errors import InputError
-from dynamight_core.lock import writing
+from dynamight_core.lock import is_writing, writing
 from dynamight_core.model.half import HalfModel
 from dynamight_core.model.motions import PrincipalMotions
 from dynamight_core.particles.inputs import read_input_particles
@@ -61,6 +65,10 @@ STAGE_FILES = {
     "control": ("analysis/controls/**/*",),
     "explore": ("analysis/explored.sh",),
 }
+# Folders of a run, and files that several stages bring up to date.
+_FOLDERS = ("half1", "half2", "reconstruction", "analysis")
+_RECORDS = ("config.yaml", "analysis/summary.json")
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def stage_files(folder: str | Path, stage: str) -> Iterator[Path]:
@@ -76,10 +84,77 @@ def holds_run(folder: Path) -> bool:
 
 def remove_run(folder: Path) -> None:
     """Remove the run in a folder, with all contents of its subfolders."""
-    for name in ("half1", "half2", "reconstruction", "analysis"):
-        shutil.rmtree(folder / name, ignore_errors=True)
     for path in stage_files(folder, "train"):
         path.unlink()
+    forget(folder)
+    for name in _FOLDERS:
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def refuse_inputs_within(folder: Path, inputs: Iterable[str | Path]) -> None:
+    """Refuse inputs that a run in this folder would replace, whatever path or link leads there.
+
+    Raises
+    ------
+    InputError
+        naming the first of them.
+    """
+    root = os.path.realpath(folder)
+    for path in inputs:
+        for place in places(path):
+            name = os.path.relpath(place, root)
+            owned = any(fnmatch(name, pattern) for patterns in STAGE_FILES.values() for pattern in patterns)
+            if owned or name.split(os.sep)[0] in _FOLDERS:
+                raise InputError(f"a run in {folder} would replace its input {path}; use another folder for the run")
+
+
+@contextmanager
+def replacing(run: "Run", stage: str) -> Iterator[None]:
+    """Hold the lock on a run, and leave either all that a stage writes or what was there before."""
+
+    def files() -> Iterator[Path]:
+        yield from _set_files(Path(run.path), stage)
+
+    with writing(run.path), all_or_nothing(Path(run.path), stage, files):
+        yield
+
+
+def whole_set(stage: str) -> Callable[[_Function], _Function]:
+    """Make a function, whose first argument is a run, write all files of a stage or none; see `replacing`."""
+
+    def decorate(function: _Function) -> _Function:
+        @wraps(function)
+        def whole(run: "Run", *arguments: Any, **options: Any) -> Any:
+            with replacing(run, stage):
+                return function(run, *arguments, **options)
+
+        return cast(_Function, whole)
+
+    return decorate
+
+
+def restore_unfinished(folder: Path) -> None:
+    """Put back earlier results that a killed program began to replace, unless one is replacing them now.
+
+    Raises
+    ------
+    InputError
+        if that is needed, and the folder cannot be written.
+    """
+    # The first look costs readers no lock.
+    if not unfinished(folder) or is_writing(folder):
+        return
+    with writing(folder):
+        for stage in unfinished(folder):
+            restore(folder, stage, partial(_set_files, folder, stage))
+
+
+def _set_files(folder: Path, stage: str) -> Iterator[Path]:
+    """Yield the files that a stage changes together."""
+    yield from stage_files(folder, stage)
+    for name in _RECORDS:
+        if (folder / name).exists():
+            yield folder / name
 
 
 def record_stage(run: "Run", stage: str, options: Any, **more: Any) -> None:
@@ -121,6 +196,7 @@ class Run:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        restore_unfinished(self.path)
         self.config = RunConfig.read(self.path)
         check_files(self.path, self.config.inputs)
         file = self.path / "latents.safetensors"
@@ -183,6 +259,11 @@ class Run:
     def pixel_size(self) -> float:
         """Pixel size of the particle images, A; read from the summary."""
         return float(self.summary["model"]["pixel_size"])
+
+    def files(self) -> list[Path]:
+        """Return the files that no later stage may replace: the inputs, and what the training made."""
+        inputs = [self.config.inputs.star, *(path for _, path in input_files(self.config.inputs))]
+        return [*map(Path, inputs), *stage_files(self.path, "train")]
 
     def own_latents(self) -> torch.Tensor:
         """Return the (n, d) latents of all particles, each with its own half-set's decoder."""

@@ -14,6 +14,7 @@ import torch
 from dynamight_core.analysis.arguments import check_row, parse_numbers
 from dynamight_core.analysis.molecule import half_motions
 from dynamight_core.analysis.states import read_states, state_coordinates
+from dynamight_core.earlier import check_outputs
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
 from dynamight_core.judging.conclusion import require_motion
@@ -198,6 +199,7 @@ def displace(
     out = Path(out)
     if out.suffix != ".npz":
         raise InputError(f"--out is {out}; give a name that ends in .npz")
+    check_outputs([out], [*run.files(), points, options.states], "--out")
     point_set = read_points(points, run, options.origin)
     require_motion(run, options.use_unsupported_motion, reporter)
     if point_set.structure is not None:

@@ -8,6 +8,7 @@ from matplotlib.path import Path as Polygon
 from dynamight_core.analysis.arguments import check_motion, parse_numbers
 from dynamight_core.analysis.clusters import cluster_coordinates
 from dynamight_core.analysis.states import state_coordinates
+from dynamight_core.earlier import check_outputs
 from dynamight_core.errors import InputError
 from dynamight_core.judging.conclusion import require_motion
 from dynamight_core.lock import writes_run
@@ -163,6 +164,7 @@ def write_selection(
     if _uses_motion(options):
         require_motion(run, options.use_unsupported_motion, reporter)
     path = Path(run.path) / "analysis" / "selections" / f"{name}.star" if out is None else Path(out)
+    check_outputs([path], [*run.files(), *run.particles.stacks], "--out")
     write_rows(run, path, np.flatnonzero(kept), clusters)
     halves = np.asarray(run.halves)[kept]
     reporter.say(

@@ -11,13 +11,12 @@ from dynamight_core.analysis.domains import find_domains
 from dynamight_core.analysis.exports import write_arrows, write_exports
 from dynamight_core.analysis.report import write_report
 from dynamight_core.judging.conclusion import record_conclusion
-from dynamight_core.lock import writes_run
 from dynamight_core.options import AnalyseOptions
 from dynamight_core.reporter import PRINT, Reporter
-from dynamight_core.run import Run, record_stage
+from dynamight_core.run import Run, record_stage, whole_set
 
 
-@writes_run
+@whole_set("analyse")
 def analyse_run(run: Run, options: AnalyseOptions | None = None, reporter: Reporter = PRINT) -> Path:
     """Write motion maps, arrows, domains, distributions, clusters and agreement of the half-sets, then the report.
 

@@ -14,14 +14,14 @@ from dynamight_core.analysis.molecule import half_motions, half_numbers
 from dynamight_core.analysis.movie import projections_of, write_movie
 from dynamight_core.analysis.pushed import PushedMap
 from dynamight_core.analysis.states import States, state_coordinates
+from dynamight_core.earlier import check_outputs
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path, header_origin, write_map, write_table
 from dynamight_core.judging.conclusion import require_motion
-from dynamight_core.lock import writes_run
 from dynamight_core.options.analyse import StatesOptions
 from dynamight_core.reconstruction.local_states import LocalStates
 from dynamight_core.reporter import PRINT, Reporter
-from dynamight_core.run import Run
+from dynamight_core.run import Run, whole_set
 
 # Files beside the maps of states.
 _OTHER_FILES = ("movie.gif", "movie.mp4", "difference.mrc", "arrows.bild", "arrows.csv", "states.cxc", "states.csv")
@@ -84,7 +84,7 @@ class StateModels:
         return volume.cpu().numpy() * (self.run.pixel_size / model.pixel_size)
 
 
-@writes_run
+@whole_set("states")
 def write_states(
     run: Run,
     states: States,
@@ -123,6 +123,7 @@ def write_states(
     _check(states, o)
     require_motion(run, o.use_unsupported_motion, reporter)
     out = Path(run.path) / "analysis" / "states" / states.name if out is None else Path(out)
+    check_outputs([out / f"{label}.mrc" for label in states.labels], run.files(), "--out")
     models = PushedMap(run, o.half) if o.full else StateModels(run, o.half)
     local = LocalStates(run, reporter) if o.maps and o.method == "local" else None
     _remove_earlier(out)

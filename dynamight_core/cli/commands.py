@@ -89,10 +89,14 @@ def train(
     """Estimate the deformation of every particle, both half-sets independently, and write RUN/particles.star."""
     if not inputs.map:
         raise InputError("--map is missing; give the consensus map of the particles")
+    from dynamight_core.belonging import input_files
     from dynamight_core.judging.summary import summarise
     from dynamight_core.lock import writing
+    from dynamight_core.run import refuse_inputs_within
     from dynamight_core.training.stage import train as run_training
 
+    # Before the lock is written there.
+    refuse_inputs_within(run, [inputs.star, *(path for _, path in input_files(inputs))])
     with Terminal() as reporter, writing(run):
         trained = run_training(inputs, options, run, resume, overwrite, reporter)
         summarise(trained, reporter=reporter)

@@ -13,7 +13,6 @@ from dynamight_core.files import atomic_path, read_map
 from dynamight_core.imaging.fourier import resample_volume
 from dynamight_core.judging.bias import record_model_bias
 from dynamight_core.judging.conclusion import record_conclusion
-from dynamight_core.lock import writes_run
 from dynamight_core.options import InvertOptions, ReconstructOptions
 from dynamight_core.reconstruction.atomic_models import model_densities
 from dynamight_core.reconstruction.checks import (
@@ -45,7 +44,7 @@ from dynamight_core.reconstruction.judgement import Judgement
 from dynamight_core.reconstruction.maps import ReconstructionFiles
 from dynamight_core.reconstruction.symmetrised import Subunit
 from dynamight_core.reporter import PRINT, Reporter
-from dynamight_core.run import Run, record_stage
+from dynamight_core.run import Run, record_stage, whole_set
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Reconstruction:
     rigid: ReconstructionFiles | None
 
 
-@writes_run
+@whole_set("invert")
 def invert_run(run: Run, options: InvertOptions, reporter: Reporter = PRINT) -> tuple[InverseReport, InverseReport]:
     """Train the inverse field of each half-set on its own particles (paper, Methods); write RUN/half?/inverse.*.
 
@@ -98,7 +97,7 @@ def invert_run(run: Run, options: InvertOptions, reporter: Reporter = PRINT) -> 
     return reports[0], reports[1]
 
 
-@writes_run
+@whole_set("reconstruct")
 def reconstruct_run(run: Run, options: ReconstructOptions, reporter: Reporter = PRINT) -> Reconstruction:
     """Reconstruct both half-maps, each from its own particles with its own decoder, and write RUN/reconstruction.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from dynamight_core.belonging import arranged, check_files, record_inputs
+from dynamight_core.belonging import arranged, check_files, input_files, record_inputs
 from dynamight_core.config import RunConfig, changed_options
 from dynamight_core.devices import choose_device, describe_device, peak_memory, set_threads
 from dynamight_core.errors import InputError, option_name
@@ -24,7 +24,7 @@ from dynamight_core.lock import writing
 from dynamight_core.options import InputOptions, TrainOptions
 from dynamight_core.parallel import side_by_side
 from dynamight_core.reporter import PRINT, QUIET, Reporter
-from dynamight_core.run import holds_run, remove_run
+from dynamight_core.run import holds_run, refuse_inputs_within, remove_run
 from dynamight_core.training.amplitude import adjust_regularisation
 from dynamight_core.training.build import build_trainers, load_images
 from dynamight_core.training.checkpoint import checkpoint_epochs, load_checkpoint, save_checkpoint
@@ -76,6 +76,8 @@ def train(
     InputError
         if the input cannot be used, or the folder contains a run and neither `resume` nor `overwrite` is set.
     """
+    inputs = inputs.absolute()
+    refuse_inputs_within(Path(run), (path for _, path in [("STAR", inputs.star), *input_files(inputs)]))
     with writing(run):
         return _train(inputs, options, Path(run), resume, overwrite, reporter)
 
@@ -85,7 +87,8 @@ def _train(
 ) -> "Trained":
     device = choose_device(options.device)
     set_threads(options.threads)
-    prepared = read_inputs(inputs.absolute(), options)
+    prepared = read_inputs(inputs, options)
+    refuse_inputs_within(run, prepared.particles.stacks)
     previous = PreviousRun.open(prepared, run)
     contents = _input_contents(prepared)
     resumed = _check_folder(run, prepared, contents, resume, overwrite)

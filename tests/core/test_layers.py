@@ -16,6 +16,7 @@ ROOMS = (
     "reporter",
     "files",
     "lock",
+    "earlier",
     "parallel",
     "devices",
     "config",

@@ -15,17 +15,16 @@ from dynamight_core.imaging.fourier import resample_volume
 from dynamight_core.judging.bias import is_joint, record_model_bias
 from dynamight_core.judging.conclusion import record_conclusion
 from dynamight_core.judging.evidence import controls_folder
-from dynamight_core.lock import writes_run
 from dynamight_core.options import ControlOptions
 from dynamight_core.reconstruction.checks import check_run
 from dynamight_core.reporter import PRINT, Reporter
-from dynamight_core.run import Run, record_stage
+from dynamight_core.run import Run, record_stage, whole_set
 
 # Particles of a half-set needed for a map, and validation particles needed for statistics.
 _MIN_PARTICLES, _MIN_VALIDATION = 100, 40
 
 
-@writes_run
+@whole_set("control")
 def control_run(run: Run, options: ControlOptions, reporter: Reporter = PRINT) -> Control:
     """Run a control and write its verdict to RUN/analysis/controls.
 
