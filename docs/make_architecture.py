@@ -40,7 +40,7 @@ FLOORS = [
     ("options", ["options", "config"], "every option, once", "one dataclass a stage"),
     (
         "foundations",
-        ["version", "errors", "registry", "reporter", "files", "lock", "earlier", "parallel", "devices"],
+        ["version", "errors", "registry", "reporter", "files", "limits", "lock", "earlier", "parallel", "devices"],
         "",
         "",
     ),

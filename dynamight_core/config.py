@@ -57,7 +57,9 @@ class RunConfig:
                 values["provenance"],
                 values["stages"],
             )
-        except (yaml.YAMLError, TypeError, KeyError) as error:
+        except InputError:
+            raise
+        except (OSError, yaml.YAMLError, TypeError, KeyError, AttributeError, ValueError) as error:
             raise InputError(f"{path} cannot be understood ({error}); train again into a new folder") from error
 
 

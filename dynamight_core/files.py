@@ -132,8 +132,7 @@ def read_map(path: str | Path, what: str = "map", constant: bool = False) -> tup
         if the file is missing, not MRC, not cubic, constant, or has values that are not finite.
     """
     path = Path(path)
-    if not path.exists():
-        raise InputError(f"{what} {path} does not exist; use the path of an MRC volume")
+    check_is_file(path, what, "use the path of an MRC volume")
     try:
         with mrcfile.open(path, permissive=True) as mrc:
             volume = None if mrc.data is None else np.array(mrc.data, dtype=np.float32)
@@ -152,6 +151,21 @@ def read_map(path: str | Path, what: str = "map", constant: bool = False) -> tup
     return volume, pixel_size
 
 
+def check_is_file(path: str | Path, what: str, cure: str) -> None:
+    """Refuse a path that is missing, or a folder, pipe or device, which a reader would wait for.
+
+    Raises
+    ------
+    InputError
+        with `what` the file is and `cure`.
+    """
+    if not os.path.exists(path):
+        raise InputError(f"{what} {path} does not exist; {cure}")
+    if not os.path.isfile(path):
+        kind = "folder" if os.path.isdir(path) else "pipe or device"
+        raise InputError(f"{what} {path} is a {kind}, not a file; {cure}")
+
+
 def header_origin(path: str | Path) -> np.ndarray:
     """Return the (x, y, z) of a map's first voxel according to its header, A.
 
@@ -160,8 +174,7 @@ def header_origin(path: str | Path) -> np.ndarray:
     InputError
         if the file does not exist.
     """
-    if not Path(path).exists():
-        raise InputError(f"map {path} does not exist; restore the consensus map of the training")
+    check_is_file(path, "map", "restore the consensus map of the training")
     with mrcfile.open(path, permissive=True, header_only=True) as mrc:
         header, voxel = mrc.header, float(mrc.voxel_size.x)
         origin = np.array([float(header.origin[axis]) for axis in "xyz"])

@@ -241,7 +241,11 @@ class Run:
     @cached_property
     def summary(self) -> dict[str, Any]:
         """Verdict, statistics and warnings."""
-        summary: dict[str, Any] = json.loads(self._summarised("analysis/summary.json").read_text())
+        path = self._summarised("analysis/summary.json")
+        try:
+            summary: dict[str, Any] = json.loads(path.read_text())
+        except ValueError as error:
+            raise InputError(f"{path} is damaged ({error}); make it again with dynamight train --resume") from error
         return summary
 
     @cached_property

@@ -6,7 +6,7 @@ import gemmi
 import numpy as np
 
 from dynamight_core.errors import InputError
-from dynamight_core.files import header_origin, read_map
+from dynamight_core.files import check_is_file, header_origin, read_map
 from dynamight_core.imaging.geometry import inside_box, nearest_voxels
 from dynamight_core.options.common import ORIGINS
 
@@ -22,11 +22,10 @@ def read_structure(path: str | Path) -> gemmi.Structure:
     InputError
         if it is missing, cannot be read or contains no atoms.
     """
-    if not Path(path).exists():
-        raise InputError(f"model {path} does not exist; use a PDB or mmCIF file")
+    check_is_file(path, "model", "use a PDB or mmCIF file")
     try:
         structure = gemmi.read_structure(str(path))
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # gemmi lets errors of its containers through, such as IndexError.
         raise InputError(f"model {path} cannot be read ({error}); use a PDB or mmCIF file") from error
     if not len(structure) or not structure[0].count_atom_sites():
         raise InputError(f"model {path} contains no atoms; use a PDB or mmCIF file with coordinates")

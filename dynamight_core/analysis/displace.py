@@ -16,7 +16,7 @@ from dynamight_core.analysis.molecule import half_motions
 from dynamight_core.analysis.states import read_states, state_coordinates
 from dynamight_core.earlier import check_outputs
 from dynamight_core.errors import InputError
-from dynamight_core.files import atomic_path
+from dynamight_core.files import atomic_path, check_is_file
 from dynamight_core.judging.conclusion import require_motion
 from dynamight_core.lock import writes_run
 from dynamight_core.options import DisplaceOptions
@@ -74,8 +74,7 @@ def read_points(path: str | Path, run: Run, origin: str = "auto") -> PointSet:
         if the file cannot be read, holds no points, or its points are not finite or outside the box.
     """
     path = Path(path)
-    if not path.exists():
-        raise InputError(f"points {path} do not exist; give a .npy, .pdb or .cif file")
+    check_is_file(path, "points", "give a .npy, .pdb or .cif file")
     structure = None
     if path.suffix.lower() == ".npy":
         positions = _read_array(path)

@@ -10,6 +10,7 @@ import torch
 from dynamight_core.analysis.arguments import check_motion, check_row, parse_numbers
 from dynamight_core.analysis.clusters import cluster_coordinates, density_ridge, shortest_order
 from dynamight_core.errors import InputError
+from dynamight_core.files import check_is_file
 from dynamight_core.options import StatesOptions
 from dynamight_core.run import Run
 
@@ -248,8 +249,7 @@ def read_states(path: str | Path, run: Run) -> tuple[list[str], np.ndarray]:
         if the file cannot be read, or lacks coordinates.
     """
     path = Path(path)
-    if not path.exists():
-        raise InputError(f"states {path} do not exist; give the states.csv that dynamight states wrote")
+    check_is_file(path, "states", "give the states.csv that dynamight states wrote")
     try:
         table = pd.read_csv(path)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:

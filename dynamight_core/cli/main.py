@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import signal
 import sys
 import tempfile
 import time
@@ -14,6 +16,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from dynamight_core.cli.app import GLOBAL, current_names, describe_error, make_app
 from dynamight_core.errors import InputError
+from dynamight_core.limits import limit_of_system
 from dynamight_core.version import __version__
 
 # Words that are answered with every option of every command.
@@ -26,7 +29,17 @@ def main() -> None:
         # Messages hold Greek letters and units; a terminal that cannot show them should not end a run.
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
         sys.stderr.reconfigure(errors="replace")  # type: ignore[union-attr]
-    sys.exit(run(sys.argv[1:]))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # nohup has SIGHUP ignored.
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
+    code = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # Its reader is gone; Python would complain of it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
 
 
 def run(words: Sequence[str]) -> int:
@@ -55,7 +68,8 @@ def run(words: Sequence[str]) -> int:
     ) -> int:
         code, message = _outcome(app, command, debug, require_version)
         if code:
-            print(message, file=sys.stderr)
+            with contextlib.suppress(OSError):
+                print(message, file=sys.stderr)
         if status_file is not None:
             from dynamight_core.files import atomic_path
 
@@ -82,22 +96,19 @@ def _outcome(app: App, words: Sequence[str], debug: bool, version: str | None) -
         function(*bound.args, **bound.kwargs)
     except CycloptsError as error:
         return 2, f"Error: {describe_error(error)}"
-    except (InputError, PermissionError, NotADirectoryError) as error:
-        reason = str(error)
-        if isinstance(error, OSError):
-            place = Path(error.filename or ".").parent
-            reason = (
-                f"cannot use {place}: {(error.strerror or str(error)).lower()}; choose a folder you may read and write"
-            )
+    except InputError as error:
         if debug:
             traceback.print_exc()
-        return 2, f"Error: {reason}"
+        return 2, f"Error: {error}"
     except KeyboardInterrupt:
         cure = "resume with --resume" if words[0] == "train" else "run the command again"
         return 130, f"Stopped; {cure}."
     except Exception as error:
         if debug:
             traceback.print_exc()
+        reason = limit_of_system(error)
+        if reason is not None:
+            return 2, f"Error: {reason}"
         where = "above" if debug else f"in {_write_log(folder)}"
         lines = str(error).strip().splitlines()
         sentence = f"{type(error).__name__}{': ' + lines[0] if lines else ''}"

@@ -1,11 +1,20 @@
 """What the user sees while a command runs: lines, and bars or tenths of what is done."""
 
+import os
 import time
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from dynamight_core.reporter import Reporter
+
+
+class _Console(Console):
+    """A console whose reader may leave: a closed pipe does not end a run."""
+
+    def on_broken_pipe(self) -> None:
+        """Print the rest to nowhere."""
+        self.file = open(os.devnull, "w")
 
 
 class Terminal:
@@ -15,7 +24,7 @@ class Terminal:
     quiet = 3.0
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = _Console(highlight=False, soft_wrap=True)
         self._bars = None
         if self.console.is_terminal:
             self._bars = Progress(
@@ -32,7 +41,11 @@ class Terminal:
 
     def say(self, line: str) -> None:
         """Print a line for the user."""
-        self.console.print(line, markup=False)
+        try:
+            self.console.print(line, markup=False)
+        except OSError:
+            # The terminal is gone, or the log has no room.
+            self.console.on_broken_pipe()
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """Show that `done` of `total` of a stage are done."""

@@ -10,7 +10,7 @@ import pandas as pd
 import starfile
 
 from dynamight_core.errors import InputError
-from dynamight_core.files import atomic_path
+from dynamight_core.files import atomic_path, check_is_file
 
 
 def read_blocks(star: Path) -> dict[str, pd.DataFrame]:
@@ -21,6 +21,7 @@ def read_blocks(star: Path) -> dict[str, pd.DataFrame]:
     InputError
         if the file is missing or no STAR file, or a table has two columns of one name.
     """
+    check_is_file(star, "STAR file", "give the STAR file of the particles")
     try:
         with open(star, "rb") as file:
             if b"\0" in file.read(4096):

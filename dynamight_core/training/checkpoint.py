@@ -57,13 +57,14 @@ def save_checkpoint(folder: Path, trainer: HalfTrainer, epoch: int, progress: di
             path,
             {"state": json.dumps(state)},
         )
-    for old in sorted(folder.glob("epoch*.safetensors"))[:-2]:
-        old.unlink()
+    for old in checkpoint_epochs(folder)[:-2]:
+        (folder / f"epoch{old:05d}.safetensors").unlink()
 
 
 def checkpoint_epochs(folder: Path) -> list[int]:
     """Return the epochs with a checkpoint, ascending."""
-    return sorted(int(path.stem.removeprefix("epoch")) for path in folder.glob("epoch*.safetensors"))
+    numbers = (path.stem.removeprefix("epoch") for path in folder.glob("epoch*.safetensors"))
+    return sorted(int(number) for number in numbers if number.isdecimal())
 
 
 def load_checkpoint(folder: Path, epoch: int, trainer: HalfTrainer) -> dict:

@@ -38,6 +38,7 @@ from dynamight_core.training.inference import infer_latents
 from dynamight_core.training.large_motion import FollowedMotion, follow_large_motion
 from dynamight_core.training.linear import linear_starts
 from dynamight_core.training.poses import held_out_poses, refine_before_motion, refine_poses
+from dynamight_core.training.progress import check_converging, read_metrics
 from dynamight_core.training.read import Prepared, read_inputs
 from dynamight_core.training.reference import central_latents, update_references
 from dynamight_core.training.refit import refit_gaussians, sharpen_reference
@@ -217,8 +218,7 @@ def _train_epochs(trainers: tuple[HalfTrainer, ...], run: Path, epochs: list[Epo
     if done:
         for trainer, folder, index in zip(trainers, folders, range(len(trainers)), strict=True):
             rises[index] = Rises(**load_checkpoint(folder, done, trainer))
-        lines = (run / "metrics.jsonl").read_text().splitlines()
-        metrics = [m for m in map(json.loads, lines) if m["epoch"] <= done]
+        metrics = read_metrics(run / "metrics.jsonl", done, reporter)
         reporter.say(f"Resuming after epoch {done} of {len(epochs)}.")
     saved = time.monotonic()
     stopped = bool(metrics) and metrics[-1].get("stopped", False)
@@ -234,6 +234,7 @@ def _train_epochs(trainers: tuple[HalfTrainer, ...], run: Path, epochs: list[Epo
         if epoch.infer == "linear":
             linear_starts(trainers)
         entries = side_by_side(partial(_run_epoch, epoch, number), trainers, data.device)
+        check_converging(trainers, number)
         pace = _pace(trainers, time.monotonic() - started)
         if epoch.infer == "linear":
             for trainer in trainers:

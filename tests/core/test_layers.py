@@ -15,6 +15,7 @@ ROOMS = (
     "options",
     "reporter",
     "files",
+    "limits",
     "lock",
     "earlier",
     "parallel",

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from dynamight_core.errors import InputError
+from dynamight_core.files import check_is_file
 
 # Columns of a CSV that identify the particle of a line.
 ROW_COLUMNS = ("particle", "row")
@@ -101,8 +102,8 @@ def read_annotations(source: str | Path | io.StringIO, name: str, particles: pd.
     InputError
         if it cannot be read, or has particles that are not in the run.
     """
-    if isinstance(source, str | Path) and not Path(source).exists():
-        raise InputError(f"table {source} does not exist; choose a CSV file")
+    if isinstance(source, str | Path):
+        check_is_file(source, "table", "choose a CSV file")
     try:
         table = pd.read_csv(source, skipinitialspace=True)
     except (ValueError, UnicodeDecodeError, OSError) as error:
