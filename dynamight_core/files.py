@@ -4,13 +4,16 @@ import errno
 import os
 import re
 import stat
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import mrcfile
 import numpy as np
 import pandas as pd
+from mrcfile.utils import data_dtype_from_header
 
 from dynamight_core.errors import InputError
 
@@ -21,6 +24,10 @@ _UNWRITABLE = {
         "EACCES EPERM EROFS ENOTDIR EISDIR EEXIST ENAMETOOLONG ELOOP ENOSPC EDQUOT EFBIG EMFILE ENFILE EIO ESTALE"
     ).split()
 }
+# Where IMOD's stamp and flags are in the header's second extra space, bytes, and the stamp.
+_IMOD, _IMOD_STAMP = 40, 1146047817
+# Pixel sizes of the axes that count as the same.
+_SAME_AXES = 1.005
 
 
 def write_error(path: str | Path, error: OSError) -> InputError:
@@ -134,9 +141,11 @@ def read_map(path: str | Path, what: str = "map", constant: bool = False) -> tup
     path = Path(path)
     check_is_file(path, what, "use the path of an MRC volume")
     try:
-        with mrcfile.open(path, permissive=True) as mrc:
-            volume = None if mrc.data is None else np.array(mrc.data, dtype=np.float32)
-            pixel_size = float(mrc.voxel_size.x)
+        with _quietly(), mrcfile.open(path, permissive=True) as mrc:
+            volume = None
+            if mrc.data is not None:
+                volume = mrc.data.view(pixel_type(mrc.header)).astype(np.float32)
+            header = mrc.header.copy()
     except (ValueError, OSError) as error:
         raise InputError(f"{what} {path} cannot be read as MRC ({error}); use an MRC volume") from error
     if volume is None:
@@ -148,7 +157,30 @@ def read_map(path: str | Path, what: str = "map", constant: bool = False) -> tup
         raise InputError(f"{what} {path} has NaN or infinite values; use a {what} with finite values")
     if volume.std() == 0 and not constant:
         raise InputError(f"{what} {path} is constant; use a {what} that is not empty")
-    return volume, pixel_size
+    return volume, _voxel(path, header, what)
+
+
+def _voxel(path: Path, header: np.recarray, what: str) -> float:
+    """Return the pixel size (A) of a map; refuse one that is missing, differs by axis, or whose axes are exchanged."""
+    with np.errstate(all="ignore"):
+        size = np.array([header.cella[axis] for axis in "xyz"], float) / [int(header[f"m{axis}"]) for axis in "xyz"]
+    if not (np.isfinite(size) & (size > 0)).all():
+        raise InputError(f"{what} {path} has no pixel size in its header (cell and sampling); write it there")
+    if size.max() > _SAME_AXES * size.min():
+        told = " x ".join(f"{value:.4g}" for value in size)
+        raise InputError(f"{what} {path} has pixels of {told} A; resample it to the same size along all axes")
+    order = tuple(int(header[name]) for name in ("mapc", "mapr", "maps"))
+    if order not in ((1, 2, 3), (0, 0, 0)):
+        raise InputError(f"{what} {path} has the axis order {order}; write it with columns along x (1, 2, 3)")
+    return float(size[0])
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Silence what a library says of headers: it is checked here, and said in sentences."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
 
 
 def check_is_file(path: str | Path, what: str, cure: str) -> None:
@@ -166,6 +198,20 @@ def check_is_file(path: str | Path, what: str, cure: str) -> None:
         raise InputError(f"{what} {path} is a {kind}, not a file; {cure}")
 
 
+def pixel_type(header: np.recarray) -> np.dtype[Any]:
+    """Return the type of the pixels of an MRC file, in its byte order.
+
+    Bytes are signed in MRC; IMOD writes unsigned ones, and says so by its stamp and a flag that is not set.
+    """
+    kind = np.dtype(data_dtype_from_header(header))
+    if kind.kind == "i" and kind.itemsize == 1:
+        integer = header["nx"].dtype
+        stamp, flags = np.frombuffer(header["extra2"].tobytes(), integer, 2, _IMOD)
+        if stamp == _IMOD_STAMP and not flags & 1:
+            return np.dtype(np.uint8)
+    return kind
+
+
 def header_origin(path: str | Path) -> np.ndarray:
     """Return the (x, y, z) of a map's first voxel according to its header, A.
 
@@ -175,7 +221,7 @@ def header_origin(path: str | Path) -> np.ndarray:
         if the file does not exist.
     """
     check_is_file(path, "map", "restore the consensus map of the training")
-    with mrcfile.open(path, permissive=True, header_only=True) as mrc:
+    with _quietly(), mrcfile.open(path, permissive=True, header_only=True) as mrc:
         header, voxel = mrc.header, float(mrc.voxel_size.x)
         origin = np.array([float(header.origin[axis]) for axis in "xyz"])
         start = np.array([float(header[f"n{axis}start"]) for axis in "xyz"]) * voxel

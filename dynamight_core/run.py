@@ -15,7 +15,6 @@ from typing import Any, TypeVar, cast
 
 import pandas as pd
 import safetensors.torch
-import starfile
 import torch
 
 from dynamight_core.belonging import arranged, check_files, input_files
@@ -27,6 +26,7 @@ from dynamight_core.model.half import HalfModel
 from dynamight_core.model.motions import PrincipalMotions
 from dynamight_core.particles.inputs import read_input_particles
 from dynamight_core.particles.metadata import Particles
+from dynamight_core.particles.star import read_blocks, with_numbers
 
 # The files of each stage, as patterns relative to the run's folder. Every file of a run belongs to exactly one stage.
 STAGE_FILES = {
@@ -251,8 +251,8 @@ class Run:
     @cached_property
     def table(self) -> pd.DataFrame:
         """The rows of RUN/particles.star."""
-        blocks = starfile.read(self._summarised("particles.star"), always_dict=True)
-        return blocks.get("particles", list(blocks.values())[-1])
+        blocks = read_blocks(self._summarised("particles.star"))
+        return with_numbers(blocks.get("particles", list(blocks.values())[-1]))
 
     @property
     def box(self) -> int:

@@ -13,6 +13,7 @@ from pandas.util import hash_array
 
 from dynamight_core.errors import InputError
 from dynamight_core.particles.metadata import Particles
+from dynamight_core.particles.star import unquoted
 
 # What a row is recognised by, in words, and what may not change.
 PARTS = {"image": "image", "pose": "pose", "ctf": "CTF or normalisation", "optics": "optics"}
@@ -25,9 +26,10 @@ Hashes = NDArray[np.uint64]
 def row_identity(particles: Particles) -> dict[str, torch.Tensor]:
     """Return (n,) int64 numbers that change with the image (its name), pose, CTF or optics of a row, by `PARTS`."""
     p, ctf = particles, particles.ctf
-    names = p.table["rlnImageName"].str.rpartition("@")[2]
-    codes, unique = pd.factorize(names)
-    stacks = hash_array(np.array([os.path.normpath(name) for name in unique], dtype=object))[codes]
+    codes, unique = pd.factorize(p.table["rlnImageName"].map(lambda name: unquoted(name).rpartition("@")[2]))
+    # Names may have bytes that are not UTF-8.
+    paths = [os.fsencode(os.path.normpath(name)).decode("latin-1") for name in unique]
+    stacks = hash_array(np.array(paths, dtype=object))[codes]
     values = {
         "pose": (p.angles, p.shifts),
         "ctf": (

@@ -67,6 +67,12 @@ class ImageReader:
         self._check_values(images, rows)
         return torch.from_numpy(images)
 
+    def usable(self, indices: Index) -> NDArray[np.bool_]:
+        """Return (b,) whether the image of each selected row is finite and not constant."""
+        rows = self._rows[indices if isinstance(indices, slice) else np.asarray(indices)]
+        found = [self._stack(self.particles.stack_index[row])[self.particles.frame[row]] for row in rows]
+        return np.array([bool(np.isfinite(image).all() and image.min() < image.max()) for image in found], dtype=bool)
+
     def close(self) -> None:
         """Close the open stacks."""
         while self._open:

@@ -24,7 +24,7 @@ from dynamight_core.particles import cryosparc
 from dynamight_core.particles.columns import Columns
 from dynamight_core.particles.grid import band_of, choose_grid, describe_sizes
 from dynamight_core.particles.stacks import find_stack
-from dynamight_core.particles.star import read_blocks, write_star
+from dynamight_core.particles.star import read_blocks, unquoted, write_star
 from dynamight_core.registry import INPUT_FORMATS
 
 
@@ -326,7 +326,7 @@ def _find_images(
     star: Path, table: pd.DataFrame, project: str | Path | None
 ) -> tuple[list[Path], NDArray[np.int64], NDArray[np.int64]]:
     """Return the stacks, and (n,) stack and frame (from 0) of each row of rlnImageName."""
-    names = table["rlnImageName"].fillna("").astype(str)
+    names = table["rlnImageName"].fillna("").astype(str).map(unquoted)
     indexed = names.str.contains("@", regex=False).to_numpy(dtype=bool)
     parts = names.str.split("@", n=1, expand=True)
     number = pd.to_numeric(parts[0].where(indexed, "1"), errors="coerce").to_numpy(np.float64, na_value=np.nan)
@@ -362,4 +362,5 @@ def _find_images(
     distinct = list(dict.fromkeys(files))
     number_of = {file: index for index, file in enumerate(distinct)}
     stack_index = np.array([number_of[file] for file in files], dtype=np.int64)[stack_index]
-    return [stacks[files.index(file)] for file in distinct], stack_index, number.astype(np.int64) - 1
+    first = {file: path for file, path in zip(reversed(files), reversed(stacks), strict=True)}
+    return [first[file] for file in distinct], stack_index, number.astype(np.int64) - 1

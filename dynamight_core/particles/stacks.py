@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mrcfile.mrcfile import MrcFile
-from mrcfile.mrcmemmap import MrcMemmap
 from numpy.typing import NDArray
 
 from dynamight_core.errors import InputError
+from dynamight_core.files import pixel_type
 
 # MRC modes of real images and their bytes per pixel: int8, int16, float32, uint16, float16
 _PIXEL_BYTES = {0: 1, 1: 2, 2: 4, 6: 2, 12: 2}
@@ -19,10 +20,15 @@ _PIXEL_BYTES = {0: 1, 1: 2, 2: 4, 6: 2, 12: 2}
 
 @dataclass(frozen=True)
 class StackHeader:
-    """The header of a valid stack of `n_images` square images of `box` pixels."""
+    """The header of a valid stack of `n_images` square images of `box` pixels.
+
+    The images begin at byte `start`, and have pixels of the type `pixel`.
+    """
 
     n_images: int
     box: int
+    start: int
+    pixel: np.dtype[Any]
 
 
 def find_stack(name: str, folders: Iterable[Path]) -> Path | None:
@@ -61,27 +67,37 @@ def read_stack_header(path: Path) -> StackHeader:
     needed, size = start + nx * ny * n_images * _PIXEL_BYTES[mode], path.stat().st_size
     if size < needed:
         raise InputError(f"stack {path} is truncated ({size} bytes, {needed} by its header); copy or extract it again")
-    return StackHeader(n_images, nx)
+    return StackHeader(n_images, nx, start, pixel_type(header))
 
 
 class OpenStack:
-    """A memory-mapped stack. Indexing reads one (box, box) image and nothing else."""
+    """An open stack. Indexing reads one (box, box) image and nothing else.
+
+    It is not memory-mapped: if a mapped file is truncated, the system ends the program.
+    """
 
     def __init__(self, path: Path):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)
-            self._mrc = MrcMemmap(str(path), permissive=True)
-        height, width = self._mrc.data.shape[-2:]
-        # One image, a stack and a volume differ only in their number of axes.
-        self._images: NDArray[Any] | None = self._mrc.data.reshape(-1, height, width)
+        self._path, self._header = path, read_stack_header(path)
+        try:
+            self._file = open(path, "rb", buffering=0)
+        except OSError as error:
+            raise InputError(f"stack {path} cannot be read ({error.strerror}); restore it") from error
+        self._state = self._now()
 
     def __getitem__(self, frame: int) -> NDArray[Any]:
-        if self._images is None:
+        if self._file.closed:
             raise ValueError("the stack is closed")
-        image: NDArray[Any] = self._images[frame]
-        return image
+        box, kind = self._header.box, self._header.pixel
+        size = box * box * kind.itemsize
+        contents = os.pread(self._file.fileno(), size, self._header.start + int(frame) * size)
+        if len(contents) < size or self._now() != self._state:
+            raise InputError(f"stack {self._path} was changed while it was read; restore it and run the command again")
+        return np.frombuffer(contents, kind).reshape(box, box)
+
+    def _now(self) -> tuple[int, int]:
+        status = os.fstat(self._file.fileno())
+        return status.st_size, status.st_mtime_ns
 
     def close(self) -> None:
-        """Unmap the file."""
-        self._images = None
-        self._mrc.close()
+        """Close the file."""
+        self._file.close()

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from dynamight_core.devices import choose_device, describe_device
+from dynamight_core.errors import InputError
 from dynamight_core.options import InputOptions, TrainOptions
 from dynamight_core.particles.images import ImageReader
 from dynamight_core.particles.memory import available_memory
@@ -21,6 +22,8 @@ _SECONDS_PER_PIXEL = 1.8e-8
 _INFERENCE_EPOCHS = 6.0
 _CORES = 2
 _PROGRAM_BYTES = 6e8
+# Bad images that are named.
+_EXAMPLES = 5
 
 
 def check_inputs(inputs: InputOptions, options: TrainOptions, images: bool = True, reporter: Reporter = PRINT) -> None:
@@ -43,7 +46,13 @@ def check_inputs(inputs: InputOptions, options: TrainOptions, images: bool = Tru
     device = choose_device(options.device)
     reporter.say(describe_device(options.device, device))
     if inputs.map:
-        prepared = read_inputs(inputs, options)
+        try:
+            prepared = read_inputs(inputs, options)
+        except InputError:
+            # It may be the first of many images.
+            if images:
+                _refuse_bad_images(inputs, options, reporter)
+            raise
         particles, relatives, halves = prepared.particles, prepared.relatives, prepared.halves
     else:
         prepared = None
@@ -54,7 +63,11 @@ def check_inputs(inputs: InputOptions, options: TrainOptions, images: bool = Tru
     validation = hold_out(particles, relatives, halves, options) if prepared is None else prepared.validation
     with ImageReader(particles) as reader:
         if images:
-            _read_all(reader, prepared, device, reporter)
+            try:
+                _read_all(reader, prepared, device, reporter)
+            except InputError:
+                _refuse_bad_images(inputs, options, reporter)
+                raise
     reporter.say(
         f"Half-sets of {int((halves == 1).sum())} and {int((halves == 2).sum())} particles; "
         f"{int(validation.sum())} of them are held out for validation."
@@ -101,8 +114,26 @@ def estimate_seconds(n: int, working_box: int, options: TrainOptions, threads: i
     return n * effort * per_particle / speed
 
 
+def _refuse_bad_images(inputs: InputOptions, options: TrainOptions, reporter: Reporter) -> None:
+    """Refuse all images that cannot be used, with their number and the first ones."""
+    particles = open_particles(inputs, options.seed)[0]
+    bad: list[int] = []
+    with ImageReader(particles) as reader:
+        n = len(particles)
+        for rows in np.array_split(np.arange(n), -(-n // batch_size(particles.box))):
+            bad += rows[~reader.usable(rows)].tolist()
+            reporter.progress("reading images", int(rows[-1]) + 1, n)
+    if bad:
+        names = ", ".join(particles.image_name(row) for row in bad[:_EXAMPLES])
+        more = f", and {len(bad) - _EXAMPLES} more" if len(bad) > _EXAMPLES else ""
+        raise InputError(
+            f"{len(bad)} images are constant or hold NaN or infinite values ({names}{more}); remove these particles, "
+            "or extract them again"
+        )
+
+
 def _read_all(reader: ImageReader, prepared: Prepared | None, device: torch.device, reporter: Reporter) -> None:
-    """Read every image once, and prepare it if there is a map; refuse images with values that are not finite."""
+    """Read every image once, and prepare it if there is a map."""
     n = len(reader.particles)
     preprocessing = None
     if prepared is not None:

@@ -16,6 +16,7 @@ from dynamight_core.options.presets import LABELS
 from dynamight_core.particles.halves import assign_halves, choose_validation, torn
 from dynamight_core.particles.inputs import read_input_particles
 from dynamight_core.particles.metadata import Particles, check_enough
+from dynamight_core.particles.plausible import check_plausible
 from dynamight_core.particles.preprocess import Preprocessing
 from dynamight_core.particles.relatives import default_distance, find_relatives
 from dynamight_core.particles.symmetry import check_symmetry
@@ -111,6 +112,7 @@ def open_particles(inputs: InputOptions, seed: int) -> tuple[Particles, torch.Te
         )
     particles = read_input_particles(inputs)
     check_enough(particles)
+    check_plausible(particles)
     distance = inputs.relative_distance
     if distance is None:
         distance = default_distance(particles, inputs.particle_diameter)
@@ -153,6 +155,7 @@ def read_inputs(inputs: InputOptions, options: TrainOptions) -> Prepared:
     if inputs.symmetry is not None:
         check_symmetry(inputs.map, consensus, inputs.symmetry)
         notes += _on_symmetry(inputs)
+    validate.check_contrast(inputs.map, consensus)
     if inputs.half_maps:
         volumes = [read_volume("half-map", path, particles) for path in inputs.half_maps]
         validate.check_half_maps(inputs.half_maps, volumes)
@@ -167,6 +170,7 @@ def read_inputs(inputs: InputOptions, options: TrainOptions) -> Prepared:
     if inputs.mask:
         mask = read_volume("mask", inputs.mask, particles)
         validate.check_mask_range("mask", inputs.mask, mask)
+        mask = mask.clamp(0, 1)
     region = _find_molecule(inputs, options, particles, consensus)
     atomic = read_atomic_model(inputs, options, particles, consensus, region)
     if atomic is not None:

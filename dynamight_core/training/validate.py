@@ -24,6 +24,8 @@ _MIN_START_BOX = 16
 _MIN_IN_HALF, _MIN_HELD_OUT = 50, 5
 # Fraction of the molecule in a body, and fraction of the contents of a body's mask that belong to it.
 _MIN_BODY, _MIN_OWN = 0.01, 0.6
+# Values of a mask beyond 0 and 1 that resampling may leave, and how much darker than bright an inverted map is.
+_RINGING, _DARKER = 0.1, 1.5
 
 
 def complete_options(inputs: InputOptions, options: TrainOptions) -> TrainOptions:
@@ -102,9 +104,18 @@ def check_initial_resolution(particles: Particles, options: TrainOptions) -> Non
 
 
 def check_mask_range(name: str, path: str, mask: torch.Tensor) -> None:
-    """Refuse a mask with values outside 0 to 1."""
-    if mask.min() < -0.01 or mask.max() > 1.01:
-        raise InputError(f"{name} {path} has values from {mask.min():.2g} to {mask.max():.2g}; use 0 to 1")
+    """Refuse a mask with values outside 0 to 1, but for what resampling adds."""
+    if mask.min() < -_RINGING or mask.max() > 1 + _RINGING:
+        raise InputError(f"{name} {path} has values from {mask.min():.4g} to {mask.max():.4g}; use 0 to 1")
+
+
+def check_contrast(path: str, volume: torch.Tensor) -> None:
+    """Refuse a map whose molecule is dark."""
+    low, high = float(volume.min()), float(volume.max())
+    if -low > _DARKER * high:
+        raise InputError(
+            f"map {path} has values from {low:.4g} to {high:.4g}, as a map of inverted contrast has; multiply it by -1"
+        )
 
 
 def check_body_mask(path: str, mask: torch.Tensor, region: MolecularRegion) -> None:

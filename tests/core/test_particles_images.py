@@ -1,5 +1,7 @@
 """Image stacks: what is asked for is read and nothing else, and a bad stack is refused by name."""
 
+import os
+
 import mrcfile
 import numpy as np
 import pytest
@@ -46,9 +48,11 @@ def test_images_come_in_the_order_asked_for(particle_files, monkeypatch):
     assert len(reader._open) == 2
 
 
-def test_a_stack_is_mapped_not_loaded(particle_files):
-    stack = OpenStack(particle_files.stack())
-    assert isinstance(stack[3], np.memmap)
+def test_of_a_stack_one_image_is_read(particle_files, monkeypatch):
+    stack, sizes, pread = OpenStack(particle_files.stack()), [], os.pread
+    monkeypatch.setattr(os, "pread", lambda file, size, start: sizes.append(size) or pread(file, size, start))
+    np.testing.assert_array_equal(stack[3], particle_files.pixels[3])
+    assert sizes == [particle_files.pixels[3].nbytes]
     stack.close()
 
 
