@@ -44,10 +44,15 @@ _CURE = "restore it, or train again into a new folder"
 
 def record_inputs(run: Path, particles: Particles, inputs: InputOptions) -> None:
     """Write RUN/identity.safetensors: what the rows and the input files of a training are."""
-    files = {name: file_record(path) for name, path in input_files(inputs)}
+    files = {name: {"name": Path(path).name, **file_record(path)} for name, path in input_files(inputs)}
     records = {"files": files, "stacks": file_records(ordered_stacks(particles))}
     with atomic_path(run / IDENTITY) as path:
         safetensors.torch.save_file(row_identity(particles), path, {"records": json.dumps(records)})
+
+
+def forget_files(run: Path) -> None:
+    """Remove RUN/files.json before the files of a training are written again."""
+    (run / FILES).unlink(missing_ok=True)
 
 
 def record_files(run: Path) -> None:
@@ -78,8 +83,10 @@ def check_files(run: Path, inputs: InputOptions) -> None:
     stored = _read(run)
     if stored is not None:
         for name, path in input_files(inputs):
-            if name in stored[1]["files"] and os.path.exists(path):
-                check_file(path, stored[1]["files"][name], f"{run} (its {name})", _CURE)
+            record = dict(stored[1]["files"].get(name, {}))
+            # A file of another name was chosen in config.yaml, to replace it.
+            if record.pop("name", None) == Path(path).name and os.path.exists(path):
+                check_file(path, record, f"{run} (its {name})", _CURE)
 
 
 def arranged(run: Path, particles: Particles, checksum: str | None = None) -> Particles:
@@ -105,12 +112,24 @@ def arranged(run: Path, particles: Particles, checksum: str | None = None) -> Pa
             raise InputError(f"{particles.star_path} has changed since {run} was trained; restore the original file")
         return particles
     rows, records = stored
+    if _same_in_other_images(rows, particles):
+        return particles
     order = rows_of(run, rows, particles)
     if (order != np.arange(len(order))).any():
         particles = particles.subset(order)
     for path, record in zip(ordered_stacks(particles), records["stacks"], strict=True):
         check_file(path, record, run, _CURE)
     return particles
+
+
+def _same_in_other_images(rows: dict[str, torch.Tensor], particles: Particles) -> bool:
+    """Whether particles have the poses and CTFs of the rows, row by row, in images none of which the rows name.
+
+    Such are the particles of a run whose images were binned or extracted again.
+    """
+    now = row_identity(particles)
+    known = torch.isin(now["image"], rows["image"]).any()
+    return not known and all(torch.equal(now[part], rows[part]) for part in ("pose", "ctf"))
 
 
 def rows_of(

@@ -15,7 +15,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from dynamight_core.belonging import arranged, check_files, input_files, record_inputs
+from dynamight_core.belonging import arranged, check_files, forget_files, input_files, record_inputs
 from dynamight_core.config import RunConfig, changed_options
 from dynamight_core.devices import choose_device, describe_device, peak_memory, set_threads
 from dynamight_core.errors import InputError, option_name
@@ -185,6 +185,7 @@ class Trained:
 
     def save(self) -> None:
         """Write the models and the latents."""
+        forget_files(self.run)
         for number, model in enumerate(self.models, 1):
             model.save(self.run / f"half{number}" / "model.safetensors")
         tensors = {

@@ -153,3 +153,17 @@ def test_a_re_sorted_file_starts_from_a_previous_run_image_by_image(data, traine
     assert code == 2
     assert "held-out particles" in text
     assert json.loads((trained / "files.json").read_text())
+
+
+def test_the_same_particles_in_other_images_are_accepted_and_others_are_not(recorded):
+    run, star = recorded
+    stack = star.with_name("particles.mrcs")
+    stack.with_name("binned.mrcs").write_bytes(stack.read_bytes())
+
+    def rename(rows):
+        return rows.assign(rlnImageName=rows["rlnImageName"].str.replace("particles.mrcs", "binned.mrcs"))
+
+    renamed = rewrite(star, rename)
+    assert arranged(run, renamed) is renamed
+    with pytest.raises(InputError, match="lacks the image of row 1"):
+        arranged(run, rewrite(star, lambda rows: rows.iloc[::-1]))

@@ -130,7 +130,7 @@ def test_training_does_not_start_from_models_of_another_shape_or_other_particles
     words[1] = data.particles.with_name("fewer.star")
     code, text = dynamight(*words)
     assert code == 2
-    assert "other particles" in text
+    assert "lacks the image of row" in text
     code, text = dynamight(*train_words(data, trained, "--overwrite", "--start-from", trained))
     assert code == 2
     assert "the new run itself" in text
