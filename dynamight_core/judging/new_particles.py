@@ -20,12 +20,14 @@ import pandas as pd
 import safetensors.torch
 import torch
 
+from dynamight_core.belonging import input_files, record_files, record_inputs
 from dynamight_core.config import RunConfig
 from dynamight_core.devices import choose_device, describe_device, set_threads
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
 from dynamight_core.judging.errors import motion_errors
 from dynamight_core.judging.summary import motion_per_point, write_results
+from dynamight_core.lock import writing
 from dynamight_core.model.half import HalfModel
 from dynamight_core.model.motions import PrincipalMotions
 from dynamight_core.options import InferOptions
@@ -38,7 +40,7 @@ from dynamight_core.particles.metadata import Particles
 from dynamight_core.particles.preprocess import Preprocessing
 from dynamight_core.particles.relatives import default_distance, find_relatives
 from dynamight_core.reporter import PRINT, Reporter
-from dynamight_core.run import Run, holds_run, remove_run
+from dynamight_core.run import Run, holds_run, refuse_inputs_within, remove_run
 from dynamight_core.training.data import TrainingImages
 from dynamight_core.training.fit import grey_scale
 from dynamight_core.training.inference import infer_latents
@@ -130,16 +132,21 @@ def infer_particles(
         if (member.rows < 0).any():
             reporter.note("poses of new particles are used as given; those of the training were refined")
     reporter.say(describe_device(options.device, device))
-    with _load(config, particles, changes, run.models[0], device, out, reporter) as data:
-        latents, covariances = _infer(run.models, data, reporter)
-    _begin(run, out, config)
-    tensors = {"latents": latents, "covariances": covariances}
-    tensors |= {"halves": member.halves.to(torch.int64), "validation": member.validation}
-    if changes is not None:
-        tensors["pose_changes"] = changes
-    with atomic_path(out / "latents.safetensors") as path:
-        safetensors.torch.save_file({name: value.contiguous() for name, value in tensors.items()}, path)
-    return _summarise(run, out, member, reporter)
+    refuse_inputs_within(out, [inputs.star, *particles.stacks, *(path for _, path in input_files(inputs))])
+    with writing(out):
+        with _load(config, particles, changes, run.models[0], device, out, reporter) as data:
+            latents, covariances = _infer(run.models, data, reporter)
+        _begin(run, out, config)
+        record_inputs(out, particles, inputs)
+        tensors = {"latents": latents, "covariances": covariances}
+        tensors |= {"halves": member.halves.to(torch.int64), "validation": member.validation}
+        if changes is not None:
+            tensors["pose_changes"] = changes
+        with atomic_path(out / "latents.safetensors") as path:
+            safetensors.torch.save_file({name: value.contiguous() for name, value in tensors.items()}, path)
+        found = _summarise(run, out, member, reporter)
+        record_files(out)
+    return found
 
 
 def _membership(run: Run, particles: Particles, seed: int, reporter: Reporter) -> Membership:
