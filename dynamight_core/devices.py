@@ -15,6 +15,8 @@ from dynamight_core.errors import InputError
 # the system, and larger blocks than the second are mapped separately.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _KEPT, _LARGE = 2**29, 2**26
+# CPU threads that are allowed on any machine.
+_MANY_THREADS = 64
 
 
 def choose_device(name: str) -> torch.device:
@@ -97,6 +99,10 @@ def set_threads(threads: int | None) -> None:
     if threads is not None:
         if threads < 1:
             raise InputError(f"--threads is {threads}; use at least 1")
+        cores = os.cpu_count() or 1
+        # Thousands end in a segmentation fault.
+        if threads > max(_MANY_THREADS, 4 * cores):
+            raise InputError(f"--threads is {threads}, but there are {cores} cores; use at most that")
         torch.set_num_threads(threads)
 
 

@@ -16,7 +16,6 @@ from cyclopts import App, CycloptsError, Parameter
 
 from dynamight_core.cli.app import GLOBAL, current_names, describe_error, make_app
 from dynamight_core.errors import InputError
-from dynamight_core.limits import limit_of_system
 from dynamight_core.version import __version__
 
 # Words that are answered with every option of every command.
@@ -106,6 +105,8 @@ def _outcome(app: App, words: Sequence[str], debug: bool, version: str | None) -
     except Exception as error:
         if debug:
             traceback.print_exc()
+        from dynamight_core.limits import limit_of_system
+
         reason = limit_of_system(error)
         if reason is not None:
             return 2, f"Error: {reason}"

@@ -26,6 +26,8 @@ _HINT = 2.0
 # better explanation; from which errors of poses replace motion, whatever it adds; and that they add to a motion
 # where both are there.
 _ENOUGH, _MOSTLY, _BESIDE = 0.5, 0.87, 0.15
+# Part from which poses leave a motion undecided, unless it adds this many standard errors to them.
+_LARGELY, _CLEARLY = 0.6, 3.5
 # Relatives in this fraction of the particles change a resolution; errors of the defocus of this size are common.
 _MANY_RELATIVES, _COMMON_DEFOCUS = 0.01, 0.015
 _NOTHING_SEEN = "If you expect motion, check poses and CTFs, mask the flexible region, or add particles."
@@ -214,7 +216,9 @@ def _replaces(evidence: Evidence, name: str) -> bool:
     if kinds is None or not evidence.gain(kinds).exceeds(_HINT):
         return False
     if name == POSES:
-        return _excess_of_poses(evidence) > 0
+        alone, motion = evidence.gain(kinds).mean, evidence.gain((MOTION,)).mean
+        adds = evidence.gain((MOTION, *kinds), kinds).exceeds(_CLEARLY)
+        return _excess_of_poses(evidence) > 0 or (alone > _LARGELY * motion and not adds)
     return not evidence.gain((MOTION, *kinds), kinds).exceeds(SIGMAS)
 
 

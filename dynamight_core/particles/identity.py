@@ -18,7 +18,7 @@ from dynamight_core.particles.star import unquoted
 # What a row is recognised by, in words, and what may not change.
 PARTS = {"image": "image", "pose": "pose", "ctf": "CTF or normalisation", "optics": "optics"}
 # Pieces of a file that its checksum reads, their size, and files of which more than the size is compared.
-_PIECES, _PIECE, _MOST_FILES = 16, 4096, 256
+_PIECES, _PIECE, _SAMPLED_FILES = 16, 4096, 256
 
 Hashes = NDArray[np.uint64]
 
@@ -108,7 +108,7 @@ def file_record(path: str | Path, sampled: bool = True) -> dict[str, Any]:
 
 def file_records(paths: list[Path]) -> list[dict[str, Any]]:
     """Return the records of files; of very many, only some have a checksum."""
-    step = -(-len(paths) // _MOST_FILES)
+    step = -(-len(paths) // _SAMPLED_FILES)
     return [file_record(path, number % max(1, step) == 0) for number, path in enumerate(paths)]
 
 

@@ -15,7 +15,7 @@ _SAMPLE = 64
 
 
 def read_metrics(path: Path, done: int, reporter: Reporter) -> list[dict]:
-    """Return the lines of metrics.jsonl up to epoch `done`; lines that cannot be read are left out, with a warning."""
+    """Return the lines of metrics.jsonl up to epoch `done`; lines that cannot be read are omitted, with a warning."""
     text = path.read_text(errors="replace") if path.exists() else ""
     metrics, bad = [], 0 if text else 1
     for line in text.splitlines():

@@ -186,7 +186,7 @@ def test_such_a_run_resumes(fab, tmp_path, monkeypatch):
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["kind"] for line in lines] == ["warm-up"] * 2 + ["encoder"] * 2
     write_moved(own, model, shift=(0.2, 0, 0))
-    with pytest.raises(InputError, match=r"own\.cif has changed"):
+    with pytest.raises(InputError, match=r"own\.cif is not the file that belongs to"):
         train(inputs(files, own), options, tmp_path / "run", resume=True, reporter=QUIET)
 
 

@@ -219,8 +219,10 @@ def test_images_without_most_of_the_molecule_are_junk():
 
 
 def test_poses_that_explain_some_of_a_motion_leave_it_and_nearly_all_of_it_replace_it():
-    verdict, found = decided(SUPPORTED, evidence(motion=1.6, pose=1.0, motion_pose=1.2, motion_content=1.6))
+    verdict, found = decided(SUPPORTED, evidence(motion=1.6, pose=0.9, motion_pose=1.2, motion_content=1.6))
     assert (verdict.verdict, verdict.cause, found) == ("supported", "", {})
+    verdict, found = decided(SUPPORTED, evidence(motion=1.6, pose=1.1, motion_pose=1.5, motion_content=1.6))
+    assert (verdict.verdict, verdict.cause, found) == ("undecided", "poses", {"poses": SUSPECTED})
     verdict, found = decided(SUPPORTED, evidence(motion=1.6, pose=1.45, motion_pose=1.9, motion_content=1.6))
     assert (verdict.verdict, verdict.cause, found) == ("not supported", "poses", {"poses": True})
     verdict, found = decided(SUPPORTED, evidence(motion=0.25, pose=0.25, motion_pose=0.3, motion_content=0.25))

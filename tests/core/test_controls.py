@@ -15,6 +15,7 @@ from dynamight_core.analysis.controls.maps import ControlImages
 from dynamight_core.analysis.controls.noise import NoiseImages, SignalBesideNoise
 from dynamight_core.analysis.controls.shuffled import judge_shuffled, mean_over_draws
 from dynamight_core.analysis.controls.wrong_model import Structures, moving_domain, wrong_fractions
+from dynamight_core.belonging import forget_files
 from dynamight_core.files import read_map
 from dynamight_core.imaging.fourier import image_to_fourier, shell_means
 from dynamight_core.judging.summary import summarise
@@ -43,8 +44,10 @@ def hinge_run(hinge_set, tmp_path_factory):
 
 @pytest.fixture
 def copied(hinge_run, tmp_path):
-    """A copy of the run to change."""
-    return shutil.copytree(hinge_run, tmp_path / "run")
+    """A copy of the run to change, without the records by which changed files are refused."""
+    run = shutil.copytree(hinge_run, tmp_path / "run")
+    forget_files(run)
+    return run
 
 
 def control(run, kind, *words):

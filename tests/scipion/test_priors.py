@@ -12,13 +12,15 @@ from dynamight_scipion.protocols.protocol_control import WRONG_MODEL
 from tools.structures import write_chains
 
 QUICK = {
-    "nEpochs": 1,
+    "nEpochs": 6,
     "warmUpEpochs": 1,
     "refits": 0,
     "nLatents": 2,
     "nMotions": 2,
     "batchSize": 64,
     "embedding": 1,
+    # So few particles need many for validation.
+    "validationFraction": 0.25,
     "numberOfThreads": 1,
 }
 

@@ -49,7 +49,7 @@ BAD = {
     "table missing": (lambda run: ["--table", run / "none.csv"], "none.csv does not exist"),
     "port": (lambda run: ["--port", "99999"], "--port is 99999; give a value from 0 to 65535"),
     "host": (lambda run: ["--host", "192.0.2.1"], "not an address of this machine"),
-    "model": (lambda run: ["--model", run / "none.pdb"], "none.pdb do not exist"),
+    "model": (lambda run: ["--model", run / "none.pdb"], "none.pdb does not exist"),
 }
 
 
