@@ -9,7 +9,7 @@ RESULTS has a folder for each data set with its training, and runs.csv with what
 stopped and repeated, and adds what is missing. With --again, finished trainings are judged again. Prints for each case
 how many verdicts and causes were right, in how many runs without motion it was called supported, and what was wrong.
 
-The verdict is that of the conclusion. It is right if it is "supported" where the molecule moves, and anything else
+The conclusion's verdict counts. It is right if it is "supported" where the molecule moves, and anything else
 where it does not; where motion is faint, any verdict is. The cause is right if one of the expected ones is found or
 suspected, and no other one is found. "Too little data"
 is no claim.

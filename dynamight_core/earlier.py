@@ -22,7 +22,7 @@ _replacing: set[Path] = set()
 
 @contextmanager
 def all_or_nothing(root: Path, name: str, files: Callable[[], Iterable[Path]]) -> Iterator[None]:
-    """Leave either the files that the block writes, or those that were there before it.
+    """Leave either the files that the block writes, or the earlier ones.
 
     Parameters
     ----------
