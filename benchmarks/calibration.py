@@ -21,6 +21,7 @@ from benchmarks.common.world import POINTS, displacements, frame_of
 from dynamight_core.judging.errors import displacement_errors
 from dynamight_core.options import TrainOptions
 from dynamight_core.run import Run
+from dynamight_core.sampling import evenly
 from dynamight_core.simulate.truth import load_truth
 
 
@@ -33,7 +34,7 @@ def part_errors(run, truth):
         rows = torch.where((run.halves == half) & (truth.content == 0))[0]
         for part in range(truth.molecule.n_domains + 1):
             mine = torch.where(labels == part)[0]
-            mine = mine[torch.linspace(0, len(mine) - 1, min(POINTS, len(mine))).long()]
+            mine = evenly(mine, POINTS)
             wrong = displacements(run, half, points[mine], rows).detach() + points[mine]
             wrong = wrong - truth.molecule.move(rest[mine], labels[mine], truth.motions[rows])
             true = (wrong - wrong.mean(0)).square().sum(-1).mean(1).sqrt()

@@ -18,6 +18,7 @@ from dynamight_core.reconstruction.deformation import conformation_coordinates, 
 from dynamight_core.reconstruction.half_map import MIN_REGULARISATION, HalfReconstruction
 from dynamight_core.reconstruction.images import FullImages
 from dynamight_core.reconstruction.modes import find_modes
+from dynamight_core.sampling import evenly
 from dynamight_core.simulate.measures import (
     HingeField,
     correlation,
@@ -77,7 +78,7 @@ def oracle(truth, run, n):
     rows = torch.where(truth.content == 0)[0]
     if not truth.motions.std(0).any():
         return None
-    rows = rows[torch.linspace(0, len(rows) - 1, min(n, len(rows))).long()]
+    rows = evenly(rows, n)
     numbers = [LINKER_CANDIDATES if is_linked(truth, k) else CANDIDATES for k in range(truth.molecule.n_domains)]
     candidates = [prior_motions(truth, k, number) for k, number in enumerate(numbers)]
     reader = ImageReader(run.particles)
@@ -108,7 +109,7 @@ def motion_figures(truth, run, known):
         rows = torch.where((run.halves == half) & (truth.content == 0))[0]
         for domain in range(truth.molecule.n_domains):
             mine = torch.where(labels == domain + 1)[0]
-            mine = mine[torch.linspace(0, len(mine) - 1, min(POINTS, len(mine))).long()]
+            mine = evenly(mine, POINTS)
             found = displacements(run, half, points[mine], rows)
             true = truth.molecule.move(rest[mine], labels[mine], truth.motions[rows]) - points[mine]
             if true.std(0).max() < 0.1:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dynamight_core.imaging.compiled import BORDER, Integers, in_threads, read_rows, spread_rows
 from dynamight_core.imaging.geometry import Evaluator, Field
+from dynamight_core.sampling import evenly
 
 # Particles as `read` and `spread` take them: poses and displacements, both in pixels; see `Voxels.place`.
 Placed = tuple[torch.Tensor, torch.Tensor]
@@ -337,7 +338,7 @@ def lattice_spacing(voxels: Voxels, coordinates: torch.Tensor) -> int:
         return 1
     inside = voxels._rows(voxels.runs)[0][:3].T.round().long()
     origin = inside.new_tensor(voxels.origin)
-    chosen = inside[torch.linspace(0, len(inside) - 1, min(len(inside), _SAMPLE)).long()].flip(1) + origin
+    chosen = evenly(inside, _SAMPLE).flip(1) + origin
     moment = coordinates.T @ coordinates / len(coordinates)
 
     def fields(indices: torch.Tensor) -> torch.Tensor:

@@ -256,13 +256,13 @@ def _found(evidence: Evidence, name: str) -> bool | str:
 def _composition(evidence: Evidence) -> Cause:
     groups, gain = evidence.composition, evidence.gain_of_all((CONTENT,))
     name = JUNK if groups is not None and groups.empty else COMPOSITION
-    found = _found(evidence, name)
+    found: bool | str = False
     if groups is not None and groups.distinct:
         # Two groups are evidence by themselves.
         found = _adds(evidence, name, _HINT) or (gain.exceeds(_HINT) and _replaces(evidence, name))
-    elif found:
+    elif groups is not None and groups.differs and _found(evidence, name):
         found = SUSPECTED
-    if groups is None or not found or not groups.differs:
+    if groups is None or not found:
         text = f"no differences in composition are seen (gain {_show(gain)} nats)."
         return Cause(name, 0.0, 0.0, "fraction of particles", False, text, "")
     if found == SUSPECTED:

@@ -10,6 +10,7 @@ from dynamight_core.imaging.fourier import fourier_to_image, plane_multiplicity
 from dynamight_core.model.half import HalfModel
 from dynamight_core.particles.halves import torn
 from dynamight_core.particles.metadata import Particles
+from dynamight_core.sampling import evenly
 from dynamight_core.training.data import TrainingImages
 
 # Images of one particle have nearly one pose (degrees) and one defocus (A).
@@ -78,8 +79,7 @@ def _same_noise(
     candidates = [(int(first[i]), int(second[j])) for i, others in enumerate(near) for j in others]
     if not candidates:
         return torch.zeros(0, 2, dtype=torch.long)
-    pairs = torch.tensor(candidates)
-    pairs = pairs[torch.linspace(0, len(pairs) - 1, min(len(pairs), _MAX_PAIRS)).long()]
+    pairs = evenly(torch.tensor(candidates), _MAX_PAIRS)
     pairs = pairs[particles.image_groups[pairs[:, 0]] != particles.image_groups[pairs[:, 1]]]
     excess = torch.cat([_excess(models, data, part) for part in pairs.split(_BATCH)])
     chance = math.sqrt(2 * math.log(max(2, len(pairs)) * (2 * _REACH + 1) ** 2))

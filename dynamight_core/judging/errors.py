@@ -9,12 +9,14 @@ supported, undetected motion is added.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from dynamight_core.imaging.geometry import Evaluator
 from dynamight_core.model.half import HalfModel
 from dynamight_core.run import Run
+from dynamight_core.sampling import evenly
 
 # Ratio of the true error to the two parts: 1.17 on simulated hinges, 1.12 to 1.25 in each fifth of their particles
 # (benchmarks/analysis.py, seeds 10 and 11); 1.2 and 1.3 on others with larger motions.
@@ -86,6 +88,11 @@ def motion_errors(
     return MotionErrors(particle, point.sqrt(), disagreement, posterior)
 
 
+def undetected_motion(summary: dict[str, Any]) -> float:
+    """Return the motion (A rms) that errors include because it may be there undetected: none where it is supported."""
+    return 0.0 if summary["verdict"]["verdict"] == "supported" else float(summary["unseen_motion_rms"])
+
+
 @torch.no_grad()
 def displacement_errors(run: Run, points: torch.Tensor, rows: torch.Tensor, batch: int = 64) -> torch.Tensor:
     """Return the (b, m) errors (A) of the displacements of points in chosen particles.
@@ -105,7 +112,7 @@ def displacement_errors(run: Run, points: torch.Tensor, rows: torch.Tensor, batc
         particles at a time.
     """
     summary, device = run.summary, run.models[0].latent_mean.device
-    unseen = 0.0 if summary["verdict"]["verdict"] == "supported" else summary["unseen_motion_rms"]
+    unseen = undetected_motion(summary)
     evaluators = [model.consensus_evaluator(points.to(device)) for model in run.models]
     errors = torch.zeros(len(rows), len(points))
     for part in torch.arange(len(rows)).split(batch):
@@ -132,7 +139,7 @@ def region_errors(run: Run, labels: torch.Tensor, n_regions: int, rows: torch.Te
     for region in range(n_regions):
         inside = torch.where(labels == region)[0]
         # A mean over points: a subset determines it.
-        some = inside[torch.linspace(0, len(inside) - 1, min(len(inside), _REGION_POINTS)).long()]
+        some = evenly(inside, _REGION_POINTS)
         for part in torch.arange(len(rows)).split(_ROWS):
             found = displacement_errors(run, run.motions.points[some], rows[part])
             errors[part, region] = found.square().mean(1).sqrt()
@@ -184,7 +191,7 @@ def coordinate_variances(run: Run, rows: torch.Tensor, batch: int = 128) -> torc
     """
     motions = run.motions
     # A coordinate is a mean over points: a subset determines it.
-    some = torch.linspace(0, len(motions.points) - 1, min(len(motions.points), _POINTS)).long()
+    some = evenly(torch.arange(len(motions.points)), _POINTS)
     components = motions.components[:, some].flatten(1)
     # Components have a mean square of 1 over all points, and correlate slightly over a subset: least squares.
     solver = torch.linalg.pinv(components)

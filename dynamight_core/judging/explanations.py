@@ -7,27 +7,26 @@ half. Priors are normal, with the most likely mean and covariance over training 
 not have costs nothing.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from roma import rotvec_to_rotmat
 
-from dynamight_core.imaging.fourier import translation_phases
 from dynamight_core.model.half import HalfModel
 from dynamight_core.model.regions import Regions
-from dynamight_core.training.data import Batch, TrainingImages
+from dynamight_core.sampling import evenly
+from dynamight_core.training.data import Batch, TrainingImages, changed_poses
 from dynamight_core.training.epochs import run_epoch
 from dynamight_core.training.half import HalfTrainer
 from dynamight_core.training.inference import (
-    Fit,
     LatentPosterior,
-    climb,
+    Projection,
     data_terms,
     infer_latents,
+    infer_parameters,
     most_likely_prior,
     random_pixels,
 )
+from dynamight_core.training.poses import POSE_WIDTHS
 from dynamight_core.training.schedule import Epoch
 
 MOTION, POSE, CONTENT = "motion", "pose", "content"
@@ -40,12 +39,12 @@ EXPLANATIONS: tuple[tuple[str, ...], ...] = (
     (MOTION, POSE),
     (MOTION, CONTENT),
 )
-# Standard deviations that the search for priors starts from: rotations (radians), shifts (A), occupancies.
-_ROTATION, _SHIFT, _OCCUPANCY = 0.07, 3.0, 0.4
+# Standard deviation of occupancies that the search for their prior starts from.
+_OCCUPANCY = 0.4
 # Regions of the molecule whose occupancies differ, each by itself.
 _REGIONS = 12
-# Gauss-Newton steps for a prior and for a comparison; rounds of a prior.
-_STEPS, _ROUNDS = 3, 2
+# Rounds of the search for a prior.
+_ROUNDS = 2
 # Part of a prior's first variance that always remains.
 _FLOOR = 1e-6
 # Epochs and particles that a model without motion is fitted with.
@@ -114,7 +113,7 @@ class Explained:
             for moves in (False, True)
         }
         like, number = model.latent_mean, len(centres)
-        size = torch.tensor([_ROTATION] * 3 + [_SHIFT] * 2).to(like)
+        size = torch.tensor(POSE_WIDTHS).to(like)
         wide = _OCCUPANCY**2 * (torch.eye(number) + torch.ones(number, number)).to(like)
         alone = {
             MOTION: Prior(model.latent_mean, model.latent_covariance),
@@ -124,7 +123,7 @@ class Explained:
         self._dimensions = {kind: len(prior.mean) for kind, prior in alone.items()}
         # What each explanation without motion starts from.
         self._still = {kinds: static for kinds in EXPLANATIONS if MOTION not in kinds}
-        sample = some(rows, _PRIOR_PARTICLES)
+        sample = evenly(rows, _PRIOR_PARTICLES)
         self.prior_particles = len(sample)
         self.priors: dict[tuple[str, ...], Prior] = {(MOTION,): alone[MOTION]}
         for kinds in EXPLANATIONS[2:]:
@@ -173,11 +172,9 @@ class Explained:
         first = sum(self._dimensions[other] for other in kinds[: kinds.index(kind)])
         return slice(first, first + self._dimensions[kind])
 
-    def projection(
-        self, kinds: tuple[str, ...], batch: Batch
-    ) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
+    def projection(self, kinds: tuple[str, ...], batch: Batch) -> Projection:
         """Return the function from parameters, particles of the batch and transfer functions to model images."""
-        moves, data = MOTION in kinds, self.data
+        moves = MOTION in kinds
         model = self.model if moves else self._still[kinds]
         rest = model.gaussians.positions if moves else model.consensus_positions
         displaced = model.evaluator(rest) if moves else None
@@ -189,8 +186,8 @@ class Explained:
             matrices, occupancies = batch.matrices[which], None
             if POSE in kinds:
                 change = parameters[:, self.part(kinds, POSE)]
-                matrices = rotvec_to_rotmat(change[:, :3]) @ matrices
-                transfer = transfer * translation_phases(change[:, 3:] / data.pixel_size, data.box)
+                matrices, phases = changed_poses(change, matrices, model.box, model.pixel_size)
+                transfer = transfer * phases
             if CONTENT in kinds:
                 occupancies = 1 + parameters[:, self.part(kinds, CONTENT)] @ self._memberships[moves].T
             return model.project(matrices, transfer, positions, occupancies)
@@ -218,16 +215,15 @@ class Explained:
         amplitude = self.model.frequency_weights().sqrt()
         mean = prior.mean.expand(len(rows), -1)
         starts = [mean] if start is None else [mean, start]
-        modes, covariances, energies = [], [], []
-        for chosen in torch.arange(len(rows)).split(_BATCH):
-            batch = self.data.batch(rows[chosen])
-            whitening = amplitude if pixels is None else amplitude * pixels[chosen].to(amplitude)
-            fit = Fit(self.projection(kinds, batch), prior.mean, prior.covariance, batch, whitening)
-            latents, image, energy = fit.best([start[chosen] for start in starts])
-            covariances.append(climb(fit, latents, image, energy, _STEPS))
-            modes.append(latents)
-            energies.append(energy)
-        return LatentPosterior(torch.cat(modes), torch.cat(covariances), torch.cat(energies))
+        return infer_parameters(
+            lambda batch, chosen: self.projection(kinds, batch),
+            (prior.mean, prior.covariance),
+            self.data,
+            rows,
+            starts,
+            amplitude,
+            pixels,
+        )
 
     @torch.no_grad()
     def misfit(self, kinds: tuple[str, ...], rows: torch.Tensor, parameters, pixels: torch.Tensor) -> torch.Tensor:
@@ -242,7 +238,7 @@ class Explained:
 
     def compare(self, rows: torch.Tensor, seed: int) -> Comparison:
         """Compare all explanations on (n,) particles that trained nothing."""
-        rows = some(rows, _COMPARED)
+        rows = evenly(rows, _COMPARED)
         pixels = random_pixels(len(rows), self.model.box, torch.Generator().manual_seed(seed))
         starts = self.model.latent_starts(len(rows))
         found = {
@@ -277,18 +273,13 @@ def static_model(trained: HalfModel, trainer: HalfTrainer) -> HalfModel:
     trainer
         of the same half-set, with a model at the start of its training; it is changed.
     """
-    trainer.rows = some(trainer.rows, _STATIC_PARTICLES)
+    trainer.rows = evenly(trainer.rows, _STATIC_PARTICLES)
     for number in range(1, _STATIC_EPOCHS + 1):
         run_epoch(trainer, Epoch("warm-up"), number)
     fresh = trainer.model.eval()
     fresh.resolution.copy_(trained.resolution)
     fresh.noise_power.copy_(trained.noise_power)
-    rows = some(trainer.held_out, _COMPARED)
+    rows = evenly(trainer.held_out, _COMPARED)
     everything = torch.ones(len(rows), fresh.box, fresh.box // 2 + 1, dtype=torch.bool)
     misfits = [data_terms(model, trainer.data, rows, None, everything).mean() for model in (trained, fresh)]
     return trained if misfits[0] < misfits[1] else fresh
-
-
-def some(rows: torch.Tensor, number: int) -> torch.Tensor:
-    """Return at most a number of (n,) rows, evenly spaced."""
-    return rows[torch.linspace(0, len(rows) - 1, min(len(rows), number)).long()]

@@ -2,10 +2,11 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import torch
 
-from dynamight_core.judging.causes import Evidence, Gain, gain_of
+from dynamight_core.judging.causes import Evidence, gain_of
 from dynamight_core.judging.composition import Composition, divide
 from dynamight_core.judging.duplicates import find_duplicates
 from dynamight_core.judging.explanations import (
@@ -22,6 +23,7 @@ from dynamight_core.judging.verdict import SIGMAS
 from dynamight_core.model.motions import PrincipalMotions
 from dynamight_core.parallel import side_by_side
 from dynamight_core.reporter import QUIET
+from dynamight_core.sampling import evenly
 from dynamight_core.training.build import build_trainers
 from dynamight_core.training.stage import Trained
 
@@ -101,7 +103,7 @@ class Evidences:
 
     def groups(self) -> Composition:
         """Return the groups of all particles, in the order of their rows."""
-        rows = [torch.where(self._halves == half)[0] for half in (1, 2)]
+        rows = self._rows()
         found = divide(self._explained, self._kinds, rows)
         groups = torch.empty_like(found.groups)
         groups[torch.cat(rows)] = found.groups
@@ -109,17 +111,17 @@ class Evidences:
         return found
 
     def _composition(self, groups: torch.Tensor) -> Composition | None:
-        def gain(better: tuple[str, ...], than: tuple[str, ...]) -> Gain:
-            return gain_of(self._comparisons, groups, better, than)
-
+        gain = partial(gain_of, self._comparisons, groups)
         both = MOTION, CONTENT
         # Where motion is real, occupancies are those of the moved molecule.
         self._kinds = both if gain(both, (CONTENT,)).exceeds(SIGMAS) else (CONTENT,)
         if not gain((CONTENT,), ()).exceeds(_HINT) and not gain(both, (MOTION,)).exceeds(_HINT):
             return None
-        rows = [torch.where(self._halves == half)[0] for half in (1, 2)]
-        sample = [mine[torch.linspace(0, len(mine) - 1, min(len(mine), _SAMPLE)).long()] for mine in rows]
-        return divide(self._explained, self._kinds, sample)
+        return divide(self._explained, self._kinds, [evenly(mine, _SAMPLE) for mine in self._rows()])
+
+    def _rows(self) -> list[torch.Tensor]:
+        """Return the particles of each half-set."""
+        return [torch.where(self._halves == half)[0] for half in (1, 2)]
 
     def _pose_error(self) -> tuple[float, float]:
         """Return the rms error of orientations over both half-sets, degrees, and its standard error."""

@@ -25,8 +25,8 @@ from dynamight_core.config import RunConfig
 from dynamight_core.devices import choose_device, describe_device, set_threads
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
-from dynamight_core.judging.errors import motion_errors
-from dynamight_core.judging.summary import motion_per_point, write_results
+from dynamight_core.judging.errors import motion_errors, undetected_motion
+from dynamight_core.judging.summary import statistics, write_results
 from dynamight_core.lock import writing
 from dynamight_core.model.half import HalfModel
 from dynamight_core.model.motions import PrincipalMotions
@@ -43,7 +43,7 @@ from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run, holds_run, refuse_inputs_within, remove_run
 from dynamight_core.training.data import TrainingImages
 from dynamight_core.training.fit import grey_scale
-from dynamight_core.training.inference import infer_latents
+from dynamight_core.training.inference import encode, infer_latents
 from dynamight_core.training.validate import check_model_box
 from dynamight_core.version import __version__
 
@@ -251,9 +251,8 @@ def _infer(
     @torch.no_grad()
     def of_half(index: int) -> tuple[torch.Tensor, torch.Tensor]:
         model = models[index]
-        encoded = torch.cat([model.encoder(data.images(part))[0] for part in rows.split(512)])
         progress = reporter.step(f"inferring latents, half {index + 1}")
-        starts = [encoded, *model.latent_starts(len(rows))]
+        starts = [encode(model, data, rows)[0], *model.latent_starts(len(rows))]
         found = infer_latents(model, data, rows, starts, _STEPS, integrate=True, progress=progress)
         return found.latents.cpu(), found.covariances.cpu()
 
@@ -297,18 +296,12 @@ def _summarise(run: Run, out: Path, member: Membership, reporter: Reporter) -> R
     motions.save(out / "analysis" / "motions.safetensors")
     made = Run(out)
     summary = dict(run.summary)
-    hidden = 0.0 if summary["verdict"]["verdict"] == "supported" else summary["unseen_motion_rms"]
-    errors = motion_errors(evaluators, made.models, made.latents, made.covariances, made.halves, hidden)
+    unseen = undetected_motion(summary)
+    errors = motion_errors(evaluators, made.models, made.latents, made.covariances, made.halves, unseen)
     sizes = [int((made.halves == half).sum()) for half in (1, 2)]
     box = {"box": made.particles.box, "pixel_size": made.particles.pixel_size}
     summary |= {
-        "motion_rms": float(magnitude.square().mean().sqrt()),
-        "motion_between_particles_rms": float(coordinates.var(0, unbiased=False).sum().sqrt()),
-        "error_rms": float(errors.particle.square().mean().sqrt()),
-        "error_disagreement_rms": float(errors.disagreement.square().mean().sqrt()),
-        "error_posterior_rms": float(errors.posterior.square().mean().sqrt()),
-        "point_motion": motion_per_point(motions).tolist(),
-        "point_error": errors.point.tolist(),
+        **statistics(motions, magnitude, errors),
         "particles": n,
         "validation_particles": int(made.validation.sum()),
         "new_particles": int((member.rows < 0).sum()),

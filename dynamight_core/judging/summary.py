@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,23 +82,16 @@ def summarise(trained: Trained, reporter: Reporter = PRINT) -> Run:
     errors = motion_errors(evaluators, models, run.latents, run.covariances, run.halves, hidden)
     agreement = halves_agreement(run)
     magnitude = torch.cat([displacements(rows).square().sum(-1).mean(1).sqrt() for rows in torch.arange(n).split(256)])
-    between = motions.coordinates.var(0, unbiased=False).sum().sqrt()
     summary = {
         "verdict": asdict(verdict),
         "causes": [asdict(cause) for cause in causes],
         "evidence": evidence.gains(),
-        "motion_rms": float(magnitude.square().mean().sqrt()),
-        "motion_between_particles_rms": float(between),
+        **statistics(motions, magnitude, errors),
         "error_factor": SYSTEMATIC,
-        "error_rms": float(errors.particle.square().mean().sqrt()),
-        "error_disagreement_rms": float(errors.disagreement.square().mean().sqrt()),
-        "error_posterior_rms": float(errors.posterior.square().mean().sqrt()),
         "unseen_motion_rms": unseen,
         "motion_shares": motions.shares.tolist(),
         "motion_correlations": [None if np.isnan(value) else value for value in agreement["correlation"]],
         "shared_motions": agreement["motion"][agreement["shared"]].tolist(),
-        "point_motion": motion_per_point(motions).tolist(),
-        "point_error": errors.point.tolist(),
         "particles": n,
         "model": _describe(run, trained),
         "validation_particles": int(run.validation.sum()),
@@ -134,6 +128,29 @@ def _describe(run: Run, trained: Trained) -> dict:
         "motions": run.motions.coordinates.shape[1],
         "preset": trained.options.preset,
         "device": str(trained.data.device),
+    }
+
+
+def statistics(motions: PrincipalMotions, magnitude: torch.Tensor, errors: MotionErrors) -> dict[str, Any]:
+    """Return the size of motions and errors, A rms, by their names in summary.json.
+
+    Parameters
+    ----------
+    motions
+        principal motions of all n particles.
+    magnitude
+        (n,) rms displacement of each.
+    errors
+        of the same particles.
+    """
+    return {
+        "motion_rms": float(magnitude.square().mean().sqrt()),
+        "motion_between_particles_rms": float(motions.coordinates.var(0, unbiased=False).sum().sqrt()),
+        "error_rms": float(errors.particle.square().mean().sqrt()),
+        "error_disagreement_rms": float(errors.disagreement.square().mean().sqrt()),
+        "error_posterior_rms": float(errors.posterior.square().mean().sqrt()),
+        "point_motion": motion_per_point(motions).tolist(),
+        "point_error": errors.point.tolist(),
     }
 
 

@@ -9,10 +9,10 @@ import torch
 
 from dynamight_core.imaging.ctf import CtfParameters, evaluate_ctf
 from dynamight_core.imaging.fourier import plane_multiplicity, shell_sums
-from dynamight_core.judging.explanations import some
 from dynamight_core.judging.verdict import mean_and_error
 from dynamight_core.model.half import HalfModel
 from dynamight_core.parallel import side_by_side
+from dynamight_core.sampling import evenly
 from dynamight_core.training.data import Batch, TrainingImages
 from dynamight_core.training.epochs import run_epoch
 from dynamight_core.training.half import HalfTrainer
@@ -110,7 +110,7 @@ class _Transferred:
 
 def _refitted_misfits(trainer: HalfTrainer, static: HalfModel, data: Any) -> torch.Tensor:
     """Return (v,) misfits of held-out images to a molecule at rest that is fitted with other transfer functions."""
-    rows, held_out = some(trainer.rows, _FITTED), some(trainer.held_out, _PARTICLES)
+    rows, held_out = evenly(trainer.rows, _FITTED), evenly(trainer.held_out, _PARTICLES)
     model = copy.deepcopy(static)
     with torch.no_grad():
         model.gaussians.positions.copy_(model.consensus_positions)
@@ -132,7 +132,7 @@ def _defocus(
     cross = torch.zeros(_BLOCKS, len(_FACTORS), data.box // 2 + 1, dtype=torch.float64)
     power = torch.zeros_like(cross)
     for model, mine in zip(models, rows, strict=True):
-        for block, part in enumerate(some(mine, _PARTICLES).chunk(_BLOCKS)):
+        for block, part in enumerate(evenly(mine, _PARTICLES).chunk(_BLOCKS)):
             for few in part.split(_BATCH):
                 for number, values in enumerate(_products(model, data, ctf, few)):
                     cross[block, number] += values[0].double().cpu()

@@ -11,6 +11,7 @@ import torch
 
 from dynamight_core.imaging.geometry import Field
 from dynamight_core.imaging.voxels import ModalField
+from dynamight_core.sampling import evenly
 
 # Points and particles of the PCA; fields are fitted to the same particles.
 _POINTS, _PARTICLES = 600, 400
@@ -74,7 +75,7 @@ def find_modes(field: Field, latents: torch.Tensor, points: torch.Tensor, pixel_
         A; it sets the remainder.
     """
     n = len(latents)
-    points = points[torch.linspace(0, len(points) - 1, min(len(points), _POINTS)).long()]
+    points = evenly(points, _POINTS)
     sample = latents[torch.linspace(0, n - 1, min(n, _PARTICLES)).long()]
     evaluate = field.evaluator(points)
     shifts = torch.cat([evaluate(part).flatten(1) for part in sample.split(_BATCH)])

@@ -48,6 +48,16 @@ class Batches(Protocol):
         """Return the batch of (b,) `rows`."""
 
 
+def changed_poses(
+    changes: torch.Tensor, matrices: torch.Tensor, box: int, pixel_size: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (b, 3, 3) matrices rotated by (b, 5) pose changes, and the (b, box, box//2+1) phases of their shifts.
+
+    Changes are rotation vectors (radians) and shifts (A).
+    """
+    return rotvec_to_rotmat(changes[:, :3]) @ matrices, translation_phases(changes[:, 3:] / pixel_size, box)
+
+
 class TrainingImages:
     """Batches of a particle set at the working box.
 

@@ -1,14 +1,15 @@
 """Training of one half-set: its state, and what is estimated from it."""
 
-import torch
-from roma import rotvec_to_rotmat
+from functools import cached_property
 
-from dynamight_core.imaging.fourier import shell_means, translation_phases
+import torch
+
+from dynamight_core.imaging.fourier import shell_means
 from dynamight_core.model.graph import LongEdges, NeighbourGraph
 from dynamight_core.model.half import HalfModel
 from dynamight_core.options import TrainOptions
-from dynamight_core.training.data import Batch, Batches, TrainingImages
-from dynamight_core.training.inference import LatentPosterior, infer_latents, most_likely_prior
+from dynamight_core.training.data import Batch, Batches, TrainingImages, changed_poses
+from dynamight_core.training.inference import LatentPosterior, encode, infer_latents, most_likely_prior
 from dynamight_core.training.point_spread import PointSpread
 
 # Restraints are computed on this many particles of a batch: their gradient needs no more.
@@ -81,8 +82,6 @@ class HalfTrainer:
         self.long_edges: LongEdges | None = None
         # Few particles must not mean few steps of the optimiser.
         self.batch_size = min(options.batch_size, max(1, -(-n // _MIN_BATCHES)))
-        # Of the training particles, once it is needed.
-        self.point_spread: PointSpread | None = None
         self.optimizers = {
             "gaussians": self.gaussian_optimizer(),
             "encoder": torch.optim.Adam(model.encoder.parameters(), lr=options.encoder_learning_rate),
@@ -163,7 +162,9 @@ class HalfTrainer:
         """
         if not self.options.refine_poses:
             return self.model.project(batch.matrices, batch.transfer, positions)
-        matrices, phases = _apply_pose_changes(batch, self.pose_changes[self.slot[batch.rows]], self.data)
+        matrices, phases = changed_poses(
+            self.pose_changes[self.slot[batch.rows]], batch.matrices, self.data.box, self.data.pixel_size
+        )
         return self.model.project(matrices, batch.transfer * phases, positions)
 
     def step(self, loss: torch.Tensor, *names: str) -> None:
@@ -216,13 +217,12 @@ class HalfTrainer:
     @torch.no_grad()
     def encode(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the encoder's (n, d) latent means of (n,) rows."""
-        return torch.cat([self.model.encoder(self.data.images(part))[0] for part in rows.split(512)])
+        return encode(self.model, self.data, rows)[0]
 
     @torch.no_grad()
     def encode_all(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the encoder's (n, d) means and (n, d, d) covariances of all particles."""
-        parts = [self.model.encoder(self.data.images(rows)) for rows in torch.arange(len(self.data)).split(512)]
-        means, log_variances = (torch.cat(part) for part in zip(*parts, strict=True))
+        means, log_variances = encode(self.model, self.data, torch.arange(len(self.data)))
         return means, torch.diag_embed(log_variances.clamp(*LOG_VARIANCES).exp())
 
     def current_latents(self, rows: torch.Tensor) -> torch.Tensor:
@@ -256,11 +256,14 @@ class HalfTrainer:
             displaced = positions + self.model.displacements(self.current_latents(subset))
             self.long_edges = LongEdges.build(positions, displaced, self.generator())
 
+    @cached_property
+    def point_spread(self) -> PointSpread:
+        """The point spread of the training particles, in their given poses."""
+        return PointSpread.of(self.data, self.rows)
+
     @property
     def views_are_uneven(self) -> bool:
         """Whether directions have so different numbers of views that a map cannot be had by division."""
-        if self.point_spread is None:
-            self.point_spread = PointSpread.of(self.data, self.rows)
         return self.point_spread.kernel is not None
 
     def posed_data(self) -> Batches:
@@ -270,10 +273,3 @@ class HalfTrainer:
         changes = torch.zeros(len(self.data), 5, device=self.data.device)
         changes[self.rows] = self.pose_changes
         return self.data.posed(changes)
-
-
-def _apply_pose_changes(batch: Batch, changes: torch.Tensor, data: TrainingImages) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (b, 3, 3) matrices rotated by (b, 5) changes and the (b, box, box//2+1) phases of their shifts."""
-    return rotvec_to_rotmat(changes[:, :3]) @ batch.matrices, translation_phases(
-        changes[:, 3:] / data.pixel_size, data.box
-    )

@@ -7,7 +7,7 @@ import torch
 
 from dynamight_core.imaging.geometry import Evaluator
 from dynamight_core.model.half import HalfModel
-from dynamight_core.training.data import Batch, Batches
+from dynamight_core.training.data import Batch, Batches, TrainingImages
 
 # Finite-difference step, in standard deviations of the latents' prior.
 _STEP = 0.15
@@ -15,6 +15,8 @@ _STEP = 0.15
 _CONVERGED, _HOPELESS = 0.01, 0.05
 # Steps of expectation maximisation for the prior of the latents, and particles that they use.
 _PRIOR_STEPS, _PRIOR_SAMPLE = 100, 5000
+# Particles at a time, whose parameters are inferred and which are encoded.
+_BATCH, _ENCODED = 64, 512
 # Where the posterior is integrated, in standard deviations.
 _NODES = (-3.6, -2.4, -1.2, 0.0, 1.2, 2.4, 3.6)
 
@@ -90,6 +92,57 @@ def infer_latents(
         if progress is not None:
             progress(int(chosen[-1]) + 1, n)
     return LatentPosterior(found, covariances, energies)
+
+
+Projection = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@torch.no_grad()
+def infer_parameters(
+    projection: Callable[[Batch, torch.Tensor], Projection],
+    prior: tuple[torch.Tensor, torch.Tensor],
+    data: Batches,
+    rows: torch.Tensor,
+    starts: list[torch.Tensor],
+    amplitude: torch.Tensor,
+    pixels: torch.Tensor | None = None,
+    steps: int = 3,
+) -> LatentPosterior:
+    """Infer parameters of n particles other than latents, by Gauss-Newton steps.
+
+    Parameters
+    ----------
+    projection
+        returns the `Fit.project` of a batch; its second argument is which of the n particles are in it.
+    prior
+        (d,) mean and (d, d) covariance.
+    data, rows
+        images, and (n,) particles.
+    starts
+        (n, d) each; the best one is used.
+    amplitude
+        (box, box//2+1), one over that of the noise.
+    pixels
+        (n, box, box//2+1) bool, Fourier pixels that are used; all if None.
+    steps
+        of the search.
+    """
+    modes, covariances, energies = [], [], []
+    for chosen in torch.arange(len(rows)).split(_BATCH):
+        batch = data.batch(rows[chosen])
+        whitening = amplitude if pixels is None else amplitude * pixels[chosen].to(amplitude)
+        fit = Fit(projection(batch, chosen), *prior, batch, whitening)
+        mode, image, energy = fit.best([start[chosen] for start in starts])
+        covariances.append(climb(fit, mode, image, energy, steps))
+        modes.append(mode)
+        energies.append(energy)
+    return LatentPosterior(torch.cat(modes), torch.cat(covariances), torch.cat(energies))
+
+
+def encode(model: HalfModel, data: TrainingImages, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the encoder's (n, d) means and log-variances of (n,) rows."""
+    means, log_variances = zip(*(model.encoder(data.images(part)) for part in rows.split(_ENCODED)), strict=True)
+    return torch.cat(means), torch.cat(log_variances)
 
 
 @dataclass
@@ -218,7 +271,7 @@ class Fit:
 
     def __init__(
         self,
-        project: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
+        project: Projection,
         mean: torch.Tensor,
         covariance: torch.Tensor,
         batch: Batch,

@@ -125,6 +125,7 @@ def _trial(trainer: HalfTrainer) -> HalfTrainer:
     trial = HalfTrainer(model, trainer.data, trainer.rows, trainer.options, trainer.half, held_out=trainer.held_out)
     trial.latents, trial.covariances, trial.started = trainer.latents, trainer.covariances, True
     trial.rotations.data, trial.shifts.data = trainer.rotations.data, trainer.shifts.data
+    trial.point_spread = trainer.point_spread
     return trial
 
 

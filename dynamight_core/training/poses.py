@@ -7,23 +7,20 @@ badly, or which are right, stay.
 """
 
 import torch
-from roma import rotvec_to_rotmat
 
-from dynamight_core.imaging.fourier import translation_phases
 from dynamight_core.model.half import HalfModel
-from dynamight_core.training.data import Batches, TrainingImages
+from dynamight_core.training.data import Batch, TrainingImages, changed_poses
 from dynamight_core.training.epochs import run_epoch
 from dynamight_core.training.half import HalfTrainer
-from dynamight_core.training.inference import Fit, LatentPosterior, climb, infer_latents, most_likely_prior
+from dynamight_core.training.inference import Projection, infer_latents, infer_parameters, most_likely_prior
 from dynamight_core.training.schedule import Epoch
 
-# Standard deviations that the search for the prior starts from, radians and A; its rounds, and Gauss-Newton steps.
-_ROTATION, _SHIFT, _ROUNDS, _STEPS = 0.07, 3.0, 2, 3
+# Standard deviations of pose changes that the search for their prior starts from, radians and A, and its rounds.
+POSE_WIDTHS, _ROUNDS = (0.07, 0.07, 0.07, 3.0, 3.0), 2
 # Times that poses and Gaussians are refined in turn before there is motion.
 _TURNS = 3
 # Part of the first variance that a prior keeps.
 _FLOOR = 1e-6
-_BATCH = 64
 
 
 def refine_before_motion(trainer: HalfTrainer, number: int) -> None:
@@ -79,43 +76,26 @@ def most_likely_poses(
         (n, 5) changes to start from.
     """
     like = model.latent_mean
-    covariance = torch.diag(torch.tensor([_ROTATION] * 3 + [_SHIFT] * 2).to(like).square())
+    covariance = torch.diag(torch.tensor(POSE_WIDTHS).to(like).square())
     floor, mean = _FLOOR * covariance, torch.zeros(5).to(like)
     changes = torch.zeros(len(rows), 5).to(like) if start is None else start
-    for _ in range(_ROUNDS):
-        posterior = _infer(model, data, rows, latents, changes, covariance)
-        prior = most_likely_prior(posterior, mean, covariance)
-        # A mean change of all poses is one of the molecule.
-        covariance = prior.covariance.to(like) + floor
-        changes = (prior.latents - prior.mean).to(like)
-    return changes
 
-
-def _infer(
-    model: HalfModel,
-    data: Batches,
-    rows: torch.Tensor,
-    latents: torch.Tensor | None,
-    start: torch.Tensor,
-    covariance: torch.Tensor,
-) -> LatentPosterior:
-    """Infer (n, 5) pose changes under a normal prior of mean 0 with a (5, 5) covariance."""
-    amplitude, modes, covariances, energies = model.frequency_weights().sqrt(), [], [], []
-    size = model.box * model.pixel_size
-    for chosen in torch.arange(len(rows)).split(_BATCH):
-        batch = data.batch(rows[chosen])
+    def projection(batch: Batch, chosen: torch.Tensor) -> Projection:
         positions = model.consensus_positions.expand(len(chosen), -1, -1)
         if latents is not None:
             positions = model.gaussians.positions + model.displacements(latents[chosen])
 
         def project(changes: torch.Tensor, which: torch.Tensor, transfer: torch.Tensor) -> torch.Tensor:
-            phases = translation_phases(changes[:, 3:] * (model.box / size), model.box)
-            matrices = rotvec_to_rotmat(changes[:, :3]) @ batch.matrices[which]  # noqa: B023
-            return model.project(matrices, transfer * phases, positions[which])  # noqa: B023
+            matrices, phases = changed_poses(changes, batch.matrices[which], model.box, model.pixel_size)
+            return model.project(matrices, transfer * phases, positions[which])
 
-        fit = Fit(project, torch.zeros_like(covariance[0]), covariance, batch, amplitude)
-        mode, image, energy = fit.best([start[chosen]])
-        covariances.append(climb(fit, mode, image, energy, _STEPS))
-        modes.append(mode)
-        energies.append(energy)
-    return LatentPosterior(torch.cat(modes), torch.cat(covariances), torch.cat(energies))
+        return project
+
+    amplitude = model.frequency_weights().sqrt()
+    for _ in range(_ROUNDS):
+        posterior = infer_parameters(projection, (mean, covariance), data, rows, [changes], amplitude)
+        prior = most_likely_prior(posterior, mean, covariance)
+        # A mean change of all poses is one of the molecule.
+        covariance = prior.covariance.to(like) + floor
+        changes = (prior.latents - prior.mean).to(like)
+    return changes

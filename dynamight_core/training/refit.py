@@ -10,17 +10,13 @@ import torch
 from scipy import ndimage
 
 from dynamight_core.imaging.backprojection import filter_volume
-from dynamight_core.imaging.fourier import (
-    lowpass_volume,
-    shells,
-)
+from dynamight_core.imaging.fourier import lowpass_volume, shells
 from dynamight_core.imaging.projector import Projector
 from dynamight_core.imaging.voxels import Voxels, bordered
 from dynamight_core.model.half import HalfModel
 from dynamight_core.model.initialise import fill_region, find_molecule, fit_to_map
 from dynamight_core.training.epochs import run_epoch
 from dynamight_core.training.half import HalfTrainer
-from dynamight_core.training.point_spread import PointSpread
 from dynamight_core.training.schedule import Epoch
 
 # Margin of the map around the Gaussians' density, A.
@@ -56,8 +52,6 @@ def deformed_map(trainer: HalfTrainer, mask: np.ndarray) -> torch.Tensor:
         batch = posed.batch(rows)
         images = bordered(projector.reading_grid(batch.transforms * batch.transfer.conj()))
         voxels.read(images, voxels.place(projector.poses(batch.matrices), trainer.latents[trainer.slot[rows]]), volume)
-    if trainer.point_spread is None:
-        trainer.point_spread = PointSpread.of(trainer.data, trainer.rows)
     inside = shells(box, 3, device) < box // 2
     return filter_volume(trainer.point_spread.undo(volume, torch.from_numpy(mask).to(device)), inside)
 
@@ -78,7 +72,7 @@ def refit_gaussians(trainer: HalfTrainer, resolution: float, seed: int) -> None:
     place_gaussians(model, sharp, resolution, seed)
     # These Gaussians have no momentum.
     trainer.optimizers["gaussians"] = trainer.gaussian_optimizer()
-    if trainer.point_spread is not None and trainer.point_spread.kernel is not None:
+    if trainer.views_are_uneven:
         for step in range(_UNEVEN_EPOCHS):
             run_epoch(trainer, Epoch("reference"), seed + step)
     trainer.rebuild_graph()

@@ -19,6 +19,7 @@ ROOMS = (
     "lock",
     "earlier",
     "parallel",
+    "sampling",
     "devices",
     "config",
     "imaging",
