@@ -1,6 +1,6 @@
 """The stage ``dynamight reconstruct`` with what judges it: the maps, the controls that cost little, the conclusion."""
 
-from dynamight_core.analysis.controls.stage import control_run, reason_against
+from dynamight_core.analysis.controls.stage import control_images, control_run, reason_against
 from dynamight_core.judging.conclusion import record_conclusion
 from dynamight_core.lock import writes_run
 from dynamight_core.options import ControlOptions, ReconstructOptions
@@ -35,20 +35,23 @@ def reconstruct_judged(run: Run, options: ReconstructOptions, reporter: Reporter
     result = reconstruct_run(run, options, reporter)
     # Without motion, there is nothing to control.
     if options.controls and (supported(run) or not options.shrink):
-        for kind in _KINDS:
-            _control(run, kind, options, reporter)
+        _controls(run, options, reporter)
     record_conclusion(run, reporter)
     return result
 
 
-def _control(run: Run, kind: str, options: ReconstructOptions, reporter: Reporter) -> None:
-    chosen = ControlOptions(
-        kind, _PARTICLES, shrink=options.shrink, seed=options.seed, device=options.device, threads=options.threads
-    )
-    reason = reason_against(run, chosen)
-    if reason is not None:
-        reporter.note(f"the control {kind} was not run: {reason}")
-        return
-    # The conclusion tells what they found, once.
-    control = control_run(run, chosen, Reporter(lambda line: None, reporter.progress))
-    reporter.say(f"Control {kind}: {control.verdict} (details: {run.path}/analysis/controls/{kind}.json).")
+def _controls(run: Run, options: ReconstructOptions, reporter: Reporter) -> None:
+    images = None
+    for kind in _KINDS:
+        chosen = ControlOptions(
+            kind, _PARTICLES, shrink=options.shrink, seed=options.seed, device=options.device, threads=options.threads
+        )
+        reason = reason_against(run, chosen)
+        if reason is not None:
+            reporter.note(f"the control {kind} was not run: {reason}")
+            continue
+        if images is None:
+            images = control_images(run, chosen, reporter)
+        # The conclusion tells what they found, once.
+        control = control_run(run, chosen, Reporter(lambda line: None, reporter.progress), images)
+        reporter.say(f"Control {kind}: {control.verdict} (details: {run.path}/analysis/controls/{kind}.json).")

@@ -209,11 +209,15 @@ def accumulate_groups(
     latents: torch.Tensor | None = None,
     region: torch.Tensor | None = None,
     kernel: bool = True,
+    known: BackprojectionSums | None = None,
     batch_size: int = 32,
     progress: Callable[[int, int], None] | None = None,
     memory: int = 2**30,
 ) -> list[BackprojectionSums]:
-    """Return the sums of each of several groups of particles; see `accumulate`. The field is evaluated once for all."""
+    """Return the sums of each of several groups of particles; see `accumulate`. The field is evaluated once for all.
+
+    `known` sums of the same data with another deformation, of one group, save those without deformation and the kernel.
+    """
     groups = [torch.as_tensor(group, device="cpu").long() for group in groups]
     box, device, total = data.box, data.device, sum(map(len, groups))
     if not all(map(len, groups)):
@@ -230,7 +234,7 @@ def accumulate_groups(
         voxels = Voxels(moving, (box // 2,) * 3, data.pixel_size, field, region)
         parts = moving_voxels(voxels, latents, batch_size)
     passes = passes_within(memory, parts)
-    still = [_StillSums(data, inside) for _ in groups]
+    still = [_StillSums(data, inside, None if known is None else known.rigid) for _ in groups]
     deformed = [torch.zeros((box,) * 3, device=device) for _ in groups]
     done = 0
     for number, movers in enumerate(passes):
@@ -238,7 +242,7 @@ def accumulate_groups(
             for batch in group.split(batch_size):
                 transfer = data.transfer(batch)
                 transforms = data.transforms(batch) * transfer.conj() * data.weights
-                if number == 0:
+                if number == 0 and known is None:
                     resting.add(batch, transforms, data.power(transfer))
                 if movers:
                     poses, images = data.poses(batch), bordered(data.projector.reading_grid(transforms))
@@ -248,7 +252,7 @@ def accumulate_groups(
                 done += len(batch)
                 if progress is not None:
                     progress(done, len(passes) * total)
-            if number == 0:
+            if number == 0 and known is None:
                 resting.finish(kernel)
         for part in movers:
             part.release()
@@ -259,19 +263,24 @@ def accumulate_groups(
 
 
 class _StillSums:
-    """Sums without deformation: `rigid` and `kernel` of `BackprojectionSums`, once finished."""
+    """Sums without deformation: `rigid` and `kernel` of `BackprojectionSums`, once finished, or a given `rigid`."""
 
-    rigid: torch.Tensor
     kernel: torch.Tensor | None = None
 
-    def __init__(self, data: ParticleData, inside: torch.Tensor):
-        self._data, self._inside = data, inside
+    def __init__(self, data: ParticleData, inside: torch.Tensor, rigid: torch.Tensor | None = None):
+        self._data, self._inside, self._rigid = data, inside, rigid
         self._slices: SliceSums | None = None
         self._floor = torch.zeros((), device=data.device)
         # Reads of the finer grid have more power than slices: the correction of the bilinear kernel amplifies its
         # aliases, which fall anywhere in the map's transform. They add a constant to the denominator of reads.
         aliases = kernel_correction(data.box, OVERSAMPLING, data.device) - 1
         self._aliases = aliases * plane_multiplicity(data.box, data.device) / data.box**2
+
+    @property
+    def rigid(self) -> torch.Tensor:
+        """(box, box, box), once finished or given."""
+        assert self._rigid is not None
+        return self._rigid
 
     def add(self, batch: torch.Tensor, transforms: torch.Tensor, power: torch.Tensor) -> None:
         if self._slices is None:
@@ -282,7 +291,7 @@ class _StillSums:
     def finish(self, kernel: bool) -> None:
         """Free the slices, which take more memory than their sum."""
         assert self._slices is not None
-        self.rigid = self._slices.images() * self._inside
+        self._rigid = self._slices.images() * self._inside
         if kernel:
             self.kernel = _faded(self._slices.point_spread())
             self.kernel[(self._data.box // 2,) * 3] += self._floor

@@ -145,6 +145,15 @@ def resize_fourier(transforms: torch.Tensor, box: int, new_box: int) -> torch.Te
     return out
 
 
+def crop_fourier(values: torch.Tensor, size: int) -> torch.Tensor:
+    """Return the (..., size, size//2+1) lowest frequencies of (..., box, box//2+1) values of any kind, `size` even."""
+    if values.shape[-2] == size:
+        return values
+    half = size // 2
+    kept = values[..., : half + 1]
+    return torch.cat([kept[..., :half, :], kept[..., -half:, :]], -2)
+
+
 def translation_phases(shifts: torch.Tensor, box: int) -> torch.Tensor:
     """Return (n, box, box//2+1) phase factors that move image content by (n, 2) `shifts` (x, y) in pixels."""
     grid = frequencies_2d(box, shifts.device)

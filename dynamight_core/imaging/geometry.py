@@ -5,6 +5,7 @@ arrays are indexed [z, y, x]. See docs/conventions.md.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -15,6 +16,55 @@ from numpy.typing import NDArray
 # Either library's arrays: the result is of the kind that was given.
 Array = TypeVar("Array", NDArray[np.floating[Any]], torch.Tensor)
 Evaluator = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class LinearEvaluator:
+    """Displacements of fixed points that are linear in a few coefficients: offset + scale * sum_f w_f(z) b_f(x).
+
+    Such displacements need one field for each coefficient, however many particles are added up.
+
+    Parameters
+    ----------
+    coefficients
+        returns w, (b, F), of (b, d) latents.
+    basis
+        (F, m, 3) b at the points, A.
+    offset
+        (m, 3) or one number, A, for every latent.
+    """
+
+    coefficients: Evaluator
+    basis: torch.Tensor
+    offset: torch.Tensor | float = 0.0
+
+    def __call__(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return the (b, m, 3) displacements (A) of (b, d) latents."""
+        displacements = (self.coefficients(latents) @ self.basis.flatten(1)).view(len(latents), -1, 3)
+        return displacements if isinstance(self.offset, float) else displacements + self.offset
+
+
+def scaled(evaluate: Evaluator, factor: torch.Tensor) -> Evaluator:
+    """Return displacements times factors that broadcast with (b, m, 3)."""
+    if isinstance(evaluate, LinearEvaluator):
+        return replace(evaluate, basis=evaluate.basis * factor, offset=evaluate.offset * factor)
+    return lambda latents: evaluate(latents) * factor
+
+
+def shifted(evaluate: Evaluator, offset: torch.Tensor) -> Evaluator:
+    """Return displacements plus an (m, 3) offset (A)."""
+    if isinstance(evaluate, LinearEvaluator):
+        return replace(evaluate, offset=evaluate.offset + offset)
+    return lambda latents: offset + evaluate(latents)
+
+
+def mixed(evaluate: Evaluator, latents: torch.Tensor, weights: torch.Tensor, batch_size: int = 32) -> torch.Tensor:
+    """Return (K, m, 3) sums over particles of (K, n) weights times their displacements, for (n, d) latents."""
+    if isinstance(evaluate, LinearEvaluator):
+        fields: torch.Tensor = torch.tensordot(weights @ evaluate.coefficients(latents), evaluate.basis, dims=1)
+        return fields + weights.sum(1)[:, None, None] * evaluate.offset
+    parts = zip(latents.split(batch_size), weights.split(batch_size, 1), strict=True)
+    return sum((torch.tensordot(share, evaluate(part), dims=1) for part, share in parts), torch.zeros(()))
 
 
 class Field(Protocol):

@@ -7,6 +7,25 @@ image frame. Rotation vectors are left to roma (with gradients) and scipy. See d
 import torch
 
 
+def rotvec_to_rotmat(vectors: torch.Tensor) -> torch.Tensor:
+    """Return the (..., 3, 3) rotation matrices of (..., 3) rotation vectors in radians, with gradients.
+
+    roma imports the compiler of torch, which takes most of a second: only where it is needed.
+    """
+    from roma import rotvec_to_rotmat as matrices_of
+
+    matrices: torch.Tensor = matrices_of(vectors)
+    return matrices
+
+
+def rotmat_to_rotvec(matrices: torch.Tensor) -> torch.Tensor:
+    """Return the (..., 3) rotation vectors, in radians, of (..., 3, 3) rotation matrices; see `rotvec_to_rotmat`."""
+    from roma import rotmat_to_rotvec as vectors_of
+
+    vectors: torch.Tensor = vectors_of(matrices)
+    return vectors
+
+
 def rotation_matrices(angles: torch.Tensor) -> torch.Tensor:
     """Return the rotation matrices of RELION's Euler angles.
 

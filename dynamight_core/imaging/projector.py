@@ -111,17 +111,18 @@ class Projector:
     pixel_size
         A.
     oversampling
-        integer factor of the grid that points are spread on; 2 pushes the bilinear kernel's aliasing out.
+        factor of the grid that points are spread on, which has a whole number of pixels; 2 pushes the bilinear kernel's
+        aliasing out.
     """
 
     box: int
     pixel_size: float
-    oversampling: int = 1
+    oversampling: float = 1
 
     @property
     def grid_size(self) -> int:
         """Size of the square grid that points are spread on, pixels."""
-        return self.box * self.oversampling
+        return round(self.box * self.oversampling)
 
     def image_points(self, positions: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
         """Rotate points and drop z.
@@ -218,13 +219,13 @@ class Projector:
         )
 
 
-def kernel_correction(box: int, oversampling: int, device: torch.device | str) -> torch.Tensor:
+def kernel_correction(box: int, oversampling: float, device: torch.device | str) -> torch.Tensor:
     """Return (box, box//2+1) one over the transform of the bilinear kernel on the oversampled grid."""
     return 1 / torch.sinc(frequencies_2d(box, device) / oversampling).square().prod(-1)
 
 
 @lru_cache(maxsize=16)
-def grid_correction(box: int, oversampling: int, device: torch.device | str) -> torch.Tensor:
+def grid_correction(box: int, oversampling: float, device: torch.device | str) -> torch.Tensor:
     """Return (box, box//2+1) factors that turn the transform of a grid into the transform of an image.
 
     Undoes the bilinear kernel (1 / sinc^2), moves the origin from index 0 to index ``size // 2`` of the
@@ -232,7 +233,7 @@ def grid_correction(box: int, oversampling: int, device: torch.device | str) -> 
     size.
     """
     frequencies = frequencies_2d(box, device)
-    size = box * oversampling
+    size = round(box * oversampling)
     if size % 2:
         angle = 2 * torch.pi * (size // 2 / oversampling) * frequencies.sum(-1)
         origin = torch.polar(torch.ones_like(angle), angle)

@@ -5,6 +5,7 @@ lattice as coarse as its smoothness allows, projected by the pose, and interpola
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from hashlib import sha256
 from itertools import product
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from dynamight_core.imaging.compiled import BORDER, Integers, in_threads, read_rows, spread_rows
-from dynamight_core.imaging.geometry import Evaluator, Field
+from dynamight_core.imaging.geometry import Evaluator, Field, LinearEvaluator
 from dynamight_core.sampling import evenly
 
 # Particles as `read` and `spread` take them: poses and displacements, both in pixels; see `Voxels.place`.
@@ -27,6 +28,8 @@ _SPACINGS, _MAX_ERROR, _SAMPLE = (8, 4, 2), 0.01, 400
 # Bytes of a batch's displacements at a time, and what a decoder keeps for a fixed point: 32 basis fields of three
 # numbers, and some room.
 _SHIFTS, _BYTES_PER_POINT = 2**25, 512
+# Bytes of a field's values that are kept for points where it is evaluated again.
+_REMEMBERED = 2**28
 # Reads of a batch at a time where each needs its own memory.
 _READS = 2**24
 
@@ -43,10 +46,24 @@ class ModalField:
     def __init__(self, fields: Callable[[torch.Tensor], torch.Tensor]):
         self.fields = fields
 
+    def remembered(self, memory: int = _REMEMBERED) -> "ModalField":
+        """Return the field with its values at points where it was evaluated before kept in up to `memory` bytes."""
+        kept: dict[bytes, torch.Tensor] = {}
+
+        def fields(points: torch.Tensor) -> torch.Tensor:
+            name = sha256(points.cpu().numpy().tobytes()).digest()
+            if name not in kept:
+                values = self.fields(points)
+                if sum(each.nbytes for each in kept.values()) + values.nbytes > memory:
+                    return values
+                kept[name] = values
+            return kept[name]
+
+        return ModalField(fields)
+
     def evaluator(self, points: torch.Tensor) -> Evaluator:
         """Return the function from (b, K) coordinates to (b, m, 3) displacements (A) of fixed (m, 3) points (A)."""
-        fields = self.fields(points)
-        return lambda coordinates: torch.tensordot(coordinates, fields, dims=1)
+        return LinearEvaluator(lambda coordinates: coordinates, self.fields(points))
 
 
 class CoarseField:
@@ -347,13 +364,13 @@ def lattice_spacing(voxels: Voxels, coordinates: torch.Tensor) -> int:
         return values if voxels.scale is None else values * voxels._scale_at(at, voxels.scale)
 
     exact = fields(chosen)
+    corners = torch.cartesian_prod(*[torch.arange(2, device=chosen.device)] * 3)
     for spacing in _SPACINGS:
         lower = chosen // spacing * spacing
         fraction = (chosen - lower).float() / spacing
-        total = torch.zeros_like(exact)
-        for corner in torch.cartesian_prod(*[torch.arange(2, device=chosen.device)] * 3):
-            weight = torch.where(corner.bool(), fraction, 1 - fraction).prod(1)
-            total += weight[:, None] * fields(lower + corner * spacing)
+        weights = torch.where(corners[:, None].bool(), fraction, 1 - fraction).prod(2)
+        values = fields((lower + corners[:, None] * spacing).flatten(0, 1)).unflatten(1, weights.shape)
+        total = (values * weights[..., None]).sum(1)
         error = (total - exact).permute(1, 2, 0)
         if float(((error @ moment) * error).sum(-1).sum(-1).mean()) < (_MAX_ERROR * voxels.pixel_size) ** 2:
             return spacing

@@ -60,7 +60,7 @@ def _limit(model: HalfModel, data: TrainingImages, rows: torch.Tensor, seed: int
     largest = float((positions - positions.mean(0)).norm(dim=1).max())
     views = []
     for part in chosen.split(64):
-        batch = data.batch(part)
+        batch = data.batch(part).within(model.seen_weights())
         views.append((batch.matrices, batch.transfer, model.project(batch.matrices, batch.transfer)))
     limits = []
     for cap in caps:
@@ -80,7 +80,7 @@ def _change(
 
     Each view has (b, 3, 3) matrices, (b, box, box//2+1) transfer functions and the model's images without motion.
     """
-    weights = model.frequency_weights()
+    weights = model.seen_weights()
     power, count = 0.0, 0
     for matrices, transfer, rest in views:
         change = model.project(matrices, transfer, moved.expand(len(matrices), -1, -1)) - rest

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dynamight_core.imaging.fourier import crop_fourier
 from dynamight_core.model.half import HalfModel
 from dynamight_core.model.regions import Regions
 from dynamight_core.sampling import evenly
@@ -186,8 +187,7 @@ class Explained:
             matrices, occupancies = batch.matrices[which], None
             if POSE in kinds:
                 change = parameters[:, self.part(kinds, POSE)]
-                matrices, phases = changed_poses(change, matrices, model.box, model.pixel_size)
-                transfer = transfer * phases
+                matrices, transfer = changed_poses(change, matrices, transfer, model.box * model.pixel_size)
             if CONTENT in kinds:
                 occupancies = 1 + parameters[:, self.part(kinds, CONTENT)] @ self._memberships[moves].T
             return model.project(matrices, transfer, positions, occupancies)
@@ -212,7 +212,7 @@ class Explained:
             (n, box, box//2+1) bool, Fourier pixels that are used; all if None.
         """
         prior = self.priors[kinds]
-        amplitude = self.model.frequency_weights().sqrt()
+        amplitude = self.model.seen_weights().sqrt()
         mean = prior.mean.expand(len(rows), -1)
         starts = [mean] if start is None else [mean, start]
         return infer_parameters(
@@ -228,12 +228,13 @@ class Explained:
     @torch.no_grad()
     def misfit(self, kinds: tuple[str, ...], rows: torch.Tensor, parameters, pixels: torch.Tensor) -> torch.Tensor:
         """Return (n,) minus log-likelihoods of images on some of their Fourier pixels, nats."""
-        weights, terms = self.model.frequency_weights(), []
+        weights, terms = self.model.seen_weights(), []
         for chosen in torch.arange(len(rows)).split(_BATCH):
-            batch = self.data.batch(rows[chosen])
+            batch = self.data.batch(rows[chosen]).within(weights)
             which = torch.arange(len(batch), device=batch.transforms.device)
             residual = self.projection(kinds, batch)(parameters[chosen], which, batch.transfer) - batch.transforms
-            terms.append(0.5 * (residual.abs().square() * weights * pixels[chosen].to(weights)).sum((-2, -1)))
+            used = weights * crop_fourier(pixels[chosen], len(weights)).to(weights)
+            terms.append(0.5 * (residual.abs().square() * used).sum((-2, -1)))
         return torch.cat(terms).cpu()
 
     def compare(self, rows: torch.Tensor, seed: int) -> Comparison:

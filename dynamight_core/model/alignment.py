@@ -12,13 +12,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from roma import rotvec_to_rotmat
 from scipy.spatial.transform import Rotation
 
 from dynamight_core.errors import InputError
 from dynamight_core.imaging.correlation import fourier_shell_correlation, resolution_at
 from dynamight_core.imaging.fourier import lowpass_volume, resample_volume
 from dynamight_core.imaging.geometry import interpolate, pixel_axis
+from dynamight_core.imaging.poses import rotvec_to_rotmat
 from dynamight_core.model.gaussians import GaussianModel
 
 # Resolutions of the fit, A, one after the other; correlations are at the last.

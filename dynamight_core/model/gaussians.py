@@ -91,6 +91,7 @@ class GaussianModel(nn.Module):
         positions: torch.Tensor | None = None,
         transfer: torch.Tensor | None = None,
         occupancies: torch.Tensor | None = None,
+        voxel: float | None = None,
     ) -> torch.Tensor:
         """Return (b, box, box//2+1) Fourier images of the model (paper, Eq. 10).
 
@@ -106,9 +107,11 @@ class GaussianModel(nn.Module):
             (b, box, box//2+1) CTF of each image; no CTF if None.
         occupancies
             (b, n) factors on the mass of each Gaussian in each image; 1 if None.
+        voxel
+            size of the voxels that masses are sums over, A; the projector's pixels if None.
         """
         positions = self.positions if positions is None else positions
-        masses = self.masses(projector.pixel_size).expand(len(matrices), -1, -1)
+        masses = self.masses(projector.pixel_size if voxel is None else voxel).expand(len(matrices), -1, -1)
         if occupancies is not None:
             masses = masses * occupancies[:, None]
         filters = self.filters(projector.box, projector.pixel_size)

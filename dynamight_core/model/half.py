@@ -1,6 +1,7 @@
 """The model of one half-set: Gaussians, encoder, decoder, the latents' prior and the noise."""
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Self
@@ -8,13 +9,14 @@ from typing import Self
 import safetensors.torch
 import torch
 from scipy.cluster.vq import kmeans2
+from scipy.fft import next_fast_len
 from scipy.spatial import cKDTree
 from torch import nn
 
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
-from dynamight_core.imaging.fourier import expand_shells, plane_multiplicity, shells
-from dynamight_core.imaging.geometry import Evaluator, Field, interpolate
+from dynamight_core.imaging.fourier import crop_fourier, expand_shells, plane_multiplicity, shells
+from dynamight_core.imaging.geometry import Evaluator, Field, interpolate, scaled, shifted
 from dynamight_core.imaging.projector import Projector
 from dynamight_core.model.bodies import RigidBodies
 from dynamight_core.model.decoders.base import DEFAULT_NETWORKS, Decoder, DecoderInputs, Networks
@@ -25,6 +27,9 @@ from dynamight_core.registry import DECODERS
 # Gaussians narrower than this many pixels are spread on a finer grid. At the limit, bilinear spreading errs by
 # some per cent of the image's norm, at frequencies where the noise is many times stronger.
 _MIN_WIDTH = 0.6
+# Low frequencies are projected on a grid of this many pixels per pixel of their own box, if the model's is finer. The
+# bilinear kernel's aliasing is then at most 1 % where they end: their signal is strong.
+_LOW_OVERSAMPLING = 5
 # Where the most central particle is farther from the mean than this fraction of the mean square, none is near it.
 _HOLLOW = 0.25
 # Starting points of an inference beside the mean.
@@ -98,20 +103,28 @@ class HalfModel(nn.Module):
         positions: torch.Tensor | None = None,
         occupancies: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return (b, box, box//2+1) model images, CTF applied.
+        """Return (b, box, box//2+1) model images, CTF applied; of a smaller box, their low frequencies.
 
         Parameters
         ----------
         matrices
             (b, 3, 3) projection matrices.
         transfer
-            (b, box, box//2+1) CTF of each image.
+            (b, box, box//2+1) CTF of each image, whose box decides that of the result.
         positions
             (b, n, 3) A; the reference if None.
         occupancies
             (b, n) factors on the mass of each Gaussian; 1 if None.
         """
-        return self.gaussians.project(self.projector, matrices, positions, transfer, occupancies)
+        projector = self._projector(transfer.shape[-2])
+        return self.gaussians.project(projector, matrices, positions, transfer, occupancies, self.pixel_size)
+
+    def _projector(self, size: int) -> Projector:
+        """Return the projector of the frequencies in a box of `size` pixels over the extent of the images."""
+        if size == self.box:
+            return self.projector
+        grid = min(self.projector.grid_size, _fast_even(_LOW_OVERSAMPLING * size))
+        return Projector(size, self.box * self.pixel_size / size, grid / size)
 
     def frequency_weights(self, resolution: float | None = None) -> torch.Tensor:
         """Return (box, box//2+1) weights that make a sum of |residual|^2 minus twice the log-likelihood.
@@ -129,13 +142,24 @@ class HalfModel(nn.Module):
         seen: torch.Tensor = weights * (radius * filtered_at <= self.box * self.pixel_size)
         return seen
 
+    def seen_weights(self, resolution: float | None = None) -> torch.Tensor:
+        """Return `frequency_weights` of the smallest even box that holds all within the filter, (size, size//2+1).
+
+        Images are compared there, by `Batch.within`: nothing is lost, and there are fewer pixels.
+        """
+        filtered_at = float(self.resolution) if resolution is None else resolution
+        size = self.box
+        if filtered_at:
+            size = min(size, 2 * (int(self.box * self.pixel_size / filtered_at + 1e-3) + 1))
+        return crop_fourier(self.frequency_weights(resolution), size)
+
     def evaluator(self, positions: torch.Tensor) -> Evaluator:
         """Return the map from (b, d) latents to (b, n, 3) displacements (A) of (n, 3) reference positions (A)."""
         displacement = self.decoder.evaluator(positions)
         if self.motion_mask is None:
             return displacement
         factor = interpolate(self.motion_mask[None], positions, self.box * self.pixel_size, "zeros")
-        return lambda latents: displacement(latents) * factor
+        return scaled(displacement, factor)
 
     @property
     def consensus_positions(self) -> torch.Tensor:
@@ -281,8 +305,12 @@ class ConsensusField:
     def evaluator(self, points: torch.Tensor) -> Evaluator:
         """Return the map from (b, d) latents to (b, m, 3) displacements (A) of fixed (m, 3) points (A)."""
         reference = self.model.consensus_to_reference(points)
-        evaluate, offset = self.field.evaluator(reference), reference - points
-        return lambda latents: offset + evaluate(latents)
+        return shifted(self.field.evaluator(reference), reference - points)
+
+
+def _fast_even(size: float) -> int:
+    """Return the smallest even number from `size` on whose Fourier transform is fast."""
+    return 2 * int(next_fast_len(math.ceil(size / 2)))
 
 
 def _part(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

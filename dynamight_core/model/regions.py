@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 import torch
-from roma import rotvec_to_rotmat
 from scipy.cluster.vq import kmeans2
+
+from dynamight_core.imaging.poses import rotvec_to_rotmat
 
 # Width of the blend, as a fraction of the mean distance of neighbouring centres.
 _BLEND = 0.5

@@ -15,12 +15,11 @@ import pandas as pd
 import torch
 import yaml
 from numpy.typing import NDArray
-from roma import rotmat_to_rotvec, rotvec_to_rotmat
 
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
 from dynamight_core.imaging.ctf import electron_wavelength
-from dynamight_core.imaging.poses import euler_angles
+from dynamight_core.imaging.poses import euler_angles, rotmat_to_rotvec, rotvec_to_rotmat
 
 # One record per particle.
 Records = NDArray[Any]

@@ -15,11 +15,10 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from roma import rotvec_to_rotmat
 
 from dynamight_core.errors import InputError
 from dynamight_core.imaging.ctf import CtfParameters, Index
-from dynamight_core.imaging.poses import euler_angles, rotation_matrices
+from dynamight_core.imaging.poses import euler_angles, rotation_matrices, rotvec_to_rotmat
 from dynamight_core.particles import cryosparc
 from dynamight_core.particles.columns import Columns
 from dynamight_core.particles.grid import band_of, choose_grid, describe_sizes

@@ -74,7 +74,7 @@ class HalfReconstruction:
         known: "HalfReconstruction | None" = None,
         groups: Sequence[torch.Tensor] | None = None,
     ) -> "HalfReconstruction":
-        """Sum the particles; one that is `known`, of the same particles and other modes, saves part of the work.
+        """Sum the particles; one that is `known`, of the same images and other modes, saves part of the work.
 
         `groups` divide the particles into those whose sums are also kept by themselves.
         """
@@ -87,7 +87,7 @@ class HalfReconstruction:
             field=field,
             latents=latents,
             region=region,
-            kernel=known is None,
+            known=None if known is None else known.sums,
             batch_size=batch_size,
             progress=progress,
             memory=memory,

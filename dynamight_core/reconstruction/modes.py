@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from dynamight_core.imaging.geometry import Field
+from dynamight_core.imaging.geometry import Field, mixed
 from dynamight_core.imaging.voxels import ModalField
 from dynamight_core.sampling import evenly
 
@@ -90,10 +90,7 @@ def find_modes(field: Field, latents: torch.Tensor, points: torch.Tensor, pixel_
 
     @torch.no_grad()
     def fields(at: torch.Tensor) -> torch.Tensor:
-        evaluate, total = field.evaluator(at), at.new_zeros(n_modes, len(at), 3)
-        for part, weights in zip(sample.split(_BATCH), fit.split(_BATCH, 1), strict=True):
-            total += torch.tensordot(weights, evaluate(part), dims=1)
-        return total
+        return mixed(field.evaluator(at), sample, fit, _BATCH)
 
     remainder = float(left[n_modes].sqrt()) if n_modes < len(left) else 0.0
     return Modes(ModalField(fields), coordinates, remainder)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dynamight_core.imaging.fourier import crop_fourier
 from dynamight_core.imaging.geometry import Field
 from dynamight_core.model.half import HalfModel
 from dynamight_core.reconstruction.modes import Modes
@@ -80,13 +81,13 @@ def mode_support(
     fields = modes.field.fields(points)
     evaluate = field.evaluator(points)
     solver = torch.linalg.pinv(fields.flatten(1))
-    weights = model.frequency_weights()
+    weights = model.seen_weights()
     normal_parts, score_parts = [], []
     for part in torch.arange(len(rows)).split(_BATCH):
-        batch = data.batch(rows[part])
+        batch = data.batch(rows[part]).within(weights)
         shift = evaluate(latents[part])
         coordinates = shift.flatten(1) @ solver
-        used = (weights * ~pixels[part].to(weights.device)).sqrt()
+        used = (weights * ~crop_fourier(pixels[part], len(weights)).to(weights.device)).sqrt()
 
         def view(displacement: torch.Tensor, batch: Batch = batch, used: torch.Tensor = used) -> torch.Tensor:
             image = model.project(batch.matrices, batch.transfer, points + displacement)

@@ -7,11 +7,11 @@ from pathlib import Path
 import gemmi
 import numpy as np
 import torch
-from roma import rotvec_to_rotmat
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
 from dynamight_core.errors import InputError
+from dynamight_core.imaging.poses import rotvec_to_rotmat
 from dynamight_core.simulate.parts import Part, axis_motions
 from dynamight_core.structures import read_structure, selected_atoms
 

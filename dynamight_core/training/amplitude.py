@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dynamight_core.imaging.fourier import crop_fourier
 from dynamight_core.training.half import HalfTrainer
 from dynamight_core.training.inference import infer_latents, random_pixels
 
@@ -71,13 +72,13 @@ def motion_amplitude(trainer: HalfTrainer, rows: torch.Tensor) -> Amplitude | No
     pixels = random_pixels(len(rows), model.box, trainer.generator())
     starts = [model.latent_mean.expand(len(rows), -1), trainer.encode(rows)]
     latents = infer_latents(model, data, rows, starts, _STEPS, pixels).latents
-    weights, positions = model.frequency_weights(), model.gaussians.positions
+    weights, positions = model.seen_weights(), model.gaussians.positions
     evaluate = model.evaluator(positions)
     mean = evaluate(trainer.latents[:: max(1, len(trainer.latents) // 256)]).mean(0)
     parts: list[torch.Tensor] = []
     for part in torch.arange(len(rows)).split(_BATCH):
-        batch = data.batch(rows[part])
-        used = (weights * ~pixels[part].to(weights.device)).sqrt()
+        batch = data.batch(rows[part]).within(weights)
+        used = (weights * ~crop_fourier(pixels[part], len(weights)).to(weights.device)).sqrt()
         shift = evaluate(latents[part]) - mean
         images = [
             torch.view_as_real(model.project(batch.matrices, batch.transfer, positions + mean + size * shift) * used)

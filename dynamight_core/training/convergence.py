@@ -20,11 +20,11 @@ _IMAGES = 256
 def fixed_loss(trainer: HalfTrainer) -> float:
     """Return the mean data loss of a fixed sample of a half-set's images, in units that the first call fixes."""
     if trainer.fixed_weights is None:
-        trainer.fixed_weights = trainer.model.frequency_weights().clone()
+        trainer.fixed_weights = trainer.model.seen_weights().clone()
     sample = trainer.rows[:: max(1, len(trainer.rows) // _IMAGES)][:_IMAGES]
     total = 0.0
     for rows in sample.split(128):
-        batch = trainer.data.batch(rows)
+        batch = trainer.data.batch(rows).within(trainer.fixed_weights)
         positions = trainer.model.gaussians.positions + trainer.model.displacements(trainer.current_latents(rows))
         total += float(data_loss(trainer, batch, positions, trainer.fixed_weights)) * len(rows)
     return total / len(sample)

@@ -1,14 +1,14 @@
 """The data of a training: prepared images, transfer functions and poses by row."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
-from roma import rotvec_to_rotmat
 
 from dynamight_core.imaging.ctf import CtfParameters, evaluate_ctf
-from dynamight_core.imaging.fourier import image_to_fourier, translation_phases
+from dynamight_core.imaging.fourier import crop_fourier, image_to_fourier, translation_phases
+from dynamight_core.imaging.poses import rotvec_to_rotmat
 from dynamight_core.parallel import check_stopped
 from dynamight_core.particles.memory import available_memory
 
@@ -40,6 +40,13 @@ class Batch:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def within(self, weights: torch.Tensor) -> "Batch":
+        """Return the batch with the low frequencies that (size, size//2+1) weights are of."""
+        size = len(weights)
+        if size == self.transforms.shape[-2]:
+            return self
+        return replace(self, transforms=crop_fourier(self.transforms, size), transfer=crop_fourier(self.transfer, size))
+
 
 class Batches(Protocol):
     """Images of a particle set, in their given or refined poses."""
@@ -49,13 +56,16 @@ class Batches(Protocol):
 
 
 def changed_poses(
-    changes: torch.Tensor, matrices: torch.Tensor, box: int, pixel_size: float
+    changes: torch.Tensor, matrices: torch.Tensor, transfer: torch.Tensor, extent: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (b, 3, 3) matrices rotated by (b, 5) pose changes, and the (b, box, box//2+1) phases of their shifts.
+    """Return (b, 3, 3) matrices rotated by (b, 5) pose changes, and transfer functions with their shifts.
 
-    Changes are rotation vectors (radians) and shifts (A).
+    Changes are rotation vectors (radians) and shifts (A). Transfer functions are (b, box, box//2+1), of images of an
+    extent in A.
     """
-    return rotvec_to_rotmat(changes[:, :3]) @ matrices, translation_phases(changes[:, 3:] / pixel_size, box)
+    size = transfer.shape[-2]
+    phases = translation_phases(changes[:, 3:] * (size / extent), size)
+    return rotvec_to_rotmat(changes[:, :3]) @ matrices, transfer * phases
 
 
 class TrainingImages:

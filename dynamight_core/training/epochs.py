@@ -97,14 +97,16 @@ def _refinement(trainer: HalfTrainer, epoch: Epoch, number: int) -> EpochMeans:
 def _fit_motion(
     trainer: HalfTrainer, epoch: Epoch, number: int, sample: Callable[[DeformedBatch], torch.Tensor]
 ) -> EpochMeans:
-    frequency_weights = trainer.model.frequency_weights()
+    frequency_weights = trainer.model.seen_weights()
     batches, generator = trainer.batches(number)
     terms = active_terms(trainer, epoch)
     means = EpochMeans(dict.fromkeys(terms, 0.0), {name: weight for name, (_, weight) in terms.items()})
     for rows in batches:
         fraction = len(rows) / len(trainer.rows)
         noise = _noise(len(rows), trainer, generator)
-        deformed = DeformedBatch(trainer, trainer.data.batch(rows), frequency_weights, noise, sample)
+        deformed = DeformedBatch(
+            trainer, trainer.data.batch(rows).within(frequency_weights), frequency_weights, noise, sample
+        )
         values = {name: term.value(deformed) for name, (term, _) in terms.items()}
         loss = sum((means.weights[name] * value for name, value in values.items()), torch.zeros(()))
         trainer.step(loss, "encoder", "decoder", "gaussians")
@@ -122,7 +124,7 @@ def _train_encoder_only(trainer: HalfTrainer, generator: torch.Generator, freque
         return
     order = torch.randperm(len(rows), generator=generator)
     for part in rows[order].split(trainer.batch_size):
-        batch = trainer.data.batch(part)
+        batch = trainer.data.batch(part).within(frequency_weights)
         mean, log_variance = model.encoder(batch.images)
         kl = kl_divergence(mean, log_variance)
         latents = mean + _noise(len(part), trainer, generator) * (0.5 * log_variance.clamp(*LOG_VARIANCES)).exp()
@@ -139,11 +141,11 @@ def balance_regularisation(trainer: HalfTrainer, number: int) -> None:
     Norms are with respect to the decoder, over two batches. Nothing changes where the terms have no gradient.
     """
     model, graph = trainer.model, trainer.graph
-    weights = model.frequency_weights()
+    weights = model.seen_weights()
     parameters = list(model.decoder.parameters())
     norms = torch.zeros(2)
     for rows in trainer.batches(number)[0][:2]:
-        batch = trainer.data.batch(rows)
+        batch = trainer.data.batch(rows).within(weights)
         positions = model.gaussians.positions + model.displacements(trainer.current_latents(rows))
         lengths = edge_lengths(graph.edges, positions)
         restraint = deformation_regularity(graph, lengths)

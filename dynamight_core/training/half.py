@@ -151,7 +151,7 @@ class HalfTrainer:
         return list(self.rows[order].split(self.batch_size)), generator
 
     def project(self, batch: Batch, positions: torch.Tensor | None) -> torch.Tensor:
-        """Return (b, box, box//2+1) model images of a batch in its refined poses.
+        """Return (b, box, box//2+1) model images of a batch in its refined poses, at the batch's frequencies.
 
         Parameters
         ----------
@@ -162,10 +162,9 @@ class HalfTrainer:
         """
         if not self.options.refine_poses:
             return self.model.project(batch.matrices, batch.transfer, positions)
-        matrices, phases = changed_poses(
-            self.pose_changes[self.slot[batch.rows]], batch.matrices, self.data.box, self.data.pixel_size
-        )
-        return self.model.project(matrices, batch.transfer * phases, positions)
+        changes, extent = self.pose_changes[self.slot[batch.rows]], self.data.box * self.data.pixel_size
+        matrices, transfer = changed_poses(changes, batch.matrices, batch.transfer, extent)
+        return self.model.project(matrices, transfer, positions)
 
     def step(self, loss: torch.Tensor, *names: str) -> None:
         """Descend the gradient of a loss with the named optimisers."""
@@ -193,7 +192,7 @@ class HalfTrainer:
             self.latents = self.encode(self.rows)
             self._set_prior(self.latents, 1e-3 * torch.eye(self.options.n_latents, device=self.data.device))
         starts = [self.latents, *(start.expand(len(self.rows), -1) for start in self.some_latents(others))]
-        posterior = infer_latents(self.model, self.posed_data(), self.rows, starts, steps)
+        posterior = infer_latents(self.model, self.posed_data(), self.rows, starts, steps, every=restart)
         self.latents, self.covariances = self.fit_prior(posterior)
         return float(posterior.energies.mean())
 

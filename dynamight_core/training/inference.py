@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
+from dynamight_core.imaging.fourier import crop_fourier
 from dynamight_core.imaging.geometry import Evaluator
 from dynamight_core.model.half import HalfModel
+from dynamight_core.sampling import evenly
 from dynamight_core.training.data import Batch, Batches, TrainingImages
 
 # Finite-difference step, in standard deviations of the latents' prior.
@@ -15,6 +17,11 @@ _STEP = 0.15
 _CONVERGED, _HOPELESS = 0.01, 0.05
 # Steps of expectation maximisation for the prior of the latents, and particles that they use.
 _PRIOR_STEPS, _PRIOR_SAMPLE = 100, 5000
+# A direction of the latents that images say little about stays at its prior: one whose signal-to-noise ratio (variance
+# of the prior over that of one image) is below the first number over the square root of the number of particles, which
+# could not tell it from noise (Baik, Ben Arous & Peche, Annals of Probability 2005), or of the second, if they are few.
+# The ratio is measured on so many particles.
+_SEEN, _FEW, _MEASURED = 0.5, 900, 64
 # Particles at a time, whose parameters are inferred and which are encoded.
 _BATCH, _ENCODED = 64, 512
 # Where the posterior is integrated, in standard deviations.
@@ -50,12 +57,13 @@ def infer_latents(
     pixels: torch.Tensor | None = None,
     integrate: bool = False,
     progress=None,
+    every: bool = False,
 ) -> LatentPosterior:
     """Find each particle's most probable latent, the decoder fixed.
 
     Minimises 1/2 sum_k |CTF P(z) - y|^2 / Sigma + 1/2 (z - m)' C^-1 (z - m) with the latents' own mean m and
     covariance C as prior, by damped Gauss-Newton steps. The derivative of an image by a latent is a forward
-    difference: d more projections a step, which serves every decoder.
+    difference: one more projection a step for each direction that images show; the others stay at the prior.
 
     Parameters
     ----------
@@ -73,25 +81,64 @@ def infer_latents(
         whether to integrate the posterior along the direction in which the displacement is least certain. Its mean and
         width there replace the mode and the curvature at the mode: displacements larger than the map's details make
         the posterior wider than that curvature.
+    every
+        whether to infer all directions, where the prior is not yet that of the particles.
     """
-    start = starts[0].to(model.latent_mean)
-    metric = _displacement_metric(model, start) if integrate else None
+    starts = [start.to(model.latent_mean) for start in starts]
     evaluate = model.evaluator(model.gaussians.positions)
     n, dim = len(rows), model.n_latents
-    found, covariances, energies = start.new_empty(n, dim), start.new_empty(n, dim, dim), start.new_empty(n)
+    seen = _uncorrelated(model) if every else _seen_directions(model, evaluate, data, rows, starts[0], pixels)
+    metric = seen.T @ _displacement_metric(model, starts[0]) @ seen if integrate else None
+    starts = [_along(start - model.latent_mean, seen, model.latent_covariance) for start in starts]
+    found, covariances, energies = seen.new_empty(n, dim), seen.new_empty(n, dim, dim), seen.new_empty(n)
+    unit = torch.eye(seen.shape[1]).to(seen)
     # A handful of tensors of d images each: bounded to some 100 MB.
-    size = max(1, min(128, int(2**25 // (dim * model.box**2))))
+    size = max(1, min(128, int(2**25 // (seen.shape[1] * model.box**2))))
     for chosen in torch.arange(n).split(size):
         used = None if pixels is None else pixels[chosen]
-        fit = _latent_fit(model, evaluate, data.batch(rows[chosen]), used)
-        latents, image, energy = fit.best([start[chosen] for start in starts])
-        covariance = climb(fit, latents, image, energy, steps)
+        fit = _latent_fit(model, evaluate, data.batch(rows[chosen]), used, seen)
+        values, image, energy = fit.best([start[chosen] for start in starts])
+        covariance = climb(fit, values, image, energy, steps)
         if integrate:
-            latents, covariance = _integrate(fit, latents, covariance, metric)
-        found[chosen], energies[chosen], covariances[chosen] = latents, energy, covariance
+            values, covariance = _integrate(fit, values, covariance, metric)
+        found[chosen], energies[chosen] = model.latent_mean + values @ seen.T, energy
+        covariances[chosen] = model.latent_covariance + seen @ (covariance - unit) @ seen.T
         if progress is not None:
             progress(int(chosen[-1]) + 1, n)
     return LatentPosterior(found, covariances, energies)
+
+
+def _seen_directions(
+    model: HalfModel,
+    evaluate: Evaluator,
+    data: Batches,
+    rows: torch.Tensor,
+    start: torch.Tensor,
+    pixels: torch.Tensor | None,
+) -> torch.Tensor:
+    """Return (d, k) directions of the latents that images show, at least one, a standard deviation of the prior each.
+
+    In these directions the prior has a variance of 1 and no correlation.
+    """
+    root = _uncorrelated(model)
+    sample = evenly(torch.arange(len(rows)), _MEASURED)
+    used = None if pixels is None else pixels[sample]
+    fit = _latent_fit(model, evaluate, data.batch(rows[sample]), used, root)
+    values = _along(start[sample] - model.latent_mean, root, model.latent_covariance)
+    _, curvature = fit.derivatives(values, fit.image(values, fit.all), fit.all)
+    ratios, axes = torch.linalg.eigh((curvature - fit.precision).double().mean(0))
+    seen = ratios >= min(_SEEN / max(len(rows), _FEW) ** 0.5, float(ratios[-1]))
+    return root @ axes[:, seen].float()
+
+
+def _uncorrelated(model: HalfModel) -> torch.Tensor:
+    """Return (d, d) directions of the latents that are uncorrelated under their prior, a standard deviation each."""
+    return torch.linalg.cholesky(model.latent_covariance.double()).float()
+
+
+def _along(offsets: torch.Tensor, directions: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
+    """Return the (n, k) components of (n, d) offsets along directions that are uncorrelated under a covariance."""
+    return torch.linalg.solve(covariance.double(), offsets.double().T).T.float() @ directions
 
 
 Projection = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -121,7 +168,7 @@ def infer_parameters(
     starts
         (n, d) each; the best one is used.
     amplitude
-        (box, box//2+1), one over that of the noise.
+        (size, size//2+1) of `HalfModel.seen_weights`, one over that of the noise.
     pixels
         (n, box, box//2+1) bool, Fourier pixels that are used; all if None.
     steps
@@ -129,8 +176,8 @@ def infer_parameters(
     """
     modes, covariances, energies = [], [], []
     for chosen in torch.arange(len(rows)).split(_BATCH):
-        batch = data.batch(rows[chosen])
-        whitening = amplitude if pixels is None else amplitude * pixels[chosen].to(amplitude)
+        batch = data.batch(rows[chosen]).within(amplitude)
+        whitening = amplitude if pixels is None else _chosen(amplitude, pixels[chosen])
         fit = Fit(projection(batch, chosen), *prior, batch, whitening)
         mode, image, energy = fit.best([start[chosen] for start in starts])
         covariances.append(climb(fit, mode, image, energy, steps))
@@ -238,16 +285,21 @@ def data_terms(
     resolution
         of the low-pass filter, A; the model's own if None, none if 0.
     """
-    weights = model.frequency_weights(resolution)
+    weights = model.seen_weights(resolution)
     terms = []
     for part in torch.arange(len(rows)).split(128):
-        batch = data.batch(rows[part])
+        batch = data.batch(rows[part]).within(weights)
         positions = model.consensus_positions.expand(len(part), -1, -1)
         if latents is not None:
             positions = model.gaussians.positions + model.displacements(latents[part])
         residual = model.project(batch.matrices, batch.transfer, positions) - batch.transforms
-        terms.append(0.5 * (residual.abs().square() * weights * pixels[part].to(weights)).sum((-2, -1)))
+        terms.append(0.5 * (residual.abs().square() * _chosen(weights, pixels[part])).sum((-2, -1)))
     return torch.cat(terms).cpu()
+
+
+def _chosen(weights: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    """Return (b, size, size//2+1) weights where (b, box, box//2+1) pixels are chosen, 0 elsewhere."""
+    return weights * crop_fourier(pixels, len(weights)).to(weights)
 
 
 class Fit:
@@ -322,16 +374,23 @@ class Fit:
         return latents, image, energy
 
 
-def _latent_fit(model: HalfModel, evaluate: Evaluator, batch: Batch, pixels: torch.Tensor | None) -> Fit:
-    """Return the fit of latents to the images of b particles, on some of their pixels or all."""
-    amplitude = model.frequency_weights().sqrt()
-    whitening = amplitude if pixels is None else amplitude * pixels.to(amplitude)
-    positions, matrices = model.gaussians.positions, batch.matrices
+def _latent_fit(
+    model: HalfModel, evaluate: Evaluator, batch: Batch, pixels: torch.Tensor | None, directions: torch.Tensor
+) -> Fit:
+    """Return the fit of latents along (d, k) directions to the images of b particles, on some of their pixels or all.
 
-    def project(latents: torch.Tensor, which: torch.Tensor, transfer: torch.Tensor) -> torch.Tensor:
-        return model.project(matrices[which], transfer, positions + evaluate(latents))
+    The prior has unit variances in these directions.
+    """
+    amplitude = model.seen_weights().sqrt()
+    whitening = amplitude if pixels is None else _chosen(amplitude, pixels)
+    batch = batch.within(amplitude)
+    rest, matrices = model.gaussians.positions, batch.matrices
 
-    return Fit(project, model.latent_mean, model.latent_covariance, batch, whitening)
+    def project(values: torch.Tensor, which: torch.Tensor, transfer: torch.Tensor) -> torch.Tensor:
+        return model.project(matrices[which], transfer, rest + evaluate(model.latent_mean + values @ directions.T))
+
+    number = directions.shape[1]
+    return Fit(project, directions.new_zeros(number), torch.eye(number).to(directions), batch, whitening)
 
 
 def climb(fit: Fit, latents, image, energy, steps: int) -> torch.Tensor:

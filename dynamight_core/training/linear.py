@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 import torch
 from scipy.cluster.vq import kmeans2
 
-from dynamight_core.imaging.fourier import expand_shells, image_to_fourier
+from dynamight_core.imaging.fourier import crop_fourier, expand_shells, image_to_fourier
 from dynamight_core.model.graph import LongEdges, NeighbourGraph, deformation_regularity, edge_lengths, rigidity
 from dynamight_core.options import TrainOptions
 from dynamight_core.parallel import check_stopped, side_by_side
@@ -43,6 +43,8 @@ _MARGIN = 1.1
 _SEEN = 1e-4
 # Adam's steps and step size that bring a decoder to the motions.
 _FIT_STEPS, _FIT_RATE = 300, 5e-3
+# Gaussians of each step.
+_FIT_POINTS = 1000
 # Regularisation may cost these motions, which are ragged, at most this many times what they gain; in training it
 # freezes them where it costs more (chosen on seed 10 of a hinge and of two small domains).
 _BEARABLE = 6.0
@@ -247,8 +249,9 @@ def initialise(trainer: HalfTrainer, motions: LinearMotions) -> None:
     for _ in range(_FIT_STEPS):
         check_stopped()
         latents = torch.randn(32, options.n_latents, generator=generator).to(positions)
-        wanted = torch.einsum("bk,knc->bnc", latents[:, :n_motions], motions.fields)
-        loss = (model.decoder.displacements(latents, positions) - wanted).square().mean() / power
+        some = torch.randperm(len(positions), generator=generator)[:_FIT_POINTS].to(positions.device)
+        wanted = torch.einsum("bk,knc->bnc", latents[:, :n_motions], motions.fields[:, some])
+        loss = (model.decoder.displacements(latents, positions[some]) - wanted).square().mean() / power
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -303,26 +306,28 @@ def _scores(
     model, data = trainer.model, trainer.posed_data()
     generator = trainer.generator()
     amplitude = expand_shells(model.noise_power.sqrt(), model.box) / model.box
-    weights = [model.frequency_weights(resolution) for resolution in resolutions]
+    weights = [model.seen_weights(resolution) for resolution in resolutions]
     draws = -(-_MIN_NOISE // len(rows))
     found: list[tuple[list[torch.Tensor], ...]] = [([], [], []) for _ in weights]
     for part in rows.split(128):
         check_stopped()
         batch = data.batch(part)
         positions = model.gaussians.positions.detach().repeat(len(part), 1, 1).requires_grad_()
-        image = model.project(batch.matrices, batch.transfer, positions)
-        residuals = [(0, batch.transforms - image.detach())]
-        for kind in (1, 2) * draws:
+        noise = []
+        for _ in range(2 * draws):
             white = torch.randn(len(part), model.box, model.box, generator=generator).to(amplitude)
-            residuals.append((kind, image_to_fourier(white) * amplitude))
-        for kind, residual in residuals:
-            products = image.real * residual.real + image.imag * residual.imag
-            for sets, weight in zip(found, weights, strict=True):
+            noise.append(image_to_fourier(white) * amplitude)
+        for sets, weight in zip(found, weights, strict=True):
+            seen = batch.within(weight)
+            image = model.project(seen.matrices, seen.transfer, positions)
+            residuals = [seen.transforms - image.detach(), *(crop_fourier(each, len(weight)) for each in noise)]
+            for kind, residual in zip((0, *(1, 2) * draws), residuals, strict=True):
+                products = image.real * residual.real + image.imag * residual.imag
                 # Its gradient is that of the log-likelihood of an image with this residual.
                 (forces,) = torch.autograd.grad((products * weight).sum(), positions, retain_graph=True)
                 sets[kind].append(along(forces))
     scores = []
     for sets in found:
-        images, noise, null = (torch.cat(parts) for parts in sets)
-        scores.append((images - images.mean(0), noise, null))
+        of_images, of_noise, null = (torch.cat(parts) for parts in sets)
+        scores.append((of_images - of_images.mean(0), of_noise, null))
     return scores

@@ -39,7 +39,7 @@ class DeformedBatch:
     batch
         images, CTFs and poses.
     frequency_weights
-        (box, box//2+1), as of `HalfModel.frequency_weights`.
+        (size, size//2+1), as of `HalfModel.seen_weights`; the batch is within them.
     noise
         (b, d) standard normal numbers.
     sample
@@ -129,7 +129,7 @@ def data_loss(
     positions
         (b, n, 3) A; the reference if None.
     frequency_weights
-        (box, box//2+1) 1 / Sigma.
+        (box, box//2+1) 1 / Sigma, at the frequencies of the batch.
     """
     residual = trainer.project(batch, positions) - batch.transforms
     return 0.5 * ((residual.real.square() + residual.imag.square()) * frequency_weights).sum((-2, -1)).mean()

@@ -13,6 +13,9 @@ from scipy.cluster.vq import kmeans2
 # Number of places of parts, and radii of parts in units of the molecule's radius.
 _PLACES = 60
 _RADII = (0.2, 0.3, 0.43, 0.6, 0.8)
+# Gaussians in one cube of this size, in units of the molecule's radius, have the same weight in each part: sums over
+# cubes serve all parts.
+_CELL = 0.15
 # Width of a part's soft edge in units of its radius.
 _EDGE = 0.5
 # Smallest number of Gaussians in a part, and largest fraction of all Gaussians.
@@ -35,11 +38,13 @@ class Parts:
 
     def __init__(self, positions: torch.Tensor, spheres: torch.Tensor):
         self.positions = positions
-        depth = ((torch.cdist(spheres[:, :3], positions) / spheres[:, 3:] - 1) / _EDGE + 0.5).clamp(0, 1)
-        weights = 0.5 + 0.5 * torch.cos(torch.pi * depth)
+        self._cells, middles = _cells(positions)
+        depth = ((torch.cdist(spheres[:, :3], middles) / spheres[:, 3:] - 1) / _EDGE + 0.5).clamp(0, 1)
+        of_cells = 0.5 + 0.5 * torch.cos(torch.pi * depth)
+        weights = of_cells[:, self._cells]
         sizes = weights.sum(1)
         kept = (sizes >= _MIN_GAUSSIANS) & (sizes <= _MAX_FRACTION * len(positions))
-        self.weights, self.spheres = weights[kept], spheres[kept]
+        self.weights, self.spheres, self._of_cells = weights[kept], spheres[kept], of_cells[kept]
         total = self.weights.sum(1, keepdim=True)
         self.centres = self.weights @ positions / total
         spread = self.weights @ positions.square() / total - self.centres.square()
@@ -48,8 +53,7 @@ class Parts:
     @classmethod
     def everywhere(cls, positions: torch.Tensor, seed: int) -> "Parts":
         """Return candidates of several sizes at places all over the molecule."""
-        # That of a homogeneous sphere with the same radius of gyration.
-        radius = float((5 / 3 * (positions - positions.mean(0)).square().sum(1).mean()).sqrt())
+        radius = _radius(positions)
         count = max(1, min(_PLACES, len(positions) // 5))
         places = torch.from_numpy(kmeans2(positions.cpu().numpy(), count, minit="++", seed=seed)[0]).to(positions)
         radii = radius * places.new_tensor(_RADII)
@@ -68,7 +72,9 @@ class Parts:
     def along(self, forces: torch.Tensor) -> torch.Tensor:
         """Return the (b, parts, 6) components of (b, n, 3) forces on the Gaussians along the motions of each part."""
         torques = torch.linalg.cross(self.positions.expand_as(forces), forces)
-        sums = torch.einsum("pn,bnk->bpk", self.weights, torch.cat([forces, torques], 2))
+        each = torch.cat([forces, torques], 2)
+        cells = each.new_zeros(len(each), self._of_cells.shape[1], 6).index_add_(1, self._cells, each)
+        sums = torch.einsum("pn,bnk->bpk", self._of_cells, cells)
         shifts, torques = sums.split(3, 2)
         rotations = torques - torch.linalg.cross(self.centres.expand_as(shifts), shifts)
         return torch.cat([shifts, rotations / self.radii], 2)
@@ -79,6 +85,19 @@ class Parts:
         axes = torch.eye(3).to(arms)[:, None].expand(3, len(arms), 3)
         rotations = torch.linalg.cross(axes, arms.expand_as(axes))
         return torch.cat([axes, rotations]) * self.weights[part][:, None]
+
+
+def _radius(positions: torch.Tensor) -> float:
+    """Return the radius (A) of a homogeneous sphere with the radius of gyration of (n, 3) Gaussians."""
+    return float((5 / 3 * (positions - positions.mean(0)).square().sum(1).mean()).sqrt())
+
+
+def _cells(positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the cell of each of (n, 3) Gaussians, (n,), and the (cells, 3) centres of the Gaussians in each, A."""
+    cubes = (positions / (_CELL * _radius(positions))).round()
+    cells = cubes.unique(dim=0, return_inverse=True)[1]
+    sums = positions.new_zeros(int(cells.max()) + 1, 3).index_add_(0, cells, positions)
+    return cells, sums / cells.bincount()[:, None]
 
 
 def moving_parts(scores: torch.Tensor, noise: torch.Tensor, null: torch.Tensor, overlaps: torch.Tensor) -> list[int]:
@@ -93,10 +112,10 @@ def moving_parts(scores: torch.Tensor, noise: torch.Tensor, null: torch.Tensor, 
     overlaps
         (parts, parts) as in `Parts`; parts that are found overlap little.
     """
-    scores, noise, null = (part.double().transpose(0, 1) for part in (scores, noise, null))
+    scores, noise, null = (part.transpose(0, 1).double().contiguous() for part in (scores, noise, null))
     found: list[int] = []
     while len(found) < _MAX_PARTS and len(scores):
-        values, vectors = torch.linalg.eigh(noise.transpose(1, 2) @ noise / noise.shape[1])
+        values, vectors = torch.linalg.eigh(_products(noise))
         whiten = vectors / values.clamp(min=1e-9 * float(values.max())).sqrt()[:, None]
         variances, axes = _variances(scores @ whiten)
         reach = max(float(_variances(part @ whiten)[0].max()) for part in null.split(scores.shape[1], 1))
@@ -115,5 +134,10 @@ def moving_parts(scores: torch.Tensor, noise: torch.Tensor, null: torch.Tensor, 
 
 def _variances(white: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the (p, 6) variances of (p, n, 6) scores along their principal axes, ascending, and the axes."""
-    variances, axes = torch.linalg.eigh(white.transpose(1, 2) @ white / white.shape[1])
+    variances, axes = torch.linalg.eigh(_products(white))
     return variances, axes
+
+
+def _products(scores: torch.Tensor) -> torch.Tensor:
+    """Return the (p, 6, 6) mean products of (p, n, 6) scores."""
+    return scores.transpose(1, 2) @ scores / scores.shape[1]

@@ -86,12 +86,12 @@ def most_likely_poses(
             positions = model.gaussians.positions + model.displacements(latents[chosen])
 
         def project(changes: torch.Tensor, which: torch.Tensor, transfer: torch.Tensor) -> torch.Tensor:
-            matrices, phases = changed_poses(changes, batch.matrices[which], model.box, model.pixel_size)
-            return model.project(matrices, transfer * phases, positions[which])
+            matrices, transfer = changed_poses(changes, batch.matrices[which], transfer, model.box * model.pixel_size)
+            return model.project(matrices, transfer, positions[which])
 
         return project
 
-    amplitude = model.frequency_weights().sqrt()
+    amplitude = model.seen_weights().sqrt()
     for _ in range(_ROUNDS):
         posterior = infer_parameters(projection, (mean, covariance), data, rows, [changes], amplitude)
         prior = most_likely_prior(posterior, mean, covariance)

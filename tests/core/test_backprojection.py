@@ -350,3 +350,29 @@ def test_gpu_gives_the_sums_of_the_cpu(hinge):
     gpu = hinge.sums(some, field=OnGpu(hinge.truth), latents=hinge.truth.angles, device="cuda")
     assert torch.allclose(gpu.numerator.cpu(), cpu.numerator, atol=1e-3 * float(cpu.numerator.abs().max()))
     assert torch.allclose(gpu.kernel.cpu(), cpu.kernel, atol=1e-3 * float(cpu.kernel.abs().max()))
+
+
+def test_known_sums_save_those_without_deformation(hinge):
+    some, truth = hinge.everything[:60], hinge.truth
+    first = hinge.sums(some, field=HingeField(truth), latents=truth.angles)
+    whole = hinge.sums(some, field=HingeField(truth), latents=-truth.angles)
+    data = hinge.particles()
+    (short,) = accumulate_groups(data, [some], field=HingeField(truth), latents=-truth.angles, known=first)
+    torch.testing.assert_close(short.numerator, whole.numerator)
+    torch.testing.assert_close(short.rigid, whole.rigid)
+    assert short.kernel is None
+
+
+def test_values_of_a_field_are_remembered_at_the_same_points_and_within_memory():
+    asked = []
+
+    def fields(points):
+        asked.append(len(points))
+        return points[None].clone()
+
+    points = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+    field = ModalField(fields).remembered(memory=50 * 12)
+    for _ in range(2):
+        torch.testing.assert_close(field.fields(points), points[None])
+        torch.testing.assert_close(field.fields(points + 1), points[None] + 1)
+    assert asked == [50, 50, 50]

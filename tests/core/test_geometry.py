@@ -5,13 +5,17 @@ import pytest
 import torch
 
 from dynamight_core.imaging.geometry import (
+    LinearEvaluator,
     grid_points,
     image_radius,
     inside_box,
     interpolate,
     mask_points,
+    mixed,
     nearest_voxels,
     pixel_axis,
+    scaled,
+    shifted,
     squared_radius,
     to_grid,
     to_points,
@@ -95,3 +99,22 @@ def test_distances_are_those_to_the_nearest_voxel():
     expected = np.linalg.norm(every[:, None] - voxels, axis=2).min(1) * PIXEL
     np.testing.assert_allclose(distance.ravel(), expected)
     np.testing.assert_array_equal(distance_from(distance == 0, PIXEL), distance)
+
+
+def test_displacements_that_are_linear_are_mixed_scaled_and_shifted_as_any_others():
+    generator = torch.Generator().manual_seed(0)
+    basis, offset, factor = (torch.randn(*shape, generator=generator) for shape in ((4, 7, 3), (7, 3), (7, 1)))
+    latents, weights = torch.randn(50, 4, generator=generator), torch.randn(2, 50, generator=generator)
+    linear = LinearEvaluator(torch.tanh, basis)
+
+    def general(z):
+        return torch.einsum("bf,fnc->bnc", torch.tanh(z), basis)
+
+    for one, other in (
+        (linear, general),
+        (scaled(shifted(linear, offset), factor), scaled(shifted(general, offset), factor)),
+    ):
+        torch.testing.assert_close(one(latents), other(latents))
+        expected = torch.einsum("kb,bnc->knc", weights, other(latents))
+        torch.testing.assert_close(mixed(one, latents, weights), expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(mixed(other, latents, weights, batch_size=8), expected, atol=1e-4, rtol=1e-4)

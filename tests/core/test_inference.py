@@ -98,3 +98,28 @@ def test_posterior_width_is_propagated_a_linear_decoder_exactly():
 
     expected = torch.einsum("ip,bij,jp->bp", field, covariances, field).reshape(4, 5, 3).sum(-1)
     assert torch.allclose(_propagated(evaluate, latents, covariances, evaluate(latents)), expected, rtol=1e-3)
+
+
+def test_a_direction_that_no_image_shows_stays_at_its_prior_and_costs_nothing(monkeypatch):
+    model, data, latents = known_motion(noise=1.0)
+    # The second latent moves nothing; correlated with the first, it is known as far as that tells it.
+    evaluate, projected = model.decoder.coefficients, []
+    monkeypatch.setattr(model.decoder, "coefficients", lambda z: evaluate(torch.stack([z[:, 0], 0 * z[:, 1]], 1)))
+    project = model.project
+
+    def counted(matrices, *arguments):
+        projected.append(len(matrices))
+        return project(matrices, *arguments)
+
+    monkeypatch.setattr(model, "project", counted)
+    model.latent_covariance.copy_(torch.tensor([[1.0, 0.5], [0.5, 1.0]]))
+    rows, found, cost = torch.arange(len(latents)), {}, {}
+    for every in (False, True):
+        projected.clear()
+        found[every] = infer_latents(model, data, rows, [torch.zeros_like(latents)], steps=6, every=every)
+        cost[every] = sum(projected)
+    torch.testing.assert_close(found[False].latents, found[True].latents, atol=0.05, rtol=0)
+    torch.testing.assert_close(found[False].covariances, found[True].covariances, atol=0.02, rtol=0)
+    torch.testing.assert_close(found[False].latents[:, 1], 0.5 * found[False].latents[:, 0])
+    # Three measurements of each of 40 particles tell which directions are seen.
+    assert cost[False] - 3 * 40 < 0.75 * cost[True]

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from dynamight_core.imaging.fourier import fourier_to_image
+from dynamight_core.imaging.fourier import crop_fourier, fourier_to_image, shells
+from dynamight_core.imaging.projector import Projector
 from dynamight_core.model.half import HalfModel
 from dynamight_core.model.motions import motion_fields, principal_motions
 from dynamight_core.options import TrainOptions
@@ -160,3 +161,34 @@ def test_coordinates_that_hang_together_in_a_half_do_not_blow_up_its_fields():
     expected = motions.components[0]
     assert (fields[0] - expected).norm() < 0.1 * expected.norm()
     assert fields[1].norm() < 0.5 * expected.norm()
+
+
+@pytest.mark.parametrize("refined", [False, True])
+def test_images_within_the_filter_have_the_likelihood_of_whole_images(refined):
+    model, data, latents = known_motion(noise=0.5)
+    model.resolution.fill_(model.box * model.pixel_size / 6.5)
+    if refined:
+        data = data.posed(0.05 * torch.ones(len(data), 5))
+    batch, weights, whole = data.batch(torch.arange(40)), model.seen_weights(), model.frequency_weights()
+    assert weights.shape == (14, 8)
+    assert weights.sum() == whole.sum()
+    with torch.no_grad():
+        positions = model.gaussians.positions + model.displacements(latents)
+        seen = batch.within(weights)
+        small = model.project(seen.matrices, seen.transfer, positions) - seen.transforms
+        large = model.project(batch.matrices, batch.transfer, positions) - batch.transforms
+    few = (small.abs().square() * weights).sum((1, 2))
+    torch.testing.assert_close(few, (large.abs().square() * whole).sum((1, 2)), rtol=1e-4, atol=0)
+
+
+def test_a_coarser_grid_changes_low_frequencies_little():
+    model, data, _ = known_motion()
+    model.projector = Projector(model.box, model.pixel_size, 4)
+    batch = data.batch(torch.arange(40)).within(torch.zeros(10, 6))
+    assert model._projector(10).grid_size == 50
+    with torch.no_grad():
+        few = model.project(batch.matrices, batch.transfer)
+        model.projector = Projector(model.box, model.pixel_size, 16)
+        fine = crop_fourier(model.project(batch.matrices, data.batch(torch.arange(40)).transfer), 10)
+    inside = shells(10) < 5
+    assert ((few - fine) * inside).norm() < 0.01 * (fine * inside).norm()

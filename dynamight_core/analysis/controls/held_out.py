@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from dynamight_core.analysis.controls.maps import ControlImages, HalfDeformations, maps_of, overlaps, permuted, wiener
+from dynamight_core.analysis.controls.maps import ControlImages, maps_of, overlaps, permuted, wiener
 from dynamight_core.analysis.controls.result import Control
 from dynamight_core.imaging.correlation import fourier_shell_correlation
 from dynamight_core.options import ControlOptions
@@ -40,8 +40,8 @@ def held_out(
     tuple
         the control, and the (box, box, box) maps "deformed" and "rigid" of the validation particles.
     """
-    halves = [HalfDeformations.of(images, half, options) for half in (1, 2)]
-    if not any(len(deformations.modes) for deformations in halves):
+    halves = images.deformations(options)
+    if halves is None:
         return None
     indices = torch.where(images.validation)[0]
     references = []

@@ -63,6 +63,7 @@ class ControlImages:
         self.matrices = self.particles.matrices
         cache = ImageCache(ImageReader(self.particles), preprocessing, device, inputs.storage, run.path, progress)
         self.training = TrainingImages(cache, self.particles.ctf, self.matrices, self.box, self.pixel_size, device)
+        self._deformations: dict[tuple[bool, int], list[HalfDeformations]] = {}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -94,6 +95,14 @@ class ControlImages:
             self.box**2 / power,
             self.device,
         )
+
+    def deformations(self, options: ControlOptions) -> list["HalfDeformations"] | None:
+        """Return the deformations of both half-sets, None if no mode of motion is used."""
+        chosen = options.shrink, options.seed
+        if chosen not in self._deformations:
+            self._deformations[chosen] = [HalfDeformations.of(self, half, options) for half in (1, 2)]
+        halves = self._deformations[chosen]
+        return halves if any(len(deformations.modes) for deformations in halves) else None
 
     def chosen(self, half: int, maximum: int, seed: int, validation: bool | None = None) -> torch.Tensor:
         """Return up to `maximum` random particles of a half-set; with `validation`, only those (not) held out."""
@@ -177,7 +186,8 @@ class HalfDeformations:
         factors = torch.ones(len(modes)) if support is None else support.factors[support.factors > 0]
         points = run.models[half - 1].consensus_positions
         region = deforming_region(points, images.box, images.pixel_size, chosen.region_radius)
-        return cls(half, replace(modes, coordinates=modes.coordinates[images.rows]), factors, region)
+        field = modes.field.remembered()
+        return cls(half, replace(modes, field=field, coordinates=modes.coordinates[images.rows]), factors, region)
 
     def coordinates(self, model, latents: torch.Tensor) -> torch.Tensor:
         """Return the (b, K) coordinates of (b, d) latents."""

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from dynamight_core.analysis.controls.maps import ControlImages, HalfDeformations, maps_of
+from dynamight_core.analysis.controls.maps import ControlImages, maps_of
 from dynamight_core.analysis.controls.result import Control
 from dynamight_core.imaging.correlation import fourier_shell_correlation
 from dynamight_core.imaging.fourier import expand_shells, fourier_to_image, image_to_fourier, volume_to_fourier
@@ -106,8 +106,8 @@ def noise_particles(images: ControlImages, options: ControlOptions, reporter: Re
         takes progress.
     """
     run, box = images.run, images.box
-    halves = [HalfDeformations.of(images, half, options) for half in (1, 2)]
-    if not any(len(deformations.modes) for deformations in halves):
+    halves = images.deformations(options)
+    if halves is None:
         return None
     pairs: dict[str, list[torch.Tensor]] = {"beside": [], "alone": [], "rigid": []}
     noise_motion, particle_motion, densities = [], [], []

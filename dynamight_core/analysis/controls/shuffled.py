@@ -13,7 +13,7 @@ import pandas as pd
 import scipy.stats
 import torch
 
-from dynamight_core.analysis.controls.maps import ControlImages, HalfDeformations, maps_of, misfits, permuted, wiener
+from dynamight_core.analysis.controls.maps import ControlImages, maps_of, misfits, permuted, wiener
 from dynamight_core.analysis.controls.result import Control
 from dynamight_core.imaging.correlation import fourier_shell_correlation
 from dynamight_core.options import ControlOptions
@@ -45,8 +45,8 @@ def shuffled_latents(images: ControlImages, options: ControlOptions, reporter: R
     volumes: dict[str, list[torch.Tensor]] = {name: [] for name in ("own", "rigid", *names)}
     parts: dict[str, list[torch.Tensor]] = {"own": []}
     parts |= {f"{kind} {name}": [] for kind in ("map", "all") for name in names}
-    halves = [HalfDeformations.of(images, half, options) for half in (1, 2)]
-    if not any(len(deformations.modes) for deformations in halves):
+    halves = images.deformations(options)
+    if halves is None:
         return None
     summed, indices = [], [images.chosen(half, len(images), options.seed) for half in (1, 2)]
     for half, deformations in enumerate(halves, 1):

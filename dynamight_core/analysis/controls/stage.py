@@ -25,7 +25,9 @@ _MIN_PARTICLES, _MIN_VALIDATION = 100, 40
 
 
 @whole_set("control")
-def control_run(run: Run, options: ControlOptions, reporter: Reporter = PRINT) -> Control:
+def control_run(
+    run: Run, options: ControlOptions, reporter: Reporter = PRINT, images: ControlImages | None = None
+) -> Control:
     """Run a control and write its verdict to RUN/analysis/controls.
 
     Parameters
@@ -36,6 +38,8 @@ def control_run(run: Run, options: ControlOptions, reporter: Reporter = PRINT) -
         of the control.
     reporter
         takes lines for the user, and progress.
+    images
+        of `control_images` with the same options, if they are read already.
 
     Raises
     ------
@@ -46,13 +50,13 @@ def control_run(run: Run, options: ControlOptions, reporter: Reporter = PRINT) -
     reason = reason_against(run, options)
     if reason is not None:
         raise InputError(reason)
-    rows, device = _rows(run, options), choose_device(options.device)
     control: Control | None
     volumes: dict[str, torch.Tensor] = {}
     if options.kind == "wrong-model":
-        control, volumes = wrong_model_control(run, options, rows, device, reporter)
+        device = choose_device(options.device)
+        control, volumes = wrong_model_control(run, options, _rows(run, options), device, reporter)
     else:
-        images = ControlImages(run, rows, device, reporter.step("reading images"))
+        images = control_images(run, options, reporter) if images is None else images
         if options.kind == "shuffled-latents":
             control = shuffled_latents(images, options, reporter)
         elif options.kind == "noise-particles":
@@ -71,6 +75,12 @@ def control_run(run: Run, options: ControlOptions, reporter: Reporter = PRINT) -
     reporter.say(f"Written: {files}. Run dynamight analyse {run.path} to see the control in the report.")
     record_conclusion(run, reporter)
     return control
+
+
+def control_images(run: Run, options: ControlOptions, reporter: Reporter) -> ControlImages:
+    """Return the particles of a control with their images, which controls of the same options can share."""
+    device = choose_device(options.device)
+    return ControlImages(run, _rows(run, options), device, reporter.step("reading images"))
 
 
 def reason_against(run: Run, options: ControlOptions) -> str | None:

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from scipy.spatial import cKDTree
 
-from dynamight_core.analysis.controls.maps import ControlImages, HalfDeformations, maps_of, reason_for_no_motion
+from dynamight_core.analysis.controls.maps import ControlImages, maps_of, reason_for_no_motion
 from dynamight_core.analysis.controls.result import Control
 from dynamight_core.analysis.domain_files import domain_masks
 from dynamight_core.analysis.domains import find_domains
@@ -121,8 +121,8 @@ def wrong_model_control(
     other = summarise(trained, reporter=QUIET)
     images = ControlImages(other, torch.arange(len(other.halves)), device)
     volumes: dict[str, list[torch.Tensor]] = {"deformed": [], "rigid": []}
-    halves = [HalfDeformations.of(images, half, options) for half in (1, 2)]
-    if not any(len(deformations.modes) for deformations in halves):
+    halves = images.deformations(options)
+    if halves is None:
         text = (
             f"{reason_for_no_motion(other, options)} if {selection} is replaced by another structure. The map is the "
             "rigid one, which no model touched. Model bias in the presence of motion was not tested."

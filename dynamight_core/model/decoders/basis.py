@@ -6,7 +6,7 @@ from typing import Self
 import torch
 from torch import nn
 
-from dynamight_core.imaging.geometry import Evaluator
+from dynamight_core.imaging.geometry import Evaluator, LinearEvaluator
 from dynamight_core.model.decoders.base import Decoder, DecoderInputs
 from dynamight_core.model.decoders.encoding import positional_encoding
 
@@ -87,5 +87,4 @@ class BasisDecoder(Decoder):
 
     def evaluator(self, positions: torch.Tensor) -> Evaluator:
         """Return the map from (b, d) latents to (b, n, 3) displacements of fixed (n, 3) positions."""
-        basis = self.basis(positions).reshape(self.n_fields, -1)
-        return lambda latents: (self.coefficients(latents) @ basis).reshape(len(latents), -1, 3)
+        return LinearEvaluator(self.coefficients, self.basis(positions))
