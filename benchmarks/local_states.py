@@ -30,13 +30,13 @@ import torch
 from benchmarks.common.runs import CASES, trained_run
 from benchmarks.common.world import area
 from dynamight_core.analysis.state_maps import StateModels
+from dynamight_core.imaging.modes import find_modes
 from dynamight_core.options import ReconstructOptions
 from dynamight_core.reconstruction.deformation import deforming_region
 from dynamight_core.reconstruction.half_map import MIN_REGULARISATION, HalfReconstruction
 from dynamight_core.reconstruction.images import FullImages
 from dynamight_core.reconstruction.local_filter import locally_filtered
 from dynamight_core.reconstruction.local_states import LocalStates
-from dynamight_core.reconstruction.modes import find_modes
 from dynamight_core.reporter import QUIET
 from dynamight_core.simulate.measures import HingeField
 

@@ -22,6 +22,7 @@ from dynamight_core.imaging.correlation import fourier_shell_correlation
 from dynamight_core.imaging.ctf import evaluate_ctf
 from dynamight_core.imaging.fourier import fourier_to_image, image_to_fourier, translation_phases
 from dynamight_core.imaging.masks import sphere
+from dynamight_core.imaging.modes import find_modes
 from dynamight_core.options import ReconstructOptions
 from dynamight_core.particles.images import ImageReader
 from dynamight_core.particles.metadata import read_particles
@@ -29,7 +30,6 @@ from dynamight_core.reconstruction.deformation import deforming_region
 from dynamight_core.reconstruction.fsc import half_map_fsc, soft_mask
 from dynamight_core.reconstruction.half_map import MIN_REGULARISATION, HalfReconstruction, noise_to_signal
 from dynamight_core.reconstruction.half_sums import HELD_OUT
-from dynamight_core.reconstruction.modes import find_modes
 from dynamight_core.simulate.measures import HingeField, mean_fsc
 from dynamight_core.simulate.truth import load_truth
 

@@ -22,11 +22,11 @@ from dynamight_core.imaging.backprojection import ParticleData
 from dynamight_core.imaging.ctf import CtfParameters, evaluate_ctf
 from dynamight_core.imaging.geometry import squared_radius
 from dynamight_core.imaging.masks import raised_cosine
+from dynamight_core.imaging.modes import Modes
 from dynamight_core.imaging.poses import random_rotations, rotation_matrices
 from dynamight_core.imaging.voxels import ModalField, Voxels, bordered
 from dynamight_core.reconstruction.half_map import HalfReconstruction
 from dynamight_core.reconstruction.least_squares import DeformedProjection
-from dynamight_core.reconstruction.modes import Modes
 
 MODES, EXTENT = 4, 192.0
 # Particles of one application of least squares' operator, and of the comparison with every voxel read singly.

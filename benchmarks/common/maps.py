@@ -9,6 +9,7 @@ import torch
 from benchmarks.common.runs import trained_run
 from dynamight_core.imaging.backprojection import ParticleData, solve
 from dynamight_core.imaging.fourier import fourier_to_image, image_to_fourier, shells
+from dynamight_core.imaging.modes import find_modes
 from dynamight_core.model.half import ConsensusField
 from dynamight_core.options import InvertOptions, ReconstructOptions
 from dynamight_core.particles.images import ImageReader
@@ -18,7 +19,6 @@ from dynamight_core.reconstruction.half_map import MIN_REGULARISATION, HalfRecon
 from dynamight_core.reconstruction.half_sums import HELD_OUT
 from dynamight_core.reconstruction.images import FullImages
 from dynamight_core.reconstruction.inverse import ForwardFromInverse, load_inverse
-from dynamight_core.reconstruction.modes import find_modes
 from dynamight_core.reconstruction.stage import invert_run
 from dynamight_core.reporter import QUIET
 from dynamight_core.simulate.measures import HingeField, oracle_angles

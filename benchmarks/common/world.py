@@ -9,6 +9,7 @@ from dynamight_core.analysis.domains import kabsch
 from dynamight_core.analysis.state_maps import StateModels
 from dynamight_core.files import read_map
 from dynamight_core.imaging.correlation import fourier_shell_correlation
+from dynamight_core.imaging.modes import find_modes
 from dynamight_core.imaging.poses import rotation_matrices
 from dynamight_core.model.half import ConsensusField
 from dynamight_core.options import ReconstructOptions
@@ -17,7 +18,6 @@ from dynamight_core.particles.star import read_blocks
 from dynamight_core.reconstruction.deformation import conformation_coordinates, deforming_region, half_modes
 from dynamight_core.reconstruction.half_map import MIN_REGULARISATION, HalfReconstruction
 from dynamight_core.reconstruction.images import FullImages
-from dynamight_core.reconstruction.modes import find_modes
 from dynamight_core.sampling import evenly
 from dynamight_core.simulate.measures import (
     HingeField,

@@ -1,4 +1,4 @@
-"""Compiled loops over voxels: the position of each in an image, and a bilinear read or spread there.
+"""Compiled loops over voxels and points: the position of each in an image, and a bilinear read or spread there.
 
 A voxel costs four neighbours and some arithmetic, several times less than a library's general interpolation. Along a
 row of voxels in x, the position advances by one column of the pose, and the displacement is interpolated from a coarse
@@ -221,3 +221,31 @@ def spread_rows(first, last, values, poses, tiles, runs, shifts, nodes, corner, 
                 image[k + np.uint64(1)] += top * right[j]
                 image[below] += bottom - bottom * right[j]
                 image[below + np.uint64(1)] += bottom * right[j]
+
+
+@compiled
+def sum_forces(first, last, positions, forces, cells, sums):
+    """Add the forces on points, and their torques about the origin, to the cells of the points.
+
+    Parameters
+    ----------
+    first, last
+        images.
+    positions, forces
+        (n, 3) float32, and (b, n, 3) float32.
+    cells
+        (n,) int64, the cell of each point.
+    sums
+        (b, cells, 6) float32.
+    """
+    for i in range(first, last):
+        for j in range(len(positions)):
+            x, y, z = positions[j, 0], positions[j, 1], positions[j, 2]
+            a, b, c = forces[i, j, 0], forces[i, j, 1], forces[i, j, 2]
+            total = sums[i, cells[j]]
+            total[0] += a
+            total[1] += b
+            total[2] += c
+            total[3] += y * c - z * b
+            total[4] += z * a - x * c
+            total[5] += x * b - y * a

@@ -212,16 +212,15 @@ class Explained:
             (n, box, box//2+1) bool, Fourier pixels that are used; all if None.
         """
         prior = self.priors[kinds]
-        amplitude = self.model.seen_weights().sqrt()
         mean = prior.mean.expand(len(rows), -1)
         starts = [mean] if start is None else [mean, start]
         return infer_parameters(
+            self.model,
             lambda batch, chosen: self.projection(kinds, batch),
             (prior.mean, prior.covariance),
             self.data,
             rows,
             starts,
-            amplitude,
             pixels,
         )
 

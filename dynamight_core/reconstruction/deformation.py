@@ -10,6 +10,7 @@ import torch
 from dynamight_core.errors import InputError
 from dynamight_core.imaging.geometry import inside_box, nearest_voxels
 from dynamight_core.imaging.masks import distance_from_voxels, raised_cosine
+from dynamight_core.imaging.modes import Modes, find_modes
 from dynamight_core.imaging.voxels import CoarseField
 from dynamight_core.judging.distribution import consensus_coordinates, densest_conformation
 from dynamight_core.model.half import ConsensusField
@@ -17,7 +18,6 @@ from dynamight_core.options import ReconstructOptions
 from dynamight_core.reconstruction.frames import StateField
 from dynamight_core.reconstruction.images import FullImages
 from dynamight_core.reconstruction.inverse import ForwardFromInverse, load_inverse
-from dynamight_core.reconstruction.modes import Modes, find_modes
 from dynamight_core.reconstruction.support import MIN_PARTICLES, Support, mode_support
 from dynamight_core.reporter import Reporter
 from dynamight_core.run import Run

@@ -18,9 +18,9 @@ from dynamight_core.imaging.backprojection import (
 )
 from dynamight_core.imaging.fourier import expand_shells
 from dynamight_core.imaging.masks import sphere
+from dynamight_core.imaging.modes import Modes
 from dynamight_core.imaging.wide_kernel import EXACT, ROUGH, WideKernel, views_are_uneven
 from dynamight_core.reconstruction.least_squares import DeformedProjection, LeastSquares, least_squares
-from dynamight_core.reconstruction.modes import Modes
 
 # Limits of the regularisation, noise over signal power. The lower one is for weighted backprojection alone, and its
 # default before an FSC is known.

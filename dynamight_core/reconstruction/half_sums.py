@@ -3,6 +3,7 @@
 import torch
 
 from dynamight_core.imaging.fourier import resample_volume
+from dynamight_core.imaging.modes import Modes
 from dynamight_core.options import ReconstructOptions
 from dynamight_core.particles.memory import available_memory
 from dynamight_core.reconstruction.checks import check_views
@@ -11,7 +12,6 @@ from dynamight_core.reconstruction.deformation import deforming_region, half_mod
 from dynamight_core.reconstruction.half_map import MIN_REGULARISATION, HalfReconstruction
 from dynamight_core.reconstruction.images import FullImages
 from dynamight_core.reconstruction.local import mobile_points, moving_part
-from dynamight_core.reconstruction.modes import Modes
 from dynamight_core.reporter import Reporter
 from dynamight_core.run import Run
 

@@ -7,6 +7,7 @@ import torch
 
 from dynamight_core.files import header_origin
 from dynamight_core.imaging.correlation import fourier_shell_correlation, fsc_deviation, resolution_at
+from dynamight_core.imaging.modes import Modes
 from dynamight_core.judging.bias import is_joint
 from dynamight_core.options import ReconstructOptions
 from dynamight_core.reconstruction.atomic_models import COLUMN
@@ -14,7 +15,6 @@ from dynamight_core.reconstruction.competition import Choice
 from dynamight_core.reconstruction.deformation import model_map
 from dynamight_core.reconstruction.fsc import half_map_fsc
 from dynamight_core.reconstruction.maps import ReconstructionFiles, write_reconstruction
-from dynamight_core.reconstruction.modes import Modes
 from dynamight_core.reconstruction.residual import conservative_fsc, motion_coherence, points_in_mask, residual_motion
 from dynamight_core.run import Run
 

@@ -23,11 +23,11 @@ from dynamight_core.imaging.backprojection import (
     fourier_denominator,
     solve,
 )
+from dynamight_core.imaging.modes import Modes
 from dynamight_core.reconstruction.deformation import deforming_region
 from dynamight_core.reconstruction.frames import StateField, sampled_field
 from dynamight_core.reconstruction.half_map import MIN_REGULARISATION
 from dynamight_core.reconstruction.local_filter import frequency_bands, window
-from dynamight_core.reconstruction.modes import Modes
 
 TRUSTS = (0.0, 1.0)
 # The narrowest kernel has this effective number of particles, and each next one as many times more as `_RATIO`, up to

@@ -21,8 +21,8 @@ e_i is the motion itself.
 import torch
 
 from dynamight_core.imaging.geometry import inside_box, nearest_voxels
+from dynamight_core.imaging.modes import Modes
 from dynamight_core.model.half import ConsensusField
-from dynamight_core.reconstruction.modes import Modes
 from dynamight_core.run import Run
 
 # Samples: particles of a half-set, points of the molecule, directions of a shell on one hemisphere.

@@ -13,8 +13,8 @@ import torch
 
 from dynamight_core.imaging.fourier import crop_fourier
 from dynamight_core.imaging.geometry import Field
+from dynamight_core.imaging.modes import Modes
 from dynamight_core.model.half import HalfModel
-from dynamight_core.reconstruction.modes import Modes
 from dynamight_core.training.data import Batch, TrainingImages
 from dynamight_core.training.inference import infer_latents, random_pixels
 

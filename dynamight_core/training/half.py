@@ -12,8 +12,9 @@ from dynamight_core.training.data import Batch, Batches, TrainingImages, changed
 from dynamight_core.training.inference import LatentPosterior, encode, infer_latents, most_likely_prior
 from dynamight_core.training.point_spread import PointSpread
 
-# Restraints are computed on this many particles of a batch: their gradient needs no more.
-RESTRAINED = 32
+# Restraints are computed on this many particles of a batch, or on fewer with more Gaussians than this: their gradient
+# needs no more.
+_RESTRAINED, _FEW_RESTRAINED, _GAUSSIANS = 32, 8, 2000
 # Restraints change only the shape of weak motion: they may weigh this many times what would freeze it otherwise.
 _SHAPE = 3.0
 # Minimum number of batches in an epoch.
@@ -78,6 +79,7 @@ class HalfTrainer:
         self.started = False
         # Whether the field was started again to follow a large motion.
         self.followed = False
+        self.restrained = max(_FEW_RESTRAINED, min(_RESTRAINED, _RESTRAINED * _GAUSSIANS // len(model.gaussians)))
         self.graph = NeighbourGraph.of(model.gaussians)
         self.long_edges: LongEdges | None = None
         # Few particles must not mean few steps of the optimiser.
@@ -251,7 +253,7 @@ class HalfTrainer:
         positions = self.model.gaussians.positions
         self.graph = NeighbourGraph.of(self.model.gaussians)
         if self.started and self.options.rigidity > 0 and self.model.decoder.restrains_distances:
-            subset = self.rows[:: max(1, len(self.rows) // RESTRAINED)]
+            subset = self.rows[:: max(1, len(self.rows) // _RESTRAINED)]
             displaced = positions + self.model.displacements(self.current_latents(subset))
             self.long_edges = LongEdges.build(positions, displaced, self.generator())
 

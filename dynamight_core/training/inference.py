@@ -22,8 +22,8 @@ _PRIOR_STEPS, _PRIOR_SAMPLE = 100, 5000
 # could not tell it from noise (Baik, Ben Arous & Peche, Annals of Probability 2005), or of the second, if they are few.
 # The ratio is measured on so many particles.
 _SEEN, _FEW, _MEASURED = 0.5, 900, 64
-# Particles at a time, whose parameters are inferred and which are encoded.
-_BATCH, _ENCODED = 64, 512
+# Numbers in a tensor of a batch whose parameters are inferred, and particles that are encoded at a time.
+_NUMBERS, _ENCODED = 2**21, 512
 # Where the posterior is integrated, in standard deviations.
 _NODES = (-3.6, -2.4, -1.2, 0.0, 1.2, 2.4, 3.6)
 
@@ -92,9 +92,7 @@ def infer_latents(
     starts = [_along(start - model.latent_mean, seen, model.latent_covariance) for start in starts]
     found, covariances, energies = seen.new_empty(n, dim), seen.new_empty(n, dim, dim), seen.new_empty(n)
     unit = torch.eye(seen.shape[1]).to(seen)
-    # A handful of tensors of d images each: bounded to some 100 MB.
-    size = max(1, min(128, int(2**25 // (seen.shape[1] * model.box**2))))
-    for chosen in torch.arange(n).split(size):
+    for chosen in torch.arange(n).split(_batch_size(model, seen.shape[1])):
         used = None if pixels is None else pixels[chosen]
         fit = _latent_fit(model, evaluate, data.batch(rows[chosen]), used, seen)
         values, image, energy = fit.best([start[chosen] for start in starts])
@@ -106,6 +104,15 @@ def infer_latents(
         if progress is not None:
             progress(int(chosen[-1]) + 1, n)
     return LatentPosterior(found, covariances, energies)
+
+
+def _batch_size(model: HalfModel, number: int) -> int:
+    """Return how many particles with a number of parameters to infer at a time.
+
+    Positions and images of a batch, of each of which there are several, take some 10 MB: more is no faster.
+    """
+    numbers = max(3 * len(model.gaussians), (number + 2) * model.box**2)
+    return max(8, min(128, _NUMBERS // numbers))
 
 
 def _seen_directions(
@@ -146,12 +153,12 @@ Projection = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 @torch.no_grad()
 def infer_parameters(
+    model: HalfModel,
     projection: Callable[[Batch, torch.Tensor], Projection],
     prior: tuple[torch.Tensor, torch.Tensor],
     data: Batches,
     rows: torch.Tensor,
     starts: list[torch.Tensor],
-    amplitude: torch.Tensor,
     pixels: torch.Tensor | None = None,
     steps: int = 3,
 ) -> LatentPosterior:
@@ -159,6 +166,8 @@ def infer_parameters(
 
     Parameters
     ----------
+    model
+        of the half-set.
     projection
         returns the `Fit.project` of a batch; its second argument is which of the n particles are in it.
     prior
@@ -167,15 +176,14 @@ def infer_parameters(
         images, and (n,) particles.
     starts
         (n, d) each; the best one is used.
-    amplitude
-        (size, size//2+1) of `HalfModel.seen_weights`, one over that of the noise.
     pixels
         (n, box, box//2+1) bool, Fourier pixels that are used; all if None.
     steps
         of the search.
     """
     modes, covariances, energies = [], [], []
-    for chosen in torch.arange(len(rows)).split(_BATCH):
+    amplitude = model.seen_weights().sqrt()
+    for chosen in torch.arange(len(rows)).split(_batch_size(model, len(prior[0]))):
         batch = data.batch(rows[chosen]).within(amplitude)
         whitening = amplitude if pixels is None else _chosen(amplitude, pixels[chosen])
         fit = Fit(projection(batch, chosen), *prior, batch, whitening)
@@ -347,10 +355,11 @@ class Fit:
 
     def derivatives(self, latents: torch.Tensor, image: torch.Tensor, which: torch.Tensor):
         """Return minus the gradient (b, d) of the energy, and its curvature (b, d, d) by Gauss-Newton."""
-        dim = latents.shape[1]
-        moved = (latents[:, None] + torch.diag(self._difference)).flatten(0, 1)
-        jacobian = self.image(moved, which.repeat_interleave(dim)).reshape(len(latents), dim, -1) - image[:, None]
-        jacobian = jacobian / self._difference[:, None]
+        jacobian = torch.empty(*latents.shape, image.shape[1]).to(image)
+        # One direction after another: the positions of all at once take too much memory.
+        for number, step in enumerate(torch.diag(self._difference)):
+            torch.sub(self.image(latents + step, which), image, out=jacobian[:, number])
+        jacobian /= self._difference[:, None]
         misfit = self._target[which] - image
         downhill = (jacobian @ misfit[..., None])[..., 0] - (latents - self._mean) @ self.precision
         return downhill, jacobian @ jacobian.transpose(1, 2) + self.precision

@@ -25,7 +25,7 @@ from dynamight_core.imaging.fourier import crop_fourier, expand_shells, image_to
 from dynamight_core.model.graph import LongEdges, NeighbourGraph, deformation_regularity, edge_lengths, rigidity
 from dynamight_core.options import TrainOptions
 from dynamight_core.parallel import check_stopped, side_by_side
-from dynamight_core.training.half import RESTRAINED, HalfTrainer
+from dynamight_core.training.half import HalfTrainer
 from dynamight_core.training.parts import MAX_OVERLAP, Parts, moving_parts
 
 # Regions of the molecule that move each by itself; three functions each.
@@ -95,7 +95,7 @@ def linear_starts(trainers: Sequence[HalfTrainer]) -> None:
     def start(index: int) -> None:
         trainer, motions = trainers[index], found[index]
         for other in found[:index] + found[index + 1 :]:
-            motions = also_at(trainer, motions, other.spheres, trainer.options.n_latents)
+            motions = also_at(trainer, motions, other, trainer.options.n_latents)
         initialise(trainer, motions)
 
     side_by_side(start, range(len(trainers)), device)
@@ -111,30 +111,35 @@ def linear_motions(trainer: HalfTrainer, max_motions: int) -> LinearMotions:
     basis = trainer.model.decoder.linear_basis(positions)
     motions = None
     if basis is None:
-        motions = _motions_of_parts(trainer, subset, Parts.everywhere(positions, seed), max_motions)
+        everywhere = Parts.everywhere(positions, seed)
+        motions = _motions_of_parts(trainer, subset, everywhere, _resolutions(trainer), max_motions)
         basis = _smooth_basis(positions, seed) if motions is None else motions.basis
     if motions is None:
         motions = _strongest(trainer, subset, basis, _resolutions(trainer), max_motions)
     return _of_all_particles(trainer, motions, max_motions)
 
 
-def also_at(trainer: HalfTrainer, motions: LinearMotions, spheres: torch.Tensor, max_motions: int) -> LinearMotions:
-    """Look for motion of a half at some places besides where it was found.
+def also_at(trainer: HalfTrainer, motions: LinearMotions, other: LinearMotions, max_motions: int) -> LinearMotions:
+    """Look for motion of a half where the other half found it, with the filters of either.
 
     Parameters
     ----------
     motions
         of the half; returned unless more is found, and it gains more.
-    spheres
-        (m, 4) centre and radius of the places, A.
+    other
+        motions of the other half, whose places are looked at.
     max_motions
         as of `linear_motions`.
     """
     positions, before = trainer.model.gaussians.positions.detach(), len(motions.spheres)
-    parts = Parts(positions, torch.cat([motions.spheres, spheres]))
+    parts = Parts(positions, torch.cat([motions.spheres, other.spheres]))
     if (parts.overlaps[before:, :before] > MAX_OVERLAP).any(1).all():
         return motions
-    more = _motions_of_parts(trainer, _subset(trainer), parts, max_motions)
+    # And at the next coarser filters. Where nothing was found, a filter says nothing.
+    finest = {each.resolution for each in (motions, other) if len(each.spheres)}
+    tried = _resolutions(trainer)
+    resolutions = [each for before, each in zip(tried[:1] + tried, tried, strict=False) if {before, each} & finest]
+    more = _motions_of_parts(trainer, _subset(trainer), parts, resolutions, max_motions)
     if more is None or len(more.spheres) <= before:
         return motions
     more = _of_all_particles(trainer, more, max_motions)
@@ -146,7 +151,7 @@ def _subset(trainer: HalfTrainer) -> torch.Tensor:
     return trainer.rows[:: -(-len(trainer.rows) // _MAX_CHOOSING)]
 
 
-def _resolutions(trainer: HalfTrainer) -> Sequence[float]:
+def _resolutions(trainer: HalfTrainer) -> tuple[float, ...]:
     """Return the low-pass filters that are tried, A: that of the options, or several if it is left to the data."""
     given = trainer.options.motion_resolution
     return _RESOLUTIONS if given is None else (given,)
@@ -162,10 +167,11 @@ def _of_all_particles(trainer: HalfTrainer, motions: LinearMotions, max_motions:
     return replace(of_all, spheres=motions.spheres)
 
 
-def _motions_of_parts(trainer: HalfTrainer, rows: torch.Tensor, parts: Parts, max_motions: int) -> LinearMotions | None:
+def _motions_of_parts(
+    trainer: HalfTrainer, rows: torch.Tensor, parts: Parts, resolutions: Sequence[float], max_motions: int
+) -> LinearMotions | None:
     """Return the motions of the parts that move, at the resolution at which they gain most; None if no part moves."""
     found = []
-    resolutions = _resolutions(trainer)
     for resolution, scores in zip(resolutions, _scores(trainer, rows, parts.along, resolutions), strict=True):
         moving = moving_parts(*scores, parts.overlaps)
         if moving:
@@ -268,7 +274,7 @@ def _bearable_fraction(trainer: HalfTrainer, motions: LinearMotions) -> float:
     if not trainer.model.decoder.restrains_distances or options.regularisation != "fixed":
         return 1.0
     positions = trainer.model.gaussians.positions.detach()
-    subset = motions.latents[:: max(1, len(motions.latents) // RESTRAINED)]
+    subset = motions.latents[:: max(1, len(motions.latents) // trainer.restrained)]
     displaced = positions + torch.einsum("bk,knc->bnc", subset, motions.fields)
     # Not the trainer's graph, which was built before the warm-up moved the Gaussians.
     graph = NeighbourGraph.of(trainer.model.gaussians)
@@ -308,26 +314,29 @@ def _scores(
     amplitude = expand_shells(model.noise_power.sqrt(), model.box) / model.box
     weights = [model.seen_weights(resolution) for resolution in resolutions]
     draws = -(-_MIN_NOISE // len(rows))
-    found: list[tuple[list[torch.Tensor], ...]] = [([], [], []) for _ in weights]
-    for part in rows.split(128):
+    # Of images, and of the noise images, (1 + 2 draws, n, ...): reserved at once, or what is reserved in between for a
+    # moment would leave holes in the memory.
+    found: list[torch.Tensor] = []
+    for chosen in torch.arange(len(rows)).split(128):
         check_stopped()
-        batch = data.batch(part)
-        positions = model.gaussians.positions.detach().repeat(len(part), 1, 1).requires_grad_()
+        batch = data.batch(rows[chosen])
+        positions = model.gaussians.positions.detach().repeat(len(batch), 1, 1).requires_grad_()
         noise = []
         for _ in range(2 * draws):
-            white = torch.randn(len(part), model.box, model.box, generator=generator).to(amplitude)
+            white = torch.randn(len(batch), model.box, model.box, generator=generator).to(amplitude)
             noise.append(image_to_fourier(white) * amplitude)
-        for sets, weight in zip(found, weights, strict=True):
+        for number, weight in enumerate(weights):
             seen = batch.within(weight)
             image = model.project(seen.matrices, seen.transfer, positions)
             residuals = [seen.transforms - image.detach(), *(crop_fourier(each, len(weight)) for each in noise)]
-            for kind, residual in zip((0, *(1, 2) * draws), residuals, strict=True):
+            for kind, residual in enumerate(residuals):
                 products = image.real * residual.real + image.imag * residual.imag
                 # Its gradient is that of the log-likelihood of an image with this residual.
                 (forces,) = torch.autograd.grad((products * weight).sum(), positions, retain_graph=True)
-                sets[kind].append(along(forces))
-    scores = []
-    for sets in found:
-        of_images, of_noise, null = (torch.cat(parts) for parts in sets)
-        scores.append((of_images - of_images.mean(0), of_noise, null))
-    return scores
+                values = along(forces)
+                if number == len(found):
+                    found.append(values.new_empty(1 + 2 * draws, len(rows), *values.shape[1:]))
+                found[number][kind, chosen] = values
+    for each in found:
+        each[0] -= each[0].mean(0)
+    return [(each[0], each[1 : 1 + draws].flatten(0, 1), each[1 + draws :].flatten(0, 1)) for each in found]

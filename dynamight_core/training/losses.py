@@ -18,7 +18,7 @@ import torch
 from dynamight_core.model.graph import deformation_regularity, edge_lengths, repulsion, rigidity
 from dynamight_core.registry import LOSS_TERMS
 from dynamight_core.training.data import Batch
-from dynamight_core.training.half import LOG_VARIANCES, RESTRAINED, HalfTrainer
+from dynamight_core.training.half import LOG_VARIANCES, HalfTrainer
 from dynamight_core.training.schedule import Epoch
 
 # The magnitude of displacement is rounded off below this, A.
@@ -81,7 +81,7 @@ class DeformedBatch:
     @cached_property
     def restrained(self) -> torch.Tensor:
         """(b', n, 3) displaced Gaussians of the particles that restraints are computed on, A."""
-        return self.positions[:RESTRAINED]
+        return self.positions[: self.trainer.restrained]
 
     @cached_property
     def unshrinking(self) -> torch.Tensor:
@@ -93,7 +93,7 @@ class DeformedBatch:
         """
         if self.trainer.options.regularisation != "fixed":
             return torch.ones((), device=self.displacement.device)
-        size = self.displacement[:RESTRAINED].square().mean() + _SMALLEST_MOTION**2
+        size = self.displacement[: self.trainer.restrained].square().mean() + _SMALLEST_MOTION**2
         return (size.detach() / size) ** (1 - float(self.trainer.model.regularisation_share))
 
     @cached_property

@@ -91,9 +91,8 @@ def most_likely_poses(
 
         return project
 
-    amplitude = model.seen_weights().sqrt()
     for _ in range(_ROUNDS):
-        posterior = infer_parameters(projection, (mean, covariance), data, rows, [changes], amplitude)
+        posterior = infer_parameters(model, projection, (mean, covariance), data, rows, [changes])
         prior = most_likely_prior(posterior, mean, covariance)
         # A mean change of all poses is one of the molecule.
         covariance = prior.covariance.to(like) + floor

@@ -11,8 +11,9 @@ from scipy import ndimage
 
 from dynamight_core.imaging.backprojection import filter_volume
 from dynamight_core.imaging.fourier import lowpass_volume, shells
+from dynamight_core.imaging.modes import find_modes
 from dynamight_core.imaging.projector import Projector
-from dynamight_core.imaging.voxels import Voxels, bordered
+from dynamight_core.imaging.voxels import Voxels, bordered, moving_voxels
 from dynamight_core.model.half import HalfModel
 from dynamight_core.model.initialise import fill_region, find_molecule, fit_to_map
 from dynamight_core.training.epochs import run_epoch
@@ -46,12 +47,16 @@ def deformed_map(trainer: HalfTrainer, mask: np.ndarray) -> torch.Tensor:
     """
     model, box, device = trainer.model, trainer.model.box, trainer.data.device
     projector = Projector(box, model.pixel_size, 2)
-    voxels = Voxels(torch.from_numpy(mask).to(device), (box // 2,) * 3, model.pixel_size, model)
+    modes = find_modes(model, trainer.latents, model.gaussians.positions, model.pixel_size)
+    voxels = Voxels(torch.from_numpy(mask).to(device), (box // 2,) * 3, model.pixel_size, modes.field)
+    parts = moving_voxels(voxels, modes.coordinates, _BATCH)
     posed, volume = trainer.posed_data(), torch.zeros(box, box, box, device=device)
     for rows in trainer.rows.split(_BATCH):
         batch = posed.batch(rows)
         images = bordered(projector.reading_grid(batch.transforms * batch.transfer.conj()))
-        voxels.read(images, voxels.place(projector.poses(batch.matrices), trainer.latents[trainer.slot[rows]]), volume)
+        poses, coordinates = projector.poses(batch.matrices), modes.coordinates[trainer.slot[rows]]
+        for part in parts:
+            part.read(images, part.place(poses, coordinates), volume)
     inside = shells(box, 3, device) < box // 2
     return filter_volume(trainer.point_spread.undo(volume, torch.from_numpy(mask).to(device)), inside)
 

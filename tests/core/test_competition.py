@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
+from dynamight_core.imaging.modes import find_modes
 from dynamight_core.reconstruction.competition import (
     Choice,
     Density,
@@ -19,7 +20,6 @@ from dynamight_core.reconstruction.competition import (
 from dynamight_core.reconstruction.densities import density_sentence
 from dynamight_core.reconstruction.half_map import HalfReconstruction
 from dynamight_core.reconstruction.local_filter import frequency_bands
-from dynamight_core.reconstruction.modes import find_modes
 from dynamight_core.reconstruction.residual import motion_coherence
 from dynamight_core.simulate.measures import HingeField
 from tests.support.command_line import dynamight

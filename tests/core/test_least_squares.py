@@ -11,6 +11,7 @@ from dynamight_core.imaging.backprojection import solve
 from dynamight_core.imaging.correlation import fourier_shell_correlation
 from dynamight_core.imaging.fourier import fourier_to_image, frequencies_2d, image_to_fourier, shells
 from dynamight_core.imaging.masks import sphere
+from dynamight_core.imaging.modes import find_modes
 from dynamight_core.imaging.projector import Projector
 from dynamight_core.imaging.voxels import ModalField
 from dynamight_core.options import ReconstructOptions
@@ -19,7 +20,6 @@ from dynamight_core.reconstruction.checks import check_halves, check_views
 from dynamight_core.reconstruction.frames import StateField, sampled_field
 from dynamight_core.reconstruction.half_map import MIN_REGULARISATION, HalfReconstruction, noise_to_signal
 from dynamight_core.reconstruction.least_squares import DeformedProjection
-from dynamight_core.reconstruction.modes import find_modes
 from dynamight_core.reporter import Reporter
 from dynamight_core.simulate.measures import HingeField
 from tests.support.hinge_images import BOX, PIXEL, wbp

@@ -9,6 +9,7 @@ import torch
 
 from dynamight_core.errors import InputError
 from dynamight_core.imaging.correlation import fourier_shell_correlation
+from dynamight_core.imaging.modes import find_modes
 from dynamight_core.reconstruction.local import (
     MIN_PARTICLES,
     Candidates,
@@ -19,7 +20,6 @@ from dynamight_core.reconstruction.local import (
     kernel_weights,
 )
 from dynamight_core.reconstruction.local_filter import frequency_bands, locally_filtered
-from dynamight_core.reconstruction.modes import find_modes
 from dynamight_core.simulate.measures import HingeField
 from tests.support.command_line import dynamight
 from tests.support.hinge_images import BOX, PIXEL

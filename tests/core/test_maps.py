@@ -11,6 +11,7 @@ from dynamight_core.files import read_map
 from dynamight_core.imaging.backprojection import ParticleData
 from dynamight_core.imaging.fourier import expand_shells, fourier_to_volume, lowpass_volume, shells, volume_to_fourier
 from dynamight_core.imaging.masks import sphere
+from dynamight_core.imaging.modes import find_modes
 from dynamight_core.reconstruction import fsc
 from dynamight_core.reconstruction.fsc import (
     HalfMapFsc,
@@ -23,7 +24,6 @@ from dynamight_core.reconstruction.fsc import (
 )
 from dynamight_core.reconstruction.half_map import HalfReconstruction
 from dynamight_core.reconstruction.maps import final_map, guinier_b_factor, sharpen, write_reconstruction
-from dynamight_core.reconstruction.modes import find_modes
 from dynamight_core.simulate.measures import HingeField
 from tests.support.hinge_images import BOX, PIXEL, noise, wbp
 

@@ -1,5 +1,7 @@
 """What training starts from and is steered by: moving parts, prior of the latents, size of the motion."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -52,11 +54,13 @@ def test_a_part_that_the_other_half_saw_moving_is_found_where_the_scan_finds_not
     positions = model.gaussians.positions.detach()
     moving = positions[small_part_rotates(positions)[0].any(1)]
     sphere = torch.cat([moving.mean(0), (moving - moving.mean(0)).norm(dim=1).max()[None]])
-    there = also_at(trainer, alone, sphere[None], 2)
+    other = replace(alone, spheres=sphere[None], resolution=20.0)
+    there = also_at(trainer, alone, other, 2)
     assert len(there.fields) == 1 and likeness(there, latents[:, 0]) > 0.15
     # Where nothing moves, nothing is found; and where it was found before, it is not looked for again.
-    assert also_at(trainer, alone, (sphere * sphere.new_tensor([-1, -1, -1, 1]))[None], 2) is alone
-    assert also_at(trainer, there, sphere[None], 2) is there
+    elsewhere = replace(other, spheres=other.spheres * sphere.new_tensor([-1, -1, -1, 1]))
+    assert also_at(trainer, alone, elsewhere, 2) is alone
+    assert also_at(trainer, there, other, 2) is there
 
 
 def test_parts_move_as_rigid_bodies_and_forces_are_the_gradient_along_their_motions():
@@ -182,3 +186,13 @@ def test_the_decoder_takes_smaller_steps_as_refinement_goes_on():
     rates = [epoch.decoder_rate for epoch in schedule(TrainOptions()) if epoch.kind == "refinement"]
     assert rates[0] == 1 and rates[-1] == pytest.approx(0.3) and rates == sorted(rates, reverse=True)
     assert {epoch.decoder_rate for epoch in schedule(TrainOptions(latent_refinement=False))} == {1.0}
+
+
+def test_forces_and_torques_are_summed_as_the_motions_of_parts_say():
+    generator = torch.Generator().manual_seed(0)
+    positions, forces = 20 * torch.randn(500, 3, generator=generator), torch.randn(5, 500, 3, generator=generator)
+    parts = Parts.everywhere(positions, 0)
+    found = parts.along(forces)
+    for part in (0, len(parts) // 2, len(parts) - 1):
+        work = torch.einsum("bnc,knc->bk", forces, parts.fields(part))
+        torch.testing.assert_close(found[:, part], work, atol=1e-3, rtol=1e-3)

@@ -98,7 +98,7 @@ def test_regularisation_gives_way_where_images_tell_little_and_only_there():
         weight = min(1, 3 * shares[noise]) * 900 / 1500
         assert trainer.stiffness == pytest.approx(weight * trainer.options.stiffness)
     assert shares[0.5] == 1
-    assert shares[4.0] < 0.5
+    assert shares[4.0] < 0.8
 
 
 def test_noise_has_no_linear_motion():

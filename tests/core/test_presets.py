@@ -13,6 +13,7 @@ from dynamight_core.cli import app
 from dynamight_core.cli.app import describe_value
 from dynamight_core.config import RunConfig
 from dynamight_core.errors import InputError
+from dynamight_core.imaging.modes import Modes
 from dynamight_core.imaging.voxels import CoarseField, Voxels, bordered, moving_voxels
 from dynamight_core.judging.summary import summarise
 from dynamight_core.model.encoder import Encoder
@@ -20,7 +21,6 @@ from dynamight_core.options import STAGES, InputOptions, InvertOptions, Reconstr
 from dynamight_core.options.completed import completed
 from dynamight_core.options.declare import declared
 from dynamight_core.options.presets import PRESETS, SOURCES, preset_values
-from dynamight_core.reconstruction.modes import Modes
 from dynamight_core.reporter import QUIET, Reporter
 from dynamight_core.run import Run
 from dynamight_core.training.convergence import Rises, fixed_loss

@@ -11,12 +11,12 @@ from dynamight_core.imaging.conjugate_gradients import conjugate_gradients
 from dynamight_core.imaging.correlation import fourier_shell_correlation
 from dynamight_core.imaging.fourier import lowpass_volume
 from dynamight_core.imaging.masks import sphere
+from dynamight_core.imaging.modes import find_modes
 from dynamight_core.imaging.wide_kernel import WideKernel
 from dynamight_core.options import ReconstructOptions
 from dynamight_core.reconstruction.checks import check_views, choose_method
 from dynamight_core.reconstruction.half_map import MIN_REGULARISATION, HalfReconstruction
 from dynamight_core.reconstruction.least_squares import DeformedProjection
-from dynamight_core.reconstruction.modes import find_modes
 from dynamight_core.reporter import Reporter
 from dynamight_core.simulate.measures import HingeField
 from tests.support.fourier_maps import reconstruct_fourier

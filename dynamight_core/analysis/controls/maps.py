@@ -13,6 +13,7 @@ from dynamight_core.analysis.domain_files import domain_masks
 from dynamight_core.analysis.molecule import all_gaussians
 from dynamight_core.imaging.backprojection import ParticleData, filter_volume
 from dynamight_core.imaging.fourier import expand_shells, plane_multiplicity
+from dynamight_core.imaging.modes import Modes
 from dynamight_core.model.half import ConsensusField
 from dynamight_core.options import ControlOptions, ReconstructOptions
 from dynamight_core.particles.cache import ImageCache
@@ -22,7 +23,6 @@ from dynamight_core.reconstruction.deformation import deforming_region, half_mod
 from dynamight_core.reconstruction.half_map import MIN_REGULARISATION, HalfReconstruction
 from dynamight_core.reconstruction.images import FullImages
 from dynamight_core.reconstruction.least_squares import DeformedProjection
-from dynamight_core.reconstruction.modes import Modes
 from dynamight_core.run import Run
 from dynamight_core.training.data import TrainingImages
 from dynamight_core.training.inference import infer_latents, random_pixels
