@@ -13,6 +13,7 @@ from dynamight_core.analysis.molecule import all_gaussians, half_motions, spread
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path, header_origin, write_map, write_table
 from dynamight_core.imaging.geometry import grid_points, to_points, to_voxels
+from dynamight_core.judging.conclusion import counted_motions
 from dynamight_core.options.analyse import EMBEDDINGS
 from dynamight_core.reconstruction.deformation import distance_from_points
 from dynamight_core.reporter import PRINT, Reporter
@@ -35,7 +36,8 @@ def write_exports(run: Run, embedding: str = "auto", reporter: Reporter = PRINT)
     run
         finished and summarised.
     embedding
-        "umap", "pca" (the first two motions), or "auto": umap if the package umap-learn is installed.
+        "umap", "pca" (the first two motions), or "auto": umap if more than two motions are found and the package
+        umap-learn is installed.
     reporter
         takes lines for the user.
 
@@ -55,6 +57,9 @@ def write_exports(run: Run, embedding: str = "auto", reporter: Reporter = PRINT)
         write_map(path, volume, pixel_size, corner)
     for half, path in enumerate(gaussians, 1):
         write_gaussians(run, half, path, corner + box // 2 * pixel_size)
+    if embedding == "auto" and len(counted_motions(run)) <= 2:
+        # Two motions are a plane already.
+        embedding = "pca"
     columns, names = embed(run.motions.coordinates.numpy(), embedding, run.config.train.seed, reporter)
     write_table(folder / "embedding.csv", pd.DataFrame(columns, columns=names))
     reporter.say(f"Maps of the motion, its error and the motion beyond error: {', '.join(map(str, maps))}.")

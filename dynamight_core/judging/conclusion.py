@@ -139,6 +139,11 @@ def shared_motions(run: Run) -> list[int]:
     return [number for number in run.summary.get("shared_motions", range(1, n + 1)) if number <= n]
 
 
+def counted_motions(run: Run) -> list[int]:
+    """Return the numbers of the shared motions that are more than a trace of the whole."""
+    return [number for number in shared_motions(run) if run.motions.shares[number - 1] >= _COUNTED]
+
+
 def _motion(
     summary: dict[str, Any], controls: dict[str, dict[str, Any]], causes: list[dict[str, Any]]
 ) -> tuple[str, str, list[str]]:
@@ -181,8 +186,7 @@ def _moves(run: Run, motion: str) -> str:
         seen = f"Relative to domain 1, the largest: {'; '.join(parts)}{more}."
     if motion == UNDECIDED:
         return f"If it is real: {seen[0].lower()}{seen[1:]}"
-    shares = run.motions.shares
-    shared = [number for number in shared_motions(run) if shares[number - 1] >= _COUNTED]
+    shared = counted_motions(run)
     numbers = ", ".join(map(str, shared))
     count = f"Both half-sets find motion{'s' if len(shared) > 1 else ''} {numbers}" if shared else ""
     return f"{seen} {count}." if count and "shared_motions" in summary else seen

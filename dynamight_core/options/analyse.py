@@ -32,7 +32,7 @@ class AnalyseOptions(Checked):
     out: str | None = basic(None, "Path of the report. RUN/analysis/report.html if omitted.", metavar="FILE")
     embedding: str = basic(
         "auto",
-        "Plot particles in a plane by umap, pca (the first two motions), or auto (umap if installed).",
+        "Plot particles in a plane by umap, pca (the first two motions), or auto (umap for more than two motions).",
         more="The plot is for display only; its coordinates become the zRed of the particles in Scipion.",
         label="Plot particles by",
         choices=EMBEDDINGS,
