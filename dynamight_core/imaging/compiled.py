@@ -249,3 +249,54 @@ def sum_forces(first, last, positions, forces, cells, sums):
             total[3] += y * c - z * b
             total[4] += z * a - x * c
             total[5] += x * b - y * a
+
+
+@compiled
+def spread_moved(first, last, positions, shifts, poses, weights, images):
+    """Spread points that are displaced in each image with bilinear weights; parts outside are lost.
+
+    Parameters
+    ----------
+    first, last
+        images.
+    positions, shifts
+        (3, n) and (b, 3, n) float32: points at rest, and their displacements, A.
+    poses
+        (b, 2, 4) float32, from homogeneous points in A to pixels, origin at index 0.
+    weights
+        (n,) float32.
+    images
+        (b, size, size) float32, added to.
+    """
+    n, size = positions.shape[1], images.shape[1]
+    rest_x, rest_y, rest_z = positions[0], positions[1], positions[2]
+    across, down = np.empty(n, np.float32), np.empty(n, np.float32)
+    for i in range(first, last):
+        x, y, z, image, p = shifts[i, 0], shifts[i, 1], shifts[i, 2], images[i], poses[i]
+        a, b, c, d = p[0, 0], p[0, 1], p[0, 2], p[0, 3]
+        e, f, g, h = p[1, 0], p[1, 1], p[1, 2], p[1, 3]
+        for j in range(n):
+            across[j] = a * (rest_x[j] + x[j]) + b * (rest_y[j] + y[j]) + c * (rest_z[j] + z[j]) + d
+            down[j] = e * (rest_x[j] + x[j]) + f * (rest_y[j] + y[j]) + g * (rest_z[j] + z[j]) + h
+        for j in range(n):
+            left, top = np.floor(across[j]), np.floor(down[j])
+            # A position that is not a number is outside.
+            if not (left >= -1 and left < size and top >= -1 and top < size):
+                continue
+            right, below = across[j] - left, down[j] - top
+            column, row = np.int32(left), np.int32(top)
+            upper, lower = weights[j] * (1 - below), weights[j] * below
+            if column >= 0 and row >= 0 and column + 1 < size and row + 1 < size:
+                image[row, column] += upper * (1 - right)
+                image[row, column + 1] += upper * right
+                image[row + 1, column] += lower * (1 - right)
+                image[row + 1, column + 1] += lower * right
+                continue
+            if row >= 0 and column >= 0:
+                image[row, column] += upper * (1 - right)
+            if row >= 0 and column + 1 < size:
+                image[row, column + 1] += upper * right
+            if row + 1 < size and column >= 0:
+                image[row + 1, column] += lower * (1 - right)
+            if row + 1 < size and column + 1 < size:
+                image[row + 1, column + 1] += lower * right

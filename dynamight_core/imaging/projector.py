@@ -10,11 +10,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
+from dynamight_core.imaging.compiled import in_threads, spread_moved
 from dynamight_core.imaging.fourier import fourier_to_image, frequencies_2d, real_transform, resize_fourier
 
+# Displacements, numbers, of some images that are computed and used at a time.
+_CACHED = 2**18
 _LINEAR, _ZEROS, _ALIGN = 0, 0, True
 
 
@@ -101,6 +105,22 @@ def _read_gradients(
 
 
 @dataclass(frozen=True)
+class LinearPoints:
+    """Points that move linearly in a few coefficients.
+
+    Parameters
+    ----------
+    positions
+        (3, n) at rest, A.
+    basis
+        (F, 3, n) displacement per unit of a coefficient, A.
+    """
+
+    positions: torch.Tensor
+    basis: torch.Tensor
+
+
+@dataclass(frozen=True)
 class Projector:
     """Projects weighted points to the Fourier transforms of images, and reads images back at points.
 
@@ -180,12 +200,52 @@ class Projector:
         has_channels = weights.ndim == 3
         if not has_channels:
             weights = weights.expand(len(points), -1)[:, None]
-        transforms = real_transform(spread_bilinear(weights.expand(len(points), -1, -1), points, self.grid_size))
+        grids = spread_bilinear(weights.expand(len(points), -1, -1), points, self.grid_size)
+        images = self._images(grids, transfer)
+        return images if has_channels else images[:, 0]
+
+    def _images(self, grids: torch.Tensor, transfer: torch.Tensor | None) -> torch.Tensor:
+        """Return the (..., box, box//2+1) images of (..., grid, grid) grids that points were spread on."""
+        transforms = real_transform(grids)
         if self.oversampling > 1:
             transforms = resize_fourier(transforms, self.grid_size, self.box)
-        correction = grid_correction(self.box, self.oversampling, points.device)
-        images = transforms * (correction if transfer is None else correction * transfer)
-        return images if has_channels else images[:, 0]
+        correction = grid_correction(self.box, self.oversampling, grids.device)
+        return transforms * (correction if transfer is None else correction * transfer)
+
+    def project_moved(
+        self,
+        moved: LinearPoints,
+        coefficients: torch.Tensor,
+        weights: torch.Tensor,
+        matrices: torch.Tensor,
+        transfer: torch.Tensor,
+    ) -> torch.Tensor:
+        """Project points that are moved by a few fields, on a CPU: what `project` does, without their positions.
+
+        Positions of a batch take more memory, and more time to write and to read, than all else.
+
+        Parameters
+        ----------
+        moved
+            n points.
+        coefficients
+            (b, F) of the fields.
+        weights
+            (n,).
+        matrices
+            (b, 3, 3).
+        transfer
+            (b, box, box//2+1).
+        """
+        grids = torch.zeros(len(matrices), self.grid_size, self.grid_size)
+        basis, n = moved.basis.flatten(1), moved.positions.shape[1]
+        # Displacements stay in the processor's cache.
+        for part in torch.arange(len(matrices)).split(max(torch.get_num_threads(), _CACHED // (3 * n))):
+            shifts = (coefficients[part] @ basis).view(len(part), 3, n)
+            bounds = np.unique(np.linspace(0, len(part), 1 + torch.get_num_threads()).astype(np.int64))
+            arguments = (moved.positions, shifts, self.poses(matrices[part]), weights, grids[part[0] : part[-1] + 1])
+            in_threads(spread_moved, bounds, *(each.contiguous().numpy() for each in arguments))
+        return self._images(grids, transfer)
 
     def backproject(self, images: torch.Tensor, positions: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
         """Read Fourier images at projected points; the exact adjoint of `project`.

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from dynamight_core.imaging.fourier import crop_fourier
-from dynamight_core.imaging.geometry import Evaluator
-from dynamight_core.model.half import HalfModel
+from dynamight_core.model.half import DeformedProjection, HalfModel
 from dynamight_core.sampling import evenly
 from dynamight_core.training.data import Batch, Batches, TrainingImages
 
@@ -85,16 +84,16 @@ def infer_latents(
         whether to infer all directions, where the prior is not yet that of the particles.
     """
     starts = [start.to(model.latent_mean) for start in starts]
-    evaluate = model.evaluator(model.gaussians.positions)
+    projection = model.deformed_projection()
     n, dim = len(rows), model.n_latents
-    seen = _uncorrelated(model) if every else _seen_directions(model, evaluate, data, rows, starts[0], pixels)
+    seen = _uncorrelated(model) if every else _seen_directions(model, projection, data, rows, starts[0], pixels)
     metric = seen.T @ _displacement_metric(model, starts[0]) @ seen if integrate else None
     starts = [_along(start - model.latent_mean, seen, model.latent_covariance) for start in starts]
     found, covariances, energies = seen.new_empty(n, dim), seen.new_empty(n, dim, dim), seen.new_empty(n)
     unit = torch.eye(seen.shape[1]).to(seen)
     for chosen in torch.arange(n).split(_batch_size(model, seen.shape[1])):
         used = None if pixels is None else pixels[chosen]
-        fit = _latent_fit(model, evaluate, data.batch(rows[chosen]), used, seen)
+        fit = _latent_fit(model, projection, data.batch(rows[chosen]), used, seen)
         values, image, energy = fit.best([start[chosen] for start in starts])
         covariance = climb(fit, values, image, energy, steps)
         if integrate:
@@ -117,7 +116,7 @@ def _batch_size(model: HalfModel, number: int) -> int:
 
 def _seen_directions(
     model: HalfModel,
-    evaluate: Evaluator,
+    projection: DeformedProjection,
     data: Batches,
     rows: torch.Tensor,
     start: torch.Tensor,
@@ -130,7 +129,7 @@ def _seen_directions(
     root = _uncorrelated(model)
     sample = evenly(torch.arange(len(rows)), _MEASURED)
     used = None if pixels is None else pixels[sample]
-    fit = _latent_fit(model, evaluate, data.batch(rows[sample]), used, root)
+    fit = _latent_fit(model, projection, data.batch(rows[sample]), used, root)
     values = _along(start[sample] - model.latent_mean, root, model.latent_covariance)
     _, curvature = fit.derivatives(values, fit.image(values, fit.all), fit.all)
     ratios, axes = torch.linalg.eigh((curvature - fit.precision).double().mean(0))
@@ -293,14 +292,16 @@ def data_terms(
     resolution
         of the low-pass filter, A; the model's own if None, none if 0.
     """
-    weights = model.seen_weights(resolution)
+    weights, projection = model.seen_weights(resolution), model.deformed_projection()
     terms = []
     for part in torch.arange(len(rows)).split(128):
         batch = data.batch(rows[part]).within(weights)
-        positions = model.consensus_positions.expand(len(part), -1, -1)
-        if latents is not None:
-            positions = model.gaussians.positions + model.displacements(latents[part])
-        residual = model.project(batch.matrices, batch.transfer, positions) - batch.transforms
+        if latents is None:
+            rest = model.consensus_positions.expand(len(part), -1, -1)
+            image = model.project(batch.matrices, batch.transfer, rest)
+        else:
+            image = projection(latents[part], batch.matrices, batch.transfer)
+        residual = image - batch.transforms
         terms.append(0.5 * (residual.abs().square() * _chosen(weights, pixels[part])).sum((-2, -1)))
     return torch.cat(terms).cpu()
 
@@ -384,7 +385,11 @@ class Fit:
 
 
 def _latent_fit(
-    model: HalfModel, evaluate: Evaluator, batch: Batch, pixels: torch.Tensor | None, directions: torch.Tensor
+    model: HalfModel,
+    projection: DeformedProjection,
+    batch: Batch,
+    pixels: torch.Tensor | None,
+    directions: torch.Tensor,
 ) -> Fit:
     """Return the fit of latents along (d, k) directions to the images of b particles, on some of their pixels or all.
 
@@ -393,10 +398,10 @@ def _latent_fit(
     amplitude = model.seen_weights().sqrt()
     whitening = amplitude if pixels is None else _chosen(amplitude, pixels)
     batch = batch.within(amplitude)
-    rest, matrices = model.gaussians.positions, batch.matrices
+    matrices = batch.matrices
 
     def project(values: torch.Tensor, which: torch.Tensor, transfer: torch.Tensor) -> torch.Tensor:
-        return model.project(matrices[which], transfer, rest + evaluate(model.latent_mean + values @ directions.T))
+        return projection(model.latent_mean + values @ directions.T, matrices[which], transfer)
 
     number = directions.shape[1]
     return Fit(project, directions.new_zeros(number), torch.eye(number).to(directions), batch, whitening)

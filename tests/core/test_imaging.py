@@ -24,7 +24,7 @@ from dynamight_core.imaging.fourier import (
     volume_to_fourier,
 )
 from dynamight_core.imaging.poses import euler_angles, random_rotations, rotation_matrices
-from dynamight_core.imaging.projector import Projector, read_bilinear, spread_bilinear
+from dynamight_core.imaging.projector import LinearPoints, Projector, read_bilinear, spread_bilinear
 from tests.support.rotations import axis_rotations
 
 
@@ -377,3 +377,19 @@ def test_lowpass_keeps_low_frequencies_and_removes_high_ones():
     low, high = radius < 1 / 8.0 - 2 / 48, radius > 1 / 8.0 + 2 / 48
     assert torch.allclose(before[low], after[low], atol=1e-3)
     assert float(after[high].abs().max()) < 1e-3
+
+
+@pytest.mark.parametrize("oversampling", [1, 2])
+def test_points_moved_by_fields_are_projected_as_where_they_are(oversampling):
+    generator = torch.Generator().manual_seed(3)
+    # Some end outside the image, in part or as a whole.
+    positions, basis = (30 * torch.randn(*shape, 700, 3, generator=generator) for shape in ((), (4,)))
+    coefficients, weights = torch.randn(19, 4, generator=generator) / 8, torch.rand(700, generator=generator)
+    matrices = rotation_matrices(random_rotations(19, generator))
+    transfer = torch.randn(19, 24, 13, generator=generator)
+    projector = Projector(24, 5.0, oversampling)
+    moved = LinearPoints(positions.T.contiguous(), basis.transpose(1, 2).contiguous())
+    found = projector.project_moved(moved, coefficients, weights, matrices, transfer)
+    where = positions + torch.einsum("bf,fnc->bnc", coefficients, basis)
+    expected = projector.project(where, weights, matrices) * transfer
+    assert (found - expected).norm() < 1e-5 * expected.norm()
