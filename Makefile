@@ -29,7 +29,7 @@ $(STAMP): constraints.txt requirements-dev.txt requirements-consumers.txt setup.
 	$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install -c constraints.txt pip
 	$(BIN)/python -m pip install -c constraints.txt --build-constraint constraints.txt \
-		-e './dynamight_core[umap]' -e . -r requirements-dev.txt
+		-e './dynamight_core[film,umap]' -e . -r requirements-dev.txt
 	rm -rf $(VENV)/consumers
 	$(BIN)/python -m pip install --no-deps --target $(VENV)/consumers -r requirements-consumers.txt
 	$(NPM) ci
