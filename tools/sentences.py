@@ -11,8 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_WORDS = 30
-# Where a sentence may end in the middle of a paragraph: after its stop and a closing bracket or emphasis
-_END = re.compile(r"(?<=[.!?])(?:[)*_\"”’]*)\s+(?=[(*_`\"“]*[A-Z0-9ÄÖÜΔ§λσμ\[])")
+# Where a sentence ends in the middle of a paragraph: after its stop and a closing bracket or emphasis
+_END = re.compile(r"(?<=[.!?])[)*_\"”’]*\s+")
 _ABBREVIATIONS = re.compile(r"\b(e\.g|i\.e|et al|Fig|Figs|No|vs|approx|cf|Dr|eq)\.", re.IGNORECASE)
 
 
