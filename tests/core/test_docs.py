@@ -1,5 +1,6 @@
 """What the pages of docs show in Python runs as it stands there."""
 
+import ast
 import os
 import re
 import shutil
@@ -119,8 +120,33 @@ def test_the_figure_of_how_good_it_is_shows_the_table_of_today(tmp_path):
     assert bars.findall(now) == bars.findall(stored) != []
 
 
+def sentences_of_the_program():
+    """Return the texts in the sources of engine and plugin, with "..." for what is filled in."""
+    found = []
+    for path in (*(ROOT / "dynamight_core").rglob("*.py"), *(ROOT / "dynamight_scipion").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = [part.value if isinstance(part, ast.Constant) else "..." for part in node.values]
+                found.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(found)
+
+
+def test_the_messages_of_the_page_on_troubleshooting_are_those_of_the_program():
+    said = sentences_of_the_program().lower()
+    rows = re.findall(r"^\| (`.*?) \|", (ROOT / "docs" / "troubleshooting.md").read_text(), re.M)
+    messages = [message for row in rows for message in re.findall(r"`([^`]*)`", row)]
+    pieces = {piece.strip(" ,.:;").lower() for message in messages for piece in message.split("...")}
+    # Of the shell and of the published program
+    pieces -= {"dynamight: command not found", "no such option --require-version"}
+    assert [piece for piece in pieces if len(piece) > 8 and piece not in said] == []
+
+
 def test_commands_in_the_pages_have_options_that_there_are():
     known = set(re.findall(r"`(--[a-z0-9-]+)", (ROOT / "docs" / "command-line.md").read_text()))
+    # Of every command
+    known |= {"--help-all", "--show-preset"}
     unknown = {}
     for page in pages():
         # Indented or in backticks: a dynamight command with its options, lines that end in a backslash joined
