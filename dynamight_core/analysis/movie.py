@@ -12,6 +12,8 @@ from dynamight_core.reporter import PRINT, Reporter
 _SECONDS, _MIN_RATE, _MAX_RATE, _MP4_REPEATS = 2.0, 6.0, 25.0, 3
 # A GIF has no more pixels across and frames per second than this: it compresses little.
 _GIF_WIDTH, _GIF_RATE = 960, 12.5
+# Index of the background in the palette of a GIF
+_BACKGROUND = 255
 
 
 def write_movie(
@@ -26,8 +28,8 @@ def write_movie(
     frames
         pictures of even width and height, in the order of the path.
     transparent
-        whether the background of the GIF is transparent, and a PNG with soft transparency is written as well. MP4 has
-        no transparency: its background is white.
+        whether the background of the GIF is transparent, and a PNG with soft transparency is written as well, if the
+        frames are (RGBA). MP4 has no transparency: its background is white.
     reporter
         takes lines for the user.
 
@@ -36,6 +38,7 @@ def write_movie(
     list
         the files.
     """
+    transparent = transparent and frames[0].mode == "RGBA"
     rate = float(np.clip(len(frames) / _SECONDS, _MIN_RATE, _MAX_RATE))
     frames = [*frames, *frames[-2:0:-1]]
     movies = [_write_gif(stem.with_suffix(".gif"), frames, rate, transparent)]
@@ -81,19 +84,20 @@ def _write_gif(target: Path, frames: list[Image.Image], rate: float, transparent
     pixels = np.concatenate([np.asarray(frame).reshape(-1, 3) for frame in plain[:: max(1, len(plain) // 8)]])
     # The colours of the molecule alone: there is more background than anything else.
     inked = pixels[(pixels < 255).any(1)]
-    sample = np.concatenate([inked, np.full((256, 3), 255, dtype=np.uint8)])[None]
-    # The last colour is for what is transparent.
-    palette = Image.fromarray(sample).quantize(255, Image.Quantize.MEDIANCUT, kmeans=1)
+    sample = inked if len(inked) else pixels[:1]
+    palette = Image.fromarray(sample[None]).quantize(255, Image.Quantize.MEDIANCUT, kmeans=1)
     pictures = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in plain]
-    more = {}
-    if transparent:
-        for picture, frame in zip(pictures, small, strict=True):
-            colours = picture.getpalette() or []
-            picture.putpalette(colours + [0] * (768 - len(colours)))
-            picture.paste(255, mask=frame.getchannel("A").point(lambda value: 255 * (value < 128)))
-        more = {"transparency": 255, "disposal": 2, "optimize": False}
+    for picture, frame, shown in zip(pictures, small, plain, strict=True):
+        # The last colour is the background.
+        colours = (picture.getpalette() or [])[: 3 * _BACKGROUND]
+        picture.putpalette([*colours, *[0] * (3 * _BACKGROUND - len(colours)), 255, 255, 255])
+        covered = np.asarray(frame)[..., 3] >= 128 if transparent else (np.asarray(shown) < 255).any(-1)
+        picture.paste(_BACKGROUND, mask=Image.fromarray(~covered))
+    more = {"transparency": _BACKGROUND, "disposal": 2} if transparent else {}
     with atomic_path(target) as path:
-        pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=duration, loop=0, **more)
+        pictures[0].save(
+            path, save_all=True, append_images=pictures[1:], duration=duration, loop=0, optimize=False, **more
+        )
     return target
 
 

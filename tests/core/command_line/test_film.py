@@ -109,6 +109,15 @@ def test_a_transparent_movie_has_no_background(tmp_path):
             assert pixels[20, 20, 3] == 255
 
 
+def test_the_background_of_a_movie_is_white(tmp_path):
+    frames = [Image.new("RGBA", (64, 36)), Image.new("RGBA", (64, 36))]
+    frames[0].paste((250, 250, 246, 255), (10, 10, 30, 30))
+    with Image.open(write_movie(tmp_path / "movie", frames, reporter=QUIET)[0]) as movie:
+        pixels = np.asarray(movie.convert("RGB"))
+    assert (pixels[0, 0] == 255).all()
+    assert np.abs(pixels[20, 20].astype(int) - (250, 250, 246)).max() < 3
+
+
 def test_chimerax_shows_the_states_beside_what_is_open(moving, tmp_path):
     out = tmp_path / "states"
     assert dynamight("states", moving, "--n-states", "3", "--no-movie", "--out", out)[0] == 0
