@@ -2,6 +2,7 @@
 # make demo      simulate a data set and run every stage on it, into the folder demo
 # make test      style, types and tests, of Python and of JavaScript
 # make lint      style and types alone
+# make docs      the documents as a site, in the folder site; fails at a broken link
 # make clean     remove what the other targets made, except .venv and node_modules
 #
 # PYTHON=/path/to/python3.11 chooses the Python; otherwise the first 3.11 or 3.12 that runs, if possible one with
@@ -18,7 +19,7 @@ PYTHON ?= $(shell for modules in 'sys, venv, ensurepip, tkinter' 'sys, venv, ens
 			&& echo $$python && exit; \
 	done; done)
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test lint docs clean
 
 install: $(STAMP)
 
@@ -29,7 +30,7 @@ $(STAMP): constraints.txt requirements-dev.txt requirements-consumers.txt setup.
 	$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install -c constraints.txt pip
 	$(BIN)/python -m pip install -c constraints.txt --build-constraint constraints.txt \
-		-e './dynamight_core[umap]' -e . -r requirements-dev.txt
+		-e './dynamight_core[film,umap]' -e . -r requirements-dev.txt
 	rm -rf $(VENV)/consumers
 	$(BIN)/python -m pip install --no-deps --target $(VENV)/consumers -r requirements-consumers.txt
 	$(NPM) ci
@@ -47,11 +48,14 @@ lint: install
 	$(BIN)/python -m mypy
 	$(NPM) run lint
 
+docs: install
+	$(BIN)/python -m mkdocs build --strict
+
 test: lint
 	$(NPM) test
 	$(BIN)/python -m pytest
 
 clean:
-	rm -rf demo build dist *.egg-info dynamight_core/build dynamight_core/dist dynamight_core/*.egg-info
+	rm -rf demo site build dist *.egg-info dynamight_core/build dynamight_core/dist dynamight_core/*.egg-info
 	rm -rf .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -132,8 +132,8 @@ class Plugin(pwem.Plugin):
         """Return what pip installs: the engine beside the plugin in a checkout, else its release."""
         checkout = Path(__file__).resolve().parent.parent / "dynamight_core"
         if (checkout / "pyproject.toml").exists():
-            return f"-e {shlex.quote(f'{checkout}[umap]')}"
-        return f"'{ENGINE}[umap]=={ENGINE_VERSION}'"
+            return f"-e {shlex.quote(f'{checkout}[film,umap]')}"
+        return f"'{ENGINE}[film,umap]=={ENGINE_VERSION}'"
 
 
 def getEngineVersion(environment):

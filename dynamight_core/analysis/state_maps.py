@@ -11,12 +11,12 @@ import torch
 
 from dynamight_core.analysis.exports import write_shift_arrows
 from dynamight_core.analysis.molecule import half_motions, half_numbers
-from dynamight_core.analysis.movie import projections_of, write_movie
 from dynamight_core.analysis.pushed import PushedMap
+from dynamight_core.analysis.state_movie import PathPositions, film_box, write_scripts, write_states_movie
 from dynamight_core.analysis.states import States, state_coordinates
 from dynamight_core.earlier import check_outputs
 from dynamight_core.errors import InputError
-from dynamight_core.files import atomic_path, header_origin, write_map, write_table
+from dynamight_core.files import header_origin, write_map, write_table
 from dynamight_core.judging.conclusion import require_motion
 from dynamight_core.options.analyse import StatesOptions
 from dynamight_core.reconstruction.local_states import LocalStates
@@ -24,9 +24,10 @@ from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run, whole_set
 
 # Files beside the maps of states.
-_OTHER_FILES = ("movie.gif", "movie.mp4", "difference.mrc", "arrows.bild", "arrows.csv", "states.cxc", "states.csv")
-# Fraction of voxels below the contour level that ChimeraX shows.
-_LEVEL = 0.98
+_OTHER_FILES = (
+    *(f"movie.{suffix}" for suffix in ("gif", "mp4", "png")),
+    *("difference.mrc", "displacement.mrc", "arrows.bild", "arrows.csv", "states.cxc", "film.cxc", "states.csv"),
+)
 
 
 class StateModels:
@@ -72,9 +73,14 @@ class StateModels:
     @torch.no_grad()
     def volume_at_latent(self, half: int, latent: torch.Tensor) -> np.ndarray:
         """Return the (box, box, box) map of a half-set's model at a (d,) latent of its own decoder."""
+        return self._render(half, self.positions_at_latents(half, latent[None])[0])
+
+    @torch.no_grad()
+    def positions_at_latents(self, half: int, latents: torch.Tensor) -> torch.Tensor:
+        """Return the (f, n, 3) positions (A) of a half-set's Gaussians at (f, d) latents of its own decoder."""
         model = self.run.models[half - 1]
-        shift = model.displacements(latent[None].to(model.gaussians.positions))[0]
-        return self._render(half, model.gaussians.positions + shift)
+        positions = model.gaussians.positions
+        return positions + model.displacements(latents.to(positions))
 
     @torch.no_grad()
     def _render(self, half: int, positions: torch.Tensor) -> np.ndarray:
@@ -132,7 +138,7 @@ def write_states(
         what = f"{len(states)} states" if len(states) > 1 else "one state"
         reporter.say(f"Coordinates of {what}: {out / 'states.csv'}.")
         return out
-    projections, ends, rows = [], [], []
+    ends, rows = [], []
     for i, label in enumerate(states.labels):
         if local is not None:
             volume, row = local.write(local.reconstruct(states.coordinates[i]), out / label)
@@ -144,17 +150,19 @@ def write_states(
         models.write(out / f"{label}.mrc", volume)
         if i in (0, len(states) - 1):
             ends.append(volume)
-        projections.append(projections_of(volume))
         reporter.progress("rendering states", i + 1, len(states))
     _write_table(out, states, o.maps, rows)
-    _write_script(out, states, float(np.quantile(ends[0], _LEVEL)))
+    positions = _path_positions(run, states, o.half)
+    write_scripts(run, states, out, positions)
     what = f"Maps of {len(states)} states" if len(states) > 1 else "Map of one state"
     reporter.say(f"{what} and states.csv: {out}. Open states.cxc in ChimeraX.")
     path = states.ordered and len(states) > 1
     if path and states.latents is None:
         write_shift_arrows(run, states.coordinates[0], states.coordinates[-1], out / "arrows")
     if path and o.movie:
-        movies = write_movie(out / "movie", np.stack(projections), states.labels, run.pixel_size, reporter)
+        rendered = states.latents is None and o.method == "model" and not o.full
+        between = StateModels(run, o.half, film_box(run.box)).volume if rendered else None
+        movies = write_states_movie(run, states, o, out, positions, between, reporter)
         reporter.say(f"Movie: {' and '.join(map(str, movies))}.")
     if o.difference:
         models.write(out / "difference.mrc", ends[1] - ends[0])
@@ -218,17 +226,14 @@ def _remove_earlier(out: Path) -> None:
             shutil.rmtree(out / name, ignore_errors=True)
 
 
-def _write_script(out: Path, states: States, level: float) -> None:
-    """Write states.cxc, which opens the maps in ChimeraX: as a series that plays along a path, else together."""
-    files = " ".join(f"{label}.mrc" for label in states.labels)
-    series = states.ordered and len(states) > 1
-    lines = ["# States of a molecule; open this file in ChimeraX.", "close session"]
-    lines += (
-        [f"open {files} vseries true", "vseries play #1 direction oscillate loop true"] if series else [f"open {files}"]
+def _path_positions(run: Run, states: States, half: str) -> PathPositions:
+    """Return where the Gaussians of one or both half-sets are along states."""
+    models = StateModels(run, half)
+    return PathPositions(
+        states,
+        lambda coordinates: np.concatenate([models.positions(h, coordinates).numpy() for h in models.numbers], 1),
+        lambda latents: models.positions_at_latents(states.half, latents).numpy(),
     )
-    lines += [f"volume all step 1 level {level:.4g}", "view"]
-    with atomic_path(out / "states.cxc") as path:
-        path.write_text("\n".join(lines) + "\n")
 
 
 def _write_table(out: Path, states: States, maps: bool, rows: Sequence[dict[str, float]] = ()) -> None:

@@ -132,8 +132,15 @@ class StatesOptions(Checked):
     movie: bool = basic(
         True,
         "Write a movie if the states follow a path.",
-        more="The movie shows projections along z, y and x, forwards and backwards, as GIF and MP4 beside the maps.",
+        more="The movie shows the surface of the molecule, coloured by displacement, forwards and backwards. It is "
+        "written as GIF and MP4 beside the maps. It shows projections if dynamight-core[film] is not installed.",
         label="Write a movie?",
+    )
+    caption: bool = option(True, "Write the place on the path and the colour scale into the movie.")
+    transparent: bool = option(
+        False,
+        "Make the background of the GIF transparent, and also write an animated PNG with a transparent background.",
+        more="MP4 files have no transparency.",
     )
     difference: bool = option(False, "Also write difference.mrc, the last map minus the first.")
     listen: bool = option(

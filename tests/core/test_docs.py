@@ -1,5 +1,6 @@
 """What the pages of docs show in Python runs as it stands there."""
 
+import ast
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ import pytest
 
 import dynamight_core as dm
 from dynamight_core.api import train
+from tools.sentences import long_sentences, pages
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "docs" / "notebook.ipynb"
@@ -88,6 +90,69 @@ def test_the_picture_of_the_architecture_has_the_rooms_of_today(tmp_path):
 def test_links_of_a_page_lead_to_files(page):
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / page).read_text())
     assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+
+
+def test_the_site_builds_without_a_broken_link(tmp_path):
+    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"]
+    built = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    assert (tmp_path / "site" / "first-hour" / "index.html").exists()
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda path: path.name)
+def test_no_sentence_of_a_page_is_too_long(page):
+    assert long_sentences(page.read_text()) == []
+
+
+def test_long_sentences_are_found_in_text_lists_and_tables_and_not_in_code():
+    words = " ".join(["word"] * 31)
+    for text in (words, f"Short. {words}.", f"- {words}", f"| a | {words} |", f"A [link]({words}) {words}"):
+        assert len(long_sentences(text)) == 1
+    for text in (f"    {words}", f"```\n{words}\n```", f"# {words}", f"Say `{words}` so.", "One. " * 31):
+        assert long_sentences(text) == []
+
+
+def test_the_figure_of_how_good_it_is_shows_the_table_of_today(tmp_path):
+    program = ROOT / "docs" / "make_how_good.py"
+    subprocess.run([sys.executable, program, tmp_path / "now.svg"], check=True)
+    bars = re.compile(r'<path d="(M [^"]*)"[^>]*clip-path', re.S)
+    now, stored = (path.read_text() for path in (tmp_path / "now.svg", ROOT / "docs" / "pictures" / "how-good.svg"))
+    assert bars.findall(now) == bars.findall(stored) != []
+
+
+def sentences_of_the_program():
+    """Return the texts in the sources of engine and plugin, with "..." for what is filled in."""
+    found = []
+    for path in (*(ROOT / "dynamight_core").rglob("*.py"), *(ROOT / "dynamight_scipion").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = [part.value if isinstance(part, ast.Constant) else "..." for part in node.values]
+                found.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(found)
+
+
+def test_the_messages_of_the_page_on_troubleshooting_are_those_of_the_program():
+    said = sentences_of_the_program().lower()
+    rows = re.findall(r"^\| (`.*?) \|", (ROOT / "docs" / "troubleshooting.md").read_text(), re.M)
+    messages = [message for row in rows for message in re.findall(r"`([^`]*)`", row)]
+    pieces = {piece.strip(" ,.:;").lower() for message in messages for piece in message.split("...")}
+    # Of the shell and of the published program
+    pieces -= {"dynamight: command not found", "no such option --require-version"}
+    assert [piece for piece in pieces if len(piece) > 8 and piece not in said] == []
+
+
+def test_commands_in_the_pages_have_options_that_there_are():
+    known = set(re.findall(r"`(--[a-z0-9-]+)", (ROOT / "docs" / "command-line.md").read_text()))
+    # Of every command
+    known |= {"--help-all", "--show-preset"}
+    unknown = {}
+    for page in pages():
+        # Indented or in backticks: a dynamight command with its options, lines that end in a backslash joined
+        for command in re.findall(r"\bdynamight [a-z]+ [^`\n]*", page.read_text().replace("\\\n", " ")):
+            unknown[command] = set(re.findall(r"(?<!\S)(--[a-z0-9-]+)", command)) - known
+    assert {command: options for command, options in unknown.items() if options} == {}
 
 
 def test_files_that_the_architecture_names_exist():

@@ -44,13 +44,13 @@ def installation_commands():
 
 
 def test_engine_is_installed_from_the_checkout_beside_the_plugin():
-    assert any(f"-e '{ROOT}/dynamight_core[umap]'" in command for command in installation_commands())
+    assert any(f"-e '{ROOT}/dynamight_core[film,umap]'" in command for command in installation_commands())
 
 
 def test_engine_is_installed_by_name_where_there_is_no_checkout(monkeypatch, tmp_path):
     monkeypatch.setattr(dynamight_scipion, "__file__", str(tmp_path / "dynamight_scipion" / "__init__.py"))
     (command,) = [command for command in installation_commands() if "pip install" in command]
-    assert command.endswith(f"'dynamight-core[umap]=={ENGINE_VERSION}'")
+    assert command.endswith(f"'dynamight-core[film,umap]=={ENGINE_VERSION}'")
 
 
 @pytest.mark.parametrize(
