@@ -16,19 +16,19 @@ _AXIS = {
     "linecolor": GREY,
     "ticks": "outside",
     "tickcolor": GREY,
-    "gridcolor": "#eef1f3",
+    "gridcolor": "rgba(130,145,155,0.16)",
     "zeroline": False,
 }
 TEMPLATE = go.layout.Template(
     layout={
         "font": {"family": FONT, "size": 13, "color": INK},
-        "paper_bgcolor": "white",
-        "plot_bgcolor": "white",
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
         "colorway": [*HALF_COLOURS.values(), GREEN, "#8a6bb1", OCHRE, SOFT],
         "margin": {"l": 64, "r": 24, "t": 64, "b": 52},
         "xaxis": _AXIS,
         "yaxis": _AXIS,
-        "legend": {"bgcolor": "rgba(255,255,255,0.8)"},
+        "legend": {"bgcolor": "rgba(0,0,0,0)"},
         "hoverlabel": {"font": {"family": FONT}},
     }
 )

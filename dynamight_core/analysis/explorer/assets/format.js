@@ -7,6 +7,13 @@ export function number(value, digits = 3) {
   return String(Number(value.toPrecision(digits)));
 }
 
+// Return a length with two significant digits, and more where it is 100 Å or longer.
+export function angstroms(value) {
+  if (!Number.isFinite(value)) return "–";
+  const decimals = Math.max(0, 1 - Math.floor(Math.log10(Math.max(Math.abs(value), 0.01))));
+  return value.toFixed(decimals);
+}
+
 // Return a number to one decimal, with its sign unless it rounds to zero.
 export function signed(value) {
   const text = Math.abs(value).toFixed(1);

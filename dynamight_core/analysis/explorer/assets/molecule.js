@@ -9,6 +9,8 @@ import { BALL_FRAGMENT, BALL_VERTEX, MESH_FRAGMENT, MESH_VERTEX } from "./shader
 import { bindAttribute, compileProgram, openGl, setPalette } from "./webgl.js";
 
 const N_ARROWS = 170;
+// Rotation by an arrow key, radians.
+const TURN = 0.12;
 // Radius of the rods of the atomic model's trace, Å.
 const TRACE_RADIUS = 1.1;
 // Largest displacement below which arrows are too short to be seen through the density, Å.
@@ -18,7 +20,10 @@ const TRACE_COLOUR = [0.85, 0.45, 0.2];
 const ERROR_COLOUR = [0.78, 0.36, 0.2];
 
 export class Molecule {
-  constructor(container) {
+  // Without `wheel`, the mouse wheel scrolls the page and Ctrl with it zooms.
+  constructor(container, { wheel = true } = {}) {
+    this.wheel = wheel;
+    this.onTurn = () => {};
     this.canvas = container.querySelector("canvas");
     this.show = { surface: true, arrows: true, errors: false, points: false, trace: true };
     this.rotation = [1, 0, 0, 0, 1, 0, 0, 0, 1];
@@ -233,26 +238,56 @@ export class Molecule {
       if (!last) return;
       const [dx, dy] = [event.clientX - last[0], event.clientY - last[1]].map((v) => v * 0.008);
       last = [event.clientX, event.clientY];
-      this.rotation = product(product(rotationAbout(0, dy), rotationAbout(1, dx)), this.rotation);
-      this.redraw();
+      this.turn(dx, dy);
     });
     for (const name of ["pointerup", "pointercancel"])
       this.canvas.addEventListener(name, () => {
         last = null;
       });
-    this.canvas.addEventListener("dblclick", () => {
-      this.rotation = this.firstRotation;
-      this.zoom = 1;
-      this.redraw();
-    });
+    this.canvas.addEventListener("dblclick", () => this.reset());
     this.canvas.addEventListener(
       "wheel",
       (event) => {
+        if (!this.wheel && !event.ctrlKey) return;
         event.preventDefault();
-        this.zoom *= Math.exp(-0.0012 * event.deltaY);
-        this.redraw();
+        this.zoomBy(Math.exp(-0.0012 * event.deltaY));
       },
       { passive: false },
     );
+    this.canvas.addEventListener("keydown", (event) => {
+      const work = {
+        ArrowLeft: () => this.turn(-TURN, 0),
+        ArrowRight: () => this.turn(TURN, 0),
+        ArrowUp: () => this.turn(0, -TURN),
+        ArrowDown: () => this.turn(0, TURN),
+        "+": () => this.zoomBy(1.15),
+        "=": () => this.zoomBy(1.15),
+        "-": () => this.zoomBy(1 / 1.15),
+        0: () => this.reset(),
+      }[event.key];
+      if (!work || event.altKey || event.metaKey) return;
+      event.preventDefault();
+      work();
+    });
+  }
+
+  // Rotate by angles (radians) about the screen's vertical and horizontal axes.
+  turn(across, down) {
+    this.rotation = product(product(rotationAbout(0, down), rotationAbout(1, across)), this.rotation);
+    this.redraw();
+    this.onTurn();
+  }
+
+  zoomBy(factor) {
+    this.zoom *= factor;
+    this.redraw();
+    this.onTurn();
+  }
+
+  reset() {
+    this.rotation = this.firstRotation;
+    this.zoom = 1;
+    this.redraw();
+    this.onTurn();
   }
 }
