@@ -184,7 +184,8 @@ class Served:
         if not found:
             self.process.wait(20)
             raise RuntimeError(line + self.process.stdout.read())
-        self.address = found.group(0)
+        self.overview = found.group(0)
+        self.address = f"{self.overview}#explore"
 
     def __enter__(self) -> "Served":
         return self

@@ -10,8 +10,13 @@ _IMPORT = re.compile(r'^import [^;]*? from "(\.[^"]+)";\n', re.M)
 def page() -> str:
     """Return the page as HTML."""
     text = (_ASSETS / "explorer.html").read_text(encoding="utf-8")
-    style = (_ASSETS / "explorer.css").read_text(encoding="utf-8")
+    style = (_ASSETS / "explorer.css").read_text(encoding="utf-8") + first_style()
     return text.replace("/* style */", style).replace("/* script */", script())
+
+
+def first_style() -> str:
+    """Return the style of the first screen, which the report has as well."""
+    return (_ASSETS / "first.css").read_text(encoding="utf-8")
 
 
 def script(entry: Path = _ASSETS / "explorer.js") -> str:

@@ -6,6 +6,7 @@ Every action takes plain values, as they come from a page, and returns plain val
 import io
 import threading
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 
@@ -22,14 +23,17 @@ from dynamight_core.analysis.explorer.consistency import check_consistency, chec
 from dynamight_core.analysis.explorer.saving import Saver
 from dynamight_core.analysis.explorer.shapes import chain_trace, contour_level, crop_to_density, first_view
 from dynamight_core.analysis.landscape import plane_landscape
+from dynamight_core.analysis.overview import overview, shown_motions
 from dynamight_core.analysis.select import inside_polygon
 from dynamight_core.analysis.state_maps import StateModels
 from dynamight_core.analysis.states import state_coordinates
 from dynamight_core.errors import InputError
 from dynamight_core.judging.conclusion import conclude, shared_motions
-from dynamight_core.judging.errors import displacement_errors
+from dynamight_core.judging.distribution import corrected_distribution
+from dynamight_core.judging.errors import coordinate_variances, displacement_errors
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
+from dynamight_core.sampling import evenly
 
 GROUPS = ("all", "half-set 1", "half-set 2", "validation")
 QUANTITIES = ("particle count", "density", "free energy", "free-energy uncertainty")
@@ -39,6 +43,8 @@ _PREVIEW_BOX = 96
 _AVERAGED = 128
 # Maximum number of particles whose points are sent; more are sampled at random.
 _MAX_POINTS = 400_000
+# Particles whose errors are computed for a distribution, and bins of a histogram.
+_MAX_MEASURED, _BINS = 4000, 60
 
 
 class Explorer:
@@ -88,10 +94,11 @@ class Explorer:
     @property
     def actions(self) -> dict[str, Callable[..., Answer]]:
         """What a page may ask for, by name."""
-        particles = (self.about, self.columns, self.add_table, self.points, self.colours, self.landscape, self.nearest)
-        conformations = (self.molecule, self.uncertainty, self.state, self.difference, self.selection)
+        first = (self.about, self.overview, self.columns, self.add_table)
+        particles = (self.points, self.colours, self.landscape, self.distribution, self.nearest, self.selection)
+        conformations = (self.molecule, self.uncertainty, self.state, self.difference)
         files = (self.saver.save_selection, self.saver.save_states, self.saver.progress)
-        return {action.__name__: action for action in (*particles, *conformations, *files)}
+        return {action.__name__: action for action in (*first, *particles, *conformations, *files)}
 
     def prepare(self) -> None:
         """Compute what the first click and the first colour would have to wait for."""
@@ -128,7 +135,7 @@ class Explorer:
             {
                 "name": run.path.resolve().name,
                 "path": str(run.path),
-                "conclusion": {"motion": conclusion.motion, "lines": conclusion.lines},
+                "conclusion": asdict(conclusion) | {"lines": conclusion.lines},
                 "warnings": summary["warnings"],
                 "particles": len(c),
                 "halves": [int((self.halves == half).sum()) for half in (1, 2)],
@@ -137,6 +144,7 @@ class Explorer:
                 "error": summary["error_rms"],
                 "explained": run.motions.shares.tolist(),
                 "shared": shared_motions(run),
+                "counted": shown_motions(run),
                 "mean": c.mean(0).tolist(),
                 "deviations": c.std(0).tolist(),
                 "low": low.tolist(),
@@ -147,6 +155,10 @@ class Explorer:
                 "quantities": list(QUANTITIES),
             }
         )
+
+    def overview(self) -> Answer:
+        """Return what the page shows first, see `analysis.overview`."""
+        return overview(self.run)
 
     def molecule(self) -> Answer:
         """Return points of the molecule and how they move: positions at c are `rest` + sum of c_k `motions`_k.
@@ -222,6 +234,23 @@ class Explorer:
         }[quantity]
         edges = {"x": [float(v) for v in found.x_edges[[0, -1]]], "y": [float(v) for v in found.y_edges[[0, -1]]]}
         return Answer(edges, {"grid": grid.astype("<f4")})
+
+    def distribution(self, motion: int) -> Answer:
+        """Return the distribution along a motion, corrected for the errors of the coordinates.
+
+        Arrays: coordinate (g,) A rms, density (g,) per A and its error (g,); empty where the errors exceed the spread.
+        """
+        check_motion(motion, self.coordinates.shape[1])
+        rows = evenly(torch.arange(len(self.coordinates)), _MAX_MEASURED)
+        with self._computing:
+            variances = coordinate_variances(self.run, rows)[:, motion - 1].numpy().astype(float)
+        means = self.coordinates[rows.numpy(), motion - 1]
+        parts = (np.empty(0),) * 3
+        if means.var() > variances.mean():
+            found = corrected_distribution(means, variances)
+            parts = found.values, found.density, found.error
+        names = ("coordinate", "density", "error")
+        return Answer({}, {name: part.astype("<f4") for name, part in zip(names, parts, strict=True)})
 
     def nearest(self, plane: list[int], at: list[float], group: str = "all") -> Answer:
         """Return the particle nearest to a point of the plane, and the error of the particles around it."""
@@ -322,7 +351,16 @@ class Explorer:
             return self._orders[group]
 
     def _plane(self, plane: list[int]) -> np.ndarray:
-        """Return (n, 2) coordinates along two motions, numbered from 1."""
+        """Return (n, 2) coordinates along two motions, numbered from 1.
+
+        Without a motion along Y, 0, particles stand at random heights in the shape of their distribution.
+        """
+        if plane[1] == 0:
+            check_motion(plane[0], self.coordinates.shape[1])
+            x = self.coordinates[:, plane[0] - 1]
+            counts, edges = np.histogram(x, _BINS, density=True)
+            heights = np.interp(x, (edges[1:] + edges[:-1]) / 2, counts)
+            return np.column_stack([x, heights * np.random.default_rng(1).random(len(x))])
         for motion in plane:
             check_motion(motion, self.coordinates.shape[1])
         return self.coordinates[:, [motion - 1 for motion in plane]]

@@ -14,7 +14,7 @@ import plotly.io as pio
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from dynamight_core.analysis.explorer.page import script
+from dynamight_core.analysis.explorer.page import first_style, script
 from dynamight_core.analysis.report.clusters import clusters
 from dynamight_core.analysis.report.controls import controls
 from dynamight_core.analysis.report.distributions import distributions
@@ -83,7 +83,7 @@ def write_report(run: Run, path: str | Path | None = None, reporter: Reporter = 
         conclusion=conclude(run),
         halves=[(page.halves == half).sum() for half in (1, 2)],
         validation=page.validation.sum(),
-        css=(_ASSETS / "report.css").read_text(encoding="utf-8"),
+        css=(_ASSETS / "report.css").read_text(encoding="utf-8") + first_style(),
         script=script(_ASSETS / "report.js"),
         plotly=get_plotlyjs(),
     )

@@ -3,24 +3,24 @@
 import { compare } from "./compare.js";
 import { goTo, inspect, makeSliders, updateLevel } from "./conformations.js";
 import { $, attempt, bold, fillMenu, isDark } from "./dom.js";
-import { count, number, typeset } from "./format.js";
+import { angstroms, count, typeset } from "./format.js";
 import { Landscape } from "./landscape.js";
 import { Molecule } from "./molecule.js";
+import { describeConclusion, setView, showOverview } from "./overview.js";
 import { addTable, loadColours, loadColumns, loadPoints, loadRaster, repaintParticles } from "./particles.js";
 import { stopPlaying } from "./playback.js";
 import { selectRegion } from "./region.js";
 import { ask } from "./requests.js";
 import { listenToSave, showResult } from "./result.js";
 import { followPath } from "./route.js";
-import { page } from "./state.js";
+import { HISTOGRAM, page } from "./state.js";
 
 function setTheme(theme) {
   document.documentElement.dataset.theme = theme;
-  localStorage.setItem("theme", theme);
   $("theme").textContent = theme === "dark" ? "Light" : "Dark";
   if (!page.landscape?.points) return;
   repaintParticles();
-  page.molecule.redraw();
+  for (const molecule of [page.molecule, page.film?.molecule, ...(page.overviewViews ?? [])]) molecule?.redraw();
 }
 
 function markMode() {
@@ -62,9 +62,14 @@ function connectButtons() {
       page.landscape.setMode(button.dataset.mode);
       markMode();
     });
+  for (const button of document.querySelectorAll("button[data-view]"))
+    button.addEventListener("click", () => setView(button.dataset.view));
   $("level").addEventListener("input", updateLevel);
   $("landscape-reset").addEventListener("click", () => page.landscape.resetView());
-  $("theme").addEventListener("click", () => setTheme(isDark() ? "light" : "dark"));
+  $("theme").addEventListener("click", () => {
+    setTheme(isDark() ? "light" : "dark");
+    localStorage.setItem("theme", document.documentElement.dataset.theme);
+  });
   $("help-button").addEventListener("click", () => $("help").showModal());
   $("toast").addEventListener("click", () => {
     $("toast").hidden = true;
@@ -75,12 +80,13 @@ function connectButtons() {
 function fillMenus() {
   const { run } = page;
   const name = (k) => (run.shared.includes(k) ? `motion ${k}` : `coordinate ${k}, not shared by the half-sets`);
-  const motions = run.explained.map((_, k) => [String(k + 1), name(k + 1)]);
-  // Motions that both half-sets find come first.
-  const order = [...run.shared, ...motions.map(([k]) => Number(k)).filter((k) => !run.shared.includes(k))];
-  page.plane = order.length > 1 ? order.slice(0, 2) : [1, 1];
-  fillMenu($("x-motion"), motions, String(page.plane[0]));
-  fillMenu($("y-motion"), motions, String(page.plane[1]));
+  // Motions that count come first, and what the half-sets do not share last.
+  const all = run.explained.map((_, k) => k + 1);
+  const order = [run.counted, run.shared, all].flat().filter((k, i, every) => every.indexOf(k) === i);
+  const options = order.map((k) => [String(k), name(k)]);
+  page.plane = [order[0], run.counted.length > 1 ? order[1] : HISTOGRAM];
+  fillMenu($("x-motion"), options, String(page.plane[0]));
+  fillMenu($("y-motion"), [[String(HISTOGRAM), "distribution"], ...options], String(page.plane[1]));
   fillMenu(
     $("group"),
     run.groups.map((name) => [name, name]),
@@ -105,7 +111,7 @@ function describeRun() {
   $("verdict").title = lines.slice(1).map(typeset).join("\n");
   $("numbers").textContent =
     `${count(run.particles)} particles (${run.halves.map(count).join(" + ")}; ${count(run.validation)} for validation)` +
-    ` · motion ${number(run.motion)} Å rms, uncertainty ${number(run.error)} Å`;
+    ` · motion ${angstroms(run.motion)} ± ${angstroms(run.error)} Å rms`;
 }
 
 function showNotice() {
@@ -125,6 +131,8 @@ async function start() {
   setTheme(localStorage.getItem("theme") || preferred);
   page.run = await ask("about");
   describeRun();
+  describeConclusion(page.run);
+  setView(location.hash === "#explore" ? "explore" : "overview");
   fillMenus();
   page.landscape = new Landscape($("landscape"), {
     inspect: (point) => attempt(() => inspect(point)),
@@ -154,10 +162,10 @@ async function start() {
         bold("Compare"),
         " to see the difference between two points.",
       ],
-      ...page.run.conclusion.lines.map((line) => [typeset(line)]),
     ],
     null,
   );
+  await showOverview();
   await Promise.all([loadPoints(), goTo(page.at), loadColumns()]);
 }
 

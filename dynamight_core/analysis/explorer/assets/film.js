@@ -66,7 +66,7 @@ export const volumeOf = (volume, { first, spacing, level }, more = {}) => ({
 
 // Return a view of surfaces alone, about points; the page scrolls under the mouse wheel.
 export function surfaceView(box, { points, view }, label) {
-  box.replaceChildren(element("canvas", { tabIndex: 0, ariaLabel: label, role: "img" }));
+  box.replaceChildren(element("canvas", { tabIndex: 0, ariaLabel: label, role: "application" }));
   const molecule = new Molecule(box, { wheel: false });
   molecule.setParts({ rest: points, motions: new Float32Array(0), error: new Float32Array(points.length / 3), view });
   molecule.show = { surface: true, arrows: false, errors: false, points: false, trace: false };
@@ -98,6 +98,7 @@ export class Film {
     this.slider = element("input", { type: "range", min: 0, max: 1000, value: 500, ariaLabel: "coordinate" });
     this.output = element("output");
     const title = motions.length > 1 ? this.menu : element("span", { textContent: names[0].textContent });
+    controls.className = "film-controls";
     controls.replaceChildren(this.button, title, this.slider, this.output);
     this.button.addEventListener("click", () => this.play(!this.playing));
     this.slider.addEventListener("input", () => {
@@ -107,7 +108,8 @@ export class Film {
     });
     this.menu.addEventListener("change", () => this.choose(Number(this.menu.value)));
     this.choose(0);
-    this.play(!matchMedia("(prefers-reduced-motion: reduce)").matches);
+    // Without WebGL each picture takes long; whoever wants no motion starts it.
+    this.play(Boolean(this.molecule.gl) && !matchMedia("(prefers-reduced-motion: reduce)").matches);
   }
 
   choose(k) {

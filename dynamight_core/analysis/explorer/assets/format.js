@@ -46,9 +46,21 @@ export function describe(at, mean) {
 // Return coordinates as the option --at takes them.
 export const coordinatesText = (at) => at.map((value) => number(value, 4)).join(",");
 
-// Return a region as the option --polygon takes it: motions of the plane, then corners.
-export const polygonText = (plane, corners) =>
-  [plane.join(","), ...corners.map((corner) => corner.map((value) => number(value, 5)).join(","))].join(":");
+// Return a region as the option --polygon takes it: motions of the plane, then corners. Without a motion along Y, it is
+// the range of X: a square whose diagonal holds the particles.
+export function polygonText([first, second], corners) {
+  const text = (values) => values.map((value) => number(value, 4)).join(",");
+  if (second) return [`${first},${second}`, ...corners.map(text)].join(":");
+  const along = corners.map(([x]) => x);
+  const [low, high] = [Math.min(...along), Math.max(...along)];
+  const square = [
+    [low, low],
+    [high, low],
+    [high, high],
+    [low, high],
+  ];
+  return [`${first},${first}`, ...square.map(text)].join(":");
+}
 
 // Return how much of the variance a motion explains, as the report words it.
 export function explains(fraction) {

@@ -3,13 +3,13 @@
 import { element } from "./dom.js";
 import { surfaceView, volumeOf } from "./film.js";
 import { angstroms } from "./format.js";
+import { makeSurface } from "./meshes.js";
 
-const SVG = "http://www.w3.org/2000/svg";
 // Size of the FSC plot, units of its drawing, and its margins.
 const PLOT = { width: 300, height: 150, left: 30, right: 8, top: 8, bottom: 30 };
+// The moving part is seen from nearer than its box asks.
+const CLOSE = 1.9;
 const TICKS = [40, 20, 15, 10, 8, 6, 5, 4, 3.5, 3, 2.5, 2];
-
-export const beforeName = (gain) => (gain.rigid ? "without deformation" : "consensus map");
 
 // Return in words what the map gained: resolutions of the moving part, then of the whole.
 export function gainText({ region_resolutions: region, whole_resolutions: whole }) {
@@ -32,13 +32,6 @@ function drawSlice(picture) {
   return canvas;
 }
 
-function svg(tag, attributes, text = "") {
-  const made = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.textContent = text;
-  return made;
-}
-
 // Return a plot of the FSC before and after.
 export function fscPlot(fsc, names) {
   const n = fsc.shape[1];
@@ -46,31 +39,32 @@ export function fscPlot(fsc, names) {
   const last = fsc[n - 1];
   const x = (v) => (left + (v / last) * (width - left - right)).toFixed(1);
   const y = (v) => (top + (1 - Math.max(v, -0.05)) * ((height - top - bottom) / 1.05)).toFixed(1);
-  const plot = svg("svg", { viewBox: `0 0 ${width} ${height}`, class: "fsc", role: "img" });
-  plot.append(svg("title", {}, `FSC of the half-maps, ${names.join(" and ")}`));
-  for (const v of [0, 0.5, 1]) {
-    plot.append(svg("line", { x1: left, x2: width - right, y1: y(v), y2: y(v), class: "grid" }));
-    plot.append(svg("text", { x: left - 5, y: Number(y(v)) + 4, "text-anchor": "end" }, String(v)));
-  }
-  plot.append(svg("line", { x1: left, x2: width - right, y1: y(0.143), y2: y(0.143), class: "threshold" }));
+  const text = (px, py, anchor, words) => `<text x="${px}" y="${py}" text-anchor="${anchor}">${words}</text>`;
+  const rule = (v, name) => `<line class="${name}" x1="${left}" x2="${width - right}" y1="${y(v)}" y2="${y(v)}"/>`;
+  const parts = [0, 0.5, 1].flatMap((v) => [rule(v, "grid"), text(left - 5, Number(y(v)) + 4, "end", v)]);
+  parts.push(rule(0.143, "threshold"));
   let free = 0;
   for (const tick of TICKS.filter((t) => 1 / t <= last)) {
-    if (Number(x(1 / tick)) < free) continue;
-    free = Number(x(1 / tick)) + 26;
-    plot.append(svg("text", { x: x(1 / tick), y: height - bottom + 14, "text-anchor": "middle" }, String(tick)));
+    const px = Number(x(1 / tick));
+    if (px < free) continue;
+    free = px + 26;
+    parts.push(text(px, height - bottom + 14, "middle", tick));
   }
-  plot.append(svg("text", { x: (width + left) / 2, y: height - 3, "text-anchor": "middle" }, "resolution (Å)"));
-  [1, 2].forEach((row) => {
-    const line = Array.from({ length: n }, (_, i) => `${x(fsc[i])},${y(fsc[row * n + i])}`).join(" ");
-    plot.append(svg("polyline", { points: line, class: row === 1 ? "before" : "after" }));
-  });
-  return plot;
+  parts.push(text((width + left) / 2, height - 3, "middle", "resolution (Å)"));
+  for (const [row, name] of ["before", "after"].entries()) {
+    const line = Array.from({ length: n }, (_, i) => `${x(fsc[i])},${y(fsc[(row + 1) * n + i])}`).join(" ");
+    parts.push(`<polyline class="${name}" points="${line}"/>`);
+  }
+  const box = element("div");
+  box.innerHTML = `<svg class="fsc" viewBox="0 0 ${width} ${height}" role="img">${parts.join("")}</svg>`;
+  box.firstChild.setAttribute("aria-label", `FSC of the half-maps, ${names.join(" and ")}`);
+  return box;
 }
 
 // Fill a box with the maps of the moving part, before and after, side by side; returns its views.
 export function showGain(box, data) {
   const { gain } = data;
-  const names = [`before: ${beforeName(gain)}`, "after: motion corrected"];
+  const names = [gain.rigid ? "before correction" : "before: consensus", "after correction"];
   const columns = ["before", "after"].map((part, i) => {
     const view = element("div", { className: "view" });
     const column = element(
@@ -94,7 +88,8 @@ export function showGain(box, data) {
     const label = `The moving part ${part}, as a surface`;
     const molecule = surfaceView(view, { points: corners(data[part], gain), view: data.view }, label);
     const plain = part === "before" ? [0.78, 0.55, 0.42] : [0.3, 0.58, 0.68];
-    molecule.setSurfaces([volumeOf(data[part], gain, { plain })]);
+    molecule.zoom = CLOSE;
+    molecule.showMeshes([makeSurface(volumeOf(data[part], gain, { plain }))]);
     return molecule;
   });
   // Both turn together.

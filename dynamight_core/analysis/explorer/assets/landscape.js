@@ -4,7 +4,19 @@ import { clearedContext, fitCanvas, oncePerFrame, strokeLine } from "./canvas.js
 import { PLAIN_POINT, palette } from "./colours.js";
 import { themeColour } from "./dom.js";
 import { tickLabel } from "./format.js";
-import { isInside, panned, plotArea, pointStyle, thinned, ticks, toPlane, toScreen, viewAll, zoomed } from "./plane.js";
+import {
+  isInside,
+  panned,
+  plotArea,
+  pointStyle,
+  squared,
+  thinned,
+  ticks,
+  toPlane,
+  toScreen,
+  viewAll,
+  zoomed,
+} from "./plane.js";
 import { POINT_FRAGMENT, POINT_VERTEX } from "./shaders.js";
 import { bindAttribute, compileProgram, openGl, setPalette } from "./webgl.js";
 
@@ -28,6 +40,9 @@ export class Landscape {
     this.drawn = [];
     this.mark = null;
     this.titles = ["", ""];
+    // Distribution along X, where particles stand in its shape; and whether an Å is as long on both axes.
+    this.curve = null;
+    this.isSquare = true;
     this.view = { x: [-1, 1], y: [-1, 1] };
     this.redraw = oncePerFrame(() => this.draw());
     // Drawings follow the mouse; hundreds of thousands of points need not be redrawn with them.
@@ -35,7 +50,10 @@ export class Landscape {
     this.gl = openGl(this.middle);
     if (this.gl) this.prepare();
     this.listen();
-    new ResizeObserver(this.redraw).observe(container);
+    new ResizeObserver(() => {
+      if (this.isSquare && this.points) this.view = squared(this.whole ?? this.view, this.area);
+      this.redraw();
+    }).observe(container);
   }
 
   prepare() {
@@ -75,7 +93,10 @@ export class Landscape {
 
   // Show all particles.
   resetView() {
-    this.view = viewAll(this.points.low, this.points.high);
+    // As far as the points reach; it is shown on one scale, which depends on the shape of the canvas.
+    this.whole = viewAll(this.points.low, this.points.high);
+    if (!this.isSquare) this.whole.y[0] = 0;
+    this.view = this.isSquare ? squared(this.whole, this.area) : this.whole;
     this.redraw();
   }
 
@@ -175,9 +196,26 @@ export class Landscape {
     const context = clearedContext(this.front);
     this.drawAxes(context);
     clipTo(context, this.area);
+    if (this.curve) this.drawCurve(context);
     if (this.drawn.length) this.drawShape(context);
     if (this.mark) this.drawMark(context);
     context.restore();
+  }
+
+  // Draw the distribution with a band of one standard error.
+  drawCurve(context) {
+    const { coordinate, density, error } = this.curve;
+    const at = (i, sign) => this.toScreen([coordinate[i], Math.max(0, density[i] + sign * error[i])]);
+    const line = (sign) => Array.from(density, (_, i) => at(i, sign));
+    context.strokeStyle = "transparent";
+    strokeLine(context, [...line(1), ...line(-1).reverse()], true);
+    context.globalAlpha = 0.22;
+    context.fillStyle = themeColour("--accent");
+    context.fill();
+    context.globalAlpha = 1;
+    context.strokeStyle = themeColour("--accent");
+    context.lineWidth = 2.4;
+    strokeLine(context, line(0));
   }
 
   drawAxes(context) {
@@ -347,6 +385,7 @@ export class Landscape {
   // Show a part of the plane, with fewer points until it rests.
   moveTo(view) {
     this.view = view;
+    this.whole = null;
     clearTimeout(this.moving);
     this.moving = setTimeout(() => {
       this.moving = null;

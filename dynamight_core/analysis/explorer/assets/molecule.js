@@ -206,9 +206,11 @@ export class Molecule {
     bindAttribute(gl, places[name], this.buffers[index], size);
   }
 
-  // Without WebGL: points and arrows, from back to front.
+  // Without WebGL: surfaces that have been computed, else points and arrows, from back to front.
   drawFlat() {
     const context = clearedContext(this.canvas);
+    for (const mesh of this.surfaces) this.drawFlatMesh(context, mesh);
+    if (this.surfaces.length || !this.top) return;
     const { width, height } = this.canvas.getBoundingClientRect();
     const { rest, moved, sizes, n } = this.parts;
     const { centre, radius } = this.sphere;
@@ -224,6 +226,34 @@ export class Molecule {
     }
     context.strokeStyle = themeColour("--ink");
     if (this.show.arrows) for (const i of this.chosen) strokeLine(context, [project(rest, i), project(moved, i)]);
+  }
+
+  drawFlatMesh(context, { positions, normals, values, triangles, plain, plainWeight }) {
+    const { width, height } = this.canvas.getBoundingClientRect();
+    const { centre, radius } = this.sphere;
+    const scale = (0.65 * this.zoom * Math.min(width, height)) / radius;
+    const n = positions.length / 3;
+    const places = Array.from({ length: n }, (_, i) => rotated(this.rotation, centre, positions, i));
+    const light = Array.from({ length: n }, (_, i) => {
+      const [x, y, z] = rotated(this.rotation, [0, 0, 0], normals, i);
+      return 0.45 + 0.55 * Math.max(0, 0.35 * x + 0.55 * y + 0.75 * z);
+    });
+    const faces = [];
+    for (let t = 0; t < triangles.length; t += 3) {
+      const face = [triangles[t], triangles[t + 1], triangles[t + 2]];
+      faces.push([face.reduce((sum, i) => sum + places[i][2], 0), face]);
+    }
+    faces.sort((a, b) => a[0] - b[0]);
+    for (const [, face] of faces) {
+      const base = plainWeight === 1 ? plain.map((v) => 255 * v) : blend(MOTION, values[face[0]]);
+      context.fillStyle = context.strokeStyle = `rgb(${base.map((v) => Math.round(v * light[face[0]]))})`;
+      strokeLine(
+        context,
+        face.map((i) => [width / 2 + scale * places[i][0], height / 2 - scale * places[i][1]]),
+        true,
+      );
+      context.fill();
+    }
   }
 
   // ------------------------------------------------------------ the mouse

@@ -32,6 +32,13 @@ export function viewAll(low, high) {
   return { x, y };
 }
 
+// Return a view in which an Å is as long on both axes, with all of the one given.
+export function squared({ x, y }, area) {
+  const scale = Math.max((x[1] - x[0]) / area.width, (y[1] - y[0]) / area.height);
+  const around = ([low, high], n) => [(low + high - scale * n) / 2, (low + high + scale * n) / 2];
+  return { x: around(x, area.width), y: around(y, area.height) };
+}
+
 // Return a view dragged by some pixels.
 export function panned({ x, y }, area, [dx, dy]) {
   const shift = [(dx / area.width) * (x[1] - x[0]), (-dy / area.height) * (y[1] - y[0])];

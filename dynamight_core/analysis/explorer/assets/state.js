@@ -2,6 +2,10 @@
 
 import { $ } from "./dom.js";
 
+// In place of the motion along Y: particles stand in the shape of their distribution along X.
+export const HISTOGRAM = 0;
+export const isHistogram = () => page.plane[1] === HISTOGRAM;
+
 export const page = {
   // The answer of the action `about`.
   run: null,
@@ -22,10 +26,10 @@ export const half = () => $("half").value;
 export function withPoint(point) {
   const at = [...page.at];
   page.plane.forEach((k, i) => {
-    at[k - 1] = point[i];
+    if (k !== HISTOGRAM) at[k - 1] = point[i];
   });
   return at;
 }
 
 // Return the point of coordinates in the plane.
-export const pointOf = (at) => page.plane.map((k) => at[k - 1]);
+export const pointOf = (at) => page.plane.map((k) => (k === HISTOGRAM ? 0 : at[k - 1]));
