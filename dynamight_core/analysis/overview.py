@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from scipy.ndimage import gaussian_filter, label, map_coordinates
 from scipy.spatial import cKDTree
 
@@ -31,12 +32,27 @@ _ENDS = (0.05, 0.95)
 # Smallest part of the density that is shown, as a fraction of the largest; and of a slice, its pixels.
 _DUST, _SLICE_PIXELS = 0.03, 160
 
+# States that are dots: percentiles along a motion, most of a table, and colours in the order of the states.
+_PERCENTILES, _MAX_STATES = (2.5, 25, 50, 75, 97.5), 10
+_COLOURS = (
+    "#3b4cc0",
+    "#4f6fd8",
+    "#2f7fa0",
+    "#2a7d65",
+    "#587d27",
+    "#8a6f16",
+    "#b5611d",
+    "#c2502e",
+    "#c43c39",
+    "#97183a",
+)
+
 
 def overview(run: Run) -> Answer:
     """Return what both pages show first.
 
     Values: `motions`, the motions that play, with the coordinates (A rms) between which they do and the one that the
-    map is at; `surface`, where the bytes of the map are; `moving`, the part that moves; `gain`, see `_gain`, or None
+    map is at; `states`, see `chosen_states`; `surface`, where the bytes of the map are; `gain`, see `_gain`, or None
     where there is no map to compare.
 
     Arrays: view (3, 3), the rotation to the first view; points (m, 3) A and error (m,) A; density (d, h, w) uint8
@@ -51,6 +67,7 @@ def overview(run: Run) -> Answer:
     values = {
         "motion": conclude(run).motion,
         "motions": [_played(run, number) for number in numbers],
+        "states": chosen_states(run, numbers),
         "share": float(moves.mean()) if numbers else 0.0,
     }
     arrays = {"view": view, "points": points, "error": error}
@@ -70,6 +87,34 @@ def overview(run: Run) -> Answer:
 def shown_motions(run: Run) -> list[int]:
     """Return the numbers, from 1, of the motions that are shown first: those that count, unless none is found."""
     return [] if conclude(run).motion == NOT_SUPPORTED else counted_motions(run)
+
+
+def chosen_states(run: Run, numbers: list[int]) -> list[dict]:
+    """Return states to show as dots in the landscape: name, colour, and coordinates along all motions (A rms).
+
+    They are those that ``dynamight states`` wrote last, if there are few enough, or else are spread along the first of
+    the motions that are given.
+    """
+    if not numbers:
+        return []
+    tables = sorted(
+        (Path(run.path) / "analysis" / "states").glob("*/states.csv"), key=lambda path: path.stat().st_mtime
+    )
+    columns = [f"motion{k + 1}_A" for k in range(run.motions.coordinates.shape[1])]
+    for table in map(pd.read_csv, reversed(tables)):
+        if set(columns) <= set(table) and 2 <= len(table) <= _MAX_STATES:
+            places, names = table[columns].to_numpy(dtype=float), [str(i + 1) for i in range(len(table))]
+            break
+    else:
+        coordinates = run.motions.coordinates.numpy().astype(float)
+        places = np.tile(coordinates.mean(0), (len(_PERCENTILES), 1))
+        places[:, numbers[0] - 1] = np.percentile(coordinates[:, numbers[0] - 1], _PERCENTILES)
+        names = [str(i + 1) for i in range(len(places))]
+    steps = np.linspace(0, len(_COLOURS) - 1, len(places)).round().astype(int)
+    return [
+        {"name": name, "colour": _COLOURS[step], "at": at.tolist()}
+        for name, step, at in zip(names, steps, places, strict=True)
+    ]
 
 
 def _maps(run: Run) -> dict[str, Path]:

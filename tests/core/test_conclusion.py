@@ -202,7 +202,8 @@ def test_every_place_shows_the_same_words(case):
     assert told == [f"Conclusion: {lines[0]}", *(f"  {line}" for line in lines[1:])]
     assert Run(case.folder).summary["conclusion"]["lines"] == lines
     explorer = Explorer(Run(case.folder), reporter=QUIET)
-    assert explorer.about().values["conclusion"] == {"motion": "supported", "lines": lines}
+    about = explorer.about().values["conclusion"]
+    assert (about["motion"], about["lines"]) == ("supported", lines)
     page = write_report(Run(case.folder), reporter=QUIET).read_text()
     for line in lines[1:]:
         assert re.sub(r"(?<=\d) A\b", " Å", line).replace("+-", "±").replace("'", "&#39;") in page

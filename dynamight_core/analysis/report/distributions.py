@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from dynamight_core.analysis.report.draw import GREY, HALF_COLOURS, LEGEND_ABOVE, faint, middles
+from dynamight_core.analysis.report.draw import GREY, HALF_COLOURS, LEGEND_ABOVE, add_states, faint, middles
 from dynamight_core.analysis.report.page import Page, Part
 
 _COLUMNS = {
@@ -29,7 +29,7 @@ def distributions(page: Page) -> Part:
     tables = {name: table for name, table in zip(names, (curves, widths), strict=True) if len(table)}
     known = [number for number in counted if len(curves) and (curves["motion"] == number).any()]
     figure, tables["estimated_coordinates"] = _draw(page, counted, curves, known)
-    values = {"corrected": bool(known)}
+    values: dict[str, Any] = {"corrected": bool(known), "states": bool(page.states)}
     if known:
         values["widths"] = widths[widths["motion"].isin(known)].rename(columns=_COLUMNS)
     return Part(values, {"distributions": figure}, tables)
@@ -50,6 +50,9 @@ def _draw(page: Page, counted: list[int], curves: pd.DataFrame, known: list[int]
         figure.add_bar(x=middles(edges), y=density, width=edges[1] - edges[0], **bars, **place)
         if number in known:
             _add_corrected(figure, curves[curves["motion"] == number], place)
+        if page.states and len(counted) == 1:
+            heights = np.full(len(page.states), 0.04 * float(density.max()))
+            add_states(figure, page.states, number, heights, row=1, col=column)
     figure.update_xaxes(title="coordinate (Å rms)", range=[edges[0], edges[-1]])
     figure.update_yaxes(title="fraction of particles per Å", col=1)
     figure.update_layout(legend=LEGEND_ABOVE | {"y": 1.12}, margin={"t": 72}, height=340, bargap=0)

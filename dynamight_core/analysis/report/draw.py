@@ -62,6 +62,27 @@ def add_histogram(figure: go.Figure, edges: Array, heights: Array, colour: str, 
     )
 
 
+def add_states(figure: go.Figure, states: list[dict[str, Any]], x: int, y: int | Array, **more: Any) -> None:
+    """Add states as numbered dots in their colours, along motion x, and motion y or at heights y."""
+    heights = [state["at"][y - 1] for state in states] if isinstance(y, int) else y
+    figure.add_scatter(
+        x=[state["at"][x - 1] for state in states],
+        y=heights,
+        mode="markers+text",
+        text=[state["name"] for state in states],
+        textfont={"color": "white", "size": 11},
+        marker={
+            "color": [state["colour"] for state in states],
+            "size": 19,
+            "line": {"color": "white", "width": 1.5},
+        },
+        name="chosen states",
+        showlegend=False,
+        hovertemplate="state %{text}<extra></extra>",
+        **more,
+    )
+
+
 def colour_bar(title: str | None = None, thickness: int = 14, **more: Any) -> dict[str, Any]:
     """Return plotly's settings of a colour bar."""
     return {**({"title": {"text": title}} if title else {}), "thickness": thickness, "outlinewidth": 0, **more}

@@ -17,6 +17,7 @@ from dynamight_core.analysis.report.draw import (
     LEGEND_ABOVE,
     Array,
     add_histogram,
+    add_states,
     colour_bar,
     middles,
 )
@@ -44,6 +45,9 @@ def landscape(page: Page) -> Part:
         figure = _scatter(page, first, second)
     else:
         figure, tables["landscape_density"] = _density(page, first, second)
+    names = [trace.name for trace in figure.data]
+    add_states(figure, page.states, *counted[:2])
+    _add_menu(figure, names)
     titles = [f"{page.names(number - 1)} (Å rms)" for number in counted[:2]]
     figure.update_xaxes(title=titles[0])
     # An Å is as long on both axes.
@@ -79,9 +83,13 @@ def _colourings(page: Page) -> Iterator[_Colouring]:
 
 
 def _add_menu(figure: go.Figure, names: list[str]) -> None:
-    """Add a menu that shows one of the figure's traces."""
+    """Add a menu that shows one of the figure's traces, and the last."""
     buttons = [
-        {"label": f"colour: {name}", "method": "update", "args": [{"visible": [other == name for other in names]}]}
+        {
+            "label": f"colour: {name}",
+            "method": "update",
+            "args": [{"visible": [other == name for other in names] + [True]}],
+        }
         for name in names
     ]
     menu = {"buttons": buttons, "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom", "showactive": True}
@@ -108,7 +116,6 @@ def _scatter(page: Page, x: Array, y: Array) -> go.Figure:
             marker=marker | {"size": 4.5, "opacity": 0.75, "colorbar": bar},
             hovertemplate=f"%{{x:.2f}} Å, %{{y:.2f}} Å<br>{name}: %{{marker.color:.3g}}<extra></extra>",
         )
-    _add_menu(figure, [colouring.name for colouring in colourings])
     return figure
 
 
@@ -140,10 +147,10 @@ def _density(page: Page, x: Array, y: Array) -> tuple[go.Figure, pd.DataFrame]:
             zmin=layer.low,
             zmax=layer.high,
             visible=index == 0,
+            name=layer.name,
             colorbar=colour_bar(layer.name),
             hovertemplate=f"%{{x:.2f}} Å, %{{y:.2f}} Å<br>{layer.name}: %{{z:.3g}}<extra></extra>",
         )
-    _add_menu(figure, [layer.name for layer in layers])
     return figure, _grid(centres, {layer.name: layer.values for layer in layers})
 
 

@@ -113,10 +113,10 @@ function setSliders() {
   });
 }
 
-// Make a slider for each motion that both half-sets find.
+// Make a slider for each motion that counts, or that both half-sets find where none does.
 export function makeSliders() {
   const { run, landscape, molecule } = page;
-  const sliders = run.shared.map((motion) => {
+  const sliders = (run.counted.length ? run.counted : run.shared).map((motion) => {
     const k = motion - 1;
     const range = { type: "range", min: run.low[k], max: run.high[k], step: "any", value: run.mean[k] };
     const slider = element("input", range);

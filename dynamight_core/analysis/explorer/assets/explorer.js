@@ -13,7 +13,7 @@ import { selectRegion } from "./region.js";
 import { ask } from "./requests.js";
 import { listenToSave, showResult } from "./result.js";
 import { followPath } from "./route.js";
-import { HISTOGRAM, page } from "./state.js";
+import { HISTOGRAM, page, pointOf } from "./state.js";
 
 function setTheme(theme) {
   document.documentElement.dataset.theme = theme;
@@ -135,6 +135,7 @@ async function start() {
   setView(location.hash === "#explore" ? "explore" : "overview");
   fillMenus();
   page.landscape = new Landscape($("landscape"), {
+    place: pointOf,
     inspect: (point) => attempt(() => inspect(point)),
     lasso: (corners) => attempt(() => selectRegion(corners)),
     path: (points) => attempt(() => followPath(points)),

@@ -1,6 +1,6 @@
 // The molecule as one surface that plays along a motion, coloured by motion beyond its uncertainty.
 
-import { MOTION } from "./colours.js";
+import { MOTION, rgb } from "./colours.js";
 import { colourBar, element } from "./dom.js";
 import { explains, signed } from "./format.js";
 import { makeSurface } from "./meshes.js";
@@ -9,28 +9,42 @@ import { Molecule } from "./molecule.js";
 // Time there and back, ms.
 const PERIOD = 4000;
 
-// Return the displacement of each vertex along motion k, from the grid on every second voxel.
-export function shiftsAt(mesh, { shifts, surface }, k) {
-  const [, d, h, w] = shifts.shape;
-  const out = new Float32Array(mesh.positions.length);
+// Return a function of a vertex's place (Å) that gives the voxels [index, weight] of a grid on every second voxel.
+function neighbours([d, h, w], { first, spacing }) {
   const limits = [w, h, d];
-  for (let i = 0; i < out.length; i += 3) {
-    const place = [0, 1, 2].map((a) =>
-      Math.min(Math.max((mesh.positions[i + a] - surface.first[a]) / surface.spacing / 2, 0), limits[a] - 1.001),
-    );
-    const low = place.map(Math.floor);
-    for (let corner = 0; corner < 8; corner++) {
+  return (position) => {
+    const place = position.map((v, a) => Math.min(Math.max((v - first[a]) / spacing / 2, 0), limits[a] - 1.001));
+    const low = place.map((v) => Math.max(0, Math.floor(v)));
+    return [0, 1, 2, 3, 4, 5, 6, 7].map((corner) => {
       let weight = 1;
       const at = low.map((v, a) => {
         const up = (corner >> a) & 1;
         weight *= up ? place[a] - v : 1 - place[a] + v;
-        return Math.max(0, Math.min(v + up, limits[a] - 1));
+        return Math.min(v + up, limits[a] - 1);
       });
-      const voxel = 3 * (at[0] + w * (at[1] + h * (at[2] + d * k)));
-      for (let a = 0; a < 3; a++) out[i + a] += weight * ((2 * shifts[voxel + a]) / 65535 - 1) * surface.reach;
+      return [at[0] + w * (at[1] + h * at[2]), weight];
+    });
+  };
+}
+
+// Return the displacement of each vertex along motion k, and its colour, from the grids on every second voxel.
+export function shiftsAt(mesh, { shifts, surface }, k) {
+  const [, d, h, w] = shifts.shape;
+  const near = neighbours([d, h, w], surface);
+  const out = new Float32Array(mesh.positions.length);
+  for (let i = 0; i < out.length; i += 3)
+    for (const [voxel, weight] of near(Array.from(mesh.positions.subarray(i, i + 3)))) {
+      const at = 3 * (voxel + d * h * w * k);
+      for (let a = 0; a < 3; a++) out[i + a] += weight * ((2 * shifts[at + a]) / 65535 - 1) * surface.reach;
     }
-  }
   return out;
+}
+
+function coloursAt(mesh, { beyond, surface }) {
+  const near = neighbours(beyond.shape, surface);
+  return Float32Array.from({ length: mesh.positions.length / 3 }, (_, i) =>
+    near(Array.from(mesh.positions.subarray(3 * i, 3 * i + 3))).reduce((sum, [v, w]) => sum + (w * beyond[v]) / 255, 0),
+  );
 }
 
 // Return the normals of a mesh from its triangles, pointing as those given.
@@ -78,9 +92,9 @@ export class Film {
   constructor({ view, legend, controls }, data) {
     this.data = data;
     this.molecule = surfaceView(view, data, "The molecule in three dimensions. Arrow keys rotate it.");
-    const { surface, density, beyond, motions } = data;
-    const look = { values: beyond, coloursShape: beyond.shape, plainWeight: motions.length ? 0 : 1 };
-    this.rest = makeSurface(volumeOf(density, surface, look));
+    const { surface, density, motions } = data;
+    this.rest = makeSurface(volumeOf(density, surface, { plainWeight: motions.length ? 0 : 1 }));
+    this.rest.values = coloursAt(this.rest, data);
     if (motions.length)
       legend.replaceChildren(colourBar("motion beyond its uncertainty", MOTION, 0, surface.top, " Å"));
     this.playing = false;
@@ -140,9 +154,24 @@ export class Film {
     this.slider.value = 1000 * place;
     const at = low + (high - low) * place;
     this.output.textContent = `${signed(at)} Å`;
-    const positions = this.rest.positions.map((v, i) => v + (at - map) * this.shifts[i]);
-    const moved = { ...this.rest, positions };
-    moved.normals = meshNormals(moved);
-    this.molecule.showMeshes([moved]);
+    this.molecule.showMeshes([this.moved([[at - map, this.shifts]])]);
+  }
+
+  // Return the surface displaced by factors times shifts.
+  moved(parts) {
+    const positions = this.rest.positions.map((v, i) => parts.reduce((sum, [c, shifts]) => sum + c * shifts[i], v));
+    const mesh = { ...this.rest, positions };
+    mesh.normals = meshNormals(mesh);
+    return mesh;
+  }
+
+  // Return the surfaces of the states, in their colours.
+  stateSurfaces() {
+    const { motions, states } = this.data;
+    const shifts = motions.map((_, k) => shiftsAt(this.rest, this.data, k));
+    return states.map(({ at, colour }) => {
+      const parts = motions.map(({ number, map }, k) => [at[number - 1] - map, shifts[k]]);
+      return { ...this.moved(parts), plain: rgb(colour).map((v) => v / 255), plainWeight: 1 };
+    });
   }
 }

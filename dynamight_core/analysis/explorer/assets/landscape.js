@@ -30,7 +30,7 @@ const MIN_DRAG = 4;
 const MAX_CORNERS = 80;
 
 export class Landscape {
-  // `on` has functions of points in the plane: inspect(point), lasso(corners), path(corners), compare(a, b).
+  // `on` has functions of points in the plane: place(coordinates) of one, inspect(point), lasso(corners), path(corners), compare(a, b).
   constructor(container, on) {
     [this.back, this.middle, this.front] = container.querySelectorAll("canvas");
     this.on = on;
@@ -38,6 +38,8 @@ export class Landscape {
     this.points = null;
     this.raster = null;
     this.drawn = [];
+    // Chosen states, { at, colour, name }, which are dots.
+    this.states = [];
     this.mark = null;
     this.titles = ["", ""];
     // Distribution along X, where particles stand in its shape; and whether an Å is as long on both axes.
@@ -197,6 +199,11 @@ export class Landscape {
     this.drawAxes(context);
     clipTo(context, this.area);
     if (this.curve) this.drawCurve(context);
+    for (const { at, colour, name } of this.states) {
+      const [x, y] = this.toScreen(this.on.place(at));
+      // In a histogram, dots stand on the axis.
+      drawDot(context, [x, this.isSquare ? y : y - 11], 8, colour, "#ffffff", name);
+    }
     if (this.drawn.length) this.drawShape(context);
     if (this.mark) this.drawMark(context);
     context.restore();
@@ -274,7 +281,7 @@ export class Landscape {
       return;
     }
     shape.forEach((p, i) => {
-      drawDot(context, p, 5.5, accent, card, this.mode === "compare" ? "AB"[i] : "");
+      drawDot(context, p, this.mode === "compare" ? 9 : 5.5, accent, card, this.mode === "compare" ? "AB"[i] : "");
     });
   }
 
@@ -412,7 +419,9 @@ function drawDot(context, [x, y], radius, colour, rim, text) {
   context.strokeStyle = rim;
   context.stroke();
   if (text) {
-    context.font = "bold 13px sans-serif";
-    context.fillText(text, x, y - 10);
+    context.font = `600 ${Math.round(1.4 * radius)}px sans-serif`;
+    context.fillStyle = "#ffffff";
+    context.textAlign = "center";
+    context.fillText(text, x, y + radius / 2);
   }
 }

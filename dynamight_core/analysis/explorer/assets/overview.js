@@ -36,6 +36,7 @@ export async function showOverview() {
     page.film = new Film({ view: $("film"), legend: $("film-legend"), controls: $("film-controls") }, data);
     if (!data.motions.length) $("film-title").textContent = "The molecule";
   } else $("film").parentElement.hidden = true;
+  page.landscape.states = data.states;
   $("gain-card").hidden = !data.gain;
   $("why").hidden = Boolean(data.gain) && run.conclusion.motion === "supported";
   page.overviewViews = data.gain ? showGain($("gain"), data) : [];

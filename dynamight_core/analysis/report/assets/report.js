@@ -4,6 +4,7 @@ import { unpack } from "../../explorer/assets/answer.js";
 import { $, isDark } from "../../explorer/assets/dom.js";
 import { Film } from "../../explorer/assets/film.js";
 import { showGain } from "../../explorer/assets/gain.js";
+import { showStates } from "../../explorer/assets/strip.js";
 
 const CONFIG = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
 
@@ -29,6 +30,7 @@ function showFirst() {
   const film = new Film({ view: $("film"), legend: $("film-legend"), controls: $("film-controls") }, data);
   views.push(film.molecule);
   if ($("gain")) views.push(...showGain($("gain"), data));
+  if ($("states")) showStates($("states"), film);
   globalThis.report = { film, views };
 }
 
