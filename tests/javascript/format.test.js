@@ -67,7 +67,7 @@ test("options are numbers that the command line reads", () => {
       [0, 1],
     ],
   );
-  assert.equal(text, "1,3:0.5,-0.8:2.123,0:0,1");
+  assert.equal(text, "1,3:0.5,-0.8:2.12,0:0,1");
 });
 
 test("small parts of the variance are not rounded to nothing", () => {

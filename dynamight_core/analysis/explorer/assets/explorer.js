@@ -3,6 +3,7 @@
 import { compare } from "./compare.js";
 import { goTo, inspect, makeSliders, updateLevel } from "./conformations.js";
 import { $, attempt, bold, fillMenu, isDark } from "./dom.js";
+import { savePng, saveSvg } from "./figure.js";
 import { angstroms, count, typeset } from "./format.js";
 import { Landscape } from "./landscape.js";
 import { Molecule } from "./molecule.js";
@@ -50,6 +51,44 @@ function connectMenus() {
   });
 }
 
+function chooseMode(mode) {
+  stopPlaying();
+  page.landscape.setMode(mode);
+  markMode();
+}
+
+// Keys that act wherever the focus is, but in fields and menus.
+const KEYS = {
+  i: () => chooseMode("inspect"),
+  l: () => chooseMode("lasso"),
+  p: () => chooseMode("path"),
+  c: () => chooseMode("compare"),
+  o: () => setView("overview"),
+  e: () => setView("explore"),
+  "?": () => $("help").showModal(),
+};
+
+function connectKeys() {
+  document.addEventListener("keydown", (event) => {
+    const work = KEYS[event.key];
+    const isField = event.target.matches("input:not([type=range], [type=checkbox]), select, dialog *");
+    if (!work || isField || event.altKey || event.ctrlKey || event.metaKey) return;
+    event.preventDefault();
+    work();
+  });
+}
+
+function connectFigures() {
+  const { landscape, molecule } = page;
+  $("landscape-png").addEventListener("click", () =>
+    savePng([landscape.back, landscape.middle, landscape.front], "landscape"),
+  );
+  $("landscape-svg").addEventListener("click", () =>
+    saveSvg([landscape.back, landscape.middle], (context) => landscape.drawFront(context), "landscape"),
+  );
+  $("molecule-png").addEventListener("click", () => savePng([molecule.canvas], "molecule"));
+}
+
 function connectButtons() {
   for (const part of Object.keys(page.molecule.show))
     $(`show-${part}`).addEventListener("change", (event) => {
@@ -57,11 +96,7 @@ function connectButtons() {
       page.molecule.redraw();
     });
   for (const button of document.querySelectorAll(".modes [data-mode]"))
-    button.addEventListener("click", () => {
-      stopPlaying();
-      page.landscape.setMode(button.dataset.mode);
-      markMode();
-    });
+    button.addEventListener("click", () => chooseMode(button.dataset.mode));
   for (const button of document.querySelectorAll("button[data-view]"))
     button.addEventListener("click", () => setView(button.dataset.view));
   $("level").addEventListener("input", updateLevel);
@@ -145,6 +180,8 @@ async function start() {
   showNotice();
   connectMenus();
   connectButtons();
+  connectFigures();
+  connectKeys();
   markMode();
   makeSliders();
   page.at = [...page.run.mean];

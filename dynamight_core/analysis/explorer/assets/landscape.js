@@ -27,7 +27,9 @@ const MAX_MOVING_POINTS = 40000;
 const REST = 200;
 // Pixels that the mouse moves before a click becomes a drag.
 const MIN_DRAG = 4;
-const MAX_CORNERS = 80;
+const MAX_CORNERS = 24;
+// Steps of the keyboard's cursor over the width of the view.
+const STEPS = 40;
 
 export class Landscape {
   // `on` has functions of points in the plane: place(coordinates) of one, inspect(point), lasso(corners), path(corners), compare(a, b).
@@ -41,6 +43,8 @@ export class Landscape {
     // Chosen states, { at, colour, name }, which are dots.
     this.states = [];
     this.mark = null;
+    // Where the keyboard is, or null.
+    this.cursor = null;
     this.titles = ["", ""];
     // Distribution along X, where particles stand in its shape; and whether an Å is as long on both axes.
     this.curve = null;
@@ -48,7 +52,9 @@ export class Landscape {
     this.view = { x: [-1, 1], y: [-1, 1] };
     this.redraw = oncePerFrame(() => this.draw());
     // Drawings follow the mouse; hundreds of thousands of points need not be redrawn with them.
-    this.redrawFront = oncePerFrame(() => this.points && this.drawFront());
+    this.redrawFront = oncePerFrame(() => {
+      if (this.points) this.drawFront();
+    });
     this.gl = openGl(this.middle);
     if (this.gl) this.prepare();
     this.listen();
@@ -194,8 +200,8 @@ export class Landscape {
     }
   }
 
-  drawFront() {
-    const context = clearedContext(this.front);
+  // Draw axes, curve and drawings, by default on the foremost canvas.
+  drawFront(context = clearedContext(this.front)) {
     this.drawAxes(context);
     clipTo(context, this.area);
     if (this.curve) this.drawCurve(context);
@@ -205,7 +211,8 @@ export class Landscape {
       drawDot(context, [x, this.isSquare ? y : y - 11], 8, colour, "#ffffff", name);
     }
     if (this.drawn.length) this.drawShape(context);
-    if (this.mark) this.drawMark(context);
+    if (this.mark) this.drawMark(context, this.mark);
+    if (this.cursor) this.drawMark(context, this.cursor);
     context.restore();
   }
 
@@ -285,9 +292,9 @@ export class Landscape {
     });
   }
 
-  drawMark(context) {
+  drawMark(context, place) {
     const [ink, card] = ["--ink", "--card"].map(themeColour);
-    const [x, y] = this.toScreen(this.mark);
+    const [x, y] = this.toScreen(place);
     drawDot(context, [x, y], 6.5, ink, card, "");
     context.strokeStyle = ink;
     context.lineWidth = 1;
@@ -319,9 +326,47 @@ export class Landscape {
       },
       { passive: false },
     );
-    canvas.addEventListener("keydown", (event) => {
-      if (event.key === "Escape") this.setMode(this.mode);
-    });
+    canvas.addEventListener("keydown", (event) => this.pressKey(event));
+  }
+
+  // Arrows move a cursor, Enter clicks there, F finishes a lasso or path, plus and minus zoom, Escape starts anew.
+  pressKey(event) {
+    if (!this.points || event.altKey || event.metaKey || event.ctrlKey) return;
+    const { x, y } = this.view;
+    const [dx, dy] = [(x[1] - x[0]) / STEPS, (y[1] - y[0]) / STEPS];
+    const move = (right, up) => () => {
+      const [px, py] = this.cursor ?? [(x[0] + x[1]) / 2, (y[0] + y[1]) / 2];
+      this.cursor = [Math.min(Math.max(px + right * dx, x[0]), x[1]), Math.min(Math.max(py + up * dy, y[0]), y[1])];
+      this.redrawFront();
+    };
+    const zoom = (factor) => () => this.moveTo(zoomed(this.view, this.cursor ?? [0, 0], factor));
+    const work = {
+      ArrowLeft: move(-1, 0),
+      ArrowRight: move(1, 0),
+      ArrowUp: move(0, 1),
+      ArrowDown: move(0, -1),
+      Enter: () => this.cursor && this.click(this.cursor),
+      f: () => this.finish(),
+      "+": zoom(0.8),
+      "=": zoom(0.8),
+      "-": zoom(1.25),
+      0: () => this.resetView(),
+      Escape: () => {
+        this.cursor = null;
+        this.setMode(this.mode);
+      },
+    }[event.key];
+    if (!work) return;
+    event.preventDefault();
+    work();
+    this.redrawFront();
+  }
+
+  // Finish a lasso or a path of clicked points.
+  finish() {
+    if (this.mode === "lasso" && this.drawn.length > 2) this.on.lasso(this.drawn);
+    else if (this.mode === "path" && this.open && this.drawn.length > 1) this.on.path(this.drawn);
+    this.open = false;
   }
 
   pixelOf(event) {
@@ -369,7 +414,7 @@ export class Landscape {
     if (this.mode === "inspect") {
       this.mark = point;
       this.on.inspect(point);
-    } else if (this.mode === "path") {
+    } else if (this.mode === "path" || this.mode === "lasso") {
       if (!this.open) this.drawn = [];
       this.open = true;
       this.drawn.push(point);

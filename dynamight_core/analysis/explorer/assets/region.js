@@ -15,7 +15,14 @@ export async function selectRegion(corners) {
   const { particles, averaged, halves, validation } = found;
   const few = averaged < particles ? `${averaged} of ` : "";
   showDensity(found, `mean map of ${few}the ${count(particles)} particles in the region`);
+  const all = page.run.halves;
+  const note = element("b", { className: "warn" });
+  const say = () => {
+    note.textContent = remark(invert.checked ? all.map((n, i) => n - halves[i]) : halves);
+  };
   const invert = element("input", { type: "checkbox", id: "complement" });
+  invert.addEventListener("change", say);
+  say();
   const percent = number((100 * particles) / page.run.particles);
   showResult(
     "Region",
@@ -27,6 +34,7 @@ export async function selectRegion(corners) {
         ` (${percent} %): ${count(halves[0])} in half-set 1, ${count(halves[1])} in half-set 2. ` +
           `Of these, ${count(validation)} are validation particles.`,
       ],
+      [note],
       [
         `Mean coordinates: ${describe(found.mean, page.run.mean)}, ${number(found.displacement_rms)} Å rms from the ` +
           `mean conformation. Uncertainty per particle: ${number(found.error)} Å rms.`,
@@ -34,6 +42,13 @@ export async function selectRegion(corners) {
     ],
     (name) => saveSubset(polygon, invert.checked, name),
   );
+}
+
+// Return what to know before a subset with these numbers of particles of the half-sets is saved.
+export function remark([first, second]) {
+  if (!first && !second) return "The selection is empty: it cannot be saved.";
+  if (first && second) return "";
+  return `All are of half-set ${first ? 1 : 2}: no second half-map can be made of them, and no FSC.`;
 }
 
 function saveSubset(polygon, complement, name) {
