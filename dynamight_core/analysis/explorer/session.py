@@ -20,11 +20,12 @@ from dynamight_core.analysis.displace import Displacer, read_points
 from dynamight_core.analysis.explorer.annotations import colouring, read_annotations
 from dynamight_core.analysis.explorer.answer import Answer
 from dynamight_core.analysis.explorer.consistency import check_consistency, check_table
+from dynamight_core.analysis.explorer.montage import montage
 from dynamight_core.analysis.explorer.saving import Saver
 from dynamight_core.analysis.explorer.shapes import chain_trace, contour_level, crop_to_density, first_view
 from dynamight_core.analysis.landscape import plane_landscape
 from dynamight_core.analysis.overview import overview, shown_motions
-from dynamight_core.analysis.select import inside_polygon
+from dynamight_core.analysis.select import inside_polygon, within_column
 from dynamight_core.analysis.state_maps import StateModels
 from dynamight_core.analysis.states import state_coordinates
 from dynamight_core.errors import InputError
@@ -45,6 +46,8 @@ _AVERAGED = 128
 _MAX_POINTS = 400_000
 # Particles whose errors are computed for a distribution, and bins of a histogram.
 _MAX_MEASURED, _BINS = 4000, 60
+# Particles whose images are shown.
+_IMAGES = 8
 
 
 class Explorer:
@@ -85,7 +88,7 @@ class Explorer:
         self.point_set = None if model is None else read_points(model, run, origin)
         self._annotations: list[pd.DataFrame] = []
         self._states: dict[str, StateModels] = {}
-        self._orders: dict[str, np.ndarray] = {}
+        self._orders: dict[tuple[str, str], np.ndarray] = {}
         self._computing = threading.RLock()
         self.saver = Saver(run, self.model_path, origin, reporter)
         for table in tables:
@@ -94,7 +97,7 @@ class Explorer:
     @property
     def actions(self) -> dict[str, Callable[..., Answer]]:
         """What a page may ask for, by name."""
-        first = (self.about, self.overview, self.columns, self.add_table)
+        first = (self.about, self.overview, self.columns, self.add_table, self.extent, self.montage)
         particles = (self.points, self.colours, self.landscape, self.distribution, self.nearest, self.selection)
         conformations = (self.molecule, self.uncertainty, self.state, self.difference)
         files = (self.saver.save_selection, self.saver.save_states, self.saver.progress)
@@ -197,32 +200,34 @@ class Explorer:
         self._annotations.append(read_annotations(io.StringIO(text), Path(name).name, self.table))
         return Answer({"added": list(self._annotations[-1])})
 
-    def points(self, plane: list[int], group: str = "all") -> Answer:
+    def points(self, plane: list[int], group: str = "all", where: str = "") -> Answer:
         """Return particles in the plane of two motions, in random order.
 
         Array: places (s, 2) uint16, 0 to 65535 from `low` to `high` of each axis.
         """
-        rows = self._order(group)
+        rows = self._order(group, where)
+        if not len(rows):
+            raise InputError("the filter keeps no particles; widen its range")
         places = self._plane(plane)[rows]
         low, high = places.min(0), places.max(0)
         scaled = np.rint((places - low) / np.maximum(high - low, 1e-9) * 65535).astype("<u2")
-        total = int(self._mask(group).sum())
+        total = int(self._mask(group, where).sum())
         return Answer({"low": low.tolist(), "high": high.tolist(), "particles": total}, {"places": scaled})
 
-    def colours(self, column: str, group: str = "all") -> Answer:
+    def colours(self, column: str, group: str = "all", where: str = "") -> Answer:
         """Return colours of the particles of `points`: levels (s,) uint8, see `annotations.Colouring`."""
         found = colouring(self._values(column), column)
         values = {"low": found.low, "high": found.high, "labels": found.labels}
-        return Answer(values, {"levels": found.levels[self._order(group)]})
+        return Answer(values, {"levels": found.levels[self._order(group, where)]})
 
-    def landscape(self, plane: list[int], quantity: str = "density", group: str = "all") -> Answer:
+    def landscape(self, plane: list[int], quantity: str = "density", group: str = "all", where: str = "") -> Answer:
         """Return one of `QUANTITIES` over the plane: grid (bins, bins) float32, [x, y].
 
         Free energies are in kT. Bins without particles are NaN.
         """
         if quantity not in QUANTITIES:
             raise InputError(f"unknown quantity '{quantity}'; choose one of {', '.join(QUANTITIES)}")
-        places = self._plane(plane)[self._mask(group)]
+        places = self._plane(plane)[self._mask(group, where)]
         found = plane_landscape(*places.T)
         # With less than one particle in the smoothing area, the density is unknown.
         known = found.relative_error < 1.0
@@ -252,9 +257,9 @@ class Explorer:
         names = ("coordinate", "density", "error")
         return Answer({}, {name: part.astype("<f4") for name, part in zip(names, parts, strict=True)})
 
-    def nearest(self, plane: list[int], at: list[float], group: str = "all") -> Answer:
+    def nearest(self, plane: list[int], at: list[float], group: str = "all", where: str = "") -> Answer:
         """Return the particle nearest to a point of the plane, and the error of the particles around it."""
-        rows = np.flatnonzero(self._mask(group))
+        rows = np.flatnonzero(self._mask(group, where))
         places = self._plane(plane)[rows]
         scale = np.maximum(places.std(0), 1e-6)
         distance = (((places - np.asarray(at, dtype=float)) / scale) ** 2).sum(1)
@@ -310,15 +315,12 @@ class Explorer:
         answer.values["displacement_max"] = float(shift.norm(dim=1).max())
         return answer
 
-    def selection(self, polygon: str, group: str = "all", half: str = "both") -> Answer:
+    def selection(self, polygon: str, group: str = "all", half: str = "both", where: str = "") -> Answer:
         """Return the number of particles in a polygon (see `select.parse_polygon`), and their mean map.
 
         Arrays: as of `state`. The map averages at most 128 particles.
         """
-        kept = inside_polygon(self.coordinates, polygon) & self._mask(group)
-        rows = np.flatnonzero(kept)
-        if not len(rows):
-            raise InputError("the region contains no particles; draw it around some")
+        rows = self._inside(polygon, group, where)
         mean = self.coordinates[rows].mean(0)
         chosen = rows[np.linspace(0, len(rows) - 1, min(_AVERAGED, len(rows))).astype(int)]
         answer = self._shown(self.models(half).volume(self.coordinates[chosen]), mean)
@@ -334,21 +336,48 @@ class Explorer:
         }
         return answer
 
-    def _mask(self, group: str) -> np.ndarray:
-        """Return which particles are in a group, (n,)."""
+    def extent(self, column: str) -> Answer:
+        """Return the lowest and the highest number of a column, to filter by."""
+        numbers = pd.to_numeric(self._values(column), errors="coerce").to_numpy(dtype=float)
+        if not np.isfinite(numbers).any():
+            raise InputError(f"column {column} does not hold numbers; choose another column")
+        own = not any(column in table for table in self._annotations)
+        low, high = (float(f(numbers[np.isfinite(numbers)])) for f in (np.min, np.max))
+        return Answer({"low": low, "high": high, "own": own})
+
+    def montage(self, polygon: str, group: str = "all", where: str = "") -> Answer:
+        """Return images of some particles in a polygon, see `montage.montage`."""
+        rows = self._inside(polygon, group, where)
+        with self._computing:
+            return montage(self.run, evenly(torch.from_numpy(rows), _IMAGES))
+
+    def _inside(self, polygon: str, group: str, where: str) -> np.ndarray:
+        """Return the rows of the particles in a polygon."""
+        rows = np.flatnonzero(inside_polygon(self.coordinates, polygon) & self._mask(group, where))
+        if not len(rows):
+            raise InputError("the region contains no particles; draw it around some")
+        return rows
+
+    def _mask(self, group: str, where: str = "") -> np.ndarray:
+        """Return which particles are in a group, and within a range of a column (see `select.within_column`), (n,)."""
+        if where:
+            column = where.rsplit(":", 2)[0]
+            return self._mask(group) & within_column(pd.DataFrame({column: self._values(column)}), where)
         if group not in GROUPS:
             raise InputError(f"unknown group '{group}'; choose one of {', '.join(GROUPS)}")
         if group == "validation":
             return self.validation
         return np.ones(len(self.halves), dtype=bool) if group == "all" else self.halves == int(group[-1])
 
-    def _order(self, group: str) -> np.ndarray:
+    def _order(self, group: str, where: str = "") -> np.ndarray:
         """Return the rows of a group in the random order in which they are drawn, the same every time."""
         with self._computing:
-            if group not in self._orders:
-                rows = np.flatnonzero(self._mask(group))
-                self._orders[group] = np.random.default_rng(0).permutation(rows)[:_MAX_POINTS]
-            return self._orders[group]
+            if (group, where) not in self._orders:
+                rows = np.flatnonzero(self._mask(group, where))
+                # Of filters, only the last one is asked for again.
+                self._orders = {key: order for key, order in self._orders.items() if not key[1]}
+                self._orders[group, where] = np.random.default_rng(0).permutation(rows)[:_MAX_POINTS]
+            return self._orders[group, where]
 
     def _plane(self, plane: list[int]) -> np.ndarray:
         """Return (n, 2) coordinates along two motions, numbered from 1.

@@ -6,7 +6,7 @@ import { coordinatesText, describe, number, signed } from "./format.js";
 import { stopPlaying } from "./playback.js";
 import { askLatest } from "./requests.js";
 import { saveFiles, showResult } from "./result.js";
-import { group, half, page, pointOf, withPoint } from "./state.js";
+import { group, half, page, pointOf, where, withPoint } from "./state.js";
 
 let shownVolumes = [];
 let isLevelSet = false;
@@ -69,7 +69,7 @@ export async function goTo(at) {
 export async function inspect(point) {
   stopPlaying();
   const at = withPoint(point);
-  const request = { plane: page.plane, at: point, group: group() };
+  const request = { plane: page.plane, at: point, group: group(), where: where() };
   const [answer, near] = await Promise.all([goTo(at), askLatest("nearest", request)]);
   const own = element("button", { type: "button", textContent: "Show its conformation" });
   own.addEventListener("click", () =>

@@ -4,6 +4,7 @@ import { compare } from "./compare.js";
 import { goTo, inspect, makeSliders, updateLevel } from "./conformations.js";
 import { $, attempt, bold, fillMenu, isDark } from "./dom.js";
 import { savePng, saveSvg } from "./figure.js";
+import { connectFilter } from "./filter.js";
 import { angstroms, count, typeset } from "./format.js";
 import { Landscape } from "./landscape.js";
 import { Molecule } from "./molecule.js";
@@ -182,6 +183,7 @@ async function start() {
   connectButtons();
   connectFigures();
   connectKeys();
+  connectFilter();
   markMode();
   makeSliders();
   page.at = [...page.run.mean];

@@ -62,6 +62,19 @@ export function polygonText([first, second], corners) {
   return [`${first},${first}`, ...square.map(text)].join(":");
 }
 
+// Return the range of corners along a motion as the option --along takes it.
+export function rangeText(motion, corners) {
+  const along = corners.map(([x]) => x);
+  return [motion, ...[Math.min(...along), Math.max(...along)].map((value) => number(value, 3))].join(":");
+}
+
+// Return what to know before a subset with these numbers of particles of the half-sets is saved.
+export function remark([first, second]) {
+  if (!first && !second) return "The selection is empty: it cannot be saved.";
+  if (first && second) return "";
+  return `All are of half-set ${first ? 1 : 2}: no second half-map can be made of them, and no FSC.`;
+}
+
 // Return how much of the variance a motion explains, as the report words it.
 export function explains(fraction) {
   const percent = 100 * fraction;

@@ -21,7 +21,8 @@ export function gainText({ region_resolutions: region, whole_resolutions: whole 
   return parts;
 }
 
-function drawSlice(picture) {
+// Return a canvas with a picture of bytes.
+export function drawPicture(picture) {
   const [height, width] = picture.shape;
   const canvas = element("canvas", { width, height });
   const pixels = new Uint8ClampedArray(4 * width * height);
@@ -71,7 +72,7 @@ export function showGain(box, data) {
       "figure",
       {},
       element("figcaption", { className: part, textContent: names[i] }),
-      drawSlice(data[`slice_${part}`]),
+      drawPicture(data[`slice_${part}`]),
       view,
     );
     return { part, view, column };

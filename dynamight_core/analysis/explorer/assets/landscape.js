@@ -72,8 +72,8 @@ export class Landscape {
   }
 
   // Show points: places are 0 to 65535 from `low` to `high`.
-  setPoints({ low, high, places }) {
-    this.points = { low, high, places, n: places.length / 2 };
+  setPoints({ low, high, places, particles }) {
+    this.points = { low, high, places, total: particles, n: places.length / 2 };
     this.setLevels(new Uint8Array(this.points.n), null);
     if (this.gl) {
       this.gl.bindBuffer(this.gl.ARRAY_BUFFER, this.places);

@@ -19,6 +19,9 @@ const ARROW_COLOURS = { dark: [0.93, 0.95, 0.96], light: [0.13, 0.16, 0.18] };
 const TRACE_COLOUR = [0.85, 0.45, 0.2];
 const ERROR_COLOUR = [0.78, 0.36, 0.2];
 
+// Return how long the molecule's radius is in a canvas: longer than half its height, as molecules lie lengthwise.
+const halfSize = (width, height) => Math.min(0.65 * Math.min(width, height), 0.49 * width);
+
 export class Molecule {
   // Without `wheel`, the mouse wheel scrolls the page and Ctrl with it zooms.
   constructor(container, { wheel = true } = {}) {
@@ -185,7 +188,7 @@ export class Molecule {
   useProgram({ made, places: at }, { plain = [0, 0, 0], plainWeight = 0, opacity = 1 }) {
     const gl = this.gl;
     const { width, height } = this.canvas;
-    const scale = (1.3 * this.zoom * Math.min(width, height)) / this.sphere.radius;
+    const scale = (2 * this.zoom * halfSize(width, height)) / this.sphere.radius;
     gl.useProgram(made);
     gl.uniformMatrix3fv(at.rotation, true, this.rotation);
     gl.uniform3fv(at.centre, this.sphere.centre);
@@ -214,7 +217,7 @@ export class Molecule {
     const { width, height } = this.canvas.getBoundingClientRect();
     const { rest, moved, sizes, n } = this.parts;
     const { centre, radius } = this.sphere;
-    const scale = (0.65 * this.zoom * Math.min(width, height)) / radius;
+    const scale = (this.zoom * halfSize(width, height)) / radius;
     const project = (points, i) => {
       const [x, y, z] = rotated(this.rotation, centre, points, i);
       return [width / 2 + scale * x, height / 2 - scale * y, z];
@@ -231,7 +234,7 @@ export class Molecule {
   drawFlatMesh(context, { positions, normals, values, triangles, plain, plainWeight }) {
     const { width, height } = this.canvas.getBoundingClientRect();
     const { centre, radius } = this.sphere;
-    const scale = (0.65 * this.zoom * Math.min(width, height)) / radius;
+    const scale = (this.zoom * halfSize(width, height)) / radius;
     const n = positions.length / 3;
     const places = Array.from({ length: n }, (_, i) => rotated(this.rotation, centre, positions, i));
     const light = Array.from({ length: n }, (_, i) => {

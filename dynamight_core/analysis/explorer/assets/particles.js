@@ -5,19 +5,24 @@ import { $, colourBar, colourDot, element, isDark } from "./dom.js";
 import { explains } from "./format.js";
 import { rasterPixels, rasterTop } from "./raster.js";
 import { ask, askLatest } from "./requests.js";
-import { group, HISTOGRAM, isHistogram, page } from "./state.js";
+import { group, HISTOGRAM, isHistogram, page, where } from "./state.js";
 
 // Free energies beyond this rest on few particles, kT; the report ends there as well.
 const MAX_ENERGY = 6;
 
 export async function loadPoints(reset = true) {
   const { landscape, plane, run } = page;
-  const [points] = await Promise.all([askLatest("points", { plane, group: group() }), loadRaster(), loadCurve()]);
+  const [points] = await Promise.all([
+    askLatest("points", { plane, group: group(), where: where() }),
+    loadRaster(),
+    loadCurve(),
+  ]);
   const name = (k) => (run.shared.includes(k) ? `coordinate along motion ${k}` : `coordinate ${k}, not shared`);
   const title = (k) => `${name(k)} (Å rms; ${explains(run.explained[k - 1])})`;
   landscape.titles = plane.map((k) => (k === HISTOGRAM ? "fraction of particles per Å" : title(k)));
   landscape.grey = plane.some((k) => k !== HISTOGRAM && !run.shared.includes(k));
   landscape.isSquare = !isHistogram();
+  $("quantity").parentElement.hidden = isHistogram();
   landscape.setPoints(points);
   if (reset) landscape.resetView();
   await loadColours();
@@ -36,7 +41,7 @@ export async function loadColours() {
     landscape.setLevels(new Uint8Array(landscape.points.n), landscape.grey ? palette([GREY, GREY], null, GREY) : null);
     landscape.colourKey = null;
   } else {
-    const found = await askLatest("colours", { column, group: group() });
+    const found = await askLatest("colours", { column, group: group(), where: where() });
     landscape.setLevels(found.levels, palette(VIRIDIS, found.labels, isDark() ? "#3a444d" : "#d3dade"));
     landscape.colourKey = { column, ...found };
   }
@@ -46,7 +51,9 @@ export async function loadColours() {
 export async function loadRaster() {
   const quantity = $("quantity").value;
   const found =
-    quantity && !isHistogram() && (await askLatest("landscape", { plane: page.plane, quantity, group: group() }));
+    quantity &&
+    !isHistogram() &&
+    (await askLatest("landscape", { plane: page.plane, quantity, group: group(), where: where() }));
   page.landscape.setRaster(found ? paintRaster(found, quantity) : null);
   drawLegend();
 }
@@ -99,7 +106,10 @@ export async function loadColumns() {
       const options = names.map((name) => element("option", { value: name, textContent: name }));
       return Object.assign(element("optgroup", {}, ...options), { label });
     });
-  $("colour").replaceChildren(element("option", { value: "", textContent: "none" }), ...made);
+  const none = () => element("option", { value: "", textContent: "none" });
+  $("filter").replaceChildren(none(), ...made.map((part) => part.cloneNode(true)));
+  $("filter").value = page.filter?.column ?? "";
+  $("colour").replaceChildren(none(), ...made);
   $("colour").value = chosen;
 }
 

@@ -15,8 +15,16 @@ export const page = {
   plane: [1, 2],
   // Coordinates of the conformation that is shown, Å rms.
   at: [],
+  // { column, low, high, own }: particles outside are not shown; `own` columns are of the run. Or null.
+  filter: null,
   // Timer of the path that plays, or null.
   playing: null,
+};
+
+// The range of a column that the shown particles are in, as the option --where takes it, or nothing.
+export const where = () => {
+  const { filter } = page;
+  return filter ? `${filter.column}:${filter.low.toPrecision(4)}:${filter.high.toPrecision(4)}` : "";
 };
 
 export const group = () => $("group").value;
