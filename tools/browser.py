@@ -112,6 +112,17 @@ class Chromium:
         """Let go at a place."""
         self._mouse("mouseReleased", x, y)
 
+    def keys(self, *names: str) -> None:
+        """Press keys, by the names that pages know: "a", "Enter", "ArrowLeft", "Tab"."""
+        codes = {"Enter": 13, "Tab": 9, "Escape": 27, " ": 32}
+        for name in names:
+            text = {"Enter": "\r"}.get(name, name if len(name) == 1 else "")
+            for kind in ("keyDown", "keyUp"):
+                more = {"text": text} if text and kind == "keyDown" else {}
+                self._call(
+                    "Input.dispatchKeyEvent", type=kind, key=name, windowsVirtualKeyCode=codes.get(name, 0), **more
+                )
+
     def picture(self, path: Path) -> Path:
         """Write what the page shows as PNG."""
         path.write_bytes(base64.b64decode(self._call("Page.captureScreenshot", format="png")["data"]))
@@ -184,7 +195,8 @@ class Served:
         if not found:
             self.process.wait(20)
             raise RuntimeError(line + self.process.stdout.read())
-        self.address = found.group(0)
+        self.overview = found.group(0)
+        self.address = f"{self.overview}#explore"
 
     def __enter__(self) -> "Served":
         return self

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from matplotlib.path import Path as Polygon
 
 from dynamight_core.analysis.arguments import check_motion, parse_numbers
@@ -68,6 +69,25 @@ def inside_polygon(coordinates: np.ndarray, text: str) -> np.ndarray:
     return Polygon(corners).contains_points(coordinates[:, [motion - 1 for motion in motions]])
 
 
+def within_column(table: pd.DataFrame, text: str) -> np.ndarray:
+    """Return which rows of a table are within the range ``COLUMN:LOW:HIGH``, (n,) bool.
+
+    Raises
+    ------
+    InputError
+        if there is no such column, or it does not hold numbers.
+    """
+    # Names of a user's columns may have colons.
+    parts = text.split(":")
+    column, limits = ":".join(parts[:-2]), ":".join(parts[-2:])
+    if column not in table:
+        raise InputError(f"--where is '{text}'; give COLUMN:LOW:HIGH with a column of particles.star")
+    values = pd.to_numeric(table[column], errors="coerce").to_numpy(dtype=float)
+    if np.isnan(values).all():
+        raise InputError(f"--where is '{text}', but column {column} does not hold numbers; choose another column")
+    return _within(values, parse_range(limits, "--where"))
+
+
 def select_particles(run: Run, options: SelectOptions) -> tuple[np.ndarray, np.ndarray | None]:
     """Return the particles that meet all conditions of the options, and their clusters.
 
@@ -97,6 +117,7 @@ def select_particles(run: Run, options: SelectOptions) -> tuple[np.ndarray, np.n
             raise InputError(f"--along is '{text}'; give K:LOW:HIGH with K the number of a motion")
         check_motion(int(number), coordinates.shape[1])
         conditions.append(_within(coordinates[:, int(number) - 1], parse_range(limits, "--along")))
+    conditions += [within_column(table, text) for text in o.where]
     if o.near is not None:
         numbers, _, radius = o.near.rpartition(":")
         try:
@@ -122,8 +143,8 @@ def select_particles(run: Run, options: SelectOptions) -> tuple[np.ndarray, np.n
         conditions.append(np.asarray(run.halves) == o.half)
     if not conditions:
         raise InputError(
-            "there is no condition; give --motion, --error, --disagreement, --along, --near, --polygon, --clusters or "
-            "--half"
+            "there is no condition; give --motion, --error, --disagreement, --along, --where, --near, --polygon, "
+            "--clusters or --half"
         )
     kept = np.logical_and.reduce(conditions)
     return ~kept if o.complement else kept, clusters

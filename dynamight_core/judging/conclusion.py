@@ -144,6 +144,11 @@ def counted_motions(run: Run) -> list[int]:
     return [number for number in shared_motions(run) if run.motions.shares[number - 1] >= _COUNTED]
 
 
+def moving_points(motion: np.ndarray) -> np.ndarray:
+    """Return which points are the moving part, (m,) bool, from their motion, A rms."""
+    return motion > _MOVING * np.quantile(motion, _MOBILE_QUANTILE)
+
+
 def _motion(
     summary: dict[str, Any], controls: dict[str, dict[str, Any]], causes: list[dict[str, Any]]
 ) -> tuple[str, str, list[str]]:
@@ -194,7 +199,7 @@ def _moves(run: Run, motion: str) -> str:
 
 def _moving_part(motion: np.ndarray, error: np.ndarray) -> str:
     """Return in words what part of (m,) points moves, from their motion and its error, A rms."""
-    moving = motion > _MOVING * np.quantile(motion, _MOBILE_QUANTILE)
+    moving = moving_points(motion)
     size, uncertainty = (np.sqrt((values[moving] ** 2).mean()) for values in (motion, error))
     by = f"by {size:.1f} A rms about the mean, with an uncertainty of {uncertainty:.1f} A for one particle"
     if moving.all():

@@ -213,6 +213,11 @@ class SelectOptions(Checked):
     along: list[str] = basic(
         [], "Range of the coordinate along motion K (A rms); repeat for more motions.", metavar="K:LOW:HIGH"
     )
+    where: list[str] = option(
+        [],
+        "Range of any column of particles.star that holds numbers; repeat for more columns.",
+        metavar="COLUMN:LOW:HIGH",
+    )
     near: str | None = basic(
         None,
         "Within a distance (A rms) of a conformation, given by its coordinates separated by commas.",

@@ -3,12 +3,14 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import {
+  angstroms,
   coordinatesText,
   count,
   describe,
   explains,
   number,
   polygonText,
+  rangeText,
   sentence,
   signed,
   tickLabel,
@@ -67,11 +69,25 @@ test("options are numbers that the command line reads", () => {
       [0, 1],
     ],
   );
-  assert.equal(text, "1,3:0.5,-0.8:2.1235,0:0,1");
+  assert.equal(text, "1,3:0.5,-0.8:2.12,0:0,1");
 });
 
 test("small parts of the variance are not rounded to nothing", () => {
   const expected = { 0.993: "99 %", 0.0063: "0.6 %", 0.0949: "9.5 %", 0.0003: "below 0.1 %", 0.0005: "0.1 %" };
   for (const [fraction, text] of Object.entries(expected))
     assert.equal(explains(Number(fraction)), `${text} of variance`);
+});
+
+test("without a motion along Y, a region is the range along X", () => {
+  const corners = [
+    [0.5, 0.02],
+    [2.1234, 0.1],
+    [1, 0],
+  ];
+  assert.equal(rangeText(3, corners), "3:0.5:2.12");
+  assert.equal(polygonText([3, 0], corners), "3,3:0.5,0.5:2.12,0.5:2.12,2.12:0.5,2.12");
+});
+
+test("resolutions have two digits", () => {
+  assert.deepEqual([13.87, 9.04, 9.0, 124.4, 0.86].map(angstroms), ["14", "9.0", "9.0", "124", "0.86"]);
 });

@@ -4,29 +4,34 @@ import re
 from pathlib import Path
 
 _ASSETS = Path(__file__).parent / "assets"
-_IMPORT = re.compile(r'^import [^;]*? from "\./([^"]+)";\n', re.M)
+_IMPORT = re.compile(r'^import [^;]*? from "(\.[^"]+)";\n', re.M)
 
 
 def page() -> str:
     """Return the page as HTML."""
     text = (_ASSETS / "explorer.html").read_text(encoding="utf-8")
-    style = (_ASSETS / "explorer.css").read_text(encoding="utf-8")
+    style = (_ASSETS / "explorer.css").read_text(encoding="utf-8") + first_style()
     return text.replace("/* style */", style).replace("/* script */", script())
 
 
-def script(entry: str = "explorer.js") -> str:
+def first_style() -> str:
+    """Return the style of the first screen, which the report has as well."""
+    return (_ASSETS / "first.css").read_text(encoding="utf-8")
+
+
+def script(entry: Path = _ASSETS / "explorer.js") -> str:
     """Return the modules that one imports, and it, as a single module: each after those that it imports.
 
     Names at the top level of modules must differ, which the browser and the tests check.
     """
-    modules: dict[str, str] = {}
+    modules: dict[Path, str] = {}
 
-    def add(name: str) -> None:
-        if name not in modules:
-            text = (_ASSETS / name).read_text(encoding="utf-8")
+    def add(path: Path) -> None:
+        if path not in modules:
+            text = path.read_text(encoding="utf-8")
             for imported in _IMPORT.findall(text):
-                add(imported)
-            modules[name] = re.sub(r"^export ", "", _IMPORT.sub("", text), flags=re.M)
+                add((path.parent / imported).resolve())
+            modules[path] = re.sub(r"^export ", "", _IMPORT.sub("", text), flags=re.M)
 
-    add(entry)
+    add(entry.resolve())
     return "\n".join(modules.values())

@@ -6,6 +6,7 @@ Every action takes plain values, as they come from a page, and returns plain val
 import io
 import threading
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 
@@ -19,17 +20,21 @@ from dynamight_core.analysis.displace import Displacer, read_points
 from dynamight_core.analysis.explorer.annotations import colouring, read_annotations
 from dynamight_core.analysis.explorer.answer import Answer
 from dynamight_core.analysis.explorer.consistency import check_consistency, check_table
+from dynamight_core.analysis.explorer.montage import montage
 from dynamight_core.analysis.explorer.saving import Saver
 from dynamight_core.analysis.explorer.shapes import chain_trace, contour_level, crop_to_density, first_view
 from dynamight_core.analysis.landscape import plane_landscape
-from dynamight_core.analysis.select import inside_polygon
+from dynamight_core.analysis.overview import overview, shown_motions
+from dynamight_core.analysis.select import inside_polygon, within_column
 from dynamight_core.analysis.state_maps import StateModels
 from dynamight_core.analysis.states import state_coordinates
 from dynamight_core.errors import InputError
 from dynamight_core.judging.conclusion import conclude, shared_motions
-from dynamight_core.judging.errors import displacement_errors
+from dynamight_core.judging.distribution import corrected_distribution
+from dynamight_core.judging.errors import coordinate_variances, displacement_errors
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
+from dynamight_core.sampling import evenly
 
 GROUPS = ("all", "half-set 1", "half-set 2", "validation")
 QUANTITIES = ("particle count", "density", "free energy", "free-energy uncertainty")
@@ -39,6 +44,10 @@ _PREVIEW_BOX = 96
 _AVERAGED = 128
 # Maximum number of particles whose points are sent; more are sampled at random.
 _MAX_POINTS = 400_000
+# Particles whose errors are computed for a distribution, and bins of a histogram.
+_MAX_MEASURED, _BINS = 4000, 60
+# Particles whose images are shown.
+_IMAGES = 8
 
 
 class Explorer:
@@ -79,7 +88,7 @@ class Explorer:
         self.point_set = None if model is None else read_points(model, run, origin)
         self._annotations: list[pd.DataFrame] = []
         self._states: dict[str, StateModels] = {}
-        self._orders: dict[str, np.ndarray] = {}
+        self._orders: dict[tuple[str, str], np.ndarray] = {}
         self._computing = threading.RLock()
         self.saver = Saver(run, self.model_path, origin, reporter)
         for table in tables:
@@ -88,10 +97,11 @@ class Explorer:
     @property
     def actions(self) -> dict[str, Callable[..., Answer]]:
         """What a page may ask for, by name."""
-        particles = (self.about, self.columns, self.add_table, self.points, self.colours, self.landscape, self.nearest)
-        conformations = (self.molecule, self.uncertainty, self.state, self.difference, self.selection)
+        first = (self.about, self.overview, self.columns, self.add_table, self.extent, self.montage)
+        particles = (self.points, self.colours, self.landscape, self.distribution, self.nearest, self.selection)
+        conformations = (self.molecule, self.uncertainty, self.state, self.difference)
         files = (self.saver.save_selection, self.saver.save_states, self.saver.progress)
-        return {action.__name__: action for action in (*particles, *conformations, *files)}
+        return {action.__name__: action for action in (*first, *particles, *conformations, *files)}
 
     def prepare(self) -> None:
         """Compute what the first click and the first colour would have to wait for."""
@@ -128,7 +138,7 @@ class Explorer:
             {
                 "name": run.path.resolve().name,
                 "path": str(run.path),
-                "conclusion": {"motion": conclusion.motion, "lines": conclusion.lines},
+                "conclusion": asdict(conclusion) | {"lines": conclusion.lines},
                 "warnings": summary["warnings"],
                 "particles": len(c),
                 "halves": [int((self.halves == half).sum()) for half in (1, 2)],
@@ -137,6 +147,7 @@ class Explorer:
                 "error": summary["error_rms"],
                 "explained": run.motions.shares.tolist(),
                 "shared": shared_motions(run),
+                "counted": shown_motions(run),
                 "mean": c.mean(0).tolist(),
                 "deviations": c.std(0).tolist(),
                 "low": low.tolist(),
@@ -147,6 +158,10 @@ class Explorer:
                 "quantities": list(QUANTITIES),
             }
         )
+
+    def overview(self) -> Answer:
+        """Return what the page shows first, see `analysis.overview`."""
+        return overview(self.run)
 
     def molecule(self) -> Answer:
         """Return points of the molecule and how they move: positions at c are `rest` + sum of c_k `motions`_k.
@@ -185,32 +200,34 @@ class Explorer:
         self._annotations.append(read_annotations(io.StringIO(text), Path(name).name, self.table))
         return Answer({"added": list(self._annotations[-1])})
 
-    def points(self, plane: list[int], group: str = "all") -> Answer:
+    def points(self, plane: list[int], group: str = "all", where: str = "") -> Answer:
         """Return particles in the plane of two motions, in random order.
 
         Array: places (s, 2) uint16, 0 to 65535 from `low` to `high` of each axis.
         """
-        rows = self._order(group)
+        rows = self._order(group, where)
+        if not len(rows):
+            raise InputError("the filter keeps no particles; widen its range")
         places = self._plane(plane)[rows]
         low, high = places.min(0), places.max(0)
         scaled = np.rint((places - low) / np.maximum(high - low, 1e-9) * 65535).astype("<u2")
-        total = int(self._mask(group).sum())
+        total = int(self._mask(group, where).sum())
         return Answer({"low": low.tolist(), "high": high.tolist(), "particles": total}, {"places": scaled})
 
-    def colours(self, column: str, group: str = "all") -> Answer:
+    def colours(self, column: str, group: str = "all", where: str = "") -> Answer:
         """Return colours of the particles of `points`: levels (s,) uint8, see `annotations.Colouring`."""
         found = colouring(self._values(column), column)
         values = {"low": found.low, "high": found.high, "labels": found.labels}
-        return Answer(values, {"levels": found.levels[self._order(group)]})
+        return Answer(values, {"levels": found.levels[self._order(group, where)]})
 
-    def landscape(self, plane: list[int], quantity: str = "density", group: str = "all") -> Answer:
+    def landscape(self, plane: list[int], quantity: str = "density", group: str = "all", where: str = "") -> Answer:
         """Return one of `QUANTITIES` over the plane: grid (bins, bins) float32, [x, y].
 
         Free energies are in kT. Bins without particles are NaN.
         """
         if quantity not in QUANTITIES:
             raise InputError(f"unknown quantity '{quantity}'; choose one of {', '.join(QUANTITIES)}")
-        places = self._plane(plane)[self._mask(group)]
+        places = self._plane(plane)[self._mask(group, where)]
         found = plane_landscape(*places.T)
         # With less than one particle in the smoothing area, the density is unknown.
         known = found.relative_error < 1.0
@@ -223,9 +240,26 @@ class Explorer:
         edges = {"x": [float(v) for v in found.x_edges[[0, -1]]], "y": [float(v) for v in found.y_edges[[0, -1]]]}
         return Answer(edges, {"grid": grid.astype("<f4")})
 
-    def nearest(self, plane: list[int], at: list[float], group: str = "all") -> Answer:
+    def distribution(self, motion: int) -> Answer:
+        """Return the distribution along a motion, corrected for the errors of the coordinates.
+
+        Arrays: coordinate (g,) A rms, density (g,) per A and its error (g,); empty where the errors exceed the spread.
+        """
+        check_motion(motion, self.coordinates.shape[1])
+        rows = evenly(torch.arange(len(self.coordinates)), _MAX_MEASURED)
+        with self._computing:
+            variances = coordinate_variances(self.run, rows)[:, motion - 1].numpy().astype(float)
+        means = self.coordinates[rows.numpy(), motion - 1]
+        parts = (np.empty(0),) * 3
+        if means.var() > variances.mean():
+            found = corrected_distribution(means, variances)
+            parts = found.values, found.density, found.error
+        names = ("coordinate", "density", "error")
+        return Answer({}, {name: part.astype("<f4") for name, part in zip(names, parts, strict=True)})
+
+    def nearest(self, plane: list[int], at: list[float], group: str = "all", where: str = "") -> Answer:
         """Return the particle nearest to a point of the plane, and the error of the particles around it."""
-        rows = np.flatnonzero(self._mask(group))
+        rows = np.flatnonzero(self._mask(group, where))
         places = self._plane(plane)[rows]
         scale = np.maximum(places.std(0), 1e-6)
         distance = (((places - np.asarray(at, dtype=float)) / scale) ** 2).sum(1)
@@ -281,15 +315,12 @@ class Explorer:
         answer.values["displacement_max"] = float(shift.norm(dim=1).max())
         return answer
 
-    def selection(self, polygon: str, group: str = "all", half: str = "both") -> Answer:
+    def selection(self, polygon: str, group: str = "all", half: str = "both", where: str = "") -> Answer:
         """Return the number of particles in a polygon (see `select.parse_polygon`), and their mean map.
 
         Arrays: as of `state`. The map averages at most 128 particles.
         """
-        kept = inside_polygon(self.coordinates, polygon) & self._mask(group)
-        rows = np.flatnonzero(kept)
-        if not len(rows):
-            raise InputError("the region contains no particles; draw it around some")
+        rows = self._inside(polygon, group, where)
         mean = self.coordinates[rows].mean(0)
         chosen = rows[np.linspace(0, len(rows) - 1, min(_AVERAGED, len(rows))).astype(int)]
         answer = self._shown(self.models(half).volume(self.coordinates[chosen]), mean)
@@ -305,24 +336,60 @@ class Explorer:
         }
         return answer
 
-    def _mask(self, group: str) -> np.ndarray:
-        """Return which particles are in a group, (n,)."""
+    def extent(self, column: str) -> Answer:
+        """Return the lowest and the highest number of a column, to filter by."""
+        numbers = pd.to_numeric(self._values(column), errors="coerce").to_numpy(dtype=float)
+        if not np.isfinite(numbers).any():
+            raise InputError(f"column {column} does not hold numbers; choose another column")
+        own = not any(column in table for table in self._annotations)
+        low, high = (float(f(numbers[np.isfinite(numbers)])) for f in (np.min, np.max))
+        return Answer({"low": low, "high": high, "own": own})
+
+    def montage(self, polygon: str, group: str = "all", where: str = "") -> Answer:
+        """Return images of some particles in a polygon, see `montage.montage`."""
+        rows = self._inside(polygon, group, where)
+        with self._computing:
+            return montage(self.run, evenly(torch.from_numpy(rows), _IMAGES))
+
+    def _inside(self, polygon: str, group: str, where: str) -> np.ndarray:
+        """Return the rows of the particles in a polygon."""
+        rows = np.flatnonzero(inside_polygon(self.coordinates, polygon) & self._mask(group, where))
+        if not len(rows):
+            raise InputError("the region contains no particles; draw it around some")
+        return rows
+
+    def _mask(self, group: str, where: str = "") -> np.ndarray:
+        """Return which particles are in a group, and within a range of a column (see `select.within_column`), (n,)."""
+        if where:
+            column = where.rsplit(":", 2)[0]
+            return self._mask(group) & within_column(pd.DataFrame({column: self._values(column)}), where)
         if group not in GROUPS:
             raise InputError(f"unknown group '{group}'; choose one of {', '.join(GROUPS)}")
         if group == "validation":
             return self.validation
         return np.ones(len(self.halves), dtype=bool) if group == "all" else self.halves == int(group[-1])
 
-    def _order(self, group: str) -> np.ndarray:
+    def _order(self, group: str, where: str = "") -> np.ndarray:
         """Return the rows of a group in the random order in which they are drawn, the same every time."""
         with self._computing:
-            if group not in self._orders:
-                rows = np.flatnonzero(self._mask(group))
-                self._orders[group] = np.random.default_rng(0).permutation(rows)[:_MAX_POINTS]
-            return self._orders[group]
+            if (group, where) not in self._orders:
+                rows = np.flatnonzero(self._mask(group, where))
+                # Of filters, only the last one is asked for again.
+                self._orders = {key: order for key, order in self._orders.items() if not key[1]}
+                self._orders[group, where] = np.random.default_rng(0).permutation(rows)[:_MAX_POINTS]
+            return self._orders[group, where]
 
     def _plane(self, plane: list[int]) -> np.ndarray:
-        """Return (n, 2) coordinates along two motions, numbered from 1."""
+        """Return (n, 2) coordinates along two motions, numbered from 1.
+
+        Without a motion along Y, 0, particles stand at random heights in the shape of their distribution.
+        """
+        if plane[1] == 0:
+            check_motion(plane[0], self.coordinates.shape[1])
+            x = self.coordinates[:, plane[0] - 1]
+            counts, edges = np.histogram(x, _BINS, density=True)
+            heights = np.interp(x, (edges[1:] + edges[:-1]) / 2, counts)
+            return np.column_stack([x, heights * np.random.default_rng(1).random(len(x))])
         for motion in plane:
             check_motion(motion, self.coordinates.shape[1])
         return self.coordinates[:, [motion - 1 for motion in plane]]

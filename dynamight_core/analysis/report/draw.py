@@ -16,19 +16,19 @@ _AXIS = {
     "linecolor": GREY,
     "ticks": "outside",
     "tickcolor": GREY,
-    "gridcolor": "#eef1f3",
+    "gridcolor": "rgba(130,145,155,0.16)",
     "zeroline": False,
 }
 TEMPLATE = go.layout.Template(
     layout={
         "font": {"family": FONT, "size": 13, "color": INK},
-        "paper_bgcolor": "white",
-        "plot_bgcolor": "white",
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
         "colorway": [*HALF_COLOURS.values(), GREEN, "#8a6bb1", OCHRE, SOFT],
         "margin": {"l": 64, "r": 24, "t": 64, "b": 52},
         "xaxis": _AXIS,
         "yaxis": _AXIS,
-        "legend": {"bgcolor": "rgba(255,255,255,0.8)"},
+        "legend": {"bgcolor": "rgba(0,0,0,0)"},
         "hoverlabel": {"font": {"family": FONT}},
     }
 )
@@ -58,6 +58,27 @@ def add_histogram(figure: go.Figure, edges: Array, heights: Array, colour: str, 
         fill="tozeroy",
         fillcolor=faint(colour),
         name=name,
+        **more,
+    )
+
+
+def add_states(figure: go.Figure, states: list[dict[str, Any]], x: int, y: int | Array, **more: Any) -> None:
+    """Add states as numbered dots in their colours, along motion x, and motion y or at heights y."""
+    heights = [state["at"][y - 1] for state in states] if isinstance(y, int) else y
+    figure.add_scatter(
+        x=[state["at"][x - 1] for state in states],
+        y=heights,
+        mode="markers+text",
+        text=[state["name"] for state in states],
+        textfont={"color": "white", "size": 11},
+        marker={
+            "color": [state["colour"] for state in states],
+            "size": 19,
+            "line": {"color": "white", "width": 1.5},
+        },
+        name="chosen states",
+        showlegend=False,
+        hovertemplate="state %{text}<extra></extra>",
         **more,
     )
 

@@ -11,16 +11,31 @@ from plotly.subplots import make_subplots
 from scipy.stats import binned_statistic_2d
 
 from dynamight_core.analysis.landscape import Landscape, plane_landscape
-from dynamight_core.analysis.report.draw import HALF_COLOURS, LEGEND_ABOVE, Array, add_histogram, colour_bar, middles
+from dynamight_core.analysis.report.draw import (
+    GREY,
+    HALF_COLOURS,
+    LEGEND_ABOVE,
+    Array,
+    add_histogram,
+    add_states,
+    colour_bar,
+    middles,
+)
 from dynamight_core.analysis.report.page import Page, Part
 
 _BINS = 90
 
 
 def landscape(page: Page) -> Part:
-    """Return particles, or their density, over the first two motions; histograms along motions; the free energy."""
+    """Return particles, or their density, over the first two motions that count, and its free energy.
+
+    With one motion there is no plane: its histogram is with the distribution, see `distributions`.
+    """
+    counted = page.counted
+    if len(counted) < 2:
+        return Part()
     c = page.coordinates
-    first, second = c[:, 0], c[:, 1] if c.shape[1] > 1 else np.zeros(len(c), dtype=np.float32)
+    first, second = (c[:, number - 1] for number in counted[:2])
     particles = {"motion_1": first, "motion_2": second, "rms": page.rms, "error": page.error}
     particles["direction_deg"] = page.direction
     particles |= {"half": page.halves, "validation": page.validation.astype(int)}
@@ -30,13 +45,21 @@ def landscape(page: Page) -> Part:
         figure = _scatter(page, first, second)
     else:
         figure, tables["landscape_density"] = _density(page, first, second)
-    titles = [f"{page.names(k)} (Å rms)" for k in range(len(page.explained[:2]))]
+    names = [trace.name for trace in figure.data]
+    add_states(figure, page.states, *counted[:2])
+    _add_menu(figure, names)
+    titles = [f"{page.names(number - 1)} (Å rms)" for number in counted[:2]]
     figure.update_xaxes(title=titles[0])
-    figure.update_yaxes(title=titles[1] if len(titles) > 1 else "")
-    histograms, tables["coordinates"] = _histograms(page)
-    energy, tables["free_energy"] = _free_energy(plane_landscape(first, second))
-    figures = {"landscape": figure, "coordinates": histograms, "free-energy": energy}
-    return Part({"few": page.few}, figures, tables)
+    # An Å is as long on both axes.
+    figure.update_yaxes(title=titles[1], scaleanchor="x", scaleratio=1)
+    energy, tables["free_energy"] = _free_energy(plane_landscape(first, second), counted)
+    return Part({"few": page.few}, {"landscape": figure, "free-energy": energy}, tables)
+
+
+def coordinates(page: Page) -> Part:
+    """Return histograms of all coordinates of both half-sets; what the half-sets do not share is grey and last."""
+    figure, table = _histograms(page)
+    return Part({}, {"coordinates": figure}, {"coordinates": table})
 
 
 @dataclass(frozen=True)
@@ -60,9 +83,13 @@ def _colourings(page: Page) -> Iterator[_Colouring]:
 
 
 def _add_menu(figure: go.Figure, names: list[str]) -> None:
-    """Add a menu that shows one of the figure's traces."""
+    """Add a menu that shows one of the figure's traces, and the last."""
     buttons = [
-        {"label": f"colour: {name}", "method": "update", "args": [{"visible": [other == name for other in names]}]}
+        {
+            "label": f"colour: {name}",
+            "method": "update",
+            "args": [{"visible": [other == name for other in names] + [True]}],
+        }
         for name in names
     ]
     menu = {"buttons": buttons, "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom", "showactive": True}
@@ -89,7 +116,6 @@ def _scatter(page: Page, x: Array, y: Array) -> go.Figure:
             marker=marker | {"size": 4.5, "opacity": 0.75, "colorbar": bar},
             hovertemplate=f"%{{x:.2f}} Å, %{{y:.2f}} Å<br>{name}: %{{marker.color:.3g}}<extra></extra>",
         )
-    _add_menu(figure, [colouring.name for colouring in colourings])
     return figure
 
 
@@ -121,10 +147,10 @@ def _density(page: Page, x: Array, y: Array) -> tuple[go.Figure, pd.DataFrame]:
             zmin=layer.low,
             zmax=layer.high,
             visible=index == 0,
+            name=layer.name,
             colorbar=colour_bar(layer.name),
             hovertemplate=f"%{{x:.2f}} Å, %{{y:.2f}} Å<br>{layer.name}: %{{z:.3g}}<extra></extra>",
         )
-    _add_menu(figure, [layer.name for layer in layers])
     return figure, _grid(centres, {layer.name: layer.values for layer in layers})
 
 
@@ -136,28 +162,31 @@ def _grid(centres: list[Array], columns: dict[str, Array]) -> pd.DataFrame:
 
 def _histograms(page: Page) -> tuple[go.Figure, pd.DataFrame]:
     """Return a figure with histograms of the first motions' coordinates, and a table of all of them."""
-    n = min(6, page.coordinates.shape[1])
+    order = sorted(range(page.coordinates.shape[1]), key=lambda k: (k + 1 not in page.shared, k))
+    n = min(6, len(order))
     columns = min(3, n)
     n_rows = -(-n // columns)
-    titles = [page.names(k) for k in range(n)]
+    titles = [page.names(k) for k in order[:n]]
     figure = make_subplots(n_rows, columns, subplot_titles=titles, vertical_spacing=0.2)
     rows = []
-    for k, values in enumerate(page.coordinates.T):
+    for place, k in enumerate(order):
+        values = page.coordinates[:, k]
         low, high = np.quantile(values, [0.001, 0.999])
         edges = np.linspace(low, max(high, low + 1e-3), 41)
         for half, colour in HALF_COLOURS.items():
             counts, _ = np.histogram(values[page.halves == half], edges)
             rows += [(k + 1, half, a, b, int(c)) for a, b, c in zip(edges[:-1], edges[1:], counts, strict=True)]
-            if k < n:
-                more = {"showlegend": k == 0, "legendgroup": str(half), "row": k // columns + 1, "col": k % columns + 1}
-                add_histogram(figure, edges, counts, colour, f"half {half}", **more)
+            if place < n:
+                more = {"row": place // columns + 1, "col": place % columns + 1, "legendgroup": str(half)}
+                drawn = colour if k + 1 in page.shared else GREY
+                add_histogram(figure, edges, counts, drawn, f"half {half}", showlegend=place == 0, **more)
     figure.update_xaxes(title="coordinate (Å rms)", row=n_rows)
     figure.update_yaxes(title="particles", col=1)
     figure.update_layout(legend=LEGEND_ABOVE | {"y": 1.1}, height=250 * n_rows + 60)
     return figure, pd.DataFrame(rows, columns=["motion", "half", "from", "to", "particles"])
 
 
-def _free_energy(found: Landscape) -> tuple[go.Figure, pd.DataFrame]:
+def _free_energy(found: Landscape, motions: list[int]) -> tuple[go.Figure, pd.DataFrame]:
     known = found.relative_error < 1.0
     energy, error = (np.where(known, grid, np.nan) for grid in (found.free_energy, found.relative_error))
     centres = [middles(edges).astype(np.float32) for edges in (found.x_edges, found.y_edges)]
@@ -176,7 +205,7 @@ def _free_energy(found: Landscape) -> tuple[go.Figure, pd.DataFrame]:
             col=column,
             hovertemplate="%{x:.2f} Å, %{y:.2f} Å: %{z:.2f} kT<extra></extra>",
         )
-        figure.update_xaxes(title="motion 1 (Å rms)", row=1, col=column)
-    figure.update_yaxes(title="motion 2 (Å rms)", row=1, col=1)
+        figure.update_xaxes(title=f"motion {motions[0]} (Å rms)", row=1, col=column)
+    figure.update_yaxes(title=f"motion {motions[1]} (Å rms)", row=1, col=1)
     columns = {"particles": found.counts, "density": found.density, "free_energy_kT": energy, "error_kT": error}
     return figure.update_layout(height=420), _grid(centres, columns)

@@ -11,6 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from sklearn.decomposition import PCA
 
+from dynamight_core.analysis.overview import chosen_states, shown_motions
 from dynamight_core.analysis.report.draw import Array
 from dynamight_core.judging.conclusion import shared_motions
 from dynamight_core.run import Run
@@ -62,9 +63,15 @@ class Page:
         self.components = np.asarray(run.motions.components, dtype=np.float32)
         self.explained = np.asarray(run.motions.shares, dtype=float)
         self.shared = shared_motions(run)
+        self.counted = shown_motions(run)
         self.few = len(self.halves) <= MAX_POINTS
         # Thinned the same way in every figure, so that they show the same particles.
         self.shown = np.sort(np.random.default_rng(0).permutation(len(self.halves))[:MAX_POINTS])
+
+    @cached_property
+    def states(self) -> list[dict[str, Any]]:
+        """States that are dots in the landscape, see `overview.chosen_states`."""
+        return chosen_states(self.run, self.counted)
 
     @cached_property
     def displacement(self) -> Array:

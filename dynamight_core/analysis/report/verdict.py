@@ -1,17 +1,40 @@
 """What was found: the conclusion, headline numbers, warnings."""
 
+import base64
 import math
+import re
 
 import numpy as np
 import pandas as pd
 
+from dynamight_core.analysis.overview import overview
 from dynamight_core.analysis.report.fsc import read_fsc
 from dynamight_core.analysis.report.page import Page, Part
 from dynamight_core.judging.conclusion import conclude
 
+# Commands that the advice names.
+_COMMAND = re.compile(r"\((reconstruct|analyse|states|select)\)")
+
 
 def verdict(page: Page) -> Part:
-    """Return the conclusion, the verdict with its numbers, and the numbers on top of the page."""
+    """Return the first screen: the conclusion, and the pictures of the molecule and of what its map gained."""
+    conclusion, shown = conclude(page.run), overview(page.run)
+    steps = _COMMAND.findall(conclusion.advice)
+    gain = shown.values["gain"]
+    values = {
+        "conclusion": conclusion,
+        "data": base64.b64encode(shown.pack()).decode(),
+        "gain": gain,
+        "film": shown.values["surface"] is not None,
+        "plays": bool(shown.values["motions"]),
+        "steps": steps,
+        "warnings": page.run.summary["warnings"],
+    }
+    return Part(values)
+
+
+def certainty(page: Page) -> Part:
+    """Return what the conclusion rests on: held-out images, controls, and the run's numbers."""
     found, conclusion = page.run.summary["verdict"], conclude(page.run)
     headline = _headline(page)
     gains = pd.DataFrame(
@@ -21,13 +44,7 @@ def verdict(page: Page) -> Part:
         ],
         columns=["gain in log-likelihood on held-out pixels (nats per particle)", "mean", "standard error"],
     )
-    values = {
-        "conclusion": conclusion,
-        "sentence": found["sentence"],
-        "gains": gains,
-        "headline": headline,
-        "warnings": page.run.summary["warnings"],
-    }
+    values = {"conclusion": conclusion, "sentence": found["sentence"], "gains": gains, "headline": headline}
     return Part(values, tables={"summary": headline, "verdict": gains})
 
 

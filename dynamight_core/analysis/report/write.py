@@ -1,9 +1,9 @@
 """Fills the templates in, and writes the page and the tables."""
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterator
-from importlib.resources import files as resources
 from pathlib import Path
 
 import jinja2
@@ -11,8 +11,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
+from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from dynamight_core.analysis.explorer.page import first_style, script
 from dynamight_core.analysis.report.clusters import clusters
 from dynamight_core.analysis.report.controls import controls
 from dynamight_core.analysis.report.distributions import distributions
@@ -22,13 +24,12 @@ from dynamight_core.analysis.report.errors import agreement, errors
 from dynamight_core.analysis.report.files import files
 from dynamight_core.analysis.report.fsc import fsc
 from dynamight_core.analysis.report.gaussians import gaussians
-from dynamight_core.analysis.report.landscape import landscape
+from dynamight_core.analysis.report.landscape import coordinates, landscape
 from dynamight_core.analysis.report.latents import latents
 from dynamight_core.analysis.report.maps import maps
-from dynamight_core.analysis.report.movie import movie
 from dynamight_core.analysis.report.page import Page, Part
 from dynamight_core.analysis.report.training import training
-from dynamight_core.analysis.report.verdict import verdict
+from dynamight_core.analysis.report.verdict import certainty, verdict
 from dynamight_core.files import atomic_path, write_tables
 from dynamight_core.judging.bias import record_model_bias
 from dynamight_core.judging.conclusion import conclude
@@ -37,7 +38,9 @@ from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
 
 _PACKAGE = "dynamight_core.analysis.report"
-_ASSETS = resources(_PACKAGE) / "assets"
+_ASSETS = Path(inspect.getfile(Page)).parent / "assets"
+# Sections that are not folded.
+_OPEN = ("verdict", "landscape")
 
 
 def write_report(run: Run, path: str | Path | None = None, reporter: Reporter = PRINT) -> Path:
@@ -69,16 +72,19 @@ def write_report(run: Run, path: str | Path | None = None, reporter: Reporter = 
             part = make(page)
             write_tables(tables, part.tables)
             html.append(_render(environment, make.__name__, part))
-        sections.append((anchor, title, "".join(html)))
+        # What there is nothing to say about has no section.
+        if "".join(html).strip():
+            sections.append((anchor, title, "".join(html)))
     text = environment.get_template("page.html.j2").render(
         name=page.folder.resolve().name,
         sections=sections,
+        open=_OPEN,
         config=run.config,
         conclusion=conclude(run),
         halves=[(page.halves == half).sum() for half in (1, 2)],
         validation=page.validation.sum(),
-        css=(_ASSETS / "report.css").read_text(encoding="utf-8"),
-        script=(_ASSETS / "report.js").read_text(encoding="utf-8"),
+        css=(_ASSETS / "report.css").read_text(encoding="utf-8") + first_style(),
+        script=script(_ASSETS / "report.js"),
         plotly=get_plotlyjs(),
     )
     write_tables(tables, {"numbers": pd.DataFrame(page.numbers, columns=["number in the text", "value"])})
@@ -92,20 +98,20 @@ def write_report(run: Run, path: str | Path | None = None, reporter: Reporter = 
 def _sections(page: Page) -> Iterator[tuple[str, str, list[Callable[[Page], Part]]]]:
     """Yield of each section its anchor, its heading, and the functions of its parts."""
     yield "verdict", "Conclusion", [verdict]
-    yield "training", "Training", [training]
-    yield "landscape", "Conformational landscape", [landscape, distributions, clusters]
-    yield "latents", "Latent spaces of the two halves", [latents]
-    yield "errors", "Motion and its uncertainty", [agreement, errors]
-    yield "gaussians", "Motion across the molecule", [gaussians]
+    yield "landscape", "Conformational landscape", [landscape, distributions]
+    yield "certainty", "How sure this is", [certainty, agreement, errors]
     yield "domains", "Rigid-body domains", [domains]
+    yield "gaussians", "Motion across the molecule", [gaussians]
     if page.run.config.inputs.bodies:
         yield "bodies", "Rigid bodies used in training", [bodies]
-    yield "movie", "Animated principal motions", [movie]
     yield "maps", "Maps before and after", [maps]
     yield "fsc", "Fourier shell correlation", [fsc]
-    yield "controls", "Controls", [controls]
     for name in REPORT_SECTIONS:
         yield name, name.replace("_", " ").capitalize(), [REPORT_SECTIONS.load(name)]
+    yield "controls", "Controls", [controls]
+    yield "coordinates", "All coordinates and clusters", [coordinates, clusters]
+    yield "latents", "Latent spaces of the two halves", [latents]
+    yield "training", "Training", [training]
     yield "files", "Files and commands", [files]
 
 
@@ -126,15 +132,16 @@ def _environment(page: Page) -> jinja2.Environment:
 
 
 def _render(environment: jinja2.Environment, name: str, part: Part) -> str:
-    figures = {name: _embed(figure, f"figure-{name}") for name, figure in part.figures.items()}
+    figures = {name: _embed(environment, figure, f"figure-{name}") for name, figure in part.figures.items()}
     return environment.get_template(f"{name}.html.j2").render(part.values, figures=figures)
 
 
-def _embed(figure: go.Figure, name: str) -> str:
-    """Return a figure as HTML."""
+def _embed(environment: jinja2.Environment, figure: go.Figure, name: str) -> Markup:
+    """Return a figure as HTML, which the page's script draws when it comes into sight."""
     figure.update_layout(template=TEMPLATE)
-    config = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["select2d", "lasso2d"]}
-    return str(pio.to_html(figure, full_html=False, include_plotlyjs=False, div_id=name, config=config))
+    data = str(pio.to_json(figure)).replace("</", "<\\/")
+    height = figure.layout.height or 450
+    return Markup(environment.get_template("figure.html.j2").render(name=name, data=data, height=height))
 
 
 def _typeset(text: str) -> str:
@@ -143,11 +150,13 @@ def _typeset(text: str) -> str:
 
 
 def _digits(value: float) -> str:
-    """Return a number with three significant digits, integers whole."""
+    """Return a number with two significant digits, from 100 on whole, and integers whole."""
     if isinstance(value, (bool, np.bool_)):
         return "yes" if value else "no"
     if isinstance(value, (int, np.integer)):
         return f"{value:,}"
     if not np.isfinite(value):
         return "–"
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if abs(value) < 1e-4:
+        return f"{value:.1e}" if value else "0"
+    return f"{value:,.{max(0, 1 - math.floor(math.log10(abs(value))))}f}"

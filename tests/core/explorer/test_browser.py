@@ -123,7 +123,7 @@ def test_an_error_is_a_sentence_on_the_page(browsed):
 def test_a_browser_without_webgl_is_told_so_and_still_works(browsed):
     browser, _ = browsed
     address = browser.evaluate("location.href")
-    browser.open(address + "&nowebgl")
+    browser.open(address.replace("#", "&nowebgl#"))
     browser.wait(IDLE)
     assert "WebGL 2 is not available" in browser.evaluate("document.getElementById('notice').textContent")
     browser.click(*place(browser, 1.0, 0.0))

@@ -6,6 +6,8 @@ import torch
 
 from dynamight_core.analysis.landscape import plane_landscape
 from dynamight_core.analysis.state_maps import StateModels
+from dynamight_core.errors import InputError
+from dynamight_core.judging.conclusion import counted_motions
 
 
 def test_a_conformation_on_the_page_is_the_map_that_states_writes(explorer):
@@ -60,3 +62,59 @@ def test_the_landscape_counts_particles_and_knows_the_error_of_its_free_energy()
     assert np.std(energies) == pytest.approx(np.mean(errors), rel=0.35)
     steps = np.diff(found.x_edges)[0] * np.diff(found.y_edges)[0]
     assert found.density.sum() * steps == pytest.approx(3000, rel=0.02)
+
+
+def test_a_filter_keeps_the_particles_whose_column_is_in_the_range(explorer):
+    error = explorer.table["dynMotionError"].to_numpy(dtype=float)
+    low, high = np.quantile(error, [0.2, 0.6])
+    where = f"dynMotionError:{low}:{high}"
+    kept = (error >= low) & (error <= high)
+    assert explorer.points([1, 2], "all", where).values["particles"] == kept.sum()
+    assert len(explorer.colours("dynHalf", "all", where).arrays["levels"]) == kept.sum()
+    found = explorer.selection("1,2:-99,-99:99,-99:99,99:-99,99", "half-set 1", where=where)
+    assert found.values["particles"] == (kept & (explorer.halves == 1)).sum()
+    extent = explorer.extent("dynMotionError").values
+    assert (extent["low"], extent["high"], extent["own"]) == (error.min(), error.max(), True)
+    with pytest.raises(InputError, match="does not hold numbers"):
+        explorer.extent("rlnImageName")
+
+
+def test_a_filter_is_saved_by_a_command_that_selects_the_same(explorer):
+    error = explorer.table["dynMotionError"].to_numpy(dtype=float)
+    limit = float(np.quantile(error, 0.5))
+    options = {"where": [f"dynMotionError:0:{limit}"], "polygon": "1,1:-99,-99:99,-99:99,99:-99,99"}
+    saved = explorer.saver.save_selection(options, "sure").values
+    assert saved["particles"] == (error <= limit).sum()
+    assert f"--where=dynMotionError:0:{limit}" in saved["commands"][0]
+
+
+def test_without_a_motion_along_y_particles_stand_under_their_histogram(explorer):
+    x = explorer.coordinates[:, 0]
+    points = explorer.points([1, 0])
+    assert points.values["low"][0] == pytest.approx(x.min())
+    counts, _ = np.histogram(x, 60, density=True)
+    assert 0 <= points.values["low"][1] <= points.values["high"][1] <= counts.max()
+    # A square on the diagonal is the range that a lasso there means.
+    found = explorer.selection("1,1:0.5,0.5:2,0.5:2,2:0.5,2")
+    assert found.values["particles"] == ((x > 0.5) & (x < 2)).sum()
+
+
+def test_the_distribution_along_a_motion_is_a_density(explorer):
+    found = explorer.distribution(1).arrays
+    step = found["coordinate"][1] - found["coordinate"][0]
+    assert found["density"].sum() * step == pytest.approx(1, abs=1e-3)
+
+
+def test_the_first_screen_has_the_motions_that_count_and_the_map_around_the_molecule(explorer):
+    shown = explorer.overview()
+    values, arrays = shown.values, shown.arrays
+    assert [played["number"] for played in values["motions"]] == counted_motions(explorer.run)
+    grid = arrays["density"].shape
+    assert arrays["shifts"].shape == (len(values["motions"]), *(-(-n // 2) for n in grid), 3)
+    # The displacement at the voxel nearest to a point is about that of the point.
+    surface, points = values["surface"], arrays["points"]
+    motion = explorer.run.motions.components[values["motions"][0]["number"] - 1].numpy()
+    voxels = np.rint((points - surface["first"]) / surface["spacing"] / 2).astype(int)
+    shifts = (2.0 * arrays["shifts"][0] / 65535 - 1) * surface["reach"]
+    at = shifts[tuple(voxels[:, ::-1].clip(0, np.array(shifts.shape[:3]) - 1).T)]
+    assert np.sum(at * motion) / np.sum(motion**2) == pytest.approx(1, abs=0.15)

@@ -37,6 +37,8 @@ export const CATEGORIES = [
   "#b24a3c",
 ];
 export const PLAIN_POINT = "#57707f";
+// Of coordinates that the half-sets do not share.
+export const GREY = "#9aa5ad";
 
 // Return [r, g, b], 0 to 255, of "#rrggbb".
 export const rgb = (hex) => [1, 3, 5].map((i) => Number.parseInt(hex.slice(i, i + 2), 16));

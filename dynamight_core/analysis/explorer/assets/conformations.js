@@ -6,7 +6,7 @@ import { coordinatesText, describe, number, signed } from "./format.js";
 import { stopPlaying } from "./playback.js";
 import { askLatest } from "./requests.js";
 import { saveFiles, showResult } from "./result.js";
-import { group, half, page, pointOf, withPoint } from "./state.js";
+import { group, half, page, pointOf, where, withPoint } from "./state.js";
 
 let shownVolumes = [];
 let isLevelSet = false;
@@ -69,7 +69,7 @@ export async function goTo(at) {
 export async function inspect(point) {
   stopPlaying();
   const at = withPoint(point);
-  const request = { plane: page.plane, at: point, group: group() };
+  const request = { plane: page.plane, at: point, group: group(), where: where() };
   const [answer, near] = await Promise.all([goTo(at), askLatest("nearest", request)]);
   const own = element("button", { type: "button", textContent: "Show its conformation" });
   own.addEventListener("click", () =>
@@ -113,10 +113,10 @@ function setSliders() {
   });
 }
 
-// Make a slider for each motion that both half-sets find.
+// Make a slider for each motion that counts, or that both half-sets find where none does.
 export function makeSliders() {
   const { run, landscape, molecule } = page;
-  const sliders = run.shared.map((motion) => {
+  const sliders = (run.counted.length ? run.counted : run.shared).map((motion) => {
     const k = motion - 1;
     const range = { type: "range", min: run.low[k], max: run.high[k], step: "any", value: run.mean[k] };
     const slider = element("input", range);

@@ -24,7 +24,7 @@ export function fillMenu(menu, options, chosen) {
 export function colourBar(title, colours, low, high, unit = "") {
   const box = element("span", { className: "bar" });
   box.style.background = gradient(colours);
-  return element("div", {}, `${title}  ${number(low)} `, box, ` ${number(high)}${unit}`);
+  return element("div", {}, `${title}  ${number(low, 2)} `, box, ` ${number(high, 2)}${unit}`);
 }
 
 export function colourDot(colour) {

@@ -3,24 +3,26 @@
 import { compare } from "./compare.js";
 import { goTo, inspect, makeSliders, updateLevel } from "./conformations.js";
 import { $, attempt, bold, fillMenu, isDark } from "./dom.js";
-import { count, number, typeset } from "./format.js";
+import { savePng, saveSvg } from "./figure.js";
+import { connectFilter } from "./filter.js";
+import { angstroms, count, typeset } from "./format.js";
 import { Landscape } from "./landscape.js";
 import { Molecule } from "./molecule.js";
+import { describeConclusion, setView, showOverview } from "./overview.js";
 import { addTable, loadColours, loadColumns, loadPoints, loadRaster, repaintParticles } from "./particles.js";
 import { stopPlaying } from "./playback.js";
 import { selectRegion } from "./region.js";
 import { ask } from "./requests.js";
 import { listenToSave, showResult } from "./result.js";
 import { followPath } from "./route.js";
-import { page } from "./state.js";
+import { HISTOGRAM, page, pointOf } from "./state.js";
 
 function setTheme(theme) {
   document.documentElement.dataset.theme = theme;
-  localStorage.setItem("theme", theme);
   $("theme").textContent = theme === "dark" ? "Light" : "Dark";
   if (!page.landscape?.points) return;
   repaintParticles();
-  page.molecule.redraw();
+  for (const molecule of [page.molecule, page.film?.molecule, ...(page.overviewViews ?? [])]) molecule?.redraw();
 }
 
 function markMode() {
@@ -50,6 +52,44 @@ function connectMenus() {
   });
 }
 
+function chooseMode(mode) {
+  stopPlaying();
+  page.landscape.setMode(mode);
+  markMode();
+}
+
+// Keys that act wherever the focus is, but in fields and menus.
+const KEYS = {
+  i: () => chooseMode("inspect"),
+  l: () => chooseMode("lasso"),
+  p: () => chooseMode("path"),
+  c: () => chooseMode("compare"),
+  o: () => setView("overview"),
+  e: () => setView("explore"),
+  "?": () => $("help").showModal(),
+};
+
+function connectKeys() {
+  document.addEventListener("keydown", (event) => {
+    const work = KEYS[event.key];
+    const isField = event.target.matches("input:not([type=range], [type=checkbox]), select, dialog *");
+    if (!work || isField || event.altKey || event.ctrlKey || event.metaKey) return;
+    event.preventDefault();
+    work();
+  });
+}
+
+function connectFigures() {
+  const { landscape, molecule } = page;
+  $("landscape-png").addEventListener("click", () =>
+    savePng([landscape.back, landscape.middle, landscape.front], "landscape"),
+  );
+  $("landscape-svg").addEventListener("click", () =>
+    saveSvg([landscape.back, landscape.middle], (context) => landscape.drawFront(context), "landscape"),
+  );
+  $("molecule-png").addEventListener("click", () => savePng([molecule.canvas], "molecule"));
+}
+
 function connectButtons() {
   for (const part of Object.keys(page.molecule.show))
     $(`show-${part}`).addEventListener("change", (event) => {
@@ -57,14 +97,15 @@ function connectButtons() {
       page.molecule.redraw();
     });
   for (const button of document.querySelectorAll(".modes [data-mode]"))
-    button.addEventListener("click", () => {
-      stopPlaying();
-      page.landscape.setMode(button.dataset.mode);
-      markMode();
-    });
+    button.addEventListener("click", () => chooseMode(button.dataset.mode));
+  for (const button of document.querySelectorAll("button[data-view]"))
+    button.addEventListener("click", () => setView(button.dataset.view));
   $("level").addEventListener("input", updateLevel);
   $("landscape-reset").addEventListener("click", () => page.landscape.resetView());
-  $("theme").addEventListener("click", () => setTheme(isDark() ? "light" : "dark"));
+  $("theme").addEventListener("click", () => {
+    setTheme(isDark() ? "light" : "dark");
+    localStorage.setItem("theme", document.documentElement.dataset.theme);
+  });
   $("help-button").addEventListener("click", () => $("help").showModal());
   $("toast").addEventListener("click", () => {
     $("toast").hidden = true;
@@ -75,12 +116,13 @@ function connectButtons() {
 function fillMenus() {
   const { run } = page;
   const name = (k) => (run.shared.includes(k) ? `motion ${k}` : `coordinate ${k}, not shared by the half-sets`);
-  const motions = run.explained.map((_, k) => [String(k + 1), name(k + 1)]);
-  // Motions that both half-sets find come first.
-  const order = [...run.shared, ...motions.map(([k]) => Number(k)).filter((k) => !run.shared.includes(k))];
-  page.plane = order.length > 1 ? order.slice(0, 2) : [1, 1];
-  fillMenu($("x-motion"), motions, String(page.plane[0]));
-  fillMenu($("y-motion"), motions, String(page.plane[1]));
+  // Motions that count come first, and what the half-sets do not share last.
+  const all = run.explained.map((_, k) => k + 1);
+  const order = [run.counted, run.shared, all].flat().filter((k, i, every) => every.indexOf(k) === i);
+  const options = order.map((k) => [String(k), name(k)]);
+  page.plane = [order[0], run.counted.length > 1 ? order[1] : HISTOGRAM];
+  fillMenu($("x-motion"), options, String(page.plane[0]));
+  fillMenu($("y-motion"), [[String(HISTOGRAM), "distribution"], ...options], String(page.plane[1]));
   fillMenu(
     $("group"),
     run.groups.map((name) => [name, name]),
@@ -105,7 +147,7 @@ function describeRun() {
   $("verdict").title = lines.slice(1).map(typeset).join("\n");
   $("numbers").textContent =
     `${count(run.particles)} particles (${run.halves.map(count).join(" + ")}; ${count(run.validation)} for validation)` +
-    ` · motion ${number(run.motion)} Å rms, uncertainty ${number(run.error)} Å`;
+    ` · motion ${angstroms(run.motion)} ± ${angstroms(run.error)} Å rms`;
 }
 
 function showNotice() {
@@ -125,8 +167,11 @@ async function start() {
   setTheme(localStorage.getItem("theme") || preferred);
   page.run = await ask("about");
   describeRun();
+  describeConclusion(page.run);
+  setView(location.hash === "#explore" ? "explore" : "overview");
   fillMenus();
   page.landscape = new Landscape($("landscape"), {
+    place: pointOf,
     inspect: (point) => attempt(() => inspect(point)),
     lasso: (corners) => attempt(() => selectRegion(corners)),
     path: (points) => attempt(() => followPath(points)),
@@ -136,6 +181,9 @@ async function start() {
   showNotice();
   connectMenus();
   connectButtons();
+  connectFigures();
+  connectKeys();
+  connectFilter();
   markMode();
   makeSliders();
   page.at = [...page.run.mean];
@@ -154,10 +202,10 @@ async function start() {
         bold("Compare"),
         " to see the difference between two points.",
       ],
-      ...page.run.conclusion.lines.map((line) => [typeset(line)]),
     ],
     null,
   );
+  await showOverview();
   await Promise.all([loadPoints(), goTo(page.at), loadColumns()]);
 }
 

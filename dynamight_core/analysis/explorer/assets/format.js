@@ -7,6 +7,13 @@ export function number(value, digits = 3) {
   return String(Number(value.toPrecision(digits)));
 }
 
+// Return a length with two significant digits, and more where it is 100 Å or longer.
+export function angstroms(value) {
+  if (!Number.isFinite(value)) return "–";
+  const decimals = Math.max(0, 1 - Math.floor(Math.log10(Math.max(Math.abs(value), 0.01))));
+  return value.toFixed(decimals);
+}
+
 // Return a number to one decimal, with its sign unless it rounds to zero.
 export function signed(value) {
   const text = Math.abs(value).toFixed(1);
@@ -39,9 +46,34 @@ export function describe(at, mean) {
 // Return coordinates as the option --at takes them.
 export const coordinatesText = (at) => at.map((value) => number(value, 4)).join(",");
 
-// Return a region as the option --polygon takes it: motions of the plane, then corners.
-export const polygonText = (plane, corners) =>
-  [plane.join(","), ...corners.map((corner) => corner.map((value) => number(value, 5)).join(","))].join(":");
+// Return a region as the option --polygon takes it: motions of the plane, then corners. Without a motion along Y, it is
+// the range of X: a square whose diagonal holds the particles.
+export function polygonText([first, second], corners) {
+  const text = (values) => values.map((value) => number(value, 3)).join(",");
+  if (second) return [`${first},${second}`, ...corners.map(text)].join(":");
+  const along = corners.map(([x]) => x);
+  const [low, high] = [Math.min(...along), Math.max(...along)];
+  const square = [
+    [low, low],
+    [high, low],
+    [high, high],
+    [low, high],
+  ];
+  return [`${first},${first}`, ...square.map(text)].join(":");
+}
+
+// Return the range of corners along a motion as the option --along takes it.
+export function rangeText(motion, corners) {
+  const along = corners.map(([x]) => x);
+  return [motion, ...[Math.min(...along), Math.max(...along)].map((value) => number(value, 3))].join(":");
+}
+
+// Return what to know before a subset with these numbers of particles of the half-sets is saved.
+export function remark([first, second]) {
+  if (!first && !second) return "The selection is empty: it cannot be saved.";
+  if (first && second) return "";
+  return `All are of half-set ${first ? 1 : 2}: no second half-map can be made of them, and no FSC.`;
+}
 
 // Return how much of the variance a motion explains, as the report words it.
 export function explains(fraction) {

@@ -4,7 +4,19 @@ import { clearedContext, fitCanvas, oncePerFrame, strokeLine } from "./canvas.js
 import { PLAIN_POINT, palette } from "./colours.js";
 import { themeColour } from "./dom.js";
 import { tickLabel } from "./format.js";
-import { isInside, panned, plotArea, pointStyle, thinned, ticks, toPlane, toScreen, viewAll, zoomed } from "./plane.js";
+import {
+  isInside,
+  panned,
+  plotArea,
+  pointStyle,
+  squared,
+  thinned,
+  ticks,
+  toPlane,
+  toScreen,
+  viewAll,
+  zoomed,
+} from "./plane.js";
 import { POINT_FRAGMENT, POINT_VERTEX } from "./shaders.js";
 import { bindAttribute, compileProgram, openGl, setPalette } from "./webgl.js";
 
@@ -15,10 +27,12 @@ const MAX_MOVING_POINTS = 40000;
 const REST = 200;
 // Pixels that the mouse moves before a click becomes a drag.
 const MIN_DRAG = 4;
-const MAX_CORNERS = 80;
+const MAX_CORNERS = 24;
+// Steps of the keyboard's cursor over the width of the view.
+const STEPS = 40;
 
 export class Landscape {
-  // `on` has functions of points in the plane: inspect(point), lasso(corners), path(corners), compare(a, b).
+  // `on` has functions of points in the plane: place(coordinates) of one, inspect(point), lasso(corners), path(corners), compare(a, b).
   constructor(container, on) {
     [this.back, this.middle, this.front] = container.querySelectorAll("canvas");
     this.on = on;
@@ -26,16 +40,28 @@ export class Landscape {
     this.points = null;
     this.raster = null;
     this.drawn = [];
+    // Chosen states, { at, colour, name }, which are dots.
+    this.states = [];
     this.mark = null;
+    // Where the keyboard is, or null.
+    this.cursor = null;
     this.titles = ["", ""];
+    // Distribution along X, where particles stand in its shape; and whether an Å is as long on both axes.
+    this.curve = null;
+    this.isSquare = true;
     this.view = { x: [-1, 1], y: [-1, 1] };
     this.redraw = oncePerFrame(() => this.draw());
     // Drawings follow the mouse; hundreds of thousands of points need not be redrawn with them.
-    this.redrawFront = oncePerFrame(() => this.points && this.drawFront());
+    this.redrawFront = oncePerFrame(() => {
+      if (this.points) this.drawFront();
+    });
     this.gl = openGl(this.middle);
     if (this.gl) this.prepare();
     this.listen();
-    new ResizeObserver(this.redraw).observe(container);
+    new ResizeObserver(() => {
+      if (this.isSquare && this.points) this.view = squared(this.whole ?? this.view, this.area);
+      this.redraw();
+    }).observe(container);
   }
 
   prepare() {
@@ -46,8 +72,8 @@ export class Landscape {
   }
 
   // Show points: places are 0 to 65535 from `low` to `high`.
-  setPoints({ low, high, places }) {
-    this.points = { low, high, places, n: places.length / 2 };
+  setPoints({ low, high, places, particles }) {
+    this.points = { low, high, places, total: particles, n: places.length / 2 };
     this.setLevels(new Uint8Array(this.points.n), null);
     if (this.gl) {
       this.gl.bindBuffer(this.gl.ARRAY_BUFFER, this.places);
@@ -75,7 +101,10 @@ export class Landscape {
 
   // Show all particles.
   resetView() {
-    this.view = viewAll(this.points.low, this.points.high);
+    // As far as the points reach; it is shown on one scale, which depends on the shape of the canvas.
+    this.whole = viewAll(this.points.low, this.points.high);
+    if (!this.isSquare) this.whole.y[0] = 0;
+    this.view = this.isSquare ? squared(this.whole, this.area) : this.whole;
     this.redraw();
   }
 
@@ -171,13 +200,36 @@ export class Landscape {
     }
   }
 
-  drawFront() {
-    const context = clearedContext(this.front);
+  // Draw axes, curve and drawings, by default on the foremost canvas.
+  drawFront(context = clearedContext(this.front)) {
     this.drawAxes(context);
     clipTo(context, this.area);
+    if (this.curve) this.drawCurve(context);
+    for (const { at, colour, name } of this.states) {
+      const [x, y] = this.toScreen(this.on.place(at));
+      // In a histogram, dots stand on the axis.
+      drawDot(context, [x, this.isSquare ? y : y - 11], 8, colour, "#ffffff", name);
+    }
     if (this.drawn.length) this.drawShape(context);
-    if (this.mark) this.drawMark(context);
+    if (this.mark) this.drawMark(context, this.mark);
+    if (this.cursor) this.drawMark(context, this.cursor);
     context.restore();
+  }
+
+  // Draw the distribution with a band of one standard error.
+  drawCurve(context) {
+    const { coordinate, density, error } = this.curve;
+    const at = (i, sign) => this.toScreen([coordinate[i], Math.max(0, density[i] + sign * error[i])]);
+    const line = (sign) => Array.from(density, (_, i) => at(i, sign));
+    context.strokeStyle = "transparent";
+    strokeLine(context, [...line(1), ...line(-1).reverse()], true);
+    context.globalAlpha = 0.22;
+    context.fillStyle = themeColour("--accent");
+    context.fill();
+    context.globalAlpha = 1;
+    context.strokeStyle = themeColour("--accent");
+    context.lineWidth = 2.4;
+    strokeLine(context, line(0));
   }
 
   drawAxes(context) {
@@ -236,13 +288,13 @@ export class Landscape {
       return;
     }
     shape.forEach((p, i) => {
-      drawDot(context, p, 5.5, accent, card, this.mode === "compare" ? "AB"[i] : "");
+      drawDot(context, p, this.mode === "compare" ? 9 : 5.5, accent, card, this.mode === "compare" ? "AB"[i] : "");
     });
   }
 
-  drawMark(context) {
+  drawMark(context, place) {
     const [ink, card] = ["--ink", "--card"].map(themeColour);
-    const [x, y] = this.toScreen(this.mark);
+    const [x, y] = this.toScreen(place);
     drawDot(context, [x, y], 6.5, ink, card, "");
     context.strokeStyle = ink;
     context.lineWidth = 1;
@@ -274,9 +326,47 @@ export class Landscape {
       },
       { passive: false },
     );
-    canvas.addEventListener("keydown", (event) => {
-      if (event.key === "Escape") this.setMode(this.mode);
-    });
+    canvas.addEventListener("keydown", (event) => this.pressKey(event));
+  }
+
+  // Arrows move a cursor, Enter clicks there, F finishes a lasso or path, plus and minus zoom, Escape starts anew.
+  pressKey(event) {
+    if (!this.points || event.altKey || event.metaKey || event.ctrlKey) return;
+    const { x, y } = this.view;
+    const [dx, dy] = [(x[1] - x[0]) / STEPS, (y[1] - y[0]) / STEPS];
+    const move = (right, up) => () => {
+      const [px, py] = this.cursor ?? [(x[0] + x[1]) / 2, (y[0] + y[1]) / 2];
+      this.cursor = [Math.min(Math.max(px + right * dx, x[0]), x[1]), Math.min(Math.max(py + up * dy, y[0]), y[1])];
+      this.redrawFront();
+    };
+    const zoom = (factor) => () => this.moveTo(zoomed(this.view, this.cursor ?? [0, 0], factor));
+    const work = {
+      ArrowLeft: move(-1, 0),
+      ArrowRight: move(1, 0),
+      ArrowUp: move(0, 1),
+      ArrowDown: move(0, -1),
+      Enter: () => this.cursor && this.click(this.cursor),
+      f: () => this.finish(),
+      "+": zoom(0.8),
+      "=": zoom(0.8),
+      "-": zoom(1.25),
+      0: () => this.resetView(),
+      Escape: () => {
+        this.cursor = null;
+        this.setMode(this.mode);
+      },
+    }[event.key];
+    if (!work) return;
+    event.preventDefault();
+    work();
+    this.redrawFront();
+  }
+
+  // Finish a lasso or a path of clicked points.
+  finish() {
+    if (this.mode === "lasso" && this.drawn.length > 2) this.on.lasso(this.drawn);
+    else if (this.mode === "path" && this.open && this.drawn.length > 1) this.on.path(this.drawn);
+    this.open = false;
   }
 
   pixelOf(event) {
@@ -324,7 +414,7 @@ export class Landscape {
     if (this.mode === "inspect") {
       this.mark = point;
       this.on.inspect(point);
-    } else if (this.mode === "path") {
+    } else if (this.mode === "path" || this.mode === "lasso") {
       if (!this.open) this.drawn = [];
       this.open = true;
       this.drawn.push(point);
@@ -347,6 +437,7 @@ export class Landscape {
   // Show a part of the plane, with fewer points until it rests.
   moveTo(view) {
     this.view = view;
+    this.whole = null;
     clearTimeout(this.moving);
     this.moving = setTimeout(() => {
       this.moving = null;
@@ -373,7 +464,9 @@ function drawDot(context, [x, y], radius, colour, rim, text) {
   context.strokeStyle = rim;
   context.stroke();
   if (text) {
-    context.font = "bold 13px sans-serif";
-    context.fillText(text, x, y - 10);
+    context.font = `600 ${Math.round(1.4 * radius)}px sans-serif`;
+    context.fillStyle = "#ffffff";
+    context.textAlign = "center";
+    context.fillText(text, x, y + radius / 2);
   }
 }

@@ -9,6 +9,8 @@ import { BALL_FRAGMENT, BALL_VERTEX, MESH_FRAGMENT, MESH_VERTEX } from "./shader
 import { bindAttribute, compileProgram, openGl, setPalette } from "./webgl.js";
 
 const N_ARROWS = 170;
+// Rotation by an arrow key, radians.
+const TURN = 0.12;
 // Radius of the rods of the atomic model's trace, Å.
 const TRACE_RADIUS = 1.1;
 // Largest displacement below which arrows are too short to be seen through the density, Å.
@@ -17,8 +19,14 @@ const ARROW_COLOURS = { dark: [0.93, 0.95, 0.96], light: [0.13, 0.16, 0.18] };
 const TRACE_COLOUR = [0.85, 0.45, 0.2];
 const ERROR_COLOUR = [0.78, 0.36, 0.2];
 
+// Return how long the molecule's radius is in a canvas: longer than half its height, as molecules lie lengthwise.
+const halfSize = (width, height) => Math.min(0.65 * Math.min(width, height), 0.49 * width);
+
 export class Molecule {
-  constructor(container) {
+  // Without `wheel`, the mouse wheel scrolls the page and Ctrl with it zooms.
+  constructor(container, { wheel = true } = {}) {
+    this.wheel = wheel;
+    this.onTurn = () => {};
     this.canvas = container.querySelector("canvas");
     this.show = { surface: true, arrows: true, errors: false, points: false, trace: true };
     this.rotation = [1, 0, 0, 0, 1, 0, 0, 0, 1];
@@ -180,7 +188,7 @@ export class Molecule {
   useProgram({ made, places: at }, { plain = [0, 0, 0], plainWeight = 0, opacity = 1 }) {
     const gl = this.gl;
     const { width, height } = this.canvas;
-    const scale = (1.3 * this.zoom * Math.min(width, height)) / this.sphere.radius;
+    const scale = (2 * this.zoom * halfSize(width, height)) / this.sphere.radius;
     gl.useProgram(made);
     gl.uniformMatrix3fv(at.rotation, true, this.rotation);
     gl.uniform3fv(at.centre, this.sphere.centre);
@@ -201,13 +209,15 @@ export class Molecule {
     bindAttribute(gl, places[name], this.buffers[index], size);
   }
 
-  // Without WebGL: points and arrows, from back to front.
+  // Without WebGL: surfaces that have been computed, else points and arrows, from back to front.
   drawFlat() {
     const context = clearedContext(this.canvas);
+    for (const mesh of this.surfaces) this.drawFlatMesh(context, mesh);
+    if (this.surfaces.length || !this.top) return;
     const { width, height } = this.canvas.getBoundingClientRect();
     const { rest, moved, sizes, n } = this.parts;
     const { centre, radius } = this.sphere;
-    const scale = (0.65 * this.zoom * Math.min(width, height)) / radius;
+    const scale = (this.zoom * halfSize(width, height)) / radius;
     const project = (points, i) => {
       const [x, y, z] = rotated(this.rotation, centre, points, i);
       return [width / 2 + scale * x, height / 2 - scale * y, z];
@@ -219,6 +229,34 @@ export class Molecule {
     }
     context.strokeStyle = themeColour("--ink");
     if (this.show.arrows) for (const i of this.chosen) strokeLine(context, [project(rest, i), project(moved, i)]);
+  }
+
+  drawFlatMesh(context, { positions, normals, values, triangles, plain, plainWeight }) {
+    const { width, height } = this.canvas.getBoundingClientRect();
+    const { centre, radius } = this.sphere;
+    const scale = (this.zoom * halfSize(width, height)) / radius;
+    const n = positions.length / 3;
+    const places = Array.from({ length: n }, (_, i) => rotated(this.rotation, centre, positions, i));
+    const light = Array.from({ length: n }, (_, i) => {
+      const [x, y, z] = rotated(this.rotation, [0, 0, 0], normals, i);
+      return 0.45 + 0.55 * Math.max(0, 0.35 * x + 0.55 * y + 0.75 * z);
+    });
+    const faces = [];
+    for (let t = 0; t < triangles.length; t += 3) {
+      const face = [triangles[t], triangles[t + 1], triangles[t + 2]];
+      faces.push([face.reduce((sum, i) => sum + places[i][2], 0), face]);
+    }
+    faces.sort((a, b) => a[0] - b[0]);
+    for (const [, face] of faces) {
+      const base = plainWeight === 1 ? plain.map((v) => 255 * v) : blend(MOTION, values[face[0]]);
+      context.fillStyle = context.strokeStyle = `rgb(${base.map((v) => Math.round(v * light[face[0]]))})`;
+      strokeLine(
+        context,
+        face.map((i) => [width / 2 + scale * places[i][0], height / 2 - scale * places[i][1]]),
+        true,
+      );
+      context.fill();
+    }
   }
 
   // ------------------------------------------------------------ the mouse
@@ -233,26 +271,56 @@ export class Molecule {
       if (!last) return;
       const [dx, dy] = [event.clientX - last[0], event.clientY - last[1]].map((v) => v * 0.008);
       last = [event.clientX, event.clientY];
-      this.rotation = product(product(rotationAbout(0, dy), rotationAbout(1, dx)), this.rotation);
-      this.redraw();
+      this.turn(dx, dy);
     });
     for (const name of ["pointerup", "pointercancel"])
       this.canvas.addEventListener(name, () => {
         last = null;
       });
-    this.canvas.addEventListener("dblclick", () => {
-      this.rotation = this.firstRotation;
-      this.zoom = 1;
-      this.redraw();
-    });
+    this.canvas.addEventListener("dblclick", () => this.reset());
     this.canvas.addEventListener(
       "wheel",
       (event) => {
+        if (!this.wheel && !event.ctrlKey) return;
         event.preventDefault();
-        this.zoom *= Math.exp(-0.0012 * event.deltaY);
-        this.redraw();
+        this.zoomBy(Math.exp(-0.0012 * event.deltaY));
       },
       { passive: false },
     );
+    this.canvas.addEventListener("keydown", (event) => {
+      const work = {
+        ArrowLeft: () => this.turn(-TURN, 0),
+        ArrowRight: () => this.turn(TURN, 0),
+        ArrowUp: () => this.turn(0, -TURN),
+        ArrowDown: () => this.turn(0, TURN),
+        "+": () => this.zoomBy(1.15),
+        "=": () => this.zoomBy(1.15),
+        "-": () => this.zoomBy(1 / 1.15),
+        0: () => this.reset(),
+      }[event.key];
+      if (!work || event.altKey || event.metaKey) return;
+      event.preventDefault();
+      work();
+    });
+  }
+
+  // Rotate by angles (radians) about the screen's vertical and horizontal axes.
+  turn(across, down) {
+    this.rotation = product(product(rotationAbout(0, down), rotationAbout(1, across)), this.rotation);
+    this.redraw();
+    this.onTurn();
+  }
+
+  zoomBy(factor) {
+    this.zoom *= factor;
+    this.redraw();
+    this.onTurn();
+  }
+
+  reset() {
+    this.rotation = this.firstRotation;
+    this.zoom = 1;
+    this.redraw();
+    this.onTurn();
   }
 }

@@ -1,30 +1,47 @@
 // The landscape's particles, their colours, the background and the legend.
 
-import { BLUES, CATEGORIES, EARTH, palette, VIRIDIS } from "./colours.js";
+import { BLUES, CATEGORIES, EARTH, GREY, palette, VIRIDIS } from "./colours.js";
 import { $, colourBar, colourDot, element, isDark } from "./dom.js";
 import { explains } from "./format.js";
 import { rasterPixels, rasterTop } from "./raster.js";
 import { ask, askLatest } from "./requests.js";
-import { group, page } from "./state.js";
+import { group, HISTOGRAM, isHistogram, page, where } from "./state.js";
+
+// Free energies beyond this rest on few particles, kT; the report ends there as well.
+const MAX_ENERGY = 6;
 
 export async function loadPoints(reset = true) {
   const { landscape, plane, run } = page;
-  const [points] = await Promise.all([askLatest("points", { plane, group: group() }), loadRaster()]);
+  const [points] = await Promise.all([
+    askLatest("points", { plane, group: group(), where: where() }),
+    loadRaster(),
+    loadCurve(),
+  ]);
   const name = (k) => (run.shared.includes(k) ? `coordinate along motion ${k}` : `coordinate ${k}, not shared`);
-  landscape.titles = plane.map((k) => `${name(k)} (Å rms; ${explains(run.explained[k - 1])})`);
+  const title = (k) => `${name(k)} (Å rms; ${explains(run.explained[k - 1])})`;
+  landscape.titles = plane.map((k) => (k === HISTOGRAM ? "fraction of particles per Å" : title(k)));
+  landscape.grey = plane.some((k) => k !== HISTOGRAM && !run.shared.includes(k));
+  landscape.isSquare = !isHistogram();
+  $("quantity").parentElement.hidden = isHistogram();
   landscape.setPoints(points);
   if (reset) landscape.resetView();
   await loadColours();
+}
+
+// Ask for the distribution along X, corrected for the errors of the coordinates, where there is a histogram.
+async function loadCurve() {
+  page.landscape.curve = null;
+  if (isHistogram()) page.landscape.curve = await askLatest("distribution", { motion: page.plane[0] });
 }
 
 export async function loadColours() {
   const { landscape } = page;
   const column = $("colour").value;
   if (!column) {
-    landscape.setLevels(new Uint8Array(landscape.points.n), null);
+    landscape.setLevels(new Uint8Array(landscape.points.n), landscape.grey ? palette([GREY, GREY], null, GREY) : null);
     landscape.colourKey = null;
   } else {
-    const found = await askLatest("colours", { column, group: group() });
+    const found = await askLatest("colours", { column, group: group(), where: where() });
     landscape.setLevels(found.levels, palette(VIRIDIS, found.labels, isDark() ? "#3a444d" : "#d3dade"));
     landscape.colourKey = { column, ...found };
   }
@@ -33,8 +50,11 @@ export async function loadColours() {
 
 export async function loadRaster() {
   const quantity = $("quantity").value;
-  const found = quantity && (await askLatest("landscape", { plane: page.plane, quantity, group: group() }));
-  page.landscape.setRaster(quantity ? paintRaster(found, quantity) : null);
+  const found =
+    quantity &&
+    !isHistogram() &&
+    (await askLatest("landscape", { plane: page.plane, quantity, group: group(), where: where() }));
+  page.landscape.setRaster(found ? paintRaster(found, quantity) : null);
   drawLegend();
 }
 
@@ -50,7 +70,7 @@ function paintRaster(found, quantity) {
   const [width, height] = found.grid.shape;
   const isEnergy = quantity.startsWith("free");
   const colours = (isEnergy ? EARTH : BLUES)[isDark() ? "dark" : "light"];
-  const high = rasterTop(found.grid);
+  const high = isEnergy ? Math.min(MAX_ENERGY, rasterTop(found.grid)) : rasterTop(found.grid);
   const image = element("canvas", { width, height });
   const pixels = new ImageData(rasterPixels(found.grid, high, colours, isEnergy), width, height);
   image.getContext("2d").putImageData(pixels, 0, 0);
@@ -67,6 +87,12 @@ function drawLegend() {
   } else if (key) parts.push(colourBar(key.column, VIRIDIS, key.low, key.high));
   const raster = page.landscape.raster?.key;
   if (raster) parts.push(colourBar(raster.quantity, raster.colours, 0, raster.high, raster.unit));
+  if (isHistogram()) {
+    const words = page.landscape.curve?.density.length
+      ? "line: corrected for coordinate errors"
+      : "estimated coordinates";
+    parts.push(element("div", { textContent: words }));
+  }
   $("landscape-legend").replaceChildren(...parts);
 }
 
@@ -80,7 +106,10 @@ export async function loadColumns() {
       const options = names.map((name) => element("option", { value: name, textContent: name }));
       return Object.assign(element("optgroup", {}, ...options), { label });
     });
-  $("colour").replaceChildren(element("option", { value: "", textContent: "none" }), ...made);
+  const none = () => element("option", { value: "", textContent: "none" });
+  $("filter").replaceChildren(none(), ...made.map((part) => part.cloneNode(true)));
+  $("filter").value = page.filter?.column ?? "";
+  $("colour").replaceChildren(none(), ...made);
   $("colour").value = chosen;
 }
 

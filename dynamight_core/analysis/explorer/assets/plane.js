@@ -32,6 +32,13 @@ export function viewAll(low, high) {
   return { x, y };
 }
 
+// Return a view in which an Å is as long on both axes, with all of the one given.
+export function squared({ x, y }, area) {
+  const scale = Math.max((x[1] - x[0]) / area.width, (y[1] - y[0]) / area.height);
+  const around = ([low, high], n) => [(low + high - scale * n) / 2, (low + high + scale * n) / 2];
+  return { x: around(x, area.width), y: around(y, area.height) };
+}
+
 // Return a view dragged by some pixels.
 export function panned({ x, y }, area, [dx, dy]) {
   const shift = [(dx / area.width) * (x[1] - x[0]), (-dy / area.height) * (y[1] - y[0])];
@@ -53,10 +60,31 @@ export function ticks([low, high], n) {
   return out;
 }
 
-// Return at most n of the points of a line, evenly spaced by index.
+// Return at most n of the points of a line, those that its shape needs most (Douglas and Peucker), in their order.
 export function thinned(points, n) {
   if (points.length <= n) return points;
-  return Array.from({ length: n }, (_, i) => points[Math.round((i * (points.length - 1)) / (n - 1))]);
+  const kept = new Set([0, points.length - 1]);
+  const farthest = (first, last) => {
+    const [[x0, y0], [x1, y1]] = [points[first], points[last]];
+    const length = Math.hypot(x1 - x0, y1 - y0);
+    let best = { distance: -1, at: first, first, last };
+    for (let i = first + 1; i < last; i++) {
+      const [x, y] = points[i];
+      const across = (x1 - x0) * (y - y0) - (y1 - y0) * (x - x0);
+      const distance = length ? Math.abs(across) / length : Math.hypot(x - x0, y - y0);
+      if (distance > best.distance) best = { distance, at: i, first, last };
+    }
+    return best;
+  };
+  let parts = [farthest(0, points.length - 1)];
+  while (kept.size < n) {
+    const next = parts.reduce((a, b) => (b.distance > a.distance ? b : a));
+    if (next.distance < 0) break;
+    kept.add(next.at);
+    parts = parts.filter((part) => part !== next);
+    parts.push(farthest(next.first, next.at), farthest(next.at, next.last));
+  }
+  return [...kept].sort((a, b) => a - b).map((i) => points[i]);
 }
 
 // Return size (pixels) and opacity of each of n points.
