@@ -137,7 +137,7 @@ def _read_all(reader: ImageReader, prepared: Prepared | None, device: torch.devi
     n = len(reader.particles)
     preprocessing = None
     if prepared is not None:
-        preprocessing = prepared.preprocessing().with_set_noise(reader, 0)
+        preprocessing = prepared.preprocessing().with_set_noise(reader, prepared.halves, 0)
     for rows in np.array_split(np.arange(n), -(-n // batch_size(reader.particles.box))):
         if preprocessing is None:
             reader.read(rows)
