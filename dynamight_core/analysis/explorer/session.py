@@ -26,7 +26,7 @@ from dynamight_core.analysis.select import inside_polygon
 from dynamight_core.analysis.state_maps import StateModels
 from dynamight_core.analysis.states import state_coordinates
 from dynamight_core.errors import InputError
-from dynamight_core.judging.conclusion import conclude, shared_motions
+from dynamight_core.judging.conclusion import Conclusion, conclude, shared_motions
 from dynamight_core.judging.errors import displacement_errors
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
@@ -80,6 +80,7 @@ class Explorer:
         self._annotations: list[pd.DataFrame] = []
         self._states: dict[str, StateModels] = {}
         self._orders: dict[str, np.ndarray] = {}
+        self._concluded: tuple[int, Conclusion] | None = None
         self._computing = threading.RLock()
         self.saver = Saver(run, self.model_path, origin, reporter)
         for table in tables:
@@ -121,7 +122,7 @@ class Explorer:
 
     def about(self) -> Answer:
         """Return what the page says about the run when it opens."""
-        run, summary, conclusion = self.run, self.run.summary, conclude(self.run)
+        run, summary, conclusion = self.run, self.run.summary, self._conclusion()
         c = self.coordinates
         low, high = np.quantile(c, [0.005, 0.995], axis=0)
         return Answer(
@@ -304,6 +305,14 @@ class Explorer:
             "averaged": len(chosen),
         }
         return answer
+
+    def _conclusion(self) -> Conclusion:
+        """Return the conclusion, drawn again if a stage has brought the run's summary up to date."""
+        changed = (self.run.path / "analysis" / "summary.json").stat().st_mtime_ns
+        with self._computing:
+            if self._concluded is None or self._concluded[0] != changed:
+                self._concluded = changed, conclude(self.run)
+            return self._concluded[1]
 
     def _mask(self, group: str) -> np.ndarray:
         """Return which particles are in a group, (n,)."""
