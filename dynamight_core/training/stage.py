@@ -38,7 +38,14 @@ from dynamight_core.training.inference import infer_latents
 from dynamight_core.training.large_motion import FollowedMotion, follow_large_motion
 from dynamight_core.training.linear import linear_starts
 from dynamight_core.training.poses import held_out_poses, refine_before_motion, refine_poses
-from dynamight_core.training.progress import check_converging, read_metrics
+from dynamight_core.training.progress import (
+    DivergedError,
+    check_converging,
+    read_metrics,
+    record_slower,
+    slower,
+    was_slowed,
+)
 from dynamight_core.training.read import Prepared, read_inputs
 from dynamight_core.training.reference import central_latents, update_references
 from dynamight_core.training.refit import refit_gaussians, sharpen_reference
@@ -96,13 +103,24 @@ def _train(
     prepared.report(reporter)
     reporter.say(describe_device(options.device, device))
     data = load_images(prepared, device, run, reporter)
+    if resumed and was_slowed(run):
+        prepared.options = slower(prepared.options)
     try:
         trainers = build_trainers(prepared, data, previous, reporter)
         # Only now: unusable images must not create a run or remove the existing one.
         if not resumed:
             _begin_run(run, prepared, contents)
         epochs = schedule(prepared.options, continued=previous is not None, fixed=prepared.atomic is not None)
-        _train_epochs(trainers, run, epochs, reporter)
+        try:
+            _train_epochs(trainers, run, epochs, reporter)
+        except DivergedError as error:
+            if was_slowed(run):
+                raise
+            reporter.warn(f"{error}; training goes back to its last checkpoint, once, with smaller learning rates")
+            record_slower(run, error)
+            prepared.options = slower(prepared.options)
+            trainers = build_trainers(prepared, data, previous, reporter)
+            _train_epochs(trainers, run, epochs, reporter)
         trained = Trained(run, prepared, data, trainers)
         trained.infer_all(reporter)
         trained.save()
@@ -235,7 +253,7 @@ def _train_epochs(trainers: tuple[HalfTrainer, ...], run: Path, epochs: list[Epo
         if epoch.infer == "linear":
             linear_starts(trainers)
         entries = side_by_side(partial(_run_epoch, epoch, number), trainers, data.device)
-        check_converging(trainers, number)
+        check_converging(trainers, number, entries)
         pace = _pace(trainers, time.monotonic() - started)
         if epoch.infer == "linear":
             for trainer in trainers:
