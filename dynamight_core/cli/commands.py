@@ -99,7 +99,7 @@ def train(
     inputs: InputOptions,
     options: TrainOptions,
     *,
-    resume: Annotated[bool, Option("Resume an interrupted run.", level="basic")] = False,
+    resume: Annotated[bool, Option("Resume an interrupted run, or go on with more --epochs.", level="basic")] = False,
     overwrite: Annotated[bool, Option("Replace an existing run.", level="basic")] = False,
 ) -> None:
     """Estimate the deformation of every particle, both half-sets independently, and write RUN/particles.star."""

@@ -33,6 +33,12 @@ from dynamight_core.training.convergence import Rises, fixed_loss
 from dynamight_core.training.curves import training_curves
 from dynamight_core.training.data import TrainingImages
 from dynamight_core.training.epochs import balance_regularisation, run_epoch
+from dynamight_core.training.extension import (
+    earlier_epochs,
+    record_more_epochs,
+    refuse_stopped,
+    remove_later_results,
+)
 from dynamight_core.training.half import HalfTrainer
 from dynamight_core.training.inference import infer_latents
 from dynamight_core.training.large_motion import FollowedMotion, follow_large_motion
@@ -110,7 +116,8 @@ def _train(
         # Only now: unusable images must not create a run or remove the existing one.
         if not resumed:
             _begin_run(run, prepared, contents)
-        epochs = schedule(prepared.options, continued=previous is not None, fixed=prepared.atomic is not None)
+        more = earlier_epochs(run)
+        epochs = schedule(prepared.options, previous is not None, prepared.atomic is not None, more)
         try:
             _train_epochs(trainers, run, epochs, reporter)
         except DivergedError as error:
@@ -123,6 +130,8 @@ def _train(
             _train_epochs(trainers, run, epochs, reporter)
         trained = Trained(run, prepared, data, trainers)
         trained.infer_all(reporter)
+        if more:
+            remove_later_results(run)
         trained.save()
     except BaseException:
         data.close()
@@ -354,7 +363,8 @@ def _check_folder(run: Path, prepared: Prepared, contents: dict, resume: bool, o
         old = RunConfig.read(run)
         changed = changed_options(old.inputs, inputs) + changed_options(old.train, options)
         changed = [name for name in changed if name not in _FREE_TO_CHANGE]
-        if changed:
+        more = changed == ["epochs"] and options.epochs > old.train.epochs
+        if changed and not more:
             raise InputError(
                 f"{run} was trained with other values of {', '.join(map(option_name, changed))}; resume with the "
                 "same values, or use a new folder"
@@ -365,6 +375,9 @@ def _check_folder(run: Path, prepared: Prepared, contents: dict, resume: bool, o
         arranged(run, prepared.particles)
         if old.provenance.get("atomic_model") != contents.get("atomic_model"):
             raise InputError(f"{inputs.atomic_model} has changed since {run} was started; use a new folder")
+        if more:
+            refuse_stopped(run)
+            record_more_epochs(run, options.epochs)
         return True
     if exists and not overwrite:
         raise InputError(f"{run} already contains a run; use --resume to continue it, or --overwrite to replace it")
