@@ -263,6 +263,19 @@ def explore(run: Run, options: ExploreOptions) -> None:
 
 
 @command
+def bundle(
+    run: Annotated[Path, Option("Folder of a run, finished or not.")],
+    *,
+    out: Annotated[Path | None, Option("File to write. RUN-bundle.zip if omitted.", metavar="FILE")] = None,
+) -> None:
+    """Collect what a report of a fault needs in one file, without images, maps, models and particles."""
+    from dynamight_core.analysis.bundle import write_bundle
+
+    path = write_bundle(run, out)
+    print(f"{path} has options, commands, metrics, tables, versions and names of files. Look at it before you send it.")
+
+
+@command
 def demo(
     out: Annotated[Path, Option("Folder for the data set and the run.")],
     options: DemoOptions,

@@ -1,11 +1,13 @@
 """More epochs for a run: `train --resume --epochs N` with more of them than before."""
 
-import json
+import sys
 from pathlib import Path
 
 from dynamight_core.config import RunConfig
 from dynamight_core.errors import InputError
+from dynamight_core.reporter import QUIET
 from dynamight_core.run import STAGE_FILES, stage_files
+from dynamight_core.training.progress import read_metrics
 
 # Results of earlier models, which the run's new models replace.
 _LATER = tuple(stage for stage in STAGE_FILES if stage != "train")
@@ -24,9 +26,7 @@ def refuse_stopped(run: Path) -> None:
     InputError
         if it has.
     """
-    path = run / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    if any(json.loads(line).get("stopped") for line in lines[-2:]):
+    if any(entry.get("stopped") for entry in read_metrics(run / "metrics.jsonl", sys.maxsize, QUIET)[-2:]):
         raise InputError(
             f"{run} was stopped because its data loss had risen, not for want of epochs; train into a new folder with "
             "a larger --stop-after-rises"
