@@ -1,6 +1,8 @@
 """Errors that a user can act on."""
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -47,6 +49,28 @@ class Problems:
         if found:
             lines = "".join(f"\n  {number}. {sentence}" for number, sentence in enumerate(found, 1))
             raise InputError(f"{len(found)} things must be corrected:{lines}")
+
+
+@contextmanager
+def understood(path: str | os.PathLike[str], cure: str) -> Iterator[None]:
+    """Turn whatever a parser says of a damaged file into an `InputError`.
+
+    Files may hold anything, and the libraries that read them have many exceptions, not all of which they document.
+
+    Parameters
+    ----------
+    path
+        of the file.
+    cure
+        what to do.
+    """
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:
+        told = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{path} is damaged ({told}); {cure}") from error
 
 
 def option_name(field: str) -> str:

@@ -77,7 +77,7 @@ def check_converging(trainers: Sequence[HalfTrainer], epoch: int, entries: Seque
     DivergedError
         with what to change.
     """
-    losses = [value for entry in entries for value in (*entry["losses"].values(), entry["fixed_loss"])]
+    losses = [value for entry in entries for value in (*entry.get("losses", {}).values(), entry["fixed_loss"])]
     if not all(value is None or math.isfinite(value) for value in losses):
         raise DivergedError(f"training diverged in epoch {epoch} (the loss is not finite); {_cure(trainers[0])}")
     for trainer in trainers:
