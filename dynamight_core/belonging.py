@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from numpy.typing import NDArray
 
-from dynamight_core.errors import InputError, option_name
+from dynamight_core.errors import InputError, option_name, understood
 from dynamight_core.files import atomic_path
 from dynamight_core.options import InputOptions
 from dynamight_core.particles.identity import (
@@ -73,13 +73,10 @@ def check_files(run: Path, inputs: InputOptions) -> None:
         naming the first file that does not belong to the run.
     """
     if (run / FILES).exists():
-        try:
-            records = json.loads((run / FILES).read_text())
-        except ValueError as error:
-            raise InputError(f"{run / FILES} is damaged ({error}); {_CURE}") from error
-        for name, record in records.items():
-            if (run / name).exists():
-                check_file(run / name, record, run, _CURE)
+        with understood(run / FILES, _CURE):
+            for name, record in json.loads((run / FILES).read_text()).items():
+                if (run / name).exists():
+                    check_file(run / name, record, run, _CURE)
     stored = _read(run)
     if stored is not None:
         for name, path in input_files(inputs):
@@ -169,7 +166,7 @@ def _read(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
         with safetensors.safe_open(path, "pt") as file:
             rows = {name: file.get_tensor(name) for name in file.keys()}
             return rows, json.loads(file.metadata()["records"])
-    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+    except Exception as error:  # Libraries have many exceptions for damaged files.
         raise InputError(f"{path} is damaged ({error}); {_CURE}") from error
 
 

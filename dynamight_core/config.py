@@ -59,7 +59,7 @@ class RunConfig:
             )
         except InputError:
             raise
-        except (OSError, yaml.YAMLError, TypeError, KeyError, AttributeError, ValueError) as error:
+        except Exception as error:  # Libraries have many exceptions for damaged files.
             raise InputError(f"{path} cannot be understood ({error}); train again into a new folder") from error
 
 

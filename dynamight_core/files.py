@@ -146,7 +146,7 @@ def read_map(path: str | Path, what: str = "map", constant: bool = False) -> tup
             if mrc.data is not None:
                 volume = mrc.data.view(pixel_type(mrc.header)).astype(np.float32)
             header = mrc.header.copy()
-    except (ValueError, OSError) as error:
+    except Exception as error:  # Libraries have many exceptions for damaged files.
         raise InputError(f"{what} {path} cannot be read as MRC ({error}); use an MRC volume") from error
     if volume is None:
         raise InputError(f"{what} {path} is truncated; use an intact MRC volume")

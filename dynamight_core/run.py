@@ -20,7 +20,7 @@ import torch
 from dynamight_core.belonging import arranged, check_files, input_files
 from dynamight_core.config import RunConfig
 from dynamight_core.earlier import all_or_nothing, forget, places, restore, unfinished
-from dynamight_core.errors import InputError
+from dynamight_core.errors import InputError, understood
 from dynamight_core.lock import is_writing, writing
 from dynamight_core.model.half import HalfModel
 from dynamight_core.model.motions import PrincipalMotions
@@ -202,13 +202,16 @@ class Run:
         file = self.path / "latents.safetensors"
         if not file.exists():
             raise InputError(f"training of {path} has not finished; resume it with dynamight train --resume")
-        try:
+        with understood(file, "make it again with dynamight train --resume"):
             tensors = safetensors.torch.load_file(file)
-        except (OSError, safetensors.SafetensorError) as error:
-            raise InputError(f"{file} is damaged ({error}); make it again with dynamight train --resume") from error
-        self.latents, self.covariances = tensors["latents"], tensors["covariances"]
-        self.halves, self.validation = tensors["halves"], tensors["validation"].bool()
-        self.pose_changes = tensors.get("pose_changes")
+            self.latents, self.covariances = tensors["latents"], tensors["covariances"]
+            self.halves, self.validation = tensors["halves"], tensors["validation"].bool()
+            self.pose_changes = tensors.get("pose_changes")
+            n, d = self.latents.shape[1:]
+            expected = [(2, n, d), (2, n, d, d), (n,), (n,)]
+            found = (self.latents, self.covariances, self.halves, self.validation)
+            if [tuple(part.shape) for part in found] != expected or not ((self.halves == 1) | (self.halves == 2)).all():
+                raise ValueError("its tensors do not belong together")
         first, second = (HalfModel.load(self.path / f"half{half}" / "model.safetensors") for half in (1, 2))
         self.models = first, second
 
@@ -242,10 +245,10 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """Verdict, statistics and warnings."""
         path = self._summarised("analysis/summary.json")
-        try:
+        with understood(path, "make it again with dynamight train --resume"):
             summary: dict[str, Any] = json.loads(path.read_text())
-        except ValueError as error:
-            raise InputError(f"{path} is damaged ({error}); make it again with dynamight train --resume") from error
+            if not isinstance(summary["model"], dict):
+                raise ValueError("it lacks the model")
         return summary
 
     @cached_property

@@ -296,7 +296,7 @@ def _write_npz(
 def _read_array(path: Path) -> np.ndarray:
     try:
         positions = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # Libraries have many exceptions for damaged files.
         raise InputError(f"points {path} cannot be read as .npy ({error}); give a NumPy array") from error
     if positions.dtype.kind not in "fiu" or positions.ndim != 2 or positions.shape[1] != 3 or not len(positions):
         raise InputError(f"points {path} have shape {positions.shape}; give numbers of shape (points, 3)")

@@ -252,7 +252,7 @@ def read_states(path: str | Path, run: Run) -> tuple[list[str], np.ndarray]:
     check_is_file(path, "states", "give the states.csv that dynamight states wrote")
     try:
         table = pd.read_csv(path)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+    except Exception as error:  # Libraries have many exceptions for damaged files.
         raise InputError(f"states {path} cannot be read ({error}); give a CSV file") from error
     wanted = [f"motion{k + 1}_A" for k in range(_all_coordinates(run).shape[1])]
     if "motion1_A" not in table or not len(table):

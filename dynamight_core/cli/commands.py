@@ -7,6 +7,7 @@ import functools
 import json
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,6 +31,7 @@ from dynamight_core.options import (
 )
 from dynamight_core.options.declare import Option
 from dynamight_core.options.train import PARTICLES
+from dynamight_core.options.words import command_line
 from dynamight_core.reporter import Reporter
 
 if TYPE_CHECKING:
@@ -68,12 +70,26 @@ def check(
     options: TrainOptions,
     *,
     images: Annotated[bool, Option("Read every image to find values that are not finite.", level="basic")] = True,
+    cleaned: Annotated[
+        Path | None,
+        Option("Write the particles whose images are usable to this STAR file.", level="basic", metavar="FILE"),
+    ] = None,
+    suggest: Annotated[
+        bool,
+        Option("Find contrast, premultiplication and half-maps, and print the command to train with.", level="basic"),
+    ] = False,
 ) -> None:
     """Read all input, print how it was interpreted, and estimate memory and time; exit 2 if a run could not start."""
     from dynamight_core.training.check import check_inputs
+    from dynamight_core.training.suggest import suggest_inputs
 
+    if suggest and not inputs.map:
+        raise InputError("--suggest needs the consensus map; set --map")
     with Terminal() as reporter:
-        check_inputs(inputs, options, images, reporter)
+        if suggest:
+            inputs = suggest_inputs(inputs, options)
+            reporter.say(f"Suggested: {command_line('train', [star, 'RUN'], replace(inputs, star=''), options)}")
+        check_inputs(inputs, options, images, reporter, cleaned)
 
 
 @command
@@ -83,7 +99,7 @@ def train(
     inputs: InputOptions,
     options: TrainOptions,
     *,
-    resume: Annotated[bool, Option("Resume an interrupted run.", level="basic")] = False,
+    resume: Annotated[bool, Option("Resume an interrupted run, or go on with more --epochs.", level="basic")] = False,
     overwrite: Annotated[bool, Option("Replace an existing run.", level="basic")] = False,
 ) -> None:
     """Estimate the deformation of every particle, both half-sets independently, and write RUN/particles.star."""
@@ -244,6 +260,19 @@ def explore(run: Run, options: ExploreOptions) -> None:
         view_in_napari(explorer)
     else:
         serve(explorer, options.host, options.port, options.browser, reporter)
+
+
+@command
+def bundle(
+    run: Annotated[Path, Option("Folder of a run, finished or not.")],
+    *,
+    out: Annotated[Path | None, Option("File to write. RUN-bundle.zip if omitted.", metavar="FILE")] = None,
+) -> None:
+    """Collect what a report of a fault needs in one file, without images, maps, models and particles."""
+    from dynamight_core.analysis.bundle import write_bundle
+
+    path = write_bundle(run, out)
+    print(f"{path} has options, commands, metrics, tables, versions and names of files. Look at it before you send it.")
 
 
 @command

@@ -134,7 +134,7 @@ def infer_particles(
     reporter.say(describe_device(options.device, device))
     refuse_inputs_within(out, [inputs.star, *particles.stacks, *(path for _, path in input_files(inputs))])
     with writing(out):
-        with _load(config, particles, changes, run.models[0], device, out, reporter) as data:
+        with _load(config, particles, member.halves, changes, run.models[0], device, out, reporter) as data:
             latents, covariances = _infer(run.models, data, reporter)
         _begin(run, out, config)
         record_inputs(out, particles, inputs)
@@ -216,6 +216,7 @@ def _completed(trained: torch.Tensor, relatives: torch.Tensor, seed: int) -> tor
 def _load(
     config: RunConfig,
     particles: Particles,
+    halves: torch.Tensor,
     changes: torch.Tensor | None,
     model: HalfModel,
     device: torch.device,
@@ -228,7 +229,7 @@ def _load(
         particles = particles.posed(changes)
     preprocessing = Preprocessing(model.box, inputs.particle_diameter, inputs.invert_contrast, inputs.normalise)
     with ImageReader(particles) as reader:
-        preprocessing = preprocessing.with_set_noise(reader, config.train.seed)
+        preprocessing = preprocessing.with_set_noise(reader, halves, config.train.seed)
         cache = ImageCache(reader, preprocessing, device, inputs.storage, folder, reporter.step("reading images"))
     data = TrainingImages(cache, particles.ctf, particles.matrices, model.box, model.pixel_size, device)
     try:

@@ -283,11 +283,11 @@ class HalfModel(nn.Module):
             with safetensors.safe_open(path, "pt", device="cpu") as file:
                 metadata = file.metadata()
                 state = {name: file.get_tensor(name) for name in file.keys()}
-        except (OSError, safetensors.SafetensorError) as error:
+        except Exception as error:  # Libraries have many exceptions for damaged files.
             raise InputError(f"{path} is missing or damaged ({error}); train the run again") from error
-        n, n_classes = state["gaussians.composition"].shape
-        gaussians = GaussianModel(torch.zeros(n, 3), 1.0, 1.0, n_classes, edges=state.get("gaussians.edges"))
         try:
+            n, n_classes = state["gaussians.composition"].shape
+            gaussians = GaussianModel(torch.zeros(n, 3), 1.0, 1.0, n_classes, edges=state.get("gaussians.edges"))
             decoder = DECODERS.load(metadata["decoder"])
             model = cls(
                 gaussians,
@@ -302,9 +302,11 @@ class HalfModel(nn.Module):
                 Networks(**json.loads(metadata.get("networks", "{}"))),
             )
             model.load_state_dict(state)
-        except (KeyError, RuntimeError) as error:
+            model.projector = Projector(model.box, model.pixel_size, int(metadata["oversampling"]))
+        except InputError:
+            raise
+        except Exception as error:
             raise InputError(f"{path} was written by another version of dynamight; train the run again") from error
-        model.projector = Projector(model.box, model.pixel_size, int(metadata["oversampling"]))
         return model.to(device).eval()
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
+from dynamight_core.errors import understood
 from dynamight_core.files import atomic_path
 from dynamight_core.model.half import HalfModel
 
@@ -60,8 +61,21 @@ class PrincipalMotions:
 
     @classmethod
     def load(cls, path: str | Path) -> "PrincipalMotions":
-        """Read what `save` wrote."""
-        return cls(**safetensors.torch.load_file(path))
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        InputError
+            if the file is damaged.
+        """
+        with understood(path, "make it again with dynamight train --resume"):
+            found = cls(**safetensors.torch.load_file(path))
+            m, k, n = len(found.points), len(found.components), len(found.coordinates)
+            shapes = {"points": (m, 3), "mean": (m, 3), "components": (k, m, 3), "coordinates": (n, k), "shares": (k,)}
+            for name, shape in shapes.items():
+                if tuple(getattr(found, name).shape) != shape:
+                    raise ValueError(f"{name} has another shape than {shape}")
+        return found
 
 
 def principal_motions(

@@ -211,7 +211,9 @@ def _read(path: Path) -> Records:
         raise InputError(f"{path} does not exist; give the .cs file of the particles") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); give a readable .cs file") from error
-    except ValueError as error:
+    except InputError:
+        raise
+    except Exception as error:  # Libraries have many exceptions for damaged files.
         raise InputError(f"{path} is damaged ({error}); copy or export it again") from error
     if records.dtype.names is None or records.ndim != 1:
         raise InputError(f"{path} has no records of particles; give a .cs file of cryoSPARC")

@@ -36,7 +36,8 @@ class Preprocessing:
         extraction; differences of the noise (dose, ice) then scale the particles. "set": by the mean of each image and
         one standard deviation for all, which keeps the particles' relative scales. "none": grey values stay.
     set_noise
-        standard deviation for normalise="set"; `with_set_noise` measures it.
+        (n,) standard deviation for each image with normalise="set", the same for a half-set; `with_set_noise` measures
+        it.
 
     Raises
     ------
@@ -48,7 +49,7 @@ class Preprocessing:
     diameter: float | None = None
     invert: bool = False
     normalise: str = "image"
-    set_noise: float | None = None
+    set_noise: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.working_box < 2 or self.working_box % 2:
@@ -62,28 +63,39 @@ class Preprocessing:
         """Return the diameter (A) of the particle circle in images of `box` pixels."""
         return _DEFAULT_DIAMETER * box * pixel_size if self.diameter is None else self.diameter
 
-    def with_set_noise(self, reader: ImageReader, seed: int, n_images: int = 1000) -> "Preprocessing":
-        """Return this preprocessing with `set_noise` measured on a random subset, if normalise is "set".
+    def of(self, indices: Index) -> "Preprocessing":
+        """Return the preprocessing of the selected images."""
+        return self if self.set_noise is None else replace(self, set_noise=self.set_noise[indices])
+
+    def with_set_noise(
+        self, reader: ImageReader, halves: torch.Tensor, seed: int, n_images: int = 500
+    ) -> "Preprocessing":
+        """Return this preprocessing with `set_noise` measured on a random subset of each half-set, for "set" only.
 
         Parameters
         ----------
         reader
             of all particles.
+        halves
+            (n,) half-set of each particle; images of one must not change those of another.
         seed
             of the random choice of images.
         n_images
-            largest number of images to measure. `set_noise` is the root mean square of their noise.
+            largest number of images of a half-set to measure. `set_noise` is the root mean square of their noise.
         """
         if self.normalise != "set":
             return self
-        p = reader.particles
-        chosen = np.random.default_rng(seed).permutation(len(p))[:n_images]
-        variances = []
-        for rows in np.array_split(np.sort(chosen), -(-len(chosen) // batch_size(p.box))):
-            ctf = p.ctf[rows] if p.premultiplied else None
-            centred = _centre(reader.read(rows), p.shifts[rows], p.pixel_size, ctf)
-            variances.append(_noise(centred, p.pixel_size, self)[1].square())
-        return replace(self, set_noise=float(torch.cat(variances).mean().sqrt()))
+        p, noise = reader.particles, torch.empty(len(reader.particles))
+        for half in halves.unique():
+            own = torch.where(halves == half)[0].numpy()
+            chosen = np.random.default_rng(seed).permutation(own)[:n_images]
+            variances = []
+            for rows in np.array_split(np.sort(chosen), -(-len(chosen) // batch_size(p.box))):
+                ctf = p.ctf[rows] if p.premultiplied else None
+                centred = _centre(reader.read(rows), p.shifts[rows], p.pixel_size, ctf)
+                variances.append(_noise(centred, p.pixel_size, self)[1].square())
+            noise[own] = torch.cat(variances).mean().sqrt()
+        return replace(self, set_noise=noise)
 
 
 def prepare_images(
@@ -145,7 +157,7 @@ def prepare_images(
         if p.normalise == "set":
             if p.set_noise is None:
                 raise ValueError("normalise='set' needs set_noise; see Preprocessing.with_set_noise")
-            deviation = torch.full_like(deviation, p.set_noise)
+            deviation = p.set_noise.to(deviation)
         images = (images - mean[:, None, None]) / deviation[:, None, None]
     scale = (-1.0 if p.invert else 1.0) / norm_correction
     return resample_image(images * scale[:, None, None], p.working_box)
@@ -161,7 +173,7 @@ def read_prepared(
         p.shifts[indices].to(device),
         p.norm_correction[indices].to(device),
         p.pixel_size,
-        preprocessing,
+        preprocessing.of(indices),
         p.ctf[indices].to(device) if p.premultiplied else None,
     )
 

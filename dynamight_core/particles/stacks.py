@@ -56,7 +56,7 @@ def read_stack_header(path: Path) -> StackHeader:
                 start = 1024 + int(header["nsymbt"])
     except FileNotFoundError as error:
         raise InputError(f"stack {path} does not exist; restore it or correct rlnImageName") from error
-    except (OSError, ValueError) as error:
+    except Exception as error:  # Libraries have many exceptions for damaged files.
         raise InputError(f"stack {path} cannot be read as MRC ({error}); give an intact MRC stack") from error
     if mode not in _PIXEL_BYTES:
         raise InputError(

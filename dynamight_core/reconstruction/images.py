@@ -36,7 +36,7 @@ class FullImages:
             config.inputs.particle_diameter,
             invert=config.inputs.invert_contrast,
             normalise=config.inputs.normalise,
-        ).with_set_noise(self.reader, config.train.seed)
+        ).with_set_noise(self.reader, run.halves, config.train.seed)
         self.matrices = particles.matrices
 
     def images(self, indices: torch.Tensor) -> torch.Tensor:

@@ -26,7 +26,7 @@ _CHANCE = 5
 def load_images(prepared: Prepared, device: torch.device, folder: Path, reporter: Reporter) -> TrainingImages:
     """Read all images once, and keep them prepared at the working box."""
     reader = ImageReader(prepared.particles)
-    preprocessing = prepared.preprocessing().with_set_noise(reader, prepared.options.seed)
+    preprocessing = prepared.preprocessing().with_set_noise(reader, prepared.halves, prepared.options.seed)
     progress = reporter.step("reading images")
     cache = ImageCache(reader, preprocessing, device, prepared.inputs.storage, folder, progress)
     p = prepared.particles

@@ -1,18 +1,25 @@
 """The stage ``dynamight check``: whether a run can start, and its time and memory."""
 
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dynamight_core.devices import choose_device, describe_device
-from dynamight_core.errors import InputError
+from dynamight_core.earlier import check_outputs
+from dynamight_core.errors import InputError, Problems
 from dynamight_core.options import InputOptions, TrainOptions
 from dynamight_core.particles.images import ImageReader
+from dynamight_core.particles.inputs import read_input_particles
 from dynamight_core.particles.memory import available_memory
-from dynamight_core.particles.metadata import describe
+from dynamight_core.particles.metadata import Particles, describe, write_particles
 from dynamight_core.particles.preprocess import batch_size, read_prepared
 from dynamight_core.registry import DECODERS
 from dynamight_core.reporter import PRINT, Reporter
-from dynamight_core.training.read import Prepared, hold_out, open_particles, read_inputs
+from dynamight_core.training.read import Prepared, gather_inputs, open_particles
 from dynamight_core.training.schedule import schedule
 from dynamight_core.training.validate import complete_options
 
@@ -26,7 +33,13 @@ _PROGRAM_BYTES = 6e8
 _EXAMPLES = 5
 
 
-def check_inputs(inputs: InputOptions, options: TrainOptions, images: bool = True, reporter: Reporter = PRINT) -> None:
+def check_inputs(
+    inputs: InputOptions,
+    options: TrainOptions,
+    images: bool = True,
+    reporter: Reporter = PRINT,
+    cleaned: Path | None = None,
+) -> None:
     """Read all input of a run, and report how it is interpreted.
 
     Parameters
@@ -34,54 +47,51 @@ def check_inputs(inputs: InputOptions, options: TrainOptions, images: bool = Tru
     inputs, options
         of the training; without a map, only the particles are checked.
     images
-        whether to read and prepare every image, or only the headers of the stacks.
+        whether to read and prepare every image, or only the headers of the stacks and a sample.
     reporter
         receives messages and progress.
+    cleaned
+        STAR file for the particles whose images are usable, if some are not.
 
     Raises
     ------
     InputError
-        with the reason why a run cannot start.
+        with all reasons why a run cannot start.
     """
-    device = choose_device(options.device)
-    reporter.say(describe_device(options.device, device))
-    if inputs.map:
-        try:
-            prepared = read_inputs(inputs, options)
-        except InputError:
-            # It may be the first of many images.
-            if images:
-                _refuse_bad_images(inputs, options, reporter)
-            raise
-        particles, relatives, halves = prepared.particles, prepared.relatives, prepared.halves
-    else:
-        prepared = None
-        complete_options(inputs, options)
-        particles, relatives, halves, _ = open_particles(inputs, options.seed)
+    problems = Problems()
+    device = problems.step(choose_device, options.device)
+    problems.step(lambda found: reporter.say(describe_device(options.device, found)), device)
+    look = partial(_look_at_images, inputs=inputs, cleaned=cleaned, reporter=reporter) if images else ImageReader
+    prepared = gather_inputs(inputs, options, problems, look) if inputs.map else None
+    if not inputs.map:
+        problems.step(complete_options, inputs, options)
+        opened = open_particles(inputs, options, problems)
+        problems.step(look, opened.particles)
+        problems.step(_describe, opened.particles, opened.halves, opened.validation, reporter)
+        problems.refuse()
+        reporter.say("Only the particles were checked; set --map to check the rest.")
+        return
+    if prepared is not None:
+        _describe(prepared.particles, prepared.halves, prepared.validation, reporter)
+        reporter.say(
+            f"Map: threshold {prepared.region.threshold:.4g}; molecule of {int(prepared.region.mask.sum())} voxels "
+            f"({prepared.region.mask.mean():.1%} of the box)."
+        )
+        prepared.report(reporter)
+        if images:
+            problems.step(_prepare_all, prepared, reporter, device)
+        problems.step(_report_estimates, prepared, device, reporter)
+    problems.refuse()
+    reporter.say("The input is ready for training.")
+
+
+def _describe(particles: Particles, halves: torch.Tensor, validation: torch.Tensor, reporter: Reporter) -> None:
     for line in describe(particles):
         reporter.say(line)
-    validation = hold_out(particles, relatives, halves, options) if prepared is None else prepared.validation
-    with ImageReader(particles) as reader:
-        if images:
-            try:
-                _read_all(reader, prepared, device, reporter)
-            except InputError:
-                _refuse_bad_images(inputs, options, reporter)
-                raise
     reporter.say(
         f"Half-sets of {int((halves == 1).sum())} and {int((halves == 2).sum())} particles; "
         f"{int(validation.sum())} of them are held out for validation."
     )
-    if prepared is None:
-        reporter.say("Only the particles were checked; set --map to check the rest.")
-        return
-    reporter.say(
-        f"Map: threshold {prepared.region.threshold:.4g}; molecule of {int(prepared.region.mask.sum())} voxels "
-        f"({prepared.region.mask.mean():.1%} of the box)."
-    )
-    prepared.report(reporter)
-    _report_estimates(prepared, device, reporter)
-    reporter.say("The input is ready for training.")
 
 
 def estimate_memory(n: int, working_box: int, options: TrainOptions, halves_at_once: int = 1) -> float:
@@ -93,9 +103,14 @@ def estimate_memory(n: int, working_box: int, options: TrainOptions, halves_at_o
     particles; and 0.6 GB for the program.
     """
     w, d, b = working_box, options.n_latents, min(options.batch_size, n)
-    kept = 2 * n * w**2 + 2 * n * w * (w // 2 + 1) + 16 * n * (d + d**2)
+    kept = estimate_images(n, w) + 16 * n * (d + d**2)
     step = DECODERS.load(options.decoder).bytes_per_gaussian * b * options.n_gaussians + 100 * b * w**2
     return kept + halves_at_once * step + _PROGRAM_BYTES
+
+
+def estimate_images(n: int, working_box: int) -> float:
+    """Return the memory of n images and transfer functions in half precision, bytes; they may be kept in a file."""
+    return 2.0 * n * working_box**2 + 2.0 * n * working_box * (working_box // 2 + 1)
 
 
 def estimate_seconds(n: int, working_box: int, options: TrainOptions, threads: int, fixed: bool = False) -> float:
@@ -114,36 +129,44 @@ def estimate_seconds(n: int, working_box: int, options: TrainOptions, threads: i
     return n * effort * per_particle / speed
 
 
-def _refuse_bad_images(inputs: InputOptions, options: TrainOptions, reporter: Reporter) -> None:
-    """Refuse all images that cannot be used, with their number and the first ones."""
-    particles = open_particles(inputs, options.seed)[0]
-    bad: list[int] = []
-    with ImageReader(particles) as reader:
-        n = len(particles)
-        for rows in np.array_split(np.arange(n), -(-n // batch_size(particles.box))):
-            bad += rows[~reader.usable(rows)].tolist()
-            reporter.progress("reading images", int(rows[-1]) + 1, n)
-    if bad:
-        names = ", ".join(particles.image_name(row) for row in bad[:_EXAMPLES])
-        more = f", and {len(bad) - _EXAMPLES} more" if len(bad) > _EXAMPLES else ""
-        raise InputError(
-            f"{len(bad)} images are constant or hold NaN or infinite values ({names}{more}); remove these particles, "
-            "or extract them again"
-        )
+def _look_at_images(
+    particles: Particles, inputs: InputOptions, cleaned: Path | None, reporter: Reporter
+) -> ImageReader:
+    """Return the reader of images that can all be used; refuse the others, with their number and the first ones."""
+    reader = ImageReader(particles)
+    rows, usable = np.arange(len(particles)), np.ones(len(particles), dtype=bool)
+    for part in np.array_split(rows, -(-len(rows) // batch_size(particles.box))):
+        usable[part] = reader.usable(part)
+        reporter.progress("reading images", int(part[-1]) + 1, len(rows))
+    bad = np.flatnonzero(~usable)
+    if not len(bad):
+        return reader
+    names = ", ".join(particles.image_name(row) for row in bad[:_EXAMPLES])
+    more = f", and {len(bad) - _EXAMPLES} more" if len(bad) > _EXAMPLES else ""
+    cure = "extract them again, or write the others to a STAR file with check --cleaned FILE"
+    if cleaned is not None:
+        _write_cleaned(inputs, particles, usable, cleaned)
+        cure = f"{cleaned} has the other {int(usable.sum())} particles"
+    raise InputError(f"{len(bad)} images are constant or hold NaN or infinite values ({names}{more}); {cure}")
 
 
-def _read_all(reader: ImageReader, prepared: Prepared | None, device: torch.device, reporter: Reporter) -> None:
-    """Read every image once, and prepare it if there is a map."""
-    n = len(reader.particles)
-    preprocessing = None
-    if prepared is not None:
-        preprocessing = prepared.preprocessing().with_set_noise(reader, 0)
-    for rows in np.array_split(np.arange(n), -(-n // batch_size(reader.particles.box))):
-        if preprocessing is None:
-            reader.read(rows)
-        else:
+def _write_cleaned(inputs: InputOptions, particles: Particles, usable: NDArray[np.bool_], path: Path) -> None:
+    """Write the rows of the input file whose images are usable."""
+    check_outputs([path], [inputs.star, inputs.map, *particles.stacks], "--cleaned")
+    given = read_input_particles(replace(inputs, symmetry=None))
+    # Copies by symmetry have the image of their particle, and stand in the order of the file.
+    kept = usable if len(given) == len(particles) else usable.reshape(len(given), -1).all(1)
+    write_particles(path, given.subset(np.flatnonzero(kept)), {})
+
+
+def _prepare_all(prepared: Prepared, reporter: Reporter, device: torch.device) -> None:
+    """Prepare every image as training does; refuse those that have no noise to normalise by."""
+    with ImageReader(prepared.particles) as reader:
+        n, options = len(prepared.particles), prepared.options
+        preprocessing = prepared.preprocessing().with_set_noise(reader, prepared.halves, options.seed)
+        for rows in np.array_split(np.arange(n), -(-n // batch_size(reader.particles.box))):
             read_prepared(reader, rows, preprocessing, device)
-        reporter.progress("reading images", int(rows[-1]) + 1, n)
+            reporter.progress("preparing images", int(rows[-1]) + 1, n)
 
 
 def _report_estimates(prepared: Prepared, device: torch.device, reporter: Reporter) -> None:
@@ -152,10 +175,20 @@ def _report_estimates(prepared: Prepared, device: torch.device, reporter: Report
     needed = estimate_memory(n, box, options, 2 if device.type == "cpu" and threads > 1 else 1)
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
+        if needed - estimate_images(n, box) > free:
+            raise InputError(
+                f"training needs about {(needed - estimate_images(n, box)) / 1e9:.1f} GB of the GPU without images; "
+                f"{free / 1e9:.1f} GB are free; use a smaller --batch-size, fewer --n-gaussians, or another GPU"
+            )
         reporter.say(f"Memory: about {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB of the GPU free.")
         reporter.say("Time: not estimated on a GPU; see the first epochs of a run.")
         return
-    free = available_memory()
+    free, least = available_memory(), needed - estimate_images(n, box)
+    if least > free:
+        raise InputError(
+            f"training needs about {least / 1e9:.1f} GB of memory even with the images in a file; {free / 1e9:.1f} GB "
+            "are free; use a smaller --batch-size, fewer --n-gaussians, or a machine with more memory"
+        )
     reporter.say(
         f"Memory: about {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free"
         + ("." if needed < free else ". Images will be kept in a file; a smaller --batch-size saves more memory.")

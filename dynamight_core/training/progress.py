@@ -1,17 +1,46 @@
-"""Whether a training goes on as it should: its metrics so far, and a stop if it diverges."""
+"""Whether a training goes on as it should: its metrics so far, and a step back if it diverges."""
 
 import json
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from dynamight_core.config import RunConfig
 from dynamight_core.errors import InputError
+from dynamight_core.options import TrainOptions
 from dynamight_core.reporter import Reporter
+from dynamight_core.run import holds_run
 from dynamight_core.training.half import HalfTrainer
 
+# What learning rates are multiplied by after a divergence.
+_SLOWER = 0.2
+_RATES = ("learning_rate", "gaussian_learning_rate", "width_learning_rate", "encoder_learning_rate")
 # Particles of a half-set whose deformed Gaussians are looked at.
 _SAMPLE = 64
+
+
+class DivergedError(InputError):
+    """A training whose losses, models or latents are not finite, or whose Gaussians left the box."""
+
+
+def slower(options: TrainOptions) -> TrainOptions:
+    """Return the options with smaller learning rates."""
+    return replace(options, **{name: _SLOWER * getattr(options, name) for name in _RATES})
+
+
+def was_slowed(run: Path) -> bool:
+    """Return whether the training of a run has diverged and went on with smaller rates."""
+    return holds_run(run) and bool(RunConfig.read(run).provenance.get("slower"))
+
+
+def record_slower(run: Path, error: DivergedError) -> None:
+    """Note in config.yaml that, and why, a training goes on with smaller rates."""
+    config = RunConfig.read(run)
+    config.provenance["slower"] = {"factor": _SLOWER, "reason": str(error)}
+    config.write(run)
 
 
 def read_metrics(path: Path, done: int, reporter: Reporter) -> list[dict]:
@@ -31,14 +60,26 @@ def read_metrics(path: Path, done: int, reporter: Reporter) -> list[dict]:
 
 
 @torch.no_grad()
-def check_converging(trainers: Sequence[HalfTrainer], epoch: int) -> None:
-    """Refuse to go on with models that hold values which are not finite, or Gaussians that left the box.
+def check_converging(trainers: Sequence[HalfTrainer], epoch: int, entries: Sequence[dict] = ()) -> None:
+    """Refuse to go on with losses, models or latents that are not finite, or Gaussians that left the box.
+
+    Parameters
+    ----------
+    trainers
+        of the half-sets.
+    epoch
+        its number.
+    entries
+        lines of metrics of this epoch.
 
     Raises
     ------
-    InputError
+    DivergedError
         with what to change.
     """
+    losses = [value for entry in entries for value in (*entry.get("losses", {}).values(), entry["fixed_loss"])]
+    if not all(value is None or math.isfinite(value) for value in losses):
+        raise DivergedError(f"training diverged in epoch {epoch} (the loss is not finite); {_cure(trainers[0])}")
     for trainer in trainers:
         model = trainer.model
         extent = model.box * model.pixel_size
@@ -49,8 +90,11 @@ def check_converging(trainers: Sequence[HalfTrainer], epoch: int) -> None:
         if finite and bool((moved.abs() < 2 * extent).all()):
             continue
         what = "Gaussians left the box" if finite else "values are not finite"
-        rate = trainer.options.learning_rate
-        raise InputError(
-            f"training diverged in epoch {epoch} (half-set {trainer.half}: {what}); use a --learning-rate below "
-            f"{rate:g}, and check units and scale of images and map with dynamight check"
-        )
+        raise DivergedError(f"training diverged in epoch {epoch} (half-set {trainer.half}: {what}); {_cure(trainer)}")
+
+
+def _cure(trainer: HalfTrainer) -> str:
+    return (
+        f"use a --learning-rate below {trainer.options.learning_rate:g}, and check units and scale of images and map "
+        "with dynamight check"
+    )

@@ -1,19 +1,20 @@
 """From files to a data set that is ready for training."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from dynamight_core.errors import InputError
+from dynamight_core.errors import FAILED, InputError, Problems
 from dynamight_core.files import read_map
 from dynamight_core.model.bodies import RigidBodies
 from dynamight_core.model.initialise import MolecularRegion, find_molecule
 from dynamight_core.options import InputOptions, TrainOptions
 from dynamight_core.options.presets import LABELS
 from dynamight_core.particles.halves import assign_halves, choose_validation, torn
+from dynamight_core.particles.images import ImageReader
 from dynamight_core.particles.inputs import read_input_particles
 from dynamight_core.particles.metadata import Particles, check_enough
 from dynamight_core.particles.plausible import check_plausible
@@ -23,6 +24,7 @@ from dynamight_core.particles.symmetry import check_symmetry
 from dynamight_core.reporter import Reporter
 from dynamight_core.training import validate
 from dynamight_core.training.atomic import AtomicModel, read_atomic_model
+from dynamight_core.training.comparison import compare_with_map, comparison_box
 
 # Working pixels per mean distance between Gaussians, which cannot explain finer frequencies.
 _PIXELS_PER_SPACING = 0.6
@@ -98,40 +100,66 @@ class Prepared:
         )
 
 
-def open_particles(inputs: InputOptions, seed: int) -> tuple[Particles, torch.Tensor, torch.Tensor, bool]:
-    """Read the particles and their half-sets.
+@dataclass
+class Opened:
+    """Particles and their half-sets; `FAILED` in the place of what could not be had.
 
-    Returns
-    -------
-    tuple
-        particles, (n,) groups of relatives, (n,) halves, and whether the half-sets were assigned at random.
+    Parameters
+    ----------
+    particles
+        metadata.
+    plausible
+        whether their values are possible.
+    relatives
+        (n,) numbers of groups of relatives.
+    halves
+        (n,) 1 or 2.
+    random
+        whether the half-sets were assigned at random.
+    validation
+        (n,) bool.
     """
+
+    particles: Particles
+    plausible: None
+    relatives: torch.Tensor
+    halves: torch.Tensor
+    random: bool
+    validation: torch.Tensor
+
+
+def open_particles(inputs: InputOptions, options: TrainOptions, problems: Problems) -> Opened:
+    """Read the particles, their half-sets and the validation particles."""
+    step = problems.step
+    step(_check_project, inputs)
+    particles = step(read_input_particles, inputs)
+    step(check_enough, particles)
+    plausible = step(check_plausible, particles)
+    relatives = step(_relatives, particles, inputs)
+    halves, random = FAILED, False
+    if relatives is not FAILED:
+        halves, random = assign_halves(particles, relatives, options.seed)
+    enough = step(validate.check_half_sets, particles, halves)
+    validation = step(_hold_out, relatives, halves, options, after=[enough])
+    return Opened(particles, plausible, relatives, halves, random, validation)
+
+
+def _check_project(inputs: InputOptions) -> None:
     if inputs.project is not None and not Path(inputs.project).is_dir():
         raise InputError(
             f"--project is {inputs.project}, not a folder; use the folder that image paths are relative to"
         )
-    particles = read_input_particles(inputs)
-    check_enough(particles)
-    check_plausible(particles)
+
+
+def _relatives(particles: Particles, inputs: InputOptions) -> torch.Tensor:
     distance = inputs.relative_distance
     if distance is None:
         distance = default_distance(particles, inputs.particle_diameter)
-    relatives = find_relatives(particles, distance)
-    halves, random = assign_halves(particles, relatives, seed)
-    validate.check_half_sets(particles, halves)
-    return particles, relatives, halves, random
+    return find_relatives(particles, distance)
 
 
-def hold_out(
-    particles: Particles, relatives: torch.Tensor, halves: torch.Tensor, options: TrainOptions
-) -> torch.Tensor:
-    """Return the (n,) mask of the validation particles; relatives are held out together.
-
-    Raises
-    ------
-    InputError
-        if a half-set has too few of them for a verdict.
-    """
+def _hold_out(relatives: torch.Tensor, halves: torch.Tensor, options: TrainOptions) -> torch.Tensor:
+    """Return the (n,) mask of the validation particles; relatives are held out together."""
     validation = choose_validation(halves, relatives, options.validation_fraction, options.seed)
     validate.check_held_out(relatives, halves, validation, options)
     return validation
@@ -143,59 +171,140 @@ def read_inputs(inputs: InputOptions, options: TrainOptions) -> Prepared:
     Raises
     ------
     InputError
-        if they cannot be used.
+        with all reasons why they cannot be used.
     """
-    options = validate.complete_options(inputs, options)
-    particles, relatives, halves, random = open_particles(inputs, options.seed)
-    notes, warnings = [], list(_torn_relatives(halves, relatives))
-    if random:
-        notes.append("the particles have no half-sets; they are assigned at random (rlnRandomSubset in particles.star)")
-    validation = hold_out(particles, relatives, halves, options)
-    consensus = read_volume("map", inputs.map, particles)
-    if inputs.symmetry is not None:
-        check_symmetry(inputs.map, consensus, inputs.symmetry)
-        notes += _on_symmetry(inputs)
-    validate.check_contrast(inputs.map, consensus)
-    if inputs.half_maps:
-        volumes = [read_volume("half-map", path, particles) for path in inputs.half_maps]
-        validate.check_half_maps(inputs.half_maps, volumes)
-    else:
-        volumes = [consensus, consensus]
-        notes.append(
-            f"both half-sets are initialised from one map, {_filtered(options.initial_resolution)}; set --half-maps to "
-            "keep them independent"
-        )
-    validate.check_initial_resolution(particles, options)
-    mask = None
+    problems = Problems()
+    prepared = gather_inputs(inputs, options, problems)
+    problems.refuse()
+    assert prepared is not None
+    return prepared
+
+
+def gather_inputs(
+    inputs: InputOptions,
+    options: TrainOptions,
+    problems: Problems,
+    look: Callable[[Particles], ImageReader] = ImageReader,
+) -> Prepared | None:
+    """Read and check particles, maps, masks and atomic model.
+
+    Parameters
+    ----------
+    inputs, options
+        of the training.
+    problems
+        takes all reasons why they cannot be used.
+    look
+        opens the stacks; it may refuse images.
+
+    Returns
+    -------
+    Prepared
+        None if something cannot be used.
+    """
+    step = problems.step
+    completed = step(validate.complete_options, inputs, options)
+    options = options if completed is FAILED else completed
+    opened = open_particles(inputs, options, problems)
+    particles, halves = opened.particles, opened.halves
+    maps = _read_maps(inputs, options, particles, problems)
+    region = step(_find_molecule, inputs, options, particles, maps.consensus)
     if inputs.mask:
-        mask = read_volume("mask", inputs.mask, particles)
-        validate.check_mask_range("mask", inputs.mask, mask)
-        mask = mask.clamp(0, 1)
-    region = _find_molecule(inputs, options, particles, consensus)
-    atomic = read_atomic_model(inputs, options, particles, consensus, region)
-    if atomic is not None:
+        step(validate.check_mask, inputs.mask, maps.mask, region)
+    atomic = step(read_atomic_model, inputs, options, particles, maps.consensus, region)
+    if atomic is not FAILED and atomic is not None:
         options = replace(options, n_gaussians=len(atomic.coarse))
-        notes += atomic.sentences()
-    bodies = read_bodies(inputs.bodies, particles, region) if inputs.bodies else None
-    warnings += [*region.warnings, *validate.check_premultiplied(particles, inputs.premultiplied, options.seed)]
-    box = _working_box(inputs, options, particles, region)
-    pair = volumes[0], volumes[1]
+    bodies = step(read_bodies, inputs.bodies, particles, region) if inputs.bodies else None
+    box = step(_working_box, inputs, options, particles, region)
+    reader = step(look, particles)
+    multiplied = step(
+        validate.check_premultiplied, reader, inputs.premultiplied, options.seed, after=[opened.plausible]
+    )
+    step(_compare, inputs, options, reader, maps.consensus, after=[opened.plausible, multiplied])
+    if problems.sentences:
+        return None
+    notes, warnings = _remarks(inputs, options, opened, atomic)
+    warnings += [*region.warnings, *multiplied]
     return Prepared(
         inputs,
         options,
         particles,
-        relatives,
+        opened.relatives,
         halves,
-        validation,
-        pair,
+        opened.validation,
+        (maps.halves[0], maps.halves[1]),
         region,
-        mask,
+        maps.mask,
         atomic,
         bodies,
         box,
         notes,
         warnings,
     )
+
+
+@dataclass
+class _Maps:
+    """Volumes on the grid of the particles, or `FAILED`: consensus, those of the half-sets, mask of motion or None."""
+
+    consensus: torch.Tensor = FAILED
+    halves: list[torch.Tensor] = field(default_factory=list)
+    mask: torch.Tensor | None = None
+
+
+def _read_maps(inputs: InputOptions, options: TrainOptions, particles: Particles, problems: Problems) -> _Maps:
+    """Read maps and mask; without particles, they are only looked at by themselves."""
+    step = problems.step
+    if particles is FAILED:
+        for name, path in [("map", inputs.map), *(("half-map", path) for path in inputs.half_maps or [])]:
+            step(read_map, path, name)
+        return _Maps()
+    consensus = step(read_volume, "map", inputs.map, particles)
+    if inputs.symmetry is not None:
+        step(check_symmetry, inputs.map, consensus, inputs.symmetry)
+    white = step(validate.check_contrast, inputs.map, consensus)
+    volumes = [consensus, consensus]
+    if inputs.half_maps:
+        volumes = [step(read_volume, "half-map", path, particles) for path in inputs.half_maps]
+        if not any(volume is FAILED for volume in volumes):
+            step(validate.check_half_maps, inputs.half_maps, volumes)
+    step(validate.check_initial_resolution, particles, options)
+    mask = step(_read_mask, inputs, particles)
+    return _Maps(FAILED if white is FAILED else consensus, volumes, mask)
+
+
+def _read_mask(inputs: InputOptions, particles: Particles) -> torch.Tensor | None:
+    if not inputs.mask:
+        return None
+    mask = read_volume("mask", inputs.mask, particles)
+    validate.check_mask_range("mask", inputs.mask, mask)
+    return mask.clamp(0, 1)
+
+
+def _compare(inputs: InputOptions, options: TrainOptions, reader: ImageReader, consensus: torch.Tensor) -> float:
+    """Refuse images that do not fit the map, see `comparison`."""
+    box = comparison_box(reader.particles.box)
+    prepare = Preprocessing(box, inputs.particle_diameter, inputs.invert_contrast)
+    return compare_with_map(reader, prepare, consensus, str(inputs.map), options.seed)
+
+
+def _remarks(
+    inputs: InputOptions, options: TrainOptions, opened: Opened, atomic: AtomicModel | None
+) -> tuple[list[str], list[str]]:
+    """Return notes and warnings for the user."""
+    notes, warnings = [], list(_torn_relatives(opened.halves, opened.relatives))
+    if opened.random:
+        notes.append("the particles have no half-sets; they are assigned at random (rlnRandomSubset in particles.star)")
+    if inputs.symmetry is not None:
+        notes += _on_symmetry(inputs)
+    if not inputs.half_maps:
+        notes.append(
+            f"both half-sets are initialised from one map, {_filtered(options.initial_resolution)}; set --half-maps to "
+            "keep them independent"
+        )
+    if atomic is not None:
+        notes += atomic.sentences()
+    return notes, warnings
 
 
 def _on_symmetry(inputs: InputOptions) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """The order of epochs."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from dynamight_core.options import TrainOptions
 
@@ -49,7 +50,9 @@ class Epoch:
     prepare: bool = True
 
 
-def schedule(options: TrainOptions, continued: bool = False, fixed: bool = False) -> list[Epoch]:
+def schedule(
+    options: TrainOptions, continued: bool = False, fixed: bool = False, before: Sequence[int] = ()
+) -> list[Epoch]:
     """Return the epochs of a training.
 
     After the warm-up come refinement epochs, initialised by the linear motion estimate or by encoder epochs (paper).
@@ -69,7 +72,12 @@ def schedule(options: TrainOptions, continued: bool = False, fixed: bool = False
         whether it starts from trained models: there is no warm-up, and latents are known.
     fixed
         whether an atomic model defines the Gaussians: there are no reference updates and refits.
+    before
+        numbers of epochs that the run was trained for before it was given more: these come first, unchanged.
     """
+    if before:
+        earlier = replace(options, epochs=before[-1])
+        return [*schedule(earlier, continued, fixed, before[:-1]), *_more(options, options.epochs - before[-1], fixed)]
     epochs = [] if continued else [Epoch("warm-up", prepare=False) for _ in range(options.warm_up_epochs)]
     alone = [Epoch("reference", prepare=step == 0) for step in range(options.reference_epochs)]
     encoder_epochs = 0 if continued else options.encoder_epochs
@@ -99,4 +107,21 @@ def schedule(options: TrainOptions, continued: bool = False, fixed: bool = False
     if not fixed and (not first or options.motion_resolution):
         # Fit the detail that the filter removed, with the final motion.
         epochs += alone
+    return epochs
+
+
+def _more(options: TrainOptions, number: int, fixed: bool) -> list[Epoch]:
+    """Return epochs after a whole training: steps stay as small as at its end, priors at their full weight."""
+    refined = options.latent_refinement
+    epochs = [
+        Epoch(
+            "refinement" if refined else "encoder",
+            options.sparse_motion,
+            "again" if refined and done % options.inference_interval == 0 else "no",
+            decoder_rate=_LAST_RATE if refined else 1.0,
+        )
+        for done in range(number)
+    ]
+    if not fixed and (refined or options.motion_resolution):
+        epochs += [Epoch("reference", prepare=step == 0) for step in range(options.reference_epochs)]
     return epochs

@@ -33,12 +33,25 @@ from dynamight_core.training.convergence import Rises, fixed_loss
 from dynamight_core.training.curves import training_curves
 from dynamight_core.training.data import TrainingImages
 from dynamight_core.training.epochs import balance_regularisation, run_epoch
+from dynamight_core.training.extension import (
+    earlier_epochs,
+    record_more_epochs,
+    refuse_stopped,
+    remove_later_results,
+)
 from dynamight_core.training.half import HalfTrainer
 from dynamight_core.training.inference import infer_latents
 from dynamight_core.training.large_motion import FollowedMotion, follow_large_motion
 from dynamight_core.training.linear import linear_starts
 from dynamight_core.training.poses import held_out_poses, refine_before_motion, refine_poses
-from dynamight_core.training.progress import check_converging, read_metrics
+from dynamight_core.training.progress import (
+    DivergedError,
+    check_converging,
+    read_metrics,
+    record_slower,
+    slower,
+    was_slowed,
+)
 from dynamight_core.training.read import Prepared, read_inputs
 from dynamight_core.training.reference import central_latents, update_references
 from dynamight_core.training.refit import refit_gaussians, sharpen_reference
@@ -96,15 +109,29 @@ def _train(
     prepared.report(reporter)
     reporter.say(describe_device(options.device, device))
     data = load_images(prepared, device, run, reporter)
+    if resumed and was_slowed(run):
+        prepared.options = slower(prepared.options)
     try:
         trainers = build_trainers(prepared, data, previous, reporter)
         # Only now: unusable images must not create a run or remove the existing one.
         if not resumed:
             _begin_run(run, prepared, contents)
-        epochs = schedule(prepared.options, continued=previous is not None, fixed=prepared.atomic is not None)
-        _train_epochs(trainers, run, epochs, reporter)
+        more = earlier_epochs(run)
+        epochs = schedule(prepared.options, previous is not None, prepared.atomic is not None, more)
+        try:
+            _train_epochs(trainers, run, epochs, reporter)
+        except DivergedError as error:
+            if was_slowed(run):
+                raise
+            reporter.warn(f"{error}; training goes back to its last checkpoint, once, with smaller learning rates")
+            record_slower(run, error)
+            prepared.options = slower(prepared.options)
+            trainers = build_trainers(prepared, data, previous, reporter)
+            _train_epochs(trainers, run, epochs, reporter)
         trained = Trained(run, prepared, data, trainers)
         trained.infer_all(reporter)
+        if more:
+            remove_later_results(run)
         trained.save()
     except BaseException:
         data.close()
@@ -235,7 +262,7 @@ def _train_epochs(trainers: tuple[HalfTrainer, ...], run: Path, epochs: list[Epo
         if epoch.infer == "linear":
             linear_starts(trainers)
         entries = side_by_side(partial(_run_epoch, epoch, number), trainers, data.device)
-        check_converging(trainers, number)
+        check_converging(trainers, number, entries)
         pace = _pace(trainers, time.monotonic() - started)
         if epoch.infer == "linear":
             for trainer in trainers:
@@ -336,7 +363,8 @@ def _check_folder(run: Path, prepared: Prepared, contents: dict, resume: bool, o
         old = RunConfig.read(run)
         changed = changed_options(old.inputs, inputs) + changed_options(old.train, options)
         changed = [name for name in changed if name not in _FREE_TO_CHANGE]
-        if changed:
+        more = changed == ["epochs"] and options.epochs > old.train.epochs
+        if changed and not more:
             raise InputError(
                 f"{run} was trained with other values of {', '.join(map(option_name, changed))}; resume with the "
                 "same values, or use a new folder"
@@ -347,6 +375,9 @@ def _check_folder(run: Path, prepared: Prepared, contents: dict, resume: bool, o
         arranged(run, prepared.particles)
         if old.provenance.get("atomic_model") != contents.get("atomic_model"):
             raise InputError(f"{inputs.atomic_model} has changed since {run} was started; use a new folder")
+        if more:
+            refuse_stopped(run)
+            record_more_epochs(run, options.epochs)
         return True
     if exists and not overwrite:
         raise InputError(f"{run} already contains a run; use --resume to continue it, or --overwrite to replace it")

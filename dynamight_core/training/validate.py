@@ -109,6 +109,16 @@ def check_mask_range(name: str, path: str, mask: torch.Tensor) -> None:
         raise InputError(f"{name} {path} has values from {mask.min():.4g} to {mask.max():.4g}; use 0 to 1")
 
 
+def check_mask(path: str, mask: torch.Tensor, region: MolecularRegion) -> None:
+    """Refuse a mask of allowed motion that misses the molecule."""
+    covered = float(mask[torch.from_numpy(region.mask)].mean())
+    if covered < _MIN_BODY:
+        raise InputError(
+            f"mask {path} covers {100 * covered:.2g} % of the molecule; use a mask in the frame of the consensus map "
+            "that holds the part which moves"
+        )
+
+
 def check_contrast(path: str, volume: torch.Tensor) -> None:
     """Refuse a map whose molecule is dark."""
     low, high = float(volume.min()), float(volume.max())
@@ -148,10 +158,9 @@ def check_bodies(
             )
 
 
-def check_premultiplied(particles: Particles, given: bool | None, seed: int) -> list[str]:
+def check_premultiplied(reader: ImageReader, given: bool | None, seed: int) -> list[str]:
     """Compare the images with their declared premultiplication; warn if the user declared it, or else refuse."""
-    with ImageReader(particles) as reader:
-        left = power_at_ctf_zeros(reader, seed)
+    left, particles = power_at_ctf_zeros(reader, seed), reader.particles
     declared = particles.premultiplied
     if left is None or (left < NOT_MULTIPLIED if declared else left > MULTIPLIED):
         return []

@@ -3,8 +3,10 @@
 import atexit
 import os
 import shlex
+import shutil
 import signal
 import subprocess
+import tempfile
 import time
 import webbrowser
 from pathlib import Path
@@ -45,10 +47,12 @@ class ExplorerView(View):
             said = Path(log).read_text()
             # Without an address it is still starting, and will open the page itself.
             if _SCHEME in said:
-                webbrowser.open(_address(said))
+                _open(_address(said))
             return
         program = Plugin.getProgram(f"explore {shlex.quote(folder)} --port 0")
-        with open(log, "w") as file:
+        Path(log).unlink(missing_ok=True)
+        # The address is in it, with which others could write to the run.
+        with open(log, "w", opener=_private) as file:
             server = subprocess.Popen(
                 ["bash", "-c", program],
                 env=Plugin.getEnviron(),
@@ -70,6 +74,19 @@ class ExplorerView(View):
         else:
             _end(server)
             showError("Explorer", said.splitlines()[-1] if said else "The explorer did not start.", self._window)
+
+
+def _private(path, flags):
+    return os.open(path, flags, mode=0o600)
+
+
+def _open(address):
+    """Open an address by way of a file that only its owner can read: others see the command line of a browser."""
+    folder = tempfile.mkdtemp(prefix="dynamight-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    page = Path(folder) / "explorer.html"
+    page.write_text(f'<!DOCTYPE html><meta http-equiv="refresh" content="0; url={address}">')
+    webbrowser.open(page.as_uri())
 
 
 def _address(text):

@@ -83,15 +83,29 @@ def test_one_scale_for_the_set_keeps_the_ratio_of_particles(particle_files):
     scale = np.linspace(1, 2, 12)[:, None, None]
     files.stack(images=(files.pixels * scale).astype(np.float32))
     reader = ImageReader(read_particles(files.star(files.rows(rlnOriginXAngst=["0"] * 12))))
-    measured = Preprocessing(16, diameter=16.0, normalise="set").with_set_noise(reader, seed=1)
-    assert measured.set_noise == pytest.approx(np.sqrt((scale**2).mean()), rel=0.1)
-    assert measured == Preprocessing(16, diameter=16.0, normalise="set").with_set_noise(reader, 1)
+    by_set, halves = Preprocessing(16, diameter=16.0, normalise="set"), torch.ones(12)
+    measured = by_set.with_set_noise(reader, halves, seed=1)
+    assert measured.set_noise.tolist() == pytest.approx([np.sqrt((scale**2).mean())] * 12, rel=0.1)
+    assert measured.set_noise.equal(by_set.with_set_noise(reader, halves, 1).set_noise)
     deviation = read_prepared(reader, slice(None), measured).std(dim=(1, 2))
     assert deviation[-1] / deviation[0] == pytest.approx(2, rel=0.2)
     by_image = Preprocessing(16, diameter=16.0)
-    assert by_image.with_set_noise(reader, 1) is by_image
+    assert by_image.with_set_noise(reader, halves, 1) is by_image
     deviation = read_prepared(reader, slice(None), by_image).std(dim=(1, 2))
     assert deviation[-1] / deviation[0] == pytest.approx(1, rel=0.2)
+
+
+def test_images_of_one_half_set_do_not_scale_those_of_the_other(particle_files):
+    halves = torch.tensor([1, 2] * 6)
+    read = []
+    for scale in (1, 3):
+        files = particle_files
+        files.stack(images=np.where(halves.numpy()[:, None, None] == 2, scale, 1).astype(np.float32) * files.pixels)
+        reader = ImageReader(read_particles(files.star()))
+        prepare = Preprocessing(16, diameter=16.0, normalise="set").with_set_noise(reader, halves, seed=1)
+        read.append(read_prepared(reader, slice(None), prepare))
+    assert read[0][halves == 1].equal(read[1][halves == 1])
+    torch.testing.assert_close(read[0][halves == 2], read[1][halves == 2])
 
 
 def test_an_image_is_divided_by_its_norm_correction():

@@ -211,7 +211,7 @@ def test_training_stops_when_the_loss_has_risen_often_enough(tmp_path, monkeypat
         },
     )
     monkeypatch.setattr(run_module, "update_references", lambda trainers: None)
-    monkeypatch.setattr(run_module, "check_converging", lambda trainers, number: None)
+    monkeypatch.setattr(run_module, "check_converging", lambda *_: None)
     monkeypatch.setattr(run_module, "save_checkpoint", lambda folder, trainer, number, state: saved.append(number))
     data = SimpleNamespace(device=torch.device("cpu"), stop=None)
     trainers = [SimpleNamespace(options=options, half=half, data=data, rows=range(100)) for half in (1, 2)]

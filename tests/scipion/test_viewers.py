@@ -460,6 +460,15 @@ def test_explorer_is_served_by_the_engine_and_ends_with_scipion(opened, chain, m
     assert "http://127.0.0.1:" in said[0]
     ((end, server),) = ends
     assert server.poll() is None
+    log = Path(chain["deformations"].outputModel.getRunPath("analysis", "explorer.log"))
+    assert log.stat().st_mode & 0o077 == 0
+    # Shown again, from a file that only its owner can read.
+    shown = []
+    monkeypatch.setattr(pages.webbrowser, "open", shown.append)
+    view.show()
+    assert "token" not in shown[0]
+    assert said[0].split()[-1] in Path(shown[0].removeprefix("file://")).read_text()
+    ends.pop()
     end(server)
     # It ends as if it had been stopped in a terminal; otherwise this raises.
     server.wait(10)

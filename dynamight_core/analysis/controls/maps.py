@@ -58,10 +58,11 @@ class ControlImages:
         inputs = run.config.inputs
         preprocessing = Preprocessing(
             self.box, inputs.particle_diameter, invert=inputs.invert_contrast, normalise=inputs.normalise
-        ).with_set_noise(ImageReader(run.particles), run.config.train.seed)
+        ).with_set_noise(ImageReader(run.particles), run.halves, run.config.train.seed)
         self.particles = run.particles.subset(rows.numpy())
         self.matrices = self.particles.matrices
-        cache = ImageCache(ImageReader(self.particles), preprocessing, device, inputs.storage, run.path, progress)
+        reader, own = ImageReader(self.particles), preprocessing.of(rows.numpy())
+        cache = ImageCache(reader, own, device, inputs.storage, run.path, progress)
         self.training = TrainingImages(cache, self.particles.ctf, self.matrices, self.box, self.pixel_size, device)
         self._deformations: dict[tuple[bool, int], list[HalfDeformations]] = {}
 

@@ -106,7 +106,7 @@ def read_annotations(source: str | Path | io.StringIO, name: str, particles: pd.
         check_is_file(source, "table", "choose a CSV file")
     try:
         table = pd.read_csv(source, skipinitialspace=True)
-    except (ValueError, UnicodeDecodeError, OSError) as error:
+    except Exception as error:  # Libraries have many exceptions for damaged files.
         reason = str(error).strip()
         raise InputError(f"cannot read table {name} ({reason}); use a CSV file with a header") from error
     n = len(particles)

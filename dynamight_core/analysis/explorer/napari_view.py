@@ -8,7 +8,7 @@ import os
 
 import numpy as np
 
-from dynamight_core.analysis.explorer.server import has_screen
+from dynamight_core.analysis.explorer.address import has_screen
 from dynamight_core.analysis.explorer.session import Explorer
 from dynamight_core.analysis.molecule import spread_out
 from dynamight_core.errors import InputError

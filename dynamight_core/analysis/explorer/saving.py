@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dynamight_core.analysis.displace import displace
 from dynamight_core.analysis.explorer.answer import Answer
-from dynamight_core.analysis.explorer.commands import check_name, command_line, options_from
+from dynamight_core.analysis.explorer.commands import check_name, options_from
 from dynamight_core.analysis.select import select_particles, write_selection
 from dynamight_core.analysis.state_maps import write_states
 from dynamight_core.analysis.states import choose_states
@@ -16,6 +16,7 @@ from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
 from dynamight_core.lock import writing
 from dynamight_core.options import DisplaceOptions, SelectOptions, StatesOptions
+from dynamight_core.options.words import command_line
 from dynamight_core.reporter import Reporter
 from dynamight_core.run import Run
 
@@ -100,7 +101,7 @@ class Saver:
         self._progress = (stage, done, total)
 
     def _command(self, command: str, options, **more) -> str:
-        return command_line(command, self._run.path, options, **more)
+        return command_line(command, [self._run.path], options, **more)
 
     def _saved(self, files: list[Path], commands: list[str], values: dict) -> Answer:
         """Keep the commands, and return the names of the files inside RUN/analysis."""

@@ -29,7 +29,7 @@ from dynamight_core.analysis.select import inside_polygon, within_column
 from dynamight_core.analysis.state_maps import StateModels
 from dynamight_core.analysis.states import state_coordinates
 from dynamight_core.errors import InputError
-from dynamight_core.judging.conclusion import conclude, shared_motions
+from dynamight_core.judging.conclusion import Conclusion, conclude, shared_motions
 from dynamight_core.judging.distribution import corrected_distribution
 from dynamight_core.judging.errors import coordinate_variances, displacement_errors
 from dynamight_core.reporter import PRINT, Reporter
@@ -89,6 +89,7 @@ class Explorer:
         self._annotations: list[pd.DataFrame] = []
         self._states: dict[str, StateModels] = {}
         self._orders: dict[tuple[str, str], np.ndarray] = {}
+        self._concluded: tuple[int, Conclusion] | None = None
         self._computing = threading.RLock()
         self.saver = Saver(run, self.model_path, origin, reporter)
         for table in tables:
@@ -131,7 +132,7 @@ class Explorer:
 
     def about(self) -> Answer:
         """Return what the page says about the run when it opens."""
-        run, summary, conclusion = self.run, self.run.summary, conclude(self.run)
+        run, summary, conclusion = self.run, self.run.summary, self._conclusion()
         c = self.coordinates
         low, high = np.quantile(c, [0.005, 0.995], axis=0)
         return Answer(
@@ -357,6 +358,14 @@ class Explorer:
         if not len(rows):
             raise InputError("the region contains no particles; draw it around some")
         return rows
+
+    def _conclusion(self) -> Conclusion:
+        """Return the conclusion, drawn again if a stage has brought the run's summary up to date."""
+        changed = (self.run.path / "analysis" / "summary.json").stat().st_mtime_ns
+        with self._computing:
+            if self._concluded is None or self._concluded[0] != changed:
+                self._concluded = changed, conclude(self.run)
+            return self._concluded[1]
 
     def _mask(self, group: str, where: str = "") -> np.ndarray:
         """Return which particles are in a group, and within a range of a column (see `select.within_column`), (n,)."""
