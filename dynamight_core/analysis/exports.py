@@ -126,13 +126,33 @@ def write_shift_arrows(
     shifts = [motions.displacement(torch.as_tensor(at, dtype=torch.float32)[None])[0] for at in (start, end)]
     centre = header_origin(run.config.inputs.map) + run.box // 2 * run.pixel_size
     shift = (shifts[1] - shifts[0]).numpy()
-    start = (motions.points + shifts[0]).numpy() + centre
-    error = np.asarray(run.summary["point_error"])
-    chosen = spread_out(start, n)
+    points = (motions.points + shifts[0]).numpy() + centre
+    return write_arrow_files(points, shift, np.asarray(run.summary["point_error"]), stem, n, title)
+
+
+def write_arrow_files(
+    points: np.ndarray, shift: np.ndarray, error: np.ndarray, stem: Path, n: int = 150, title: str = ""
+) -> list[Path]:
+    """Write arrows as .bild, for ChimeraX, and as .csv. The radius of the sphere at each tip is the error.
+
+    Parameters
+    ----------
+    points, shift
+        (m, 3) starts and displacements, A.
+    error
+        (m,) A.
+    stem
+        path of the files, without suffix.
+    n
+        largest number of arrows; they are spread evenly over the points.
+    title
+        comment in the BILD file.
+    """
+    chosen = spread_out(points, n)
     size = np.linalg.norm(shift, axis=1)
     table = pd.DataFrame(
         {
-            **{f"{name}_A": start[chosen, i] for i, name in enumerate("xyz")},
+            **{f"{name}_A": points[chosen, i] for i, name in enumerate("xyz")},
             **{f"shift_{name}_A": shift[chosen, i] for i, name in enumerate("xyz")},
             "shift_A": size[chosen],
             "error_A": error[chosen],
@@ -140,12 +160,12 @@ def write_shift_arrows(
     )
     lines = [f".comment {title}; the radius of a sphere is the error"]
     for row in chosen[size[chosen] > 0.05 * size.max()]:
-        tip = start[row] + shift[row]
-        ends = " ".join(f"{value:.2f}" for value in (*start[row], *tip))
+        tip = points[row] + shift[row]
+        ends = " ".join(f"{value:.2f}" for value in (*points[row], *tip))
         lines += [".color 0.15 0.25 0.35", ".transparency 0", f".arrow {ends} 0.4 1.0 0.7"]
         ball = " ".join(f"{value:.2f}" for value in (*tip, error[row]))
         lines += [".color 0.80 0.40 0.20", ".transparency 0.6", f".sphere {ball}"]
-    files = [stem.with_suffix(".bild"), stem.with_suffix(".csv")]
+    files = [stem.with_name(f"{stem.name}{suffix}") for suffix in (".bild", ".csv")]
     with atomic_path(files[0]) as path:
         path.write_text("\n".join(lines) + "\n")
     write_table(files[1], table, "%.5g")
