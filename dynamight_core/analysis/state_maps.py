@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from dynamight_core.analysis.deviations import state_deviations
 from dynamight_core.analysis.exports import write_shift_arrows
 from dynamight_core.analysis.molecule import half_motions, half_numbers
 from dynamight_core.analysis.movie import projections_of, write_movie
@@ -24,7 +25,16 @@ from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run, whole_set
 
 # Files beside the maps of states.
-_OTHER_FILES = ("movie.gif", "movie.mp4", "difference.mrc", "arrows.bild", "arrows.csv", "states.cxc", "states.csv")
+_OTHER_FILES = (
+    "movie.gif",
+    "movie.mp4",
+    "difference.mrc",
+    "arrows.bild",
+    "arrows.csv",
+    "deviations.csv",
+    "states.cxc",
+    "states.csv",
+)
 # Fraction of voxels below the contour level that ChimeraX shows.
 _LEVEL = 0.98
 
@@ -110,8 +120,9 @@ def write_states(
     Returns
     -------
     Path
-        the folder, with one ``.mrc`` per state, ``states.csv``, ``states.cxc`` for ChimeraX, and optionally the movie,
-        ``arrows.bild`` and ``arrows.csv`` from the first state to the last, and ``difference.mrc``.
+        the folder, with one ``.mrc`` per state, ``states.csv``, ``deviations.csv`` between states by region,
+        ``states.cxc`` for ChimeraX, and optionally the movie, ``arrows.bild`` and ``arrows.csv`` from the first state
+        to the last, and ``difference.mrc``.
 
     Raises
     ------
@@ -150,6 +161,8 @@ def write_states(
     _write_script(out, states, float(np.quantile(ends[0], _LEVEL)))
     what = f"Maps of {len(states)} states" if len(states) > 1 else "Map of one state"
     reporter.say(f"{what} and states.csv: {out}. Open states.cxc in ChimeraX.")
+    if states.latents is None and len(states) > 1:
+        write_table(out / "deviations.csv", state_deviations(run, states.labels, states.coordinates), "%.4g")
     path = states.ordered and len(states) > 1
     if path and states.latents is None:
         write_shift_arrows(run, states.coordinates[0], states.coordinates[-1], out / "arrows")
