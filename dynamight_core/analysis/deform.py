@@ -12,7 +12,7 @@ from dynamight_core.analysis.fields import exact_displacements
 from dynamight_core.analysis.pushed import sources
 from dynamight_core.earlier import check_outputs
 from dynamight_core.errors import InputError
-from dynamight_core.files import header_origin, read_map, write_map
+from dynamight_core.files import atomic_path, header_origin, read_map, write_map
 from dynamight_core.options import DeformOptions
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
@@ -33,10 +33,10 @@ def deform(
     field
         .npz or .mrc file, see `read_field`.
     source
-        .mrc map, or .pdb or .cif model, in the frame of the field's reference map: the origin in the map's header says
-        where a map lies.
+        .mrc map, or .pdb or .cif model, in the frame of the field's reference map. The origin in the header says where
+        a map lies.
     out
-        .mrc or .cif.
+        .mrc or .cif. Beside a model, an .npz holds `positions` (1, m, 3) and `points` (m, 3) as given, A.
     options
         how it is applied.
     reporter
@@ -81,6 +81,8 @@ def _deform_model(found: DeformationField, source: Path, out: Path, options: Def
         shift = exact_displacements(Run(options.run), found, points)
     moved = torch.from_numpy(points + options.scale * shift)
     write_model(out, PointSet(torch.from_numpy(points), offset, origin, structure), moved)
+    with atomic_path(out.with_suffix(".npz")) as temporary:
+        np.savez(temporary, positions=(moved.numpy() + offset)[None], points=positions)
     sizes = np.linalg.norm(options.scale * shift, axis=1)
     reporter.say(f"Displacement of {len(sizes)} atoms: {np.sqrt(np.square(sizes).mean()):.2f} A rms.")
 

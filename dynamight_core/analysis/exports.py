@@ -26,10 +26,11 @@ _REACH = 12.0
 
 
 def write_exports(run: Run, embedding: str = "auto", reporter: Reporter = PRINT) -> None:
-    """Write RUN/analysis/motion.mrc and its error, gaussians_half1.cif, gaussians_half2.cif and embedding.csv.
+    """Write RUN/analysis/motion.mrc and its error, gaussians_half?.cif, embedding.csv and latents.csv.
 
     ``motion_error.mrc`` is the error of the motion, ``motion_beyond_error.mrc`` the motion that exceeds its error (root
-    of the difference of the squares). Maps and models have the origin of the consensus map's header.
+    of the difference of the squares). ``latents.csv`` has the latents of all particles under both decoders. Maps and
+    models have the origin of the consensus map's header.
 
     Parameters
     ----------
@@ -62,6 +63,8 @@ def write_exports(run: Run, embedding: str = "auto", reporter: Reporter = PRINT)
         embedding = "pca"
     columns, names = embed(run.motions.coordinates.numpy(), embedding, run.config.train.seed, reporter)
     write_table(folder / "embedding.csv", pd.DataFrame(columns, columns=names))
+    values = {f"half{h}_latent{k}": z for h in (1, 2) for k, z in enumerate(run.latents[h - 1].T.numpy(), 1)}
+    write_table(folder / "latents.csv", pd.DataFrame(values))
     reporter.say(f"Maps of the motion, its error and the motion beyond error: {', '.join(map(str, maps))}.")
     reporter.say(f"Gaussians with their motion: {gaussians[0]} and {gaussians[1]}.")
 

@@ -81,6 +81,8 @@ OURS = {
     "DynamightProtStates",
     "DynamightProtSelect",
     "DynamightProtDisplaceModel",
+    "DynamightProtApplyField",
+    "DynamightProtImportFields",
     "DynamightProtControl",
 }
 
