@@ -7,6 +7,7 @@ from .protocol_control import DynamightProtControl
 from .protocol_deformations import DynamightProtDeformations
 from .protocol_displace_model import DynamightProtDisplaceModel
 from .protocol_import_fields import DynamightProtImportFields
+from .protocol_infer import DynamightProtInfer
 from .protocol_reconstruct import DynamightProtReconstruct
 from .protocol_select import DynamightProtSelect
 from .protocol_states import DynamightProtStates
@@ -17,6 +18,7 @@ __all__ = [
     "DynamightProtDeformations",
     "DynamightProtDisplaceModel",
     "DynamightProtImportFields",
+    "DynamightProtInfer",
     "DynamightProtReconstruct",
     "DynamightProtSelect",
     "DynamightProtStates",

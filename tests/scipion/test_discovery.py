@@ -83,6 +83,7 @@ OURS = {
     "DynamightProtDisplaceModel",
     "DynamightProtApplyField",
     "DynamightProtImportFields",
+    "DynamightProtInfer",
     "DynamightProtControl",
 }
 
