@@ -145,6 +145,10 @@ def writeParticles(particles, starFile, folder, opticsStar=None):
         row["rlnImagePixelSize"] = particles.getSamplingRate()
         row["rlnImageSize"] = particles.getXDim()
         row["rlnImageDimensionality"] = 2
+        if particles.hasCoordinates():
+            # Scipion's extraction counts them in pixels of the particles; its table has a placeholder of 1 A.
+            row["rlnMicrographPixelSize"] = particles.getSamplingRate()
+            row.pop("rlnMicrographOriginalPixelSize", None)
     paths, changes = stackPaths(collected.files, folder)
     notes += changes
     columns["rlnImageName"] = [
