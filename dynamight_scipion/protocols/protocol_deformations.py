@@ -314,8 +314,18 @@ class DynamightProtDeformations(DeformationsForm, ProtAnalysis3D):
             f"{model.getNumberOfParticles(1)} and {model.getNumberOfParticles(2)} particles in the half-sets"
             + (", split at random." if model.areHalfSetsRandom() else "."),
         ]
+        lines += self._describeDevice(summary["model"].get("device"))
         lines += [f"Note: {warning}." for warning in summary["warnings"]]
         return lines + self._readNotes()
+
+    def _describeDevice(self, device):
+        """Return what trained the model, as a list of sentences; empty for models of earlier versions."""
+        if device is None:
+            return []
+        if device != "cpu":
+            return [f"Trained on the GPU ({device})."]
+        expected = ", although a GPU was chosen: the log says why" if self.usesGpu() else ""
+        return [f"Trained on the CPU{expected}."]
 
     def _readNotes(self):
         """Return the changes made when the input was converted."""

@@ -56,6 +56,7 @@ _RIGID = "reconstruction/rigid/"
 # Folders whose files are not listed one by one: states, selections and tables come in dozens.
 _FOLDERS = {
     "analysis/states": "maps, movie and coordinates of states",
+    "analysis/fields": "deformation fields (.npz, .mrc) and their arrows",
     "analysis/tables": "the values behind these figures",
     "analysis/domains": "masks and motions of the rigid-body domains",
     "analysis/controls": "verdicts and values of the controls",
