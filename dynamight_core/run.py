@@ -61,6 +61,7 @@ STAGE_FILES = {
         "analysis/relion_data.star",
     ),
     "states": ("analysis/states/**/*", "analysis/paths/**/*"),
+    "fields": ("analysis/fields/**/*",),
     "select": ("analysis/selections/**/*",),
     "control": ("analysis/controls/**/*",),
     "explore": ("analysis/explored.sh",),

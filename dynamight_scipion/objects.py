@@ -1,11 +1,14 @@
-"""The trained model as an object of Scipion: output of one protocol, input of others."""
+"""The trained model and deformation fields as objects of Scipion: outputs of one protocol, inputs of others."""
 
 import json
 import os
+import re
 import shutil
 
-from pwem.objects import EMObject, Transform
-from pyworkflow.object import Boolean, Float, Integer, Pointer, String
+import mrcfile
+import numpy as np
+from pwem.objects import EMObject, EMSet, Transform
+from pyworkflow.object import Boolean, CsvList, Float, Integer, Pointer, String
 from pyworkflow.utils import cleanPath, createLink, makePath
 
 RUN_FOLDER = "run"
@@ -269,3 +272,188 @@ class DynamightModel(EMObject):
     def getMotionError(self):
         """Return the estimated error of the motion, Å rms."""
         return self._motionError.get()
+
+
+class DeformationField(EMObject):
+    """How far each point of the reference map is displaced, and in which direction.
+
+    Displacements are vectors (x, y, z; Å) on a grid, or on points. They lead from the frame of the reference map, the
+    consensus, to a conformation, or along a motion. The file is the engine's (.npz, or .mrc with three components); see
+    docs/fields.md. All values are attributes, so copies are complete.
+    """
+
+    MOTION, STATE, PARTICLE, IMPORTED = "motion", "state", "particle", "imported"
+    CONSENSUS = "consensus"
+
+    def __init__(self, location=None, **kwargs):
+        EMObject.__init__(self, **kwargs)
+        # Relative to the project
+        self._filename = String(location)
+        self._kind = String(self.IMPORTED)
+        self._frame = String(self.CONSENSUS)
+        # Spacing of the grid, Å; 0 on points
+        self._samplingRate = Float(0.0)
+        # Map that the displacements start from, its box and its Å per voxel
+        self._referenceMap = String()
+        self._referenceBox = Integer()
+        self._referenceSampling = Float()
+        # Folder of the engine's run, coordinates along its principal motions (Å rms), and id of the particle
+        self._runFolder = String()
+        self._zFlex = CsvList(pType=float)
+        self._particleId = Integer(0)
+        # Rms over the molecule, Å: displacement, its uncertainty, and the difference between the half-sets' fields
+        self._rms = Float()
+        self._error = Float()
+        self._difference = Float()
+
+    def __str__(self):
+        size = f", {self._rms.get():.1f} Å rms" if self._rms.hasValue() else ""
+        return f"{self.getClassName()} ({self.getName()}, {self._kind}{size})"
+
+    def getFileName(self):
+        """Return the path of the field's file, relative to the project."""
+        return self._filename.get()
+
+    def setFileName(self, path):
+        """Set the path of the field's file, relative to the project."""
+        self._filename.set(path)
+
+    def getName(self):
+        """Return what the field is called: the label, or the name of its file."""
+        return self.getObjLabel() or os.path.splitext(os.path.basename(self.getFileName() or ""))[0]
+
+    def getKind(self):
+        """Return what the field is of: "motion", "state", "particle" or "imported"."""
+        return self._kind.get()
+
+    def getFrame(self):
+        """Return the frame that the displacements start from: "consensus", the one of the reference map."""
+        return self._frame.get()
+
+    def getSamplingRate(self):
+        """Return the spacing of the grid, Å; 0 for a field on points."""
+        return self._samplingRate.get()
+
+    def isOnGrid(self):
+        """Whether the field is on a grid, not on points."""
+        return self._samplingRate.get() > 0
+
+    def getReferenceMap(self):
+        """Return the path of the map whose frame the field is in, or None if it is not known."""
+        return self._referenceMap.get()
+
+    def getReferenceGrid(self):
+        """Return the box (voxels) and the sampling rate (Å) of the reference map."""
+        return self._referenceBox.get(), self._referenceSampling.get()
+
+    def setReference(self, path, box, samplingRate):
+        """Set the map whose frame the field is in: path, box (voxels) and sampling rate (Å)."""
+        self._referenceMap.set(path)
+        self._referenceBox.set(box)
+        self._referenceSampling.set(samplingRate)
+
+    def getRunFolder(self):
+        """Return the folder of the run that the field is from, or None of an imported field."""
+        return self._runFolder.get()
+
+    def getZFlex(self):
+        """Return the coordinates along the principal motions (Å rms), as an array; empty if they are not known."""
+        return np.array(self._zFlex, dtype=float)
+
+    def getParticleId(self):
+        """Return the id of the particle that the field is of, 0 if it is of none."""
+        return self._particleId.get()
+
+    def getRms(self):
+        """Return the displacement, Å rms over the molecule, None if it is not known."""
+        return self._rms.get()
+
+    def getError(self):
+        """Return the uncertainty of the displacement, Å rms over the molecule, None if it is not known."""
+        return self._error.get()
+
+    def getDifference(self):
+        """Return the difference between the half-sets' fields, Å rms over the molecule, None if it is not known."""
+        return self._difference.get()
+
+    def loadField(self):
+        """Return the field's arrays, a dict.
+
+        `displacement` is (nz, ny, nx, 3) or (m, 3), x, y, z in Å. `points` are their places, Å from the centre of the
+        reference map's box. `error` and `difference` (Å) have the shape of the places, or are missing.
+        """
+        if self.getFileName().endswith(".npz"):
+            return _readNpz(self.getFileName())
+        return _readMrc(self.getFileName())
+
+
+def _readNpz(path):
+    with np.load(path, allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    if "points" not in arrays:
+        arrays["points"] = arrays["corner"] + arrays["spacing"] * _gridIndices(arrays["displacement"].shape[:3])
+    return {name: arrays[name] for name in ("displacement", "error", "difference", "points") if name in arrays}
+
+
+def _readMrc(path):
+    with mrcfile.open(path, permissive=True) as mrc:
+        components, header, spacing = np.array(mrc.data, dtype=np.float32), mrc.header, float(mrc.voxel_size.x)
+        labels = " ".join(label.decode(errors="replace") for label in header.label)
+        first = np.array([float(header.origin[axis]) for axis in "xyz"])
+    components = components.reshape(3, -1, *components.shape[-2:])
+    described = re.search(r"DYNAMIGHT FIELD box=(\d+) pixel=(\S+) origin=([^,\s]+),([^,\s]+),([^,\s]+)", labels)
+    if described:
+        box, sampling, *origin = map(float, described.groups())
+        corner = first - origin - box // 2 * sampling
+    else:
+        # Of another program: on the voxels of the reference map
+        corner = -spacing * (np.array(components.shape[:0:-1]) // 2)
+    points = corner + spacing * _gridIndices(components.shape[1:])
+    return {"displacement": np.moveaxis(components, 0, -1), "points": points}
+
+
+def _gridIndices(shape):
+    """Return the (nz, ny, nx, 3) indices x, y, z of the points of a grid."""
+    return np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij")[::-1], -1)
+
+
+class SetOfDeformationFields(EMSet):
+    """Deformation fields in one frame: the motions of a run, states, particles, or imported ones."""
+
+    ITEM_TYPE = DeformationField
+    EXPOSE_ITEMS = True
+
+    def __init__(self, **kwargs):
+        EMSet.__init__(self, **kwargs)
+        self._samplingRate = Float(0.0)
+        self._referenceMap = String()
+
+    def __str__(self):
+        return f"{self.getClassName()} ({self.getSize()} fields)"
+
+    def getSamplingRate(self):
+        """Return the spacing of the grids, Å; 0 for fields on points."""
+        return self._samplingRate.get()
+
+    def setSamplingRate(self, samplingRate):
+        """Set the spacing of the grids, Å."""
+        self._samplingRate.set(samplingRate)
+
+    def getReferenceMap(self):
+        """Return the path of the map whose frame the fields are in."""
+        return self._referenceMap.get()
+
+    def append(self, field):
+        """Add a field; the first one says the spacing and the reference map of the set."""
+        if self.isEmpty():
+            self._samplingRate.set(field.getSamplingRate())
+            self._referenceMap.set(field.getReferenceMap())
+        EMSet.append(self, field)
+
+    def copyInfo(self, other):
+        """Copy spacing and reference map of another set."""
+        self.copyAttributes(other, "_samplingRate", "_referenceMap")
+
+    def getFiles(self):
+        """Return the paths of the fields."""
+        return [field.getFileName() for field in self.iterItems()]

@@ -26,10 +26,11 @@ _REACH = 12.0
 
 
 def write_exports(run: Run, embedding: str = "auto", reporter: Reporter = PRINT) -> None:
-    """Write RUN/analysis/motion.mrc and its error, gaussians_half1.cif, gaussians_half2.cif and embedding.csv.
+    """Write RUN/analysis/motion.mrc and its error, gaussians_half?.cif, embedding.csv and latents.csv.
 
     ``motion_error.mrc`` is the error of the motion, ``motion_beyond_error.mrc`` the motion that exceeds its error (root
-    of the difference of the squares). Maps and models have the origin of the consensus map's header.
+    of the difference of the squares). ``latents.csv`` has the latents of all particles under both decoders. Maps and
+    models have the origin of the consensus map's header.
 
     Parameters
     ----------
@@ -62,6 +63,8 @@ def write_exports(run: Run, embedding: str = "auto", reporter: Reporter = PRINT)
         embedding = "pca"
     columns, names = embed(run.motions.coordinates.numpy(), embedding, run.config.train.seed, reporter)
     write_table(folder / "embedding.csv", pd.DataFrame(columns, columns=names))
+    values = {f"half{h}_latent{k}": z for h in (1, 2) for k, z in enumerate(run.latents[h - 1].T.numpy(), 1)}
+    write_table(folder / "latents.csv", pd.DataFrame(values))
     reporter.say(f"Maps of the motion, its error and the motion beyond error: {', '.join(map(str, maps))}.")
     reporter.say(f"Gaussians with their motion: {gaussians[0]} and {gaussians[1]}.")
 
@@ -126,13 +129,33 @@ def write_shift_arrows(
     shifts = [motions.displacement(torch.as_tensor(at, dtype=torch.float32)[None])[0] for at in (start, end)]
     centre = header_origin(run.config.inputs.map) + run.box // 2 * run.pixel_size
     shift = (shifts[1] - shifts[0]).numpy()
-    start = (motions.points + shifts[0]).numpy() + centre
-    error = np.asarray(run.summary["point_error"])
-    chosen = spread_out(start, n)
+    points = (motions.points + shifts[0]).numpy() + centre
+    return write_arrow_files(points, shift, np.asarray(run.summary["point_error"]), stem, n, title)
+
+
+def write_arrow_files(
+    points: np.ndarray, shift: np.ndarray, error: np.ndarray, stem: Path, n: int = 150, title: str = ""
+) -> list[Path]:
+    """Write arrows as .bild, for ChimeraX, and as .csv. The radius of the sphere at each tip is the error.
+
+    Parameters
+    ----------
+    points, shift
+        (m, 3) starts and displacements, A.
+    error
+        (m,) A.
+    stem
+        path of the files, without suffix.
+    n
+        largest number of arrows; they are spread evenly over the points.
+    title
+        comment in the BILD file.
+    """
+    chosen = spread_out(points, n)
     size = np.linalg.norm(shift, axis=1)
     table = pd.DataFrame(
         {
-            **{f"{name}_A": start[chosen, i] for i, name in enumerate("xyz")},
+            **{f"{name}_A": points[chosen, i] for i, name in enumerate("xyz")},
             **{f"shift_{name}_A": shift[chosen, i] for i, name in enumerate("xyz")},
             "shift_A": size[chosen],
             "error_A": error[chosen],
@@ -140,12 +163,12 @@ def write_shift_arrows(
     )
     lines = [f".comment {title}; the radius of a sphere is the error"]
     for row in chosen[size[chosen] > 0.05 * size.max()]:
-        tip = start[row] + shift[row]
-        ends = " ".join(f"{value:.2f}" for value in (*start[row], *tip))
+        tip = points[row] + shift[row]
+        ends = " ".join(f"{value:.2f}" for value in (*points[row], *tip))
         lines += [".color 0.15 0.25 0.35", ".transparency 0", f".arrow {ends} 0.4 1.0 0.7"]
         ball = " ".join(f"{value:.2f}" for value in (*tip, error[row]))
         lines += [".color 0.80 0.40 0.20", ".transparency 0.6", f".sphere {ball}"]
-    files = [stem.with_suffix(".bild"), stem.with_suffix(".csv")]
+    files = [stem.with_name(f"{stem.name}{suffix}") for suffix in (".bild", ".csv")]
     with atomic_path(files[0]) as path:
         path.write_text("\n".join(lines) + "\n")
     write_table(files[1], table, "%.5g")

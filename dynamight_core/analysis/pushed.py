@@ -1,22 +1,23 @@
 """The reconstructed map deformed along the field: states of the molecule at the full resolution of the map."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from scipy import ndimage
-from scipy.spatial import cKDTree
 
-from dynamight_core.analysis.molecule import all_gaussians, half_motions, half_numbers
+from dynamight_core.analysis.field_files import cubic_grid
+from dynamight_core.analysis.fields import around_molecule
+from dynamight_core.analysis.molecule import half_motions, half_numbers
 from dynamight_core.errors import InputError
 from dynamight_core.files import header_origin, read_map, write_map
-from dynamight_core.imaging.geometry import grid_points, to_points
-from dynamight_core.imaging.masks import raised_cosine
+from dynamight_core.imaging.geometry import to_points
 from dynamight_core.reconstruction.deformation import conformation_coordinates
 from dynamight_core.run import Run
 
-# Grid of the field, A: spacing, distance from the Gaussians that deforms in full, and width of the edge beyond.
-_SPACING, _REACH, _EDGE = 4.0, 8.0, 8.0
+# Spacing of the grid of the field, A.
+_SPACING = 4.0
 # Fixed-point iterations that find where each voxel came from.
 _ITERATIONS = 8
 
@@ -46,14 +47,8 @@ class PushedMap:
         self._map, self.pixel_size = read_map(path)
         self._frame = _frame_of_maps(run)
         self._origin = header_origin(path)
-        extent = len(self._map) * self.pixel_size
-        self._n_grid = max(2, round(extent / _SPACING)) + 1
-        self._step = extent / (self._n_grid - 1)
-        axis = (np.arange(self._n_grid) - (self._n_grid - 1) / 2) * self._step
-        grid = grid_points(axis)
-        distance = cKDTree(all_gaussians(run)).query(grid, distance_upper_bound=_REACH + _EDGE)[0]
-        self._near = np.isfinite(distance)
-        weight = raised_cosine((distance[self._near] - _REACH) / _EDGE)
+        grid, self._n_grid, self._step = cubic_grid(len(self._map) * self.pixel_size, _SPACING)
+        self._near, weight = around_molecule(run, grid)
         points = torch.from_numpy(grid[self._near].astype(np.float32))
         found = [half_motions(run, number, points) for number in half_numbers(half)]
         parts = [np.concatenate([mean[None], fields]) for mean, fields in found]
@@ -65,10 +60,7 @@ class PushedMap:
         box = len(self._map)
         field = self._field(coordinates)
         voxels = np.stack(np.meshgrid(*[np.arange(box, dtype=float)] * 3, indexing="ij"))
-        # A voxel came from x, where x + shift(x) is its position.
-        source = voxels.copy()
-        for _ in range(_ITERATIONS):
-            source = voxels - self._read(field, source)
+        source = sources(voxels, lambda at: self._read(field, at))
         if self._frame is not None:
             source = source + self._read(self._field(self._frame), source)
         return ndimage.map_coordinates(self._map, source, order=3, mode="nearest").astype(np.float32)
@@ -87,6 +79,14 @@ class PushedMap:
     def write(self, path: Path, volume: np.ndarray) -> None:
         """Write a (box, box, box) map with the origin of the reconstruction's header."""
         write_map(path, volume, self.pixel_size, self._origin)
+
+
+def sources(places: np.ndarray, displacement: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Return where what is at (3, ...) places came from: x, where x + displacement(x) is the place; same units."""
+    source = places.copy()
+    for _ in range(_ITERATIONS):
+        source = places - displacement(source)
+    return source
 
 
 def _frame_of_maps(run: Run) -> np.ndarray | None:

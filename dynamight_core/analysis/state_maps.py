@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from dynamight_core.analysis.deviations import state_deviations
 from dynamight_core.analysis.exports import write_shift_arrows
 from dynamight_core.analysis.molecule import half_motions, half_numbers
 from dynamight_core.analysis.pushed import PushedMap
@@ -26,7 +27,8 @@ from dynamight_core.run import Run, whole_set
 # Files beside the maps of states.
 _OTHER_FILES = (
     *(f"movie.{suffix}" for suffix in ("gif", "mp4", "png")),
-    *("difference.mrc", "displacement.mrc", "arrows.bild", "arrows.csv", "states.cxc", "film.cxc", "states.csv"),
+    *("difference.mrc", "displacement.mrc", "arrows.bild", "arrows.csv", "deviations.csv"),
+    *("states.cxc", "film.cxc", "states.csv"),
 )
 
 
@@ -116,8 +118,9 @@ def write_states(
     Returns
     -------
     Path
-        the folder, with one ``.mrc`` per state, ``states.csv``, ``states.cxc`` for ChimeraX, and optionally the movie,
-        ``arrows.bild`` and ``arrows.csv`` from the first state to the last, and ``difference.mrc``.
+        the folder, with one ``.mrc`` per state, ``states.csv``, ``deviations.csv`` between states by region,
+        ``states.cxc`` for ChimeraX, and optionally the movie, ``arrows.bild`` and ``arrows.csv`` from the first state
+        to the last, and ``difference.mrc``.
 
     Raises
     ------
@@ -156,6 +159,8 @@ def write_states(
     write_scripts(run, states, out, positions)
     what = f"Maps of {len(states)} states" if len(states) > 1 else "Map of one state"
     reporter.say(f"{what} and states.csv: {out}. Open states.cxc in ChimeraX.")
+    if states.latents is None and len(states) > 1:
+        write_table(out / "deviations.csv", state_deviations(run, states.labels, states.coordinates), "%.4g")
     path = states.ordered and len(states) > 1
     if path and states.latents is None:
         write_shift_arrows(run, states.coordinates[0], states.coordinates[-1], out / "arrows")

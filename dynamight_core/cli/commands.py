@@ -17,9 +17,11 @@ from dynamight_core.errors import InputError
 from dynamight_core.options import (
     AnalyseOptions,
     ControlOptions,
+    DeformOptions,
     DemoOptions,
     DisplaceOptions,
     ExploreOptions,
+    FieldsOptions,
     InferOptions,
     InputOptions,
     InvertOptions,
@@ -214,6 +216,42 @@ def displace(
             model.to(choose_device(options.device))
         run_displace(opened, points, out, options, reporter)
         record_stage(opened, "displace", options, points=str(points), out=str(out))
+
+
+@command
+def fields(
+    run: Run,
+    options: FieldsOptions,
+    *,
+    out: Annotated[
+        Path | None, Option("Output folder. RUN/analysis/fields if omitted.", level="basic", metavar="FOLDER")
+    ] = None,
+) -> None:
+    """Write deformation fields of motions, states or particles, with uncertainties: .npz, .mrc and arrows."""
+    from dynamight_core.analysis.fields import write_fields
+    from dynamight_core.run import record_stage
+
+    with Terminal() as reporter:
+        opened = _open(run, options)
+        write_fields(opened, options, out, reporter)
+        record_stage(opened, "fields", options)
+
+
+@command
+def deform(
+    field: Annotated[Path, Option("Deformation field (.npz or .mrc) of dynamight fields.")],
+    source: Annotated[Path, Option("Map (.mrc) or atomic model (.pdb, .cif) in the frame of the field.")],
+    options: DeformOptions,
+    *,
+    out: Annotated[Path, Option("Deformed map (.mrc) or model (.cif).", metavar="FILE")],
+) -> None:
+    """Apply a deformation field to a map or to an atomic model."""
+    from dynamight_core.analysis.deform import deform as run_deform
+    from dynamight_core.devices import set_threads
+
+    set_threads(options.threads)
+    with Terminal() as reporter:
+        run_deform(field, source, out, options, reporter)
 
 
 @command

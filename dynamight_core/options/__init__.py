@@ -7,8 +7,10 @@ The command line, the tables of docs and the schema that the Scipion plugin read
 from dynamight_core.options.analyse import (
     AnalyseOptions,
     ControlOptions,
+    DeformOptions,
     DisplaceOptions,
     ExploreOptions,
+    FieldsOptions,
     SelectOptions,
     StatesOptions,
 )
@@ -28,6 +30,8 @@ STAGES = {
     "analyse": AnalyseOptions,
     "states": StatesOptions,
     "displace": DisplaceOptions,
+    "fields": FieldsOptions,
+    "deform": DeformOptions,
     "select": SelectOptions,
     "control": ControlOptions,
     "explore": ExploreOptions,

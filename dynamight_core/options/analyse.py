@@ -182,6 +182,71 @@ class DisplaceOptions(Checked):
 
 
 @dataclass
+class FieldsOptions(Checked):
+    """Which deformation fields are written; the principal motions if none is named."""
+
+    motions: int | None = basic(
+        None,
+        "Number of principal motions, each by one standard deviation. All if no other field is named, else none.",
+        label="Principal motions",
+        at_least=0,
+    )
+    at: list[str] = basic(
+        [],
+        "Coordinates of one state along motion 1, 2, ... (A rms), separated by commas; repeat for more states.",
+        metavar="COORDINATES",
+    )
+    states: str | None = basic(None, "Table of states (states.csv of dynamight states).", metavar="FILE")
+    particles: str | None = basic(
+        None,
+        "Rows of particles.star, from 1, separated by commas.",
+        more="The uncertainty is the particle's own.",
+        metavar="ROWS",
+    )
+    points: str | None = basic(
+        None,
+        "Write the fields on these points instead of a grid: .npy of shape (m, 3), .pdb or .cif.",
+        more="Between points of a grid, the field is interpolated; on the atoms of a model it is exact.",
+        metavar="FILE",
+        group="Points",
+    )
+    spacing: float = basic(
+        4.0,
+        "Spacing of the grid.",
+        more="Fields are smooth: at 4 A, interpolation errs by a few hundredths of an A.",
+        label="Spacing of the grid",
+        unit="A",
+        at_least=0.5,
+        at_most=50,
+    )
+    origin: str = origin()
+    use_unsupported_motion: bool = use_unsupported_motion()
+    threads: int | None = threads()
+
+
+@dataclass
+class DeformOptions(Checked):
+    """How a deformation field is applied."""
+
+    scale: float = basic(
+        1.0,
+        "Multiply all displacements by this factor.",
+        more="A negative factor moves the other way along a motion.",
+        label="Factor",
+    )
+    map: str | None = basic(
+        None, "Reference map of the field, if it was moved or the field is of another program.", metavar="FILE"
+    )
+    run: str | None = basic(
+        None,
+        "Run that the field is from: evaluate it at the atoms themselves instead of on its grid.",
+        metavar="FOLDER",
+    )
+    origin: str = origin()
+    threads: int | None = threads()
+
+
+@dataclass
 class SelectOptions(Checked):
     """Which particles are kept; every condition that is given must hold."""
 

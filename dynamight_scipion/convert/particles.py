@@ -19,7 +19,7 @@ MIN_PARTICLES = 200
 _OWN_LABELS = ("rlnOpticsGroup", "rlnPhaseShift", "rlnImageId")
 
 
-def checkParticles(particles, opticsStar=None):
+def checkParticles(particles, opticsStar=None, fewest=MIN_PARTICLES):
     """Check a set of particles before a run.
 
     Parameters
@@ -28,6 +28,8 @@ def checkParticles(particles, opticsStar=None):
         SetOfParticles.
     opticsStar
         STAR file with the optics groups to use instead, or None.
+    fewest
+        number of particles that a run needs.
 
     Returns
     -------
@@ -61,10 +63,8 @@ def checkParticles(particles, opticsStar=None):
             "the links in the folder of the import protocol."
         )
     enabled = len(particles.getUniqueValues("id", where="enabled=1"))
-    if enabled < MIN_PARTICLES:
-        errors.append(
-            f"There are {enabled} enabled particles, too few to estimate motion: give at least {MIN_PARTICLES}."
-        )
+    if enabled < fewest:
+        errors.append(f"There are {enabled} enabled particles, too few to estimate motion: give at least {fewest}.")
     _checkHalves(particles, first, errors, warnings)
     if opticsStar:
         if not os.path.exists(opticsStar):
@@ -145,6 +145,10 @@ def writeParticles(particles, starFile, folder, opticsStar=None):
         row["rlnImagePixelSize"] = particles.getSamplingRate()
         row["rlnImageSize"] = particles.getXDim()
         row["rlnImageDimensionality"] = 2
+        if particles.hasCoordinates():
+            # Scipion's extraction counts them in pixels of the particles; its table has a placeholder of 1 A.
+            row["rlnMicrographPixelSize"] = particles.getSamplingRate()
+            row.pop("rlnMicrographOriginalPixelSize", None)
     paths, changes = stackPaths(collected.files, folder)
     notes += changes
     columns["rlnImageName"] = [

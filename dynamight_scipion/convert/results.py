@@ -3,7 +3,7 @@
 import numpy as np
 from emtable import Table
 from pwem.objects import ParticleFlex, Transform
-from pyworkflow.object import Float, Integer
+from pyworkflow.object import CsvList, Float, Integer
 
 from dynamight_scipion.objects import FLEX_PROGRAM
 
@@ -18,7 +18,9 @@ _RESULTS = {
     "dynMotionError": Float,
     "dynMotionDisagreement": Float,
 }
-_OWN_ATTRIBUTES = ("_flexInfo", "_zFlex", "_zRed", *(f"_{name}" for name in _RESULTS))
+# Latents of a particle under the decoders of both half-sets.
+_LATENTS = "_dynLatents1", "_dynLatents2"
+_OWN_ATTRIBUTES = ("_flexInfo", "_zFlex", "_zRed", *_LATENTS, *(f"_{name}" for name in _RESULTS))
 
 
 def readColumns(starFile, wanted):
@@ -59,12 +61,12 @@ def motionCoordinates(columns):
     return np.stack([columns[f"dynMotion{number + 1}"] for number in range(count)], -1)
 
 
-def fillParticles(output, particles, columns, embedding):
+def fillParticles(output, particles, columns, embedding, latents=(), coordinates=None):
     """Fill a set with the particles that have results, and add their motions.
 
-    A particle keeps all its attributes. It gets zFlex (coordinates along the principal motions, Å rms), zRed (two
-    coordinates for plots), and the attributes _dynHalf, _dynValidation, _dynMotionRms, _dynMotionError and
-    _dynMotionDisagreement (Å). Refined poses, if any, become its alignment.
+    A particle keeps all its attributes. It gets zFlex, zRed (two coordinates for plots), and the attributes _dynHalf,
+    _dynValidation, _dynMotionRms, _dynMotionError and _dynMotionDisagreement (Å), _dynLatents1 and _dynLatents2.
+    Refined poses, if any, become its alignment.
 
     Parameters
     ----------
@@ -76,6 +78,10 @@ def fillParticles(output, particles, columns, embedding):
         as `readMotions` returns them.
     embedding
         (n, 2) in the order of `columns`.
+    latents
+        two (n, d) arrays, in this order: under the decoders of half-sets 1 and 2; none to omit them.
+    coordinates
+        (n, K), in this order, that become zFlex; along the principal motions if None.
 
     Raises
     ------
@@ -83,13 +89,16 @@ def fillParticles(output, particles, columns, embedding):
         if results and particles do not belong together.
     """
     rowOf = {number: row for row, number in enumerate(columns["rlnImageId"].tolist())}
-    coordinates = motionCoordinates(columns).tolist()
+    coordinates = np.asarray(motionCoordinates(columns) if coordinates is None else coordinates, dtype=float).tolist()
     reduced = np.asarray(embedding, dtype=float).tolist()
     results = {f"_{name}": columns[name].tolist() for name in _RESULTS}
     matrices = _refinedMatrices(columns, particles.getSamplingRate())
     filled = ParticleFlex(progName=FLEX_PROGRAM)
     for name, kind in _RESULTS.items():
         setattr(filled, f"_{name}", kind())
+    ofDecoders = {name: values.tolist() for name, values in zip(_LATENTS, latents, strict=False)}
+    for name in ofDecoders:
+        setattr(filled, name, CsvList(pType=float))
     halfSets = Integer()
     hadHalves = particles.getFirstItem().hasAttribute("_rlnRandomSubset")
     for particle in particles.iterItems():
@@ -110,7 +119,7 @@ def fillParticles(output, particles, columns, embedding):
             filled.setTransform(Transform(matrices[row]))
         filled.setZFlex(coordinates[row])
         filled.setZRed(reduced[row])
-        for name, values in results.items():
+        for name, values in (results | ofDecoders).items():
             getattr(filled, name).set(values[row])
         output.append(filled)
     if rowOf:

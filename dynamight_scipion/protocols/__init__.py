@@ -2,17 +2,23 @@
 
 from importlib.util import find_spec
 
+from .protocol_apply_field import DynamightProtApplyField
 from .protocol_control import DynamightProtControl
 from .protocol_deformations import DynamightProtDeformations
 from .protocol_displace_model import DynamightProtDisplaceModel
+from .protocol_import_fields import DynamightProtImportFields
+from .protocol_infer import DynamightProtInfer
 from .protocol_reconstruct import DynamightProtReconstruct
 from .protocol_select import DynamightProtSelect
 from .protocol_states import DynamightProtStates
 
 __all__ = [
+    "DynamightProtApplyField",
     "DynamightProtControl",
     "DynamightProtDeformations",
     "DynamightProtDisplaceModel",
+    "DynamightProtImportFields",
+    "DynamightProtInfer",
     "DynamightProtReconstruct",
     "DynamightProtSelect",
     "DynamightProtStates",

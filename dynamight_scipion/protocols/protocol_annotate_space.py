@@ -29,6 +29,11 @@ class DynamightProtAnnotateSpace(JaxProtAnnotateSpace):
             return ["*Particles to annotate* cannot be EMPTY."]
         if particles.getFlexInfo().getProgName() != FLEX_PROGRAM:
             return ["These are not particles of 'estimate deformations': use Hax's own 'annotate space' for them."]
+        info = particles.getFlexInfo()
+        if info.hasAttribute("space") and info.getAttr("space") != "motions":
+            return [
+                "The zFlex of these particles holds latents: set it to principal motions in 'estimate deformations'."
+            ]
         if len(particles.getFirstItem().getZFlex()) < SHOWN_MOTIONS:
             return [f"Hax draws points in space: estimate deformations with {SHOWN_MOTIONS} principal motions or more."]
         return super().validate()

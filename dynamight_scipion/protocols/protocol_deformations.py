@@ -3,25 +3,31 @@
 import json
 import os
 
-import numpy as np
-import pyworkflow.protocol.params as params
 from pwem.objects import AtomStruct, SetOfParticles, SetOfParticlesFlex, Volume
 from pwem.protocols import ProtAnalysis3D
 from pyworkflow.constants import BETA
 from pyworkflow.object import Pointer
-from pyworkflow.protocol.constants import LEVEL_ADVANCED
+from pyworkflow.utils import cleanPath
 
 from dynamight_scipion import convert
-from dynamight_scipion.objects import FLEX_PROGRAM, DynamightModel
+from dynamight_scipion.objects import (
+    SUMMARY_FILE,
+    DynamightModel,
+    SetOfDeformationFields,
+    readConclusion,
+)
 
-from .protocol_base import EngineProtocol, checkStructure, readOptions
-from .protocol_from_model import setFlexInfo, tellConclusion
+from .deformations_form import DeformationsForm
+from .fields import createFields, readFields
+from .particles import createParticles
+from .protocol_base import checkStructure
+from .protocol_from_model import tellConclusion
 
 # Outputs, if the particles are of two compositions.
 GROUPS = ("outputMoreMass", "outputLessMass")
 
 
-class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
+class DynamightProtDeformations(DeformationsForm, ProtAnalysis3D):
     """Estimate how the molecule is deformed in every particle image.
 
     A Gaussian model of the consensus map is deformed so that it explains each image (Schwab et al., Nature Methods
@@ -46,153 +52,9 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
         "outputMotion": Volume,
         "outputGaussians1": AtomStruct,
         "outputGaussians2": AtomStruct,
+        "outputFields": SetOfDeformationFields,
         **dict.fromkeys(GROUPS, SetOfParticles),
     }
-    _stages = ("input", "train", "analyse")
-    _optionNames = {"nEpochs": "train/epochs", "fitStructure": "input/fit", "structureOrigin": "input/origin"}
-
-    # ------------------------------------------------------------------ form
-
-    def _defineParams(self, form):
-        self._defineGpuParams(form)
-        self._defineInputParams(form)
-        self._defineGaussianParams(form)
-        self._defineMotionParams(form)
-        self._defineTrainingParams(form)
-        self._defineScheduleParams(form)
-        self._defineThreadParams(form)
-
-    def _defineInputParams(self, form):
-        form.addSection(label="Input")
-        self.addOption(form, "preset", more="Parameters that keep their defaults follow the preset.")
-        form.addParam(
-            "inputParticles",
-            params.PointerParam,
-            pointerClass="SetOfParticles",
-            pointerCondition="hasAlignmentProj",
-            important=True,
-            label="Particles",
-            help="Particles of a 3D refinement, with CTFs and half-sets (rlnRandomSubset). They should be unmasked, "
-            "not CTF-corrected, and of one composition. Without half-sets they are split at random, and resolutions "
-            "are too optimistic.",
-        )
-        form.addParam(
-            "inputVolume",
-            params.PointerParam,
-            pointerClass="Volume",
-            important=True,
-            label="Consensus map",
-            help="Unsharpened map of the refinement of these particles. With half-maps, each half-set is initialised "
-            "from its own; otherwise both are initialised from the map after a low-pass filter. A map with another "
-            "box or sampling rate is resampled.",
-        )
-        form.addParam(
-            "inputMask",
-            params.PointerParam,
-            pointerClass="VolumeMask",
-            allowsNull=True,
-            label="Mask of the flexible region (optional)",
-            help="Motion is allowed where the mask is 1, and not where it is 0; use a soft edge. Motion is allowed "
-            "everywhere if omitted. Include the solvent around a moving part: this is not a mask of the molecule.",
-        )
-        self.addOptions(form, "particleDiameter", "invertContrast")
-        form.addParam(
-            "opticsStar",
-            params.FileParam,
-            allowsNull=True,
-            expertLevel=LEVEL_ADVANCED,
-            label="Optics groups from (optional)",
-            help="RELION STAR file that the particles were imported from. Scipion's import keeps only one optics group "
-            "and drops rlnNormCorrection; both are read from this file, by image name.",
-        )
-        group = form.addGroup("Images", expertLevel=LEVEL_ADVANCED)
-        self.addOptions(group, "premultiplied", "normalise", "relativeDistance", "workingBox", "fullBox", "storage")
-
-    def _defineGaussianParams(self, form):
-        form.addSection(label="Gaussian model")
-        self.addOption(form, "nGaussians")
-        form.addParam(
-            "inputStructure",
-            params.PointerParam,
-            pointerClass="AtomStruct",
-            allowsNull=True,
-            expertLevel=LEVEL_ADVANCED,
-            label="Atomic model (optional)",
-            help="Its atoms, coarse-grained, become the Gaussians of both half-sets, and its bonds the distance "
-            "restraints. The number of Gaussians and the threshold are then ignored. Fit the model to the consensus "
-            "map first.\n*Model bias: both half-sets share the model, so maps can show features of it that the images "
-            "do not support. The FSC between half-maps cannot reveal them.* Run the control experiment 'wrong model' "
-            "before you interpret the maps.",
-        )
-        self.addOption(form, "fitStructure")
-        # The map's header has an origin of its own; the plugin rewrites the map.
-        self.addOption(form, "structureOrigin", without=("map",))
-        self.addOptions(form, "threshold", "thresholdResolution", "thresholdPercentile", "initialResolution")
-        self.addOptions(form, "widthClasses", "gaussianAmplitudes", "refits")
-        self.addOption(form, "refitResolution", condition="refits>0")
-
-    def _defineMotionParams(self, form):
-        form.addSection(label="Motion")
-        self.addOptions(form, "nLatents", "nMotions", "motionResolution", "regularisation")
-        self.addOption(form, "stiffness", condition="regularisation==0")
-        self.addOption(form, "regularisationRatio", condition="regularisation==1")
-        self.addOptions(form, "rigidity", "sparseMotion")
-        if "label" in readOptions()["train"]["loss-weights"]:
-            # Another package has added a term.
-            self.addOption(form, "lossWeights")
-        # Bodies are chosen by their masks.
-        self.addOption(form, "decoder", without=("bodies",))
-        group = form.addGroup("Networks", expertLevel=LEVEL_ADVANCED)
-        self.addOptions(group, "decoderLayers", "decoderWidth", "encoderWidth", "encoderPooling", "boxUnits")
-        form.addParam(
-            "inputBodies",
-            params.MultiPointerParam,
-            pointerClass="VolumeMask",
-            allowsNull=True,
-            expertLevel=LEVEL_ADVANCED,
-            label="Masks of rigid bodies (optional)",
-            help="Two or more masks that divide the molecule. Each part rotates and shifts as one, with soft joints, "
-            "instead of a free deformation. Fewer parameters suit few or noisy particles, but *motion within a body "
-            "cannot be seen*. The analysis of an earlier run proposes such masks (extra/run/analysis/domains).",
-        )
-
-    def _defineTrainingParams(self, form):
-        form.addSection(label="Training")
-        form.addParam(
-            "doContinue",
-            params.BooleanParam,
-            default=False,
-            label="Start from a previous model?",
-            help="Initialise training with the models of a finished run of the same particles. To resume an "
-            "interrupted run, continue its protocol instead.",
-        )
-        form.addParam(
-            "previousModel",
-            params.PointerParam,
-            pointerClass="DynamightModel",
-            condition="doContinue",
-            allowsNull=True,
-            label="Previous model",
-            help="Model of the finished run: same particles, map, and numbers of Gaussians and latent dimensions.",
-        )
-        self.addOptions(form, "batchSize", "validationFraction", "refinePoses", "seed")
-        self.addOption(form, "embedding", without=("umap",), expertLevel=LEVEL_ADVANCED)
-        group = form.addGroup("Learning rates", expertLevel=LEVEL_ADVANCED)
-        self.addOptions(
-            group, "learningRate", "encoderLearningRate", "gaussianLearningRate", "widthLearningRate", "weightDecay"
-        )
-
-    def _defineScheduleParams(self, form):
-        # A tab of its own: with those of training, advanced options are too many for the screen of a laptop.
-        form.addSection(label="Schedule")
-        self.addOptions(form, "nEpochs", "warmUpEpochs", "latentRefinement", "finalLatents")
-        self.addOption(form, "encoderEpochs", condition="latentRefinement")
-        self.addOption(form, "klWeight", condition="encoderEpochs>0 or not latentRefinement")
-        self.addOption(form, "inferenceInterval", condition="latentRefinement")
-        self.addOption(form, "largeMotions", condition="latentRefinement")
-        self.addOptions(form, "referenceInterval", "referenceEpochs", "referencePredictions")
-        self.addOptions(form, "stopAfterRises", "validationTrainsEncoders")
-
     # ------------------------------------------------------------------ steps
 
     def _insertAllSteps(self):
@@ -203,7 +65,9 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
         self._insertFunctionStep(self.convertInputStep, inputs, needsGPU=False)
         self._insertFunctionStep(self.trainStep, inputs, options)
         self._insertFunctionStep(self.analyseStep, inputs, options, embedding, needsGPU=False)
-        self._insertFunctionStep(self.createOutputStep, inputs, options, embedding, needsGPU=False)
+        self._insertFunctionStep(self.fieldsStep, inputs, options, needsGPU=False)
+        places = embedding, self.zFlexFrom.get()
+        self._insertFunctionStep(self.createOutputStep, inputs, options, *places, needsGPU=False)
 
     def convertInputStep(self, inputs):
         """Write particles, maps and mask as the engine reads them."""
@@ -245,7 +109,15 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
         """Write the report, the map of the motion, the Gaussians and the embedding of the particles."""
         self.runEngine("analyse", [self._getRunFolder(), "--embedding", embedding, *self._getThreadOptions()])
 
-    def createOutputStep(self, inputs, options, embedding):
+    def fieldsStep(self, inputs, options):
+        """Let the engine write the deformation fields of the principal motions, if they are supported."""
+        cleanPath(self._getFieldsPath())
+        with open(self._getRunPath(SUMMARY_FILE)) as file:
+            if readConclusion(json.load(file))["motion"] == "supported":
+                words = ["--out", self._getFieldsPath(), *self._getThreadOptions()]
+                self.runEngine("fields", [self._getRunFolder(), *words])
+
+    def createOutputStep(self, inputs, options, embedding, zFlexFrom):
         """Register the results."""
         particles, volume = self.inputParticles.get(), self.inputVolume.get()
         model = DynamightModel(self._getRunFolder())
@@ -260,7 +132,7 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
         motion = Volume(self._getRunPath("analysis", "motion.mrc"))
         model.placeVolume(motion)
         results = {
-            "outputParticles": self._createParticles(particles, model),
+            "outputParticles": createParticles(self._getPath(), particles, model, self.zFlexFrom.get()),
             "outputModel": model,
             "outputMotion": motion,
         }
@@ -268,6 +140,8 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
             path = self._getRunPath("analysis", f"gaussians_half{half}.cif")
             results[f"outputGaussians{half}"] = AtomStruct(path, pseudoatoms=True)
         results |= self._createGroups(particles)
+        if os.path.exists(self._getFieldsPath()):
+            results["outputFields"] = createFields(self._getPath(), readFields(self._getFieldsPath(), model))
         self._registerOutputs([self.inputParticles, *self._getOtherInputs()], **results)
 
     def _createGroups(self, particles):
@@ -283,24 +157,13 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
                 )
         return groups
 
-    def _createParticles(self, particles, model):
-        """Return the input particles with their motions."""
-        output = SetOfParticlesFlex.create(self._getPath(), progName=FLEX_PROGRAM)
-        output.copyInfo(particles)
-        output.setHasCTF(particles.hasCTF())
-        output.setAlignmentProj()
-        if particles.hasCoordinates():
-            output.setCoordinates(particles._coordsPointer)
-        setFlexInfo(output, model)
-        columns = convert.readMotions(model.getParticlesStar())
-        embedding = np.loadtxt(model.getRunPath("analysis", "embedding.csv"), delimiter=",", skiprows=1, ndmin=2)
-        convert.fillParticles(output, particles, columns, embedding)
-        return output
-
     # ------------------------------------------------------------------ files
 
     def _getRunPath(self, *names):
         return os.path.join(self._getRunFolder(), *names)
+
+    def _getFieldsPath(self):
+        return self._getExtraPath("fields")
 
     def _getStarFile(self):
         return self._getExtraPath("particles.star")
@@ -451,8 +314,18 @@ class DynamightProtDeformations(EngineProtocol, ProtAnalysis3D):
             f"{model.getNumberOfParticles(1)} and {model.getNumberOfParticles(2)} particles in the half-sets"
             + (", split at random." if model.areHalfSetsRandom() else "."),
         ]
+        lines += self._describeDevice(summary["model"].get("device"))
         lines += [f"Note: {warning}." for warning in summary["warnings"]]
         return lines + self._readNotes()
+
+    def _describeDevice(self, device):
+        """Return what trained the model, as a list of sentences; empty for models of earlier versions."""
+        if device is None:
+            return []
+        if device != "cpu":
+            return [f"Trained on the GPU ({device})."]
+        expected = ", although a GPU was chosen: the log says why" if self.usesGpu() else ""
+        return [f"Trained on the CPU{expected}."]
 
     def _readNotes(self):
         """Return the changes made when the input was converted."""

@@ -1,4 +1,6 @@
-"""An atomic model at states of the molecule."""
+"""An atomic model at states of the molecule, or displaced by deformation fields."""
+
+import os
 
 import numpy as np
 import pyworkflow.protocol.params as params
@@ -8,30 +10,54 @@ from pyworkflow import BETA
 from pyworkflow.object import Float
 from pyworkflow.utils import cleanPath, makePath
 
-from dynamight_scipion.objects import FLEX_PROGRAM
+from dynamight_scipion.objects import FLEX_PROGRAM, DeformationField, SetOfDeformationFields
 
+from .fields import checkFields, fieldsOf
 from .protocol_base import checkStructure
-from .protocol_from_model import StatesProtocol, readStates, setFlexInfo, writeStates
+from .protocol_from_model import StatesProtocol, readStates, setFlexInfo, setFlexInfoOfField, writeStates
+
+BY_STATES, BY_FIELDS = range(2)
 
 
 class DynamightProtDisplaceModel(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
     """Displace an atomic model of the consensus map to states of the molecule.
 
     Every atom follows the deformation field, averaged over the half-sets, to states along a motion, at clusters,
-    between particles, through a path, or of another protocol. Nearby atoms move together, but bond lengths and angles
-    are not restrained: refine a displaced model before you interpret it in detail.
+    between particles, through a path, or of another protocol. Alternatively, atoms follow deformation fields, also
+    imported ones. Nearby atoms move together, but bond lengths and angles are not restrained: refine a displaced model
+    before you interpret it in detail.
     """
 
     _label = "displace atomic model"
     _devStatus = BETA
     _possibleOutputs = {"outputStructures": SetOfAtomStructFlex}
-    _stages = ("displace", "states")
+    _stages = ("displace", "states", "deform")
 
     # ------------------------------------------------------------------ form
 
     def _defineParams(self, form):
         form.addSection(label="Input")
-        self._defineModelParam(form)
+        form.addParam(
+            "displaceBy",
+            params.EnumParam,
+            choices=["states of a model", "deformation fields"],
+            default=BY_STATES,
+            label="Displace to",
+            help="*States of a model*: conformations that you choose below.\n*Deformation fields*: of motions, states "
+            "or particles, or imported ones.",
+        )
+        byStates = f"displaceBy == {BY_STATES}"
+        self._defineModelParam(form, byStates)
+        form.addParam(
+            "inputFields",
+            params.PointerParam,
+            pointerClass=f"{SetOfDeformationFields.__name__}, {DeformationField.__name__}",
+            important=True,
+            condition=f"displaceBy == {BY_FIELDS}",
+            label="Deformation fields",
+            help="A field, or a set of fields; the structure is displaced by each. Fields of a run of this project are "
+            "evaluated at the atoms; others are interpolated between the points of their grid.",
+        )
         form.addParam(
             "inputStructure",
             params.PointerParam,
@@ -46,25 +72,32 @@ class DynamightProtDisplaceModel(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
             params.PointerParam,
             pointerClass="SetOfVolumesFlex",
             allowsNull=True,
+            condition=byStates,
             label="States of a protocol (optional)",
             help="Displace to the states of 'states and movies' of the same model. Choose states below if omitted.",
         )
-        self._defineStatesParams(form, condition="not inputStates")
+        self._defineStatesParams(form, condition=f"{byStates} and not inputStates")
+        self.addOption(form, "scale", condition=f"displaceBy == {BY_FIELDS}")
         self.addOption(form, "origin", without=("map",))
-        self.addOption(form, "useUnsupportedMotion")
+        self.addOption(form, "useUnsupportedMotion", condition=byStates)
         self._defineThreadParams(form)
 
     # ------------------------------------------------------------------ steps
 
     def _insertAllSteps(self):
+        # Continuing a protocol compares the arguments of each step by itself: each gets all that its result hangs on.
+        atoms = self.inputStructure.get().getFileName(), self.getChoice("origin")
+        if self._isByFields():
+            fields = [field.getFileName() for field in self._getFields()]
+            self._insertFunctionStep(self.deformStep, fields, *atoms, self.scale.get(), needsGPU=False)
+            self._insertFunctionStep(self.createFieldOutputStep, fields, *atoms, self.scale.get(), needsGPU=False)
+            return
         model, states = self._identifyModel(), self.inputStates.get()
         if states is None:
             chooseStates, chosen = self.chooseStatesStep, self._getStatesOptions()
         else:
             chooseStates = self.copyStatesStep
             chosen = [[f"state{n:02d}", state.getZFlex().tolist()] for n, state in enumerate(states.iterItems(), 1)]
-        # Continuing a protocol compares the arguments of each step by itself: each gets all that its result hangs on.
-        atoms = self.inputStructure.get().getFileName(), self.getChoice("origin")
         self._insertFunctionStep(chooseStates, model, chosen, needsGPU=False)
         for step in (self.displaceStep, self.createOutputStep):
             self._insertFunctionStep(step, model, chosen, *atoms, needsGPU=False)
@@ -83,7 +116,7 @@ class DynamightProtDisplaceModel(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
         """Let the engine move the atoms."""
         cleanPath(self._getExtraPath("structures"))
         makePath(self._getExtraPath("structures"))
-        words = ["--points", structure, "--origin", origin, "--out", self._getPositionsPath()]
+        words = ["--points", structure, "--origin", origin, "--out", self._getPositionsPaths()[0]]
         words += ["--states", self._getExtraPath("states.csv"), *self._getMotionOptions(), *self._getThreadOptions()]
         self.runEngine("displace", [self._getRunFolder(), *words])
 
@@ -104,22 +137,75 @@ class DynamightProtDisplaceModel(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
         sources = [self.inputModel, self.inputStructure, self.inputStates]
         self._registerOutputs(sources, outputStructures=structures)
 
-    def _getPositionsPath(self):
-        return self._getExtraPath("structures", "atoms.npz")
+    def deformStep(self, files, structure, origin, scale):
+        """Let the engine move the atoms by each field."""
+        cleanPath(self._getExtraPath("structures"))
+        makePath(self._getExtraPath("structures"))
+        for number, field in enumerate(self._getFields(), 1):
+            words = ["--origin", origin, f"--scale={scale}", "--out", self._getStructurePath(number)]
+            if os.path.exists(field.getReferenceMap() or ""):
+                words += ["--map", field.getReferenceMap()]
+            if os.path.exists(field.getRunFolder() or ""):
+                words += ["--run", field.getRunFolder()]
+            self.runEngine("deform", [field.getFileName(), structure, *words, *self._getThreadOptions()])
+
+    def createFieldOutputStep(self, files, structure, origin, scale):
+        """Register the structures moved by fields."""
+        structures = self._createSetOfAtomStructFlex(progName=FLEX_PROGRAM)
+        fields = self._getFields()
+        setFlexInfoOfField(structures, fields[0])
+        for number, (field, distance) in enumerate(zip(fields, self._getDistances(), strict=True), 1):
+            moved = AtomStructFlex(progName=FLEX_PROGRAM)
+            moved.setFileName(self._getStructurePath(number))
+            moved.setZFlex((scale * field.getZFlex()).tolist())
+            moved.setObjLabel(field.getName())
+            moved._dynDisplacementRms = Float(distance)
+            setFlexInfoOfField(moved, field)
+            structures.append(moved)
+        self._registerOutputs([self.inputFields, self.inputStructure], outputStructures=structures)
+
+    def _isByFields(self):
+        return self.displaceBy.get() == BY_FIELDS
+
+    def _getFields(self):
+        return fieldsOf(self.inputFields.get())
+
+    def _getStructurePath(self, number):
+        return self._getExtraPath("structures", f"field{number:02d}.cif")
+
+    def _getPositionsPaths(self):
+        if not self._isByFields():
+            return [self._getExtraPath("structures", "atoms.npz")]
+        paths = [self._getStructurePath(number) for number in range(1, len(self._getFields()) + 1)]
+        return [f"{os.path.splitext(path)[0]}.npz" for path in paths]
+
+    def loadShifts(self):
+        """Return the (n, m, 3) displacements (Å) of the atoms in each state or by each field."""
+        shifts = []
+        for path in self._getPositionsPaths():
+            with np.load(path) as found:
+                shifts.append(found["positions"] - found["points"])
+        return np.concatenate(shifts)
+
+    def getReferenceMap(self):
+        """Return the path of the map in whose frame the structures are."""
+        return self._getFields()[0].getReferenceMap() if self._isByFields() else self.inputModel.get().getConsensusMap()
 
     def _getDistances(self):
         """Return for each state how far its atoms lie from those of the input, Å rms, as floats."""
-        with np.load(self._getPositionsPath()) as found:
-            shift = found["positions"] - found["points"]
-        return np.sqrt(np.square(shift).sum(-1).mean(-1)).tolist()
+        return np.sqrt(np.square(self.loadShifts()).sum(-1).mean(-1)).tolist()
 
     # ------------------------------------------------------------------ what it says
 
+    def _warnings(self):
+        return [] if self._isByFields() else super()._warnings()
+
     def _validate(self):
-        errors = self._validateModel()
         structure = self.inputStructure.get()
-        if structure is not None:
-            errors += checkStructure(structure, "atomic structure")
+        errors = [] if structure is None else checkStructure(structure, "atomic structure")
+        if self._isByFields():
+            return errors + ([] if self.inputFields.get() is None else checkFields(self._getFields()))
+        errors = self._validateModel() + errors
         states = self.inputStates.get()
         if errors or self.inputModel.get() is None:
             return errors
@@ -136,9 +222,18 @@ class DynamightProtDisplaceModel(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
             return ["The states are from another model, with other motions: give states of this model."]
         return []
 
+    def _summary(self):
+        if self._isByFields():
+            return self._summarise() if self.isFinished() else ["No results yet."]
+        return super()._summary()
+
     def _summarise(self):
         distances = self._getDistances()
-        where = self._describeStates() if self.inputStates.get() is None else f"{len(distances)} states"
+        where = (
+            f"{len(distances)} states"
+            if self._isByFields() or self.inputStates.get() is not None
+            else (self._describeStates())
+        )
         return [
             f"The structure was displaced to {where}.",
             f"Displacement of the atoms: {min(distances):.1f} to {max(distances):.1f} Å rms.",

@@ -9,6 +9,7 @@ from pwem.objects import VolumeFlex
 from pyworkflow.object import Float, Integer
 from pyworkflow.protocol.constants import LEVEL_ADVANCED
 
+from dynamight_scipion.convert import motionCoordinates, readMotions
 from dynamight_scipion.objects import FLEX_PROGRAM, DynamightModel, readConclusion
 
 from .protocol_base import EngineProtocol, Limits, readOptions
@@ -23,12 +24,13 @@ _LOCAL_COLUMNS = "bandwidth_A", "effective_particles", "trust", "resolution_A", 
 class ModelProtocol(EngineProtocol):
     """A protocol on an estimated model (the parameter inputModel)."""
 
-    def _defineModelParam(self, form):
+    def _defineModelParam(self, form, condition="True"):
         form.addParam(
             "inputModel",
             params.PointerParam,
             pointerClass=DynamightModel.__name__,
             important=True,
+            condition=condition,
             label="Model",
             help="Model from 'estimate deformations'.",
         )
@@ -277,6 +279,15 @@ def setFlexInfo(item, model):
     info.setAttr("refMask", model.getMask() or "")
 
 
+def setFlexInfoOfField(item, field):
+    """Store in a flexible object (or set) where the model of a deformation field is."""
+    info = item.getFlexInfo()
+    info.setProgName(FLEX_PROGRAM)
+    info.setAttr("modelPath", field.getRunFolder() or "")
+    info.setAttr("refMap", field.getReferenceMap() or "")
+    info.setAttr("refMask", "")
+
+
 def coordinatesOfParticle(model, number):
     """Return the coordinates (Å rms) of a particle of the model, by its id.
 
@@ -291,6 +302,10 @@ def coordinatesOfParticle(model, number):
     particle = particles[number]
     if particle is None:
         raise ValueError(f"The model has no particle with id {number}: see the table of its particles.")
+    if particles.getFlexInfo().hasAttribute("space") and particles.getFlexInfo().getAttr("space") != "motions":
+        # zFlex holds latents.
+        columns = readMotions(model.getParticlesStar())
+        return motionCoordinates(columns)[columns["rlnImageId"].tolist().index(number)].tolist()
     return particle.getZFlex().tolist()
 
 

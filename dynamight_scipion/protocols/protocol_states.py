@@ -2,15 +2,18 @@
 
 import os
 
+import pyworkflow.protocol.params as params
 from pwem.objects import SetOfVolumesFlex
 from pwem.protocols import ProtAnalysis3D, ProtFlexBase
 from pyworkflow import BETA
 from pyworkflow.object import String
+from pyworkflow.protocol.constants import LEVEL_ADVANCED
 from pyworkflow.utils import cleanPath
 
-from dynamight_scipion.objects import FLEX_PROGRAM
+from dynamight_scipion.objects import FLEX_PROGRAM, SetOfDeformationFields
 
-from .protocol_from_model import AT_CLUSTERS, MODEL, StatesProtocol, readStates, setFlexInfo, stateVolume
+from .fields import createFields, readFields, rowsOfParticles
+from .protocol_from_model import AT_CLUSTERS, MODEL, StatesProtocol, explain, readStates, setFlexInfo, stateVolume
 
 
 class DynamightProtStates(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
@@ -22,12 +25,14 @@ class DynamightProtStates(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
     Alternatively, each state is reconstructed from the particles near it, moved to the state where that helps. These
     maps have half-maps, an FSC, a mask and a local resolution.
 
-    Every map keeps its coordinates along the principal motions (zFlex).
+    Every map keeps its coordinates along the principal motions (zFlex). Deformation fields lead from the consensus map
+    to each state, and to particles that you choose; other protocols apply them to maps and atomic models.
     """
 
     _label = "states and movies"
     _devStatus = BETA
-    _possibleOutputs = {"outputStates": SetOfVolumesFlex}
+    _possibleOutputs = {"outputStates": SetOfVolumesFlex, "outputFields": SetOfDeformationFields}
+    _stages = ("states", "fields")
 
     # ------------------------------------------------------------------ form
 
@@ -38,8 +43,29 @@ class DynamightProtStates(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
         self.addOption(form, "method")
         self.addOption(form, "half", condition=f"method == {MODEL}")
         self.addOption(form, "doMovie", condition=f"statesAt != {AT_CLUSTERS}", more="There is no movie of clusters.")
+        self._defineFieldParams(form)
         self.addOption(form, "useUnsupportedMotion")
         self._defineThreadParams(form)
+
+    def _defineFieldParams(self, form):
+        form.addParam(
+            "doFields",
+            params.BooleanParam,
+            default=True,
+            label="Write deformation fields?",
+            help="Write how far each point of the consensus map is displaced in each state, as vectors with "
+            "uncertainties. They can be applied to maps and atomic models, seen as arrows, and read by other programs.",
+        )
+        form.addParam(
+            "fieldParticles",
+            params.StringParam,
+            default="",
+            condition="doFields",
+            label="Also fields of particles",
+            help="Ids of particles, separated by commas: the column 'id' in the table of the particles (Analyze "
+            "Results of 'estimate deformations'). The uncertainty of such a field is the particle's own.",
+        )
+        self.addOption(form, "spacing", condition="doFields", expertLevel=LEVEL_ADVANCED)
 
     # ------------------------------------------------------------------ steps
 
@@ -48,8 +74,11 @@ class DynamightProtStates(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
         words += [] if self._isLocal() else ["--half", self.getChoice("half")]
         words += [] if self.doMovie else ["--no-movie"]
         # Continuing a protocol compares the arguments of each step by itself: each gets all that its result hangs on.
-        for step in (self.renderStep, self.createOutputStep):
-            self._insertFunctionStep(step, self._identifyModel(), words, needsGPU=False)
+        fields = [str(self.spacing.get()), *map(str, self._getFieldRows())] if self.doFields else []
+        self._insertFunctionStep(self.renderStep, self._identifyModel(), words, needsGPU=False)
+        if fields:
+            self._insertFunctionStep(self.fieldsStep, self._identifyModel(), words, fields, needsGPU=False)
+        self._insertFunctionStep(self.createOutputStep, self._identifyModel(), words, fields, needsGPU=False)
 
     def renderStep(self, modelId, words):
         """Let the engine write maps, table and movie."""
@@ -57,8 +86,17 @@ class DynamightProtStates(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
         words = [*words, *self._getMotionOptions(), *self._getThreadOptions()]
         self.runEngine("states", [self._linkRun(), "--out", self._getStatesPath(), *words])
 
-    def createOutputStep(self, modelId, words):
-        """Register the maps."""
+    def fieldsStep(self, modelId, words, fields):
+        """Let the engine write the deformation fields of the states, and of particles."""
+        cleanPath(self._getFieldsPath())
+        spacing, *rows = fields
+        words = ["--states", self._getStatesPath("states.csv"), "--spacing", spacing]
+        words += ["--particles", ",".join(rows)] if rows else []
+        words += [*self._getMotionOptions(), *self._getThreadOptions()]
+        self.runEngine("fields", [self._getRunFolder(), "--out", self._getFieldsPath(), *words])
+
+    def createOutputStep(self, modelId, words, fields):
+        """Register maps and fields."""
         states = self._createSetOfVolumesFlex(progName=FLEX_PROGRAM)
         states.setSamplingRate(self.inputModel.get().getSamplingRate())
         setFlexInfo(states, self.inputModel.get())
@@ -66,7 +104,36 @@ class DynamightProtStates(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
             states.append(stateVolume(self.inputModel.get(), row, self._getStatesPath()))
         if self.getMovies():
             states._dynMovie = String(self.getMovies()[0])
-        self._registerOutputs([self.inputModel], outputStates=states)
+        outputs = {"outputStates": states}
+        if fields:
+            idOfRow = dict(zip(self._getFieldRows(), self._getFieldIds(), strict=True))
+            found = readFields(self._getFieldsPath(), self.inputModel.get(), idOfRow)
+            outputs["outputFields"] = createFields(self._getPath(), found)
+        self._registerOutputs([self.inputModel], **outputs)
+
+    def _getFieldIds(self):
+        """Return the ids of the particles whose fields are wanted, each once.
+
+        Raises
+        ------
+        ValueError
+            if they are not numbers.
+        """
+        words = self.fieldParticles.get("").replace(",", " ").split()
+        try:
+            return list(dict.fromkeys(map(int, words)))
+        except ValueError:
+            raise ValueError(
+                f"'{self.fieldParticles}' are not ids of particles: give numbers, separated by commas."
+            ) from None
+
+    def _getFieldRows(self):
+        """Return the rows of these particles in the engine's table, from 1."""
+        ids = self._getFieldIds()
+        return rowsOfParticles(self.inputModel.get(), ids) if ids else []
+
+    def _getFieldsPath(self):
+        return self._getExtraPath("fields")
 
     def _isLocal(self):
         return self.getChoice("method") == "local"
@@ -82,7 +149,12 @@ class DynamightProtStates(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
     # ------------------------------------------------------------------ what it says
 
     def _validate(self):
-        return self._validateModel() or self._validateStates() or self._validateLocal() or self._validateMotion()
+        errors = self._validateModel() or self._validateStates() or self._validateLocal() or self._validateMotion()
+        return errors or self._validateFields()
+
+    def _validateFields(self):
+        """Return why fields cannot be written, as a list of sentences."""
+        return explain(self._getFieldRows) if self.doFields and self.inputModel.get() is not None else []
 
     def _validateLocal(self):
         """Return why states cannot be reconstructed from particles, as a list of sentences."""

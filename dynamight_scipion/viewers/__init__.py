@@ -5,6 +5,7 @@ before its own tables, and only for sets of this plugin.
 """
 
 from .viewer_control import DynamightControlViewer
+from .viewer_fields import DynamightFieldsViewer as ADynamightFieldsViewer
 from .viewer_model import DynamightModelViewer as ADynamightModelViewer
 from .viewer_reconstruct import DynamightReconstructViewer
 from .viewer_states import DynamightDisplacedModelsViewer as ADynamightDisplacedModelsViewer
@@ -12,6 +13,7 @@ from .viewer_states import DynamightStatesViewer as ADynamightStatesViewer
 
 __all__ = [
     "ADynamightDisplacedModelsViewer",
+    "ADynamightFieldsViewer",
     "ADynamightModelViewer",
     "ADynamightStatesViewer",
     "DynamightControlViewer",

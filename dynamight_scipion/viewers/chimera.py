@@ -52,15 +52,15 @@ def _palette(low, high, colours=_SCALE):
     return ":".join(f"{value},{colour}" for value, colour in pairs), " ".join(f"{c}:{v}" for v, c in pairs)
 
 
-def beforeAndAfter(before, after, localResolution=None, limits=None):
+def beforeAndAfter(before, after, localResolutions=(), limits=None):
     """Return commands that show a map before and after the correction, in the same style.
 
     Parameters
     ----------
     before, after
         paths of the maps.
-    localResolution
-        path of a map (Å) that the corrected map is coloured by, or None.
+    localResolutions
+        paths of maps (Å) that both maps are coloured by; one colours the map after the correction alone.
     limits
         of its scale, Å.
     """
@@ -71,15 +71,18 @@ def beforeAndAfter(before, after, localResolution=None, limits=None):
         "color #1 #b9c3ca",
         "color #2 #1f6f8b",
     ]
-    if localResolution:
+    if localResolutions:
         low, high = limits
         palette, key = _palette(low, high, _SCALE[::-1])
-        commands += [
-            f"open {quoted(localResolution)} name resolution",
-            f"color sample #2 map #3 palette {palette}",
-            "hide #!3 models",
-            f"key {key}",
-        ]
+        # The last is of the map after the correction, model 2.
+        first = 3 - len(localResolutions)
+        for number, path in enumerate(localResolutions):
+            commands += [
+                f"open {quoted(path)} name resolution{first + number}",
+                f"color sample #{first + number} map #{3 + number} palette {palette}",
+                f"hide #!{3 + number} models",
+            ]
+        commands.append(f"key {key}")
     # One hides the other: they are switched by the eyes of the model panel.
     return [*commands, "hide #!1 models", *_LOOK, "view"]
 
@@ -112,6 +115,44 @@ def colouredByMotion(consensus, motion, gaussians, limit):
         *_LOOK,
         "view",
     ]
+
+
+def fieldArrows(path, points, shift, error, reference=None, difference=None):
+    """Write arrows as a BILD file and return the commands that show it.
+
+    Parameters
+    ----------
+    path
+        of the file (.bild).
+    points, shift
+        (n, 3) starts and displacements, Å.
+    error
+        (n,) radius of a sphere at each tip, Å; not a number for none.
+    reference
+        path of the map that the arrows start from, or None.
+    difference
+        path of a map (Å) that colours it, such as the difference of the half-sets, and the end of its scale; or None.
+    """
+    makePath(os.path.dirname(path))
+    lines = []
+    for start, tip, radius in zip(points, points + shift, error, strict=True):
+        ends = " ".join(f"{value:.2f}" for value in (*start, *tip))
+        lines += [".color 0.15 0.25 0.35", ".transparency 0", f".arrow {ends} 0.4 1.0 0.7"]
+        if radius == radius:
+            ball = " ".join(f"{value:.2f}" for value in (*tip, radius))
+            lines += [".color 0.80 0.40 0.20", ".transparency 0.6", f".sphere {ball}"]
+    with open(path, "w") as file:
+        file.write("\n".join(lines) + "\n")
+    commands = [f"open {quoted(path)} name arrows"]
+    if reference:
+        commands += [f"open {quoted(reference)} name reference", f"volume #2 {_SURFACE}", "color #2 #b9c3ca"]
+    if reference and difference:
+        palette, key = _palette(0, difference[1])
+        commands += [f"open {quoted(difference[0])} name difference", f"color sample #2 map #3 palette {palette}"]
+        commands += ["hide #!3 models", f"key {key}"]
+    if reference:
+        commands.append("transparency #2 60")
+    return [*commands, *_LOOK, "view"]
 
 
 def volumeSeries(paths):

@@ -24,7 +24,7 @@ CATEGORY_COLOURS = (
     "#7a5c3e",
     "#2f4b7c",
 )
-_AXES = "xyz"
+AXES = "xyz"
 
 
 @dataclass(frozen=True)
@@ -249,7 +249,7 @@ def drawMolecule(figure, points):
     points
         dict of (m,) arrays x, y, z, rms_motion and error, Å.
     """
-    places = np.stack([points[axis] for axis in _AXES], -1)
+    places = np.stack([points[axis] for axis in AXES], -1)
     low, high = places.min(0) - 5, places.max(0) + 5
     extent = high - low
     # One scale for all views.
@@ -275,10 +275,10 @@ def drawMolecule(figure, points):
             axes.set_xlim(low[across], high[across])
             axes.set_ylim(low[up], high[up])
             axes.set_aspect("equal")
-            axes.set_xlabel(f"{_AXES[across]} (Å)", fontsize=8)
-            axes.set_ylabel(f"{_AXES[up]} (Å)", fontsize=8)
+            axes.set_xlabel(f"{AXES[across]} (Å)", fontsize=8)
+            axes.set_ylabel(f"{AXES[up]} (Å)", fontsize=8)
             axes.tick_params(labelsize=7)
-            axes.set_title(f"{label}, along {_AXES[depth]}", fontsize=10, color=INK)
+            axes.set_title(f"{label}, along {AXES[depth]}", fontsize=10, color=INK)
     bar = figure.colorbar(drawn, ax=grid, shrink=0.7, aspect=35, pad=0.02)
     bar.set_label("Å rms over the particles")
     bar.outline.set_visible(False)
@@ -425,3 +425,29 @@ def drawDisplacements(figure, distances, names):
     axes.set_ylim(bottom=0)
     if len(names) <= 12:
         figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+
+
+def drawDeviations(figure, table):
+    """Draw the rms deviation between states as a matrix for each region, on one scale.
+
+    Parameters
+    ----------
+    figure
+        to draw on.
+    table
+        dict of columns first, second (names of states), region, deviation_A and error_A.
+    """
+    states = list(dict.fromkeys([*table["first"], *table["second"]]))
+    regions = list(dict.fromkeys(table["region"]))
+    limit = max(float(table["deviation_A"].max()), 1e-6)
+    for axes, region in zip(figure.subplots(1, len(regions), squeeze=False)[0], regions, strict=True):
+        matrix = np.zeros((len(states), len(states)))
+        inside = table["region"] == region
+        for first, second, value in zip(*(table[n][inside] for n in ("first", "second", "deviation_A")), strict=True):
+            row, column = states.index(first), states.index(second)
+            matrix[row, column] = matrix[column, row] = value
+        image = axes.imshow(matrix, cmap="viridis", vmin=0, vmax=limit)
+        axes.set_title(f"{region}, uncertainty {table['error_A'][inside][0]:.1f} Å", fontsize=9, color=INK)
+        axes.set_xticks(range(len(states)), range(1, len(states) + 1), fontsize=7)
+        axes.set_yticks(range(len(states)), range(1, len(states) + 1), fontsize=7)
+    figure.colorbar(image, ax=figure.axes, shrink=0.7, label="deviation (Å rms)").outline.set_visible(False)

@@ -7,7 +7,7 @@ from pyworkflow import Config
 from pyworkflow.viewer import DESKTOP_TKINTER
 
 from dynamight_scipion.objects import DynamightModel, readConclusion
-from dynamight_scipion.protocols import DynamightProtDeformations, DynamightProtSelect
+from dynamight_scipion.protocols import DynamightProtDeformations, DynamightProtInfer, DynamightProtSelect
 
 from .chimera import colouredByMotion
 from .figures import (
@@ -40,7 +40,14 @@ class DynamightModelViewer(ResultsViewer):
     """
 
     _label = "motion of the particles"
-    _targets = [DynamightProtDeformations, DynamightProtSelect, DynamightModel, SetOfParticlesFlex, SetOfClassesFlex]
+    _targets = [
+        DynamightProtDeformations,
+        DynamightProtInfer,
+        DynamightProtSelect,
+        DynamightModel,
+        SetOfParticlesFlex,
+        SetOfClassesFlex,
+    ]
 
     # ------------------------------------------------------------------ what is shown
 
@@ -53,7 +60,7 @@ class DynamightModelViewer(ResultsViewer):
     @staticmethod
     def _findModel(obj):
         """Return the model that an object belongs to; of an unfinished run, only the folder is known."""
-        if isinstance(obj, DynamightProtDeformations):
+        if isinstance(obj, DynamightProtDeformations | DynamightProtInfer):
             return getattr(obj, "outputModel", None) or DynamightModel(obj._getRunFolder())
         if isinstance(obj, DynamightProtSelect):
             return obj.inputModel.get()

@@ -1,5 +1,7 @@
 """Viewer of a reconstruction: FSC, and the map before and after."""
 
+import os
+
 import numpy as np
 import pyworkflow.protocol.params as params
 
@@ -22,6 +24,7 @@ _STYLES: dict[str, dict] = {
     "conservative": {"linewidth": 1.4, "alpha": 0.5},
 }
 CORRECTED = "corrected for the mask"
+LOCAL_RESOLUTION = "local_resolution.mrc"
 
 
 class DynamightReconstructViewer(ResultsViewer):
@@ -111,29 +114,39 @@ class DynamightReconstructViewer(ResultsViewer):
         layers.append(Layer("after minus before", after - before, "coolwarm", (-limit, limit)))
         return slicesView("Before and after", layers, self.protocol.outputVolume.getSamplingRate())
 
-    def _readLocalResolution(self):
-        """Return the local resolution in Å, not a number outside the mask, and its range."""
-        volume = readVolume(self.protocol.outputLocalResolution.getFileName())
-        volume[readVolume(self.protocol.outputMask.getFileName()) < 0.5] = np.nan
-        return volume, tuple(np.nanquantile(volume, [0.01, 0.99]))
+    def _getLocalResolutions(self):
+        """Return the paths of the local resolution of both maps, the one before first; only one without maps before."""
+        paths = [self.protocol._getMapPath(RIGID, LOCAL_RESOLUTION), self.protocol.outputLocalResolution.getFileName()]
+        # Runs of earlier versions, and runs without maps before, have one.
+        return paths if os.path.exists(paths[0]) else paths[1:]
 
-    @view("Local resolution in slices", "In Å, inside the mask.")
+    def _readLocalResolutions(self):
+        """Return the local resolutions in Å, not a number outside the mask, and the range of all."""
+        outside = readVolume(self.protocol.outputMask.getFileName()) < 0.5
+        volumes = [np.where(outside, np.nan, readVolume(path)) for path in self._getLocalResolutions()]
+        return volumes, tuple(np.nanquantile(np.stack(volumes), [0.01, 0.99]))
+
+    @view(
+        "Local resolution in slices",
+        "In Å, inside the mask: without deformation (if the protocol made that map) and with motion corrected, on one "
+        "scale.",
+    )
     def _showLocalResolution(self):
         layers = greyLayers({"map with motion corrected": readVolume(self.protocol.outputVolume.getFileName())})
-        volume, limits = self._readLocalResolution()
-        layers.append(Layer("local resolution", volume, "viridis_r", limits, "Å"))
+        volumes, limits = self._readLocalResolutions()
+        names = ("local resolution before", "local resolution after")[-len(volumes) :]
+        layers += [Layer(n, volume, "viridis_r", limits, "Å") for n, volume in zip(names, volumes, strict=True)]
         return slicesView("Local resolution", layers, self.protocol.outputVolume.getSamplingRate())
 
     @view(
         "Both maps in ChimeraX",
-        "One at a time: switch with the eyes in the model panel. The session's script is kept in the protocol's "
-        "folder.",
+        "Both maps coloured by their local resolution on one scale, if it was written. One at a time: switch with the "
+        "eyes in the model panel. The session's script is kept in the protocol's folder.",
     )
     def _showChimera(self):
         maps = self._getBefore(), self.protocol.outputVolume.getFileName()
         if hasattr(self.protocol, "outputLocalResolution"):
-            path, limits = self.protocol.outputLocalResolution.getFileName(), self._readLocalResolution()[1]
-            commands = beforeAndAfter(*maps, path, limits)
+            commands = beforeAndAfter(*maps, self._getLocalResolutions(), self._readLocalResolutions()[1])
         else:
             commands = beforeAndAfter(*maps)
         return self._openChimera("before_and_after.cxc", commands)

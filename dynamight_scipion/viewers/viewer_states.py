@@ -10,10 +10,10 @@ from pyworkflow.protocol import Protocol
 from dynamight_scipion.protocols import DynamightProtDisplaceModel, DynamightProtStates
 
 from .chimera import morphedModels, volumeSeries
-from .figures import drawDisplacements, greyLayers
+from .figures import drawDeviations, drawDisplacements, greyLayers
 from .forms import ResultsViewer, view
 from .pages import BrowserView
-from .results import readVolume
+from .results import readTable, readVolume
 from .windows import figureView, movieView, slicesView
 
 
@@ -50,7 +50,11 @@ class DynamightStatesViewer(_StatesViewer):
     def _defineParams(self, form):
         form.addSection(label="States")
         hasFile = hasattr(self._states, "_dynMovie") and os.path.exists(self._states._dynMovie.get())
-        self.addViews(form, "movie", *["movieFile"] * hasFile, "slices", "chimera")
+        hasDeviations = os.path.exists(self._getDeviationsPath())
+        self.addViews(form, "movie", *["movieFile"] * hasFile, "slices", *["deviations"] * hasDeviations, "chimera")
+
+    def _getDeviationsPath(self):
+        return os.path.join(os.path.dirname(self._getFiles()[0]), "deviations.csv")
 
     @view(
         "Movie",
@@ -74,6 +78,14 @@ class DynamightStatesViewer(_StatesViewer):
         chosen = sorted({0, len(files) // 2, len(files) - 1})
         layers = greyLayers({names[number]: readVolume(files[number]) for number in chosen})
         return slicesView("States", layers, self._states.getSamplingRate())
+
+    @view(
+        "Deviation between states, by region",
+        "Rms deviation (Å) of the molecule and of its rigid-body domains between each two states, without "
+        "superposition. The table is beside the maps: deviations.csv.",
+    )
+    def _showDeviations(self):
+        return figureView("Deviation between states", (9, 4.6), drawDeviations, readTable(self._getDeviationsPath()))
 
     @view(
         "Series in ChimeraX",
@@ -103,8 +115,7 @@ class DynamightDisplacedModelsViewer(_StatesViewer):
 
     @view("Displacement of the atoms", "Displacement of each atom in each state, in the order of the file.")
     def _showDisplacements(self):
-        with np.load(self.protocol._getPositionsPath()) as found:
-            distances = np.linalg.norm(found["positions"] - found["points"], axis=-1)
+        distances = np.linalg.norm(self.protocol.loadShifts(), axis=-1)
         return figureView("Displacement", (9, 5), drawDisplacements, distances, self._getNames())
 
     @view(
@@ -113,5 +124,5 @@ class DynamightDisplacedModelsViewer(_StatesViewer):
         "folder.",
     )
     def _showChimera(self):
-        consensus = self.protocol.inputModel.get().getConsensusMap()
-        return self._openChimera("structures.cxc", morphedModels(self._getFiles(), consensus))
+        commands = morphedModels(self._getFiles(), self.protocol.getReferenceMap())
+        return self._openChimera("structures.cxc", commands)

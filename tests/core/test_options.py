@@ -18,7 +18,9 @@ from dynamight_core.options.schema import make_schema
 from tests.support.command_line import dynamight
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = "simulate check train infer invert reconstruct analyse states displace select control explore demo".split()
+COMMANDS = (
+    "simulate check train infer invert reconstruct analyse states displace fields deform select control explore demo"
+).split()
 DECLARED = [(stage, f.name, option) for stage, options in STAGES.items() for f, option in declared(options)]
 
 

@@ -150,6 +150,25 @@ def test_the_map_pushed_along_the_field_is_the_state(folder):
     np.testing.assert_allclose(moved[corner], read_map(folder / "reconstruction" / "map.mrc")[0][corner], atol=1e-6)
 
 
+def test_deviations_between_states_are_those_of_their_regions(folder):
+    run = Run(folder)
+    assert dynamight("states", folder, "--n-states", 3, "--no-movie", "--out", folder / "out")[0] == 0
+    states, table = (pd.read_csv(folder / "out" / f"{name}.csv") for name in ("states", "deviations"))
+    whole = table[table["region"] == "molecule"].set_index(["first", "second"])
+    assert len(whole) == 3
+    for (first, second), row in whole.iterrows():
+        # The mean square of a motion over the molecule is 1.
+        places = states.set_index("state")["motion1_A"]
+        assert row["deviation_A"] == pytest.approx(abs(places[first] - places[second]), rel=1e-2)
+    labels = find_domains(run.motions).labels
+    motion = run.motions.components[0].square().sum(1).numpy()
+    span = states["motion1_A"].iloc[-1] - states["motion1_A"].iloc[0]
+    ends = table[(table["first"] == states["state"].iloc[0]) & (table["second"] == states["state"].iloc[-1])]
+    for number in range(labels.max() + 1):
+        (found,) = ends[ends["region"] == f"domain{number + 1}"]["deviation_A"]
+        assert found == pytest.approx(span * np.sqrt(motion[labels == number].mean()), rel=1e-2)
+
+
 @pytest.mark.slow
 def test_states_at_full_resolution_are_written_with_script_and_arrows(folder):
     run = Run(folder)

@@ -81,6 +81,9 @@ OURS = {
     "DynamightProtStates",
     "DynamightProtSelect",
     "DynamightProtDisplaceModel",
+    "DynamightProtApplyField",
+    "DynamightProtImportFields",
+    "DynamightProtInfer",
     "DynamightProtControl",
 }
 

@@ -273,11 +273,13 @@ def test_selections_that_cannot_be_made_are_refused_before_the_run(workflow, mod
 # ------------------------------------------------------------------ displaced models
 
 
-def writeAtoms(path):
+def writeAtoms(path, places=None):
+    """Write some atoms, at (n, 3) places."""
+    places = np.random.default_rng(1).normal(CENTRE, 20, (6, 3)) if places is None else places
     structure = gemmi.Structure()
     structure.add_model(gemmi.Model(1))
     chain = gemmi.Chain("A")
-    for number, place in enumerate(np.random.default_rng(1).normal(CENTRE, 20, (6, 3)).round(3), 1):
+    for number, place in enumerate(places.astype(float).round(3), 1):
         residue = gemmi.Residue()
         residue.name, residue.seqid = "ALA", gemmi.SeqId(str(number))
         atom = gemmi.Atom()

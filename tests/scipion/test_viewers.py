@@ -11,7 +11,7 @@ import pytest
 import pyworkflow
 import pyworkflow.gui.project  # before the form, which it needs
 from matplotlib.figure import Figure
-from pwem.objects import ParticleFlex, SetOfParticlesFlex
+from pwem.objects import ParticleFlex, SetOfParticlesFlex, Volume
 from pwem.viewers import Chimera, ChimeraView
 from pyworkflow.gui.plotter import Plotter
 from pyworkflow.viewer import DESKTOP_TKINTER, MessageView
@@ -35,6 +35,7 @@ from dynamight_scipion.viewers import (
     pages,
 )
 from dynamight_scipion.viewers.results import Results, readTable
+from tests.support.plugin import BOX
 
 
 @pytest.fixture(scope="module")
@@ -315,6 +316,28 @@ def test_a_control_shows_its_verdict_and_its_curves(opened, workflow, chain):
         assert axes.get_ylim()[0] < min(values)
 
 
+def test_both_maps_are_coloured_by_local_resolution_on_one_scale(opened, chain, monkeypatch):
+    protocol = chain["reconstruction"]
+    paths = [protocol._getMapPath(*folder, "local_resolution.mrc") for folder in (("rigid",), ())]
+    resolutions = np.random.default_rng(0).uniform(8, 20, (2, BOX, BOX, BOX)).astype(np.float32)
+    for path, values in zip(paths, resolutions, strict=True):
+        with mrcfile.new(path, overwrite=True) as mrc:
+            mrc.set_data(values)
+    monkeypatch.setattr(protocol, "outputLocalResolution", Volume(paths[1]), raising=False)
+    viewer = opened(protocol)
+    (plot,) = eye(viewer, "localResolution")
+    images = [axes.images[0] for axes in plot.getFigure().axes if axes.images][1:3]
+    assert images[0].get_clim() == images[1].get_clim()
+    for image, values in zip(images, resolutions, strict=True):
+        shown = np.ma.filled(image.get_array(), np.nan)
+        inside = np.isfinite(shown)
+        assert inside.any()
+        np.testing.assert_array_equal(shown[inside], values[BOX // 2][inside])
+    plot.close()
+    for path in paths:
+        os.remove(path)
+
+
 def test_slices_before_and_after_follow_the_slider(opened, chain):
     (plot,) = eye(opened(chain["reconstruction"]), "slices")
     figure = plot.getFigure()
@@ -326,6 +349,16 @@ def test_slices_before_and_after_follow_the_slider(opened, chain):
         with mrcfile.open(getattr(chain["reconstruction"], name).getFileName()) as mrc:
             np.testing.assert_array_equal(image, mrc.data[:, :, 11])
     np.testing.assert_allclose(images[2], images[1] - images[0])
+
+
+def test_deviations_between_states_are_drawn_by_region(opened, states):
+    viewer = opened(states.outputStates)
+    (plot,) = eye(viewer, "deviations")
+    table = readTable(Path(states._getExtraPath("states", "deviations.csv")))
+    whole = plot.getFigure().axes[0].images[0].get_array()
+    inside = table["region"] == "molecule"
+    assert whole.shape == (3, 3)
+    np.testing.assert_allclose(whole[np.triu_indices(3, 1)], table["deviation_A"][inside])
 
 
 def test_the_movie_shows_every_state_and_can_be_paused(opened, states):
@@ -407,7 +440,8 @@ COMMANDS = [
 ]
 SESSIONS = {
     "maps": chimera.beforeAndAfter("a.mrc", "b.mrc"),
-    "maps and local resolution": chimera.beforeAndAfter("a.mrc", "b.mrc", "resolution.mrc", (4.0, 12.5)),
+    "maps and local resolution": chimera.beforeAndAfter("a.mrc", "b.mrc", ["resolution.mrc"], (4.0, 12.5)),
+    "maps and both resolutions": chimera.beforeAndAfter("a.mrc", "b.mrc", ["one.mrc", "two.mrc"], (4.0, 12.5)),
     "motion": chimera.colouredByMotion("a.mrc", "motion.mrc", ["half 1.cif", "half 2.cif"], 1e-4),
     "series": chimera.volumeSeries(["a.mrc", "b.mrc", "c.mrc"]),
     "morph": chimera.morphedModels(["a.cif", "b.cif", "c.cif"], "map.mrc"),

@@ -77,6 +77,12 @@ def test_the_set_keeps_what_it_was_and_says_which_model_its_latents_are_of(chain
     assert Path(info.getAttr("refMap")).exists()
 
 
+def test_the_summary_says_what_trained_the_model(chain):
+    lines = [line for line in chain["deformations"].summary() if line.startswith("Trained on the ")]
+    device = chain["deformations"].outputModel.loadSummary()["model"]["device"]
+    assert lines == ["Trained on the CPU, although a GPU was chosen: the log says why."] or device != "cpu"
+
+
 def test_particles_of_two_compositions_become_two_sets(chain):
     protocol, given = chain["deformations"], chain["particles"].outputParticles
     assert protocol._createGroups(given) == {}

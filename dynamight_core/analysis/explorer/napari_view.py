@@ -1,14 +1,18 @@
 """The same run in napari: density, Gaussians, arrows and particles as layers.
 
 The molecule lies at the origin, in A. To its right, in the plane z = 0, are the particles along two principal motions.
-A click on a particle shows its conformation in all layers.
+A click on a particle, or on any place among them, shows the conformation there in all layers. Paths and regions that
+are drawn among the particles are saved with the key S: as states with a movie, and as a STAR file of the particles
+inside.
 """
 
 import os
+from itertools import count
 
 import numpy as np
 
 from dynamight_core.analysis.explorer.address import has_screen
+from dynamight_core.analysis.explorer.saving import Saver
 from dynamight_core.analysis.explorer.session import Explorer
 from dynamight_core.analysis.molecule import spread_out
 from dynamight_core.errors import InputError
@@ -17,6 +21,8 @@ from dynamight_core.errors import InputError
 _MAX_POINTS, _ARROWS = 100_000, 300
 # Distance between molecule and particles, as a fraction of the box.
 _GAP = 0.1
+# States of a movie along a drawn path.
+_STATES = 20
 
 
 class NapariView:
@@ -105,7 +111,20 @@ class NapariView:
             translate=offset,
         )
         self.particles.mouse_drag_callbacks.append(self._clicked)
-        self.layers.append(self.particles)
+        # Drawn in the coordinates of the particles, in napari's view in two dimensions.
+        self.drawings = layers.Shapes(
+            ndim=3,
+            name="paths and regions (S saves them)",
+            scale=self.particles.scale,
+            translate=self.particles.translate,
+            edge_color="cyan",
+            edge_width=0.1 / scale,
+            face_color="transparent",
+        )
+        self.drawings.bind_key("s", self._save)
+        # Kind and corners of what was saved
+        self._saved: set[tuple[str, bytes]] = set()
+        self.layers += [self.particles, self.drawings]
 
     def show(self, coordinates: np.ndarray) -> None:
         """Show the conformation at (K,) coordinates, A rms, in all layers."""
@@ -116,11 +135,50 @@ class NapariView:
             self.trace.data = self._places(coordinates, "trace", "trace_motions")
 
     def _clicked(self, layer, event) -> None:
+        """Show the particle that was clicked, or the conformation of the place in the plane."""
         index = layer.get_value(
             event.position, view_direction=event.view_direction, dims_displayed=event.dims_displayed, world=True
         )
         if index is not None:
             self.show(self._explorer.coordinates[self.rows[index]])
+        elif len(event.dims_displayed) == 2:
+            # In three dimensions a click is on a line of places.
+            self.show(self._at(np.array(layer.world_to_data(event.position))))
+
+    def _at(self, place: np.ndarray) -> np.ndarray:
+        """Return the (K,) coordinates (A rms) of a place (z, y, x) among the particles; of other motions the mean."""
+        coordinates: np.ndarray = self._explorer.coordinates.mean(0)
+        coordinates[: min(2, len(coordinates))] = place[2:0:-1][: len(coordinates)]
+        return coordinates
+
+    def _save(self, layer) -> None:
+        """Save each path as states with a movie, and each region as a STAR file, that was not saved before."""
+        for shape, kind in zip(layer.data, layer.shape_type, strict=True):
+            key = kind, np.asarray(shape).tobytes()
+            if key in self._saved:
+                continue
+            try:
+                files = self._save_shape(shape, kind)
+            except InputError as error:
+                layer.help = str(error)
+                print(error)
+                return
+            self._saved.add(key)
+            layer.help = f"saved: {files[0]}"
+            print(f"Saved: {', '.join(files)}.")
+
+    def _save_shape(self, shape: np.ndarray, kind: str) -> list[str]:
+        """Save a drawing of (p, 3) corners; return the names of its files in RUN/analysis."""
+        saver, places = self._explorer.saver, [self._at(corner) for corner in shape]
+        texts = [",".join(f"{value:.6g}" for value in place) for place in places]
+        if kind in ("path", "line"):
+            name = _free_name(saver, "states", "napari_path")
+            return list(saver.save_states({"through": texts, "n_states": _STATES}, name).values["files"])
+        if kind == "ellipse":
+            raise InputError("an ellipse cannot be saved; draw a polygon, a rectangle or a lasso around particles")
+        polygon = ":".join(["1,2", *(",".join(f"{value:.6g}" for value in corner[2:0:-1]) for corner in shape)])
+        name = _free_name(saver, "selections", "napari_region", ".star")
+        return list(saver.save_selection({"polygon": polygon}, name).values["files"])
 
     def _volume(self, coordinates: np.ndarray) -> tuple[np.ndarray, float]:
         """Return the (b, b, b) density at coordinates, divided by its maximum, and its voxel size (A)."""
@@ -156,6 +214,12 @@ class NapariView:
         }
         features |= {name: values.to_numpy()[rows] for name, values in explorer.annotations().items()}
         return rows, places, features
+
+
+def _free_name(saver: Saver, kind: str, stem: str, suffix: str = "") -> str:
+    """Return the first of STEM1, STEM2, ... that is no file of RUN/analysis/KIND."""
+    names = (f"{stem}{number}" for number in count(1))
+    return next(name for name in names if not saver.exists(kind, f"{name}{suffix}"))
 
 
 def view_in_napari(explorer: Explorer) -> None:

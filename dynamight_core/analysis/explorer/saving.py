@@ -91,6 +91,10 @@ class Saver:
             raise InputError(f"there is no file {name} in {folder}; save it first")
         return path
 
+    def exists(self, kind: str, name: str) -> bool:
+        """Return whether there is something of this name in RUN/analysis/KIND ("selections" or "states")."""
+        return (self._folder / kind / name).exists()
+
     def _new(self, kind: str, name: str) -> Path:
         path = self._folder / kind / name
         if path.exists():

@@ -36,6 +36,7 @@ _FILES = {
     "analysis/relion_bodies.star": "the rigid bodies, for RELION's multi-body refinement",
     "analysis/relion_data.star": "particles with angles and offsets of the bodies, for RELION's multi-body refinement",
     "analysis/embedding.csv": "position of each particle in a plane (UMAP or motions 1 and 2)",
+    "analysis/latents.csv": "latents of each particle under the decoders of both half-sets",
     "analysis/gaussians_half1.cif": "Gaussians of half 1, with their motion in the B-factor column",
     "analysis/gaussians_half2.cif": "Gaussians of half 2, with their motion in the B-factor column",
     "analysis/explored.sh": "commands that reproduce what was saved in dynamight explore",
@@ -55,6 +56,7 @@ _RIGID = "reconstruction/rigid/"
 # Folders whose files are not listed one by one: states, selections and tables come in dozens.
 _FOLDERS = {
     "analysis/states": "maps, movie and coordinates of states",
+    "analysis/fields": "deformation fields (.npz, .mrc) and their arrows",
     "analysis/tables": "the values behind these figures",
     "analysis/domains": "masks and motions of the rigid-body domains",
     "analysis/controls": "verdicts and values of the controls",

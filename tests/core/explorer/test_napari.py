@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import starfile
 
 from dynamight_core.analysis.explorer.napari_view import NapariView
 
@@ -20,7 +21,7 @@ def test_napari_shows_volume_gaussians_field_and_particles_of_the_run(explorer):
     for layer in view.layers:
         viewer.add_layer(layer)
     kinds = {layer.name: type(layer).__name__ for layer in viewer.layers}
-    assert list(kinds.values()) == ["Image", "Points", "Vectors", "Points"]
+    assert list(kinds.values()) == ["Image", "Points", "Vectors", "Points", "Shapes"]
     coordinates = explorer.coordinates
     np.testing.assert_allclose(view.particles.data[:, 2:0:-1], coordinates[:, :2])
     np.testing.assert_array_equal(view.particles.features["mine.csv: score"], range(len(explorer.coordinates)))
@@ -47,6 +48,47 @@ def test_a_click_on_a_particle_in_napari_shows_its_conformation(explorer):
     assert np.abs(view.volume.data - before).max() > 0.2
 
 
+def test_a_click_on_an_empty_place_in_napari_shows_the_conformation_there(explorer):
+    view = NapariView(explorer)
+    wanted = explorer.coordinates.mean(0)
+    wanted[:2] = explorer.coordinates[:, :2].max(0) * 1.5
+    place = view.particles.data_to_world([0, wanted[1], wanted[0]])
+    event = SimpleNamespace(position=np.array(place), view_direction=None, dims_displayed=[1, 2])
+    view.particles.mouse_drag_callbacks[0](view.particles, event)
+    shift = np.tensordot(wanted, explorer.run.motions.components.numpy(), 1)
+    expected = (explorer.run.motions.points + explorer.run.motions.mean).numpy() + shift
+    np.testing.assert_allclose(view.gaussians.data[:, ::-1], expected, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_drawings_in_napari_become_movies_and_star_files(explorer, capsys):
+    view = NapariView(explorer)
+    places = explorer.coordinates[:, :2]
+    low, middle, high = (np.quantile(places, share, 0) for share in (0.1, 0.5, 0.9))
+
+    def corners(*points):
+        return np.array([[0, y, x] for x, y in points])
+
+    view.drawings.add_paths([corners(low, middle, high)])
+    view.drawings.add_polygons([corners(low, (high[0], low[1]), high, (low[0], high[1]))])
+    ((key, save),) = view.drawings.keymap.items()
+    assert str(key) == "S"
+    save(view.drawings)
+    folder = explorer.run.path / "analysis"
+    table = pd.read_csv(folder / "states" / "napari_path1" / "states.csv")
+    assert len(table) == 20
+    np.testing.assert_allclose(table[["motion1_A", "motion2_A"]].iloc[[0, -1]], [low, high], atol=1e-3)
+    assert (folder / "states" / "napari_path1" / "movie.gif").exists()
+    inside = ((places > low) & (places < high)).all(1)
+    assert len(starfile.read(folder / "selections" / "napari_region1.star")["particles"]) == inside.sum()
+    assert "Saved: " in capsys.readouterr().out
+    # A second press saves what is new.
+    view.drawings.add_ellipses([corners(low, (high[0], low[1]), high, (low[0], high[1]))])
+    save(view.drawings)
+    assert "an ellipse cannot be saved" in capsys.readouterr().out
+    assert not (folder / "states" / "napari_path2").exists()
+
+
 @pytest.mark.slow
 def test_napari_opens_its_window(drawn_run, monkeypatch, dynamight):
     import napari
@@ -56,7 +98,7 @@ def test_napari_opens_its_window(drawn_run, monkeypatch, dynamight):
     monkeypatch.setattr("napari.run", lambda: opened.append(napari.current_viewer()))
     code, text = dynamight("explore", drawn_run, "--viewer", "napari")
     assert code == 0, text
-    assert [type(layer).__name__ for layer in opened[0].layers] == ["Image", "Points", "Vectors", "Points"]
+    assert [type(layer).__name__ for layer in opened[0].layers] == ["Image", "Points", "Vectors", "Points", "Shapes"]
     opened[0].close()
 
 
