@@ -3,7 +3,7 @@
     python -m benchmarks.account --box 64 128 --gaussians 2000 10000
 
 The floor counts what cannot be avoided. For an image of the model, this is the displacement of each Gaussian as a
-product with the decoder's fields, its rotation, four additions to pixels, and a Fourier transform. Multiplications are at the
+product with the decoder's fields, its rotation, four additions to pixels, and a Fourier transform. Products are at the
 speed of this machine's matrix product. Additions to pixels are at that of its compiled loop with all data in the cache.
 A training step needs three times an image of the model, once forwards and twice backwards. An inference needs an image
 for the start, and in each step one for each direction and one for the new place. The linear start needs an image and a
