@@ -96,7 +96,8 @@ def conclude(run: Run) -> Conclusion:
         motion,
         title,
         _moves(run, motion),
-        " ".join([*_certainty(summary, controls), *doubts]),
+        # What speaks against motion comes first: where there is none, it is the answer.
+        " ".join([*doubts, *_certainty(summary, controls)]),
         delivered,
         _advice(run, motion, causes, folder, compared),
     )

@@ -191,7 +191,7 @@ def test_without_motion_the_detection_limit_and_its_cause_are_said(case):
     ).conclusion
     assert (found.motion, found.title, found.moves) == ("not supported", "No motion found", "")
     assert "equally well (+0.01 +- 0.02 nats) with each particle's own deformation" in found.certainty
-    assert found.certainty.endswith("Motion of up to 0.5 A rms over the molecule could go undetected.")
+    assert found.certainty.startswith("Motion of up to 0.5 A rms over the molecule could go undetected.")
     assert "Use the consensus map. Do not interpret the motions. Add particles." in found.advice
 
 

@@ -147,7 +147,7 @@ function describeRun() {
   $("verdict").title = lines.slice(1).map(typeset).join("\n");
   $("numbers").textContent =
     `${count(run.particles)} particles (${run.halves.map(count).join(" + ")}; ${count(run.validation)} for validation)` +
-    ` · motion ${angstroms(run.motion)} ± ${angstroms(run.error)} Å rms`;
+    (run.counted.length ? ` · motion ${angstroms(run.motion)} ± ${angstroms(run.error)} Å rms` : "");
 }
 
 function showNotice() {
@@ -158,6 +158,8 @@ function showNotice() {
       "WebGL 2 is not available: the landscape shows at most 20,000 particles, and the molecule is drawn as points " +
         "without density. Enable hardware acceleration in the browser's settings, or use another browser.",
     );
+  // The overview has the conclusion itself.
+  $("notice").classList.toggle("known", parts.length === 1 && motion !== "supported");
   $("notice").textContent = parts.filter(Boolean).join(" ");
   $("notice").hidden = !$("notice").textContent;
 }

@@ -2,7 +2,7 @@
 
 import { $, element } from "./dom.js";
 import { Film } from "./film.js";
-import { typeset } from "./format.js";
+import { sentence, typeset } from "./format.js";
 import { showGain } from "./gain.js";
 import { ask } from "./requests.js";
 import { page } from "./state.js";
@@ -26,7 +26,7 @@ export function describeConclusion({ conclusion, warnings }) {
   $("gain-text").textContent = typeset(map);
   $("advice").textContent = typeset(advice);
   const reasons = [certainty, ...warnings, map].filter(Boolean);
-  $("why").append(...reasons.map((text) => element("p", { textContent: typeset(text) })));
+  $("why").append(...reasons.map((text) => element("p", { textContent: sentence(typeset(text)) })));
 }
 
 export async function showOverview() {
