@@ -108,9 +108,7 @@ STAR: dict[str, Change] = {
         "_rlnImageSize #6\n1 300 2.7 0.1 2.0 8", "_rlnImageSize #6\n_rlnImageDimensionality #7\n1 300 2.7 0.1 2.0 8 3"
     ),
     "job file": become(b"data_job\n_rlnJobTypeLabel relion.refine3d\n"),
-    "optimiser": become(
-        b"data_optimiser_general\n_rlnOutputRootName Refine3D/run\n_rlnExperimentalDataStarFile Refine3D/run_data.star\n"
-    ),
+    "optimiser": become(b"data_optimiser_general\n_rlnExperimentalDataStarFile Refine3D/run_data.star\n"),
 }
 STACK: dict[str, Change] = {
     "empty": become(b""),
