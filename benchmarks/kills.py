@@ -96,9 +96,16 @@ def differing(first: Path, second: Path) -> list[str]:
     return [
         str(name)
         for name in sorted(names)
-        if not ((first / name).exists() and (second / name).exists())
-        or not filecmp.cmp(first / name, second / name, shallow=False)
+        if not ((first / name).exists() and (second / name).exists()) or not same(first / name, second / name)
     ]
+
+
+def same(first: Path, second: Path) -> bool:
+    """Return whether two files are the same; safetensors writes what describes a model in any order."""
+    if first.suffix != ".safetensors":
+        return filecmp.cmp(first, second, shallow=False)
+    one, other = safetensors.torch.load_file(first), safetensors.torch.load_file(second)
+    return one.keys() == other.keys() and all(one[key].equal(other[key]) for key in one)
 
 
 def leftovers(run: Path) -> list[str]:
@@ -120,7 +127,7 @@ def main():
     train = ["train", star, str(work), *inputs, *SMALL]
     reconstruct = ["reconstruct", str(work), "--threads", "1", "--device", "cpu", "--no-shrink"]
     states = ["states", str(work), "--n", "2", "--no-movie", "--use-unsupported-motion"]
-    points = ["select", str(work), "--along", "1:-9:9"]
+    points = ["select", str(work), "--along", "1:-9:9", "--use-unsupported-motion"]
     # Each command, what must be there before it, and how it is run again.
     steps = {
         "train": (train, train + ["--resume"]),
