@@ -20,6 +20,7 @@ from dynamight_core.errors import InputError, option_name, understood
 from dynamight_core.files import atomic_path
 from dynamight_core.options import InputOptions
 from dynamight_core.particles.identity import (
+    PARTS,
     Difference,
     check_file,
     file_record,
@@ -114,7 +115,10 @@ def arranged(run: Path, particles: Particles, checksum: str | None = None) -> Pa
     order = rows_of(run, rows, particles)
     if (order != np.arange(len(order))).any():
         particles = particles.subset(order)
-    for path, record in zip(ordered_stacks(particles), records["stacks"], strict=True):
+    stacks = ordered_stacks(particles)
+    if len(stacks) != len(records["stacks"]):
+        raise InputError(f"{run / IDENTITY} is damaged (it has {len(records['stacks'])} stacks); {_CURE}")
+    for path, record in zip(stacks, records["stacks"], strict=True):
         check_file(path, record, run, _CURE)
     return particles
 
@@ -162,12 +166,14 @@ def _read(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
     path = run / IDENTITY
     if not path.exists():
         return None
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            rows = {name: file.get_tensor(name) for name in file.keys()}
-            return rows, json.loads(file.metadata()["records"])
-    except Exception as error:  # Libraries have many exceptions for damaged files.
-        raise InputError(f"{path} is damaged ({error}); {_CURE}") from error
+    with understood(path, _CURE), safetensors.safe_open(path, "pt") as file:
+        rows = {name: file.get_tensor(name) for name in file.keys()}
+        records = json.loads(file.metadata()["records"])
+        whole = [rows[part].dtype == torch.int64 and rows[part].shape == rows["image"].shape for part in PARTS]
+        sizes = [int(record["size"]) for record in (*records["files"].values(), *records["stacks"])]
+        if not all(whole) or rows["image"].ndim != 1 or min(sizes, default=0) < 0:
+            raise ValueError("its parts do not belong together")
+        return rows, records
 
 
 def input_files(inputs: InputOptions) -> Iterator[tuple[str, str]]:

@@ -1,5 +1,6 @@
 """Atomic models from files, selections of atoms, and the origin of their coordinates in a map."""
 
+import math
 from pathlib import Path
 
 import gemmi
@@ -29,6 +30,9 @@ def read_structure(path: str | Path) -> gemmi.Structure:
         raise InputError(f"model {path} cannot be read ({error}); use a PDB or mmCIF file") from error
     if not len(structure) or not structure[0].count_atom_sites():
         raise InputError(f"model {path} contains no atoms; use a PDB or mmCIF file with coordinates")
+    for place in structure[0].all():
+        if not all(map(math.isfinite, place.atom.pos.tolist())):
+            raise InputError(f"model {path} has no coordinates for {place}; remove such atoms")
     return structure
 
 

@@ -263,8 +263,10 @@ def read_states(path: str | Path, run: Run) -> tuple[list[str], np.ndarray]:
         raise InputError(f"states {path}: {error}; give numbers in the columns {', '.join(wanted)}") from error
     if not np.isfinite(coordinates).all():
         raise InputError(f"states {path} have empty or infinite coordinates; give finite numbers in A rms")
-    labels = table["state"].astype(str) if "state" in table else [f"state{i + 1:02d}" for i in range(len(table))]
-    if len(set(labels)) < len(labels) or any("/" in label for label in labels):
+    labels = (
+        table["state"].astype(str).fillna("") if "state" in table else [f"state{i + 1:02d}" for i in range(len(table))]
+    )
+    if len(set(labels)) < len(labels) or any(not label or "/" in label for label in labels):
         raise InputError(f"states {path}: names in the column state become file names; make them unique, without /")
     return list(labels), coordinates
 

@@ -300,7 +300,7 @@ def _particle_block(star: Path, blocks: dict[str, pd.DataFrame]) -> tuple[str, p
     named = [name for name in ("particles", "images", "") if name in blocks]
     others = [name for name in blocks if name not in named and "rlnImageName" in blocks[name]]
     if not named + others:
-        raise InputError(f"{star} has no particles table; give a STAR file with a block data_particles")
+        raise InputError(f"{star} has no particles table; {_right_file(blocks)}")
     block = (named + others)[0]
     table = blocks[block]
     if not len(table):
@@ -308,6 +308,16 @@ def _particle_block(star: Path, blocks: dict[str, pd.DataFrame]) -> tuple[str, p
     if "rlnImageName" not in table:
         raise InputError(f"{star} has no column rlnImageName; give the STAR file of extracted particles")
     return block, table
+
+
+def _right_file(blocks: dict[str, pd.DataFrame]) -> str:
+    """Return which file of a RELION job to give in the place of one with these blocks."""
+    for name, table in blocks.items():
+        if "rlnExperimentalDataStarFile" in table and len(table):
+            return f"give {table['rlnExperimentalDataStarFile'].iloc[0]}, which this optimiser file of RELION names"
+        if name.startswith(("optimiser", "model_", "sampling", "job", "pipeline")):
+            return "it is another file of a RELION job; give the job's run_data.star"
+    return "give a STAR file with a block data_particles"
 
 
 def _refuse_tomography(star: Path, blocks: dict[str, pd.DataFrame], table: pd.DataFrame) -> None:

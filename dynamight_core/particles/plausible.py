@@ -41,6 +41,8 @@ LIMITS = {
 }
 # Defocus of all particles below this (Å) is in micrometres.
 _MIN_DEFOCUS = 50.0
+# Angles (radians) that no program writes: ten turns.
+_MAX_ANGLE = 63.0
 # Rms distance of directions of view from their mean, below which particles have no orientations.
 _MIN_SPREAD = 0.01
 
@@ -94,6 +96,12 @@ def _impossible_poses(particles: Particles) -> Iterator[str]:
         yield (
             f"an origin of {float(distance[row]):.4g} Å in {int(bad.sum())} rows, first in row {row + 1}, outside "
             f"the box of {extent:.4g} Å (is it in other units?)"
+        )
+    turns = particles.angles.abs().amax(1) > _MAX_ANGLE
+    if turns.any():
+        yield (
+            f"angles of more than ten turns in {int(turns.sum())} rows, first in row {int(turns.int().argmax()) + 1} "
+            "(are they in degrees?)"
         )
     directions = particles.matrices[:, 2]
     spread = float((directions - directions.mean(0)).square().sum(1).mean().sqrt())

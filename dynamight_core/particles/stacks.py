@@ -18,6 +18,10 @@ from dynamight_core.files import pixel_type
 _PIXEL_BYTES = {0: 1, 1: 2, 2: 4, 6: 2, 12: 2}
 
 
+# First bytes of compressed files.
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2"}
+
+
 @dataclass(frozen=True)
 class StackHeader:
     """The header of a valid stack of `n_images` square images of `box` pixels.
@@ -47,6 +51,10 @@ def read_stack_header(path: Path) -> StackHeader:
         shorter than its header implies.
     """
     try:
+        with open(path, "rb") as file:
+            compressed = _COMPRESSED.get(file.read(2))
+        if compressed is not None:
+            raise InputError(f"stack {path} is compressed by {compressed}; decompress it and correct rlnImageName")
         with warnings.catch_warnings():
             # Some programs omit the map identifier or the machine stamp, which does no harm.
             warnings.simplefilter("ignore", RuntimeWarning)
@@ -56,6 +64,8 @@ def read_stack_header(path: Path) -> StackHeader:
                 start = 1024 + int(header["nsymbt"])
     except FileNotFoundError as error:
         raise InputError(f"stack {path} does not exist; restore it or correct rlnImageName") from error
+    except InputError:
+        raise
     except Exception as error:  # Libraries have many exceptions for damaged files.
         raise InputError(f"stack {path} cannot be read as MRC ({error}); give an intact MRC stack") from error
     if mode not in _PIXEL_BYTES:
