@@ -66,11 +66,19 @@ def listed_devices(name: str) -> list[str]:
     return [f"{wanted}:{number.strip()}" if colon else number.strip() for number in (numbers or wanted).split(",")]
 
 
+def processes_for(name: str) -> int:
+    """Return the number of processes that an option for devices asks for: one for each GPU."""
+    one = "," not in name or (name.startswith("auto") and not torch.cuda.is_available())
+    return 1 if one else len(listed_devices(name))
+
+
 def _of_this_process(name: str) -> str:
     """Return the device of this process among those that an option names."""
     listed = listed_devices(name)
     if len(listed) == 1:
         return name
+    if name.startswith("auto") and not torch.cuda.is_available():
+        return "auto"
     if len(listed) != processes.local_count():
         raise InputError(
             f"--device names {len(listed)} GPUs, but {processes.local_count()} processes run on this machine; start as "

@@ -33,7 +33,7 @@ def number_of_processes(command: str, arguments: Mapping[str, Any], wanted: int 
         if the command runs in one process only, or the number of GPUs is another one.
     """
     device = arguments.get("device") or ""
-    listed = _number_of_devices(device) if "," in device else 1
+    listed = _processes_for(device) if "," in device else 1
     number = listed if wanted is None else wanted
     if number == 1 and listed == 1:
         return 1
@@ -120,7 +120,7 @@ def _launch(number: int, line: Sequence[str], command: str) -> tuple[int, str]:
     return 0, ""
 
 
-def _number_of_devices(names: str) -> int:
-    from dynamight_core.devices import listed_devices
+def _processes_for(device: str) -> int:
+    from dynamight_core.devices import processes_for
 
-    return len(listed_devices(names))
+    return processes_for(device)

@@ -107,7 +107,7 @@ class DeformedBatch:
             return torch.ones((), device=self.displacement.device)
         own = self.restrained_share * self.displacement[: self._n_restrained].square().mean()
         size = current_group().total(own) + _SMALLEST_MOTION**2
-        return (size.detach() / size) ** (1 - float(self.trainer.model.regularisation_share))
+        return (size.detach() / size) ** (1 - self.trainer.model.regularisation_share)
 
     @cached_property
     def edge_lengths(self) -> torch.Tensor:

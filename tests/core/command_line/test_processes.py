@@ -2,8 +2,10 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -93,16 +95,16 @@ def test_a_training_resumes_on_another_number_of_processes(data, one, tmp_path):
         assert summary(run)[name] == pytest.approx(summary(one)[name], rel=1e-4)
 
 
-@pytest.mark.parametrize("method", ["wbp", "least-squares"])
-def test_processes_reconstruct_the_maps_of_one(one, tmp_path, method):
-    maps, words = {}, ["--no-shrink", "--method", method, "--device", "cpu", "--threads", "1"]
+@pytest.mark.parametrize("more", [["--method", "wbp"], ["--method", "cg", "--no-controls"]])
+def test_processes_reconstruct_the_maps_of_one(one, tmp_path, more):
+    maps, words = {}, ["--no-shrink", "--device", "cpu", "--threads", "1", *more]
     for number in (1, 3):
         run = shutil.copytree(one, tmp_path / f"run{number}")
-        code, text = ended("reconstruct", run, *words, "--processes", number)
+        code, text = (dynamight if number == 1 else ended)("reconstruct", run, *words, "--processes", str(number))
         assert code == 0, text
         names = ("map.mrc", "half1_unfil.mrc", "half2_unfil.mrc", "rigid/half1_unfil.mrc")
         maps[number] = [mrcfile.read(run / "reconstruction" / name) for name in names]
-        assert (run / "analysis" / "controls" / "shuffled-latents.json").exists() or "was not run" in text
+        assert (run / "analysis" / "controls" / "shuffled-latents.json").exists() != ("--no-controls" in more)
     for wanted, found in zip(maps[1], maps[3], strict=True):
         assert np.linalg.norm(found - wanted) < 1e-4 * np.linalg.norm(wanted)
 
@@ -143,6 +145,51 @@ def process_of(rank, run):
         if str(run).encode() in words and f"RANK={rank}".encode() in variables:
             return int(folder.name)
     return None
+
+
+def template(name):
+    """Return the job script of a name in the page on clusters."""
+    text = (ROOT / "docs" / "cluster.md").read_text().partition(f"<!-- slurm {name} -->")[2]
+    lines = text.lstrip("\n").split("\n\n")[0].splitlines()
+    return "\n".join(line.removeprefix("    ") for line in lines) + "\n"
+
+
+@pytest.mark.parametrize("machines", [1, 2])
+def test_the_templates_for_slurm_train(data, one, tmp_path, machines):
+    """A stub of Slurm runs them: srun starts what follows it once for each machine."""
+    words = {
+        "srun": f'for node in $(seq {machines}); do "$@" & done; wait -n && wait',
+        "scontrol": "echo localhost; echo other",
+        "dynamight": f'exec {sys.executable} -m dynamight_core "$@"',
+        "torchrun": f'exec {sys.executable} -m torch.distributed.run "$@"',
+    }
+    for name, line in words.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    script = template("one" if machines == 1 else "two")
+    small = shlex.join([*SHORT[:-2], "--half-maps", *map(str, data.half_maps)])
+    changes = {
+        "particles.star": str(data.particles),
+        "map.mrc": str(data.consensus),
+        "--device 0,1,2,3": "--processes 2",
+        "--nproc-per-node 4": "--nproc-per-node 1",
+        ":29500": f":{port}",
+        "--resume": f"--resume {small}",
+    }
+    for old, new in changes.items():
+        script = script.replace(old, new)
+    assert script.count("#SBATCH") == 6
+    slurm = {"SLURM_NNODES": str(machines), "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n", "SLURM_CPUS_PER_TASK": "2"}
+    environment = os.environ | slurm | {"PYTHONPATH": str(ROOT), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=240
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    wanted, found = tensors(one), tensors(tmp_path / "RUN")
+    assert all(found[name].equal(value) for name, value in wanted.items())
 
 
 def test_what_does_not_go_together_is_refused(data, one, tmp_path):
