@@ -144,9 +144,28 @@ def check_messages():
     assert collect({halves[0]: halves[0]}) == ({1: 1, 2: 2} if processes.is_first() else {})
 
 
+def check_traffic():
+    """Check that a step sends its gradients once, and an inference what it has found."""
+    trainer = trainer_of()
+    trainer.encoded = trainer.encoded[:0]
+    trained = sum(each.numel() for each in trainer.model.parameters() if each.requires_grad)
+    steps = len(trainer.batches(3)[0])
+    with within(world()):
+        before = dict(world().sent)
+        run_epoch(trainer, Epoch("refinement", sparse=0.1), 3)
+        middle = dict(world().sent)
+        infer_latents(trainer.model, trainer.data, trainer.held_out, [trainer.latents[:30]], 1)
+    gradients = (middle["sum"] - before["sum"]) / steps
+    # Restraints add some numbers to a step, and metrics some to an epoch.
+    assert 4 * trained * 0.99 < gradients < 4 * trained + 200, (gradients, trained)
+    gathered = world().sent["gather"] - middle.get("gather", 0)
+    assert gathered * world().size == 30 * 4 * (2 + 4 + 1), gathered
+
+
 def main():
     torch.set_num_threads(1)
     check_messages()
+    check_traffic()
     for name, work in WORK.items():
         with within(ALONE):
             alone = copy.deepcopy(work())
