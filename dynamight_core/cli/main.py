@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Parameter, validators
 
 from dynamight_core import processes
-from dynamight_core.cli.app import GLOBAL, current_names, describe_error, make_app
+from dynamight_core.cli.app import GLOBAL, current_names, describe_error, make_app, whole_numbers
 from dynamight_core.cli.launch import cure, in_processes, is_launched
 from dynamight_core.errors import InputError
 from dynamight_core.version import __version__
@@ -41,6 +41,10 @@ def main() -> None:
     except OSError:
         # Its reader is gone; Python would complain of it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if processes.count() > 1:
+        # Threads of torch.distributed that still wait for another process would abort this one as Python ends.
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 
@@ -69,6 +73,7 @@ def run(words: Sequence[str]) -> int:
             Parameter(
                 name="--processes",
                 help="Number of processes on this machine that share the work. [default: one for each GPU in --device]",
+                converter=whole_numbers,
                 validator=validators.Number(gte=1),
                 group=GLOBAL,
             ),
@@ -120,6 +125,11 @@ def _outcome(
     """
     folder = None
     try:
+        if processes.count() > 1:
+            from dynamight_core.groups import world
+
+            # First of all: of processes that fail, one tells the user, and they agree on which.
+            world()
         _check_version(version)
         words, notes = current_names(words)
         print(*notes, sep="\n", end="\n" * bool(notes), file=sys.stderr)
@@ -129,6 +139,8 @@ def _outcome(
         if outcome is not None:
             return outcome
         function(*bound.args, **bound.kwargs)
+        if processes.count() > 1:
+            world().wait()
     except CycloptsError as error:
         return 2, f"Error: {describe_error(error)}"
     except InputError as error:

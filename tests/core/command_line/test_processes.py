@@ -15,6 +15,7 @@ import mrcfile
 import numpy as np
 import pytest
 import safetensors.torch
+import torch
 
 from tests.support.command_line import dynamight
 
@@ -147,6 +148,16 @@ def process_of(rank, run):
     return None
 
 
+@pytest.mark.gpu
+def test_two_gpus_train_as_one_process_does(data, one, tmp_path):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    code, text = ended(*train_words(data, tmp_path / "run", "--device", "0,1"))
+    assert code == 0, text
+    found, wanted = summary(tmp_path / "run"), summary(one)
+    assert found["motion_rms"] == pytest.approx(wanted["motion_rms"], abs=wanted["error_rms"])
+
+
 def template(name):
     """Return the job script of a name in the page on clusters."""
     text = (ROOT / "docs" / "cluster.md").read_text().partition(f"<!-- slurm {name} -->")[2]
@@ -182,7 +193,9 @@ def test_the_templates_for_slurm_train(data, one, tmp_path, machines):
     for old, new in changes.items():
         script = script.replace(old, new)
     assert script.count("#SBATCH") == 6
-    slurm = {"SLURM_NNODES": str(machines), "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n", "SLURM_CPUS_PER_TASK": "2"}
+    slurm = {"SLURM_NNODES": str(machines), "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n"}
+    # One thread for each process.
+    slurm |= {"SLURM_CPUS_PER_TASK": str(2 // machines)}
     environment = os.environ | slurm | {"PYTHONPATH": str(ROOT), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     done = subprocess.run(
         ["bash", "-c", script], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=240
