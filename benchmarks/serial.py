@@ -32,8 +32,6 @@ REPEATED = [
     ("parts.py", "moving_parts"),
     ("linear.py", "_principal_components"),
     ("linear.py", "initialise"),
-    ("reference.py", "update_references"),
-    ("reference.py", "central_latents"),
     ("decoder_fit.py", "fit_decoder"),
     ("large_motion.py", "follow"),
     ("nodes.py", "particle_conformations"),

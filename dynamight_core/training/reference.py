@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from dynamight_core.groups import exchange
+from dynamight_core.groups import current_group, exchange
 from dynamight_core.imaging.geometry import to_grid
 from dynamight_core.imaging.masks import distance_from_voxels
 from dynamight_core.model.decoders.base import Decoder
@@ -71,16 +71,17 @@ def central_latents(models: Mapping[int, HalfModel], latents: Mapping[int, torch
 
 
 def _displacements(model: HalfModel, latents: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Yield the (b, n, 3) displacements of (n, d) latents in batches."""
+    """Yield the (b, n, 3) displacements of this process's part of (n, d) latents in batches."""
     evaluate = model.evaluator(model.gaussians.positions)
-    for part in latents.split(64):
+    for part in current_group().split(latents, 64):
         yield evaluate(part)
 
 
 def _smallest(trainer: HalfTrainer) -> torch.Tensor:
     """Return the latents of the predictions with the smallest displacement."""
     latents = trainer.current_latents(trainer.rows)
-    sizes = torch.cat([shift.square().sum((1, 2)) for shift in _displacements(trainer.model, latents)])
+    own = [shift.square().sum((1, 2)) for shift in _displacements(trainer.model, latents)]
+    sizes = current_group().gather(torch.cat([latents.new_empty(0), *own]))
     return latents[sizes.argsort()[: min(trainer.options.reference_predictions, max(1, len(sizes) // 10))]]
 
 
@@ -100,19 +101,22 @@ def _voxels(points: torch.Tensor, extent: float, size: int) -> torch.Tensor:
 
 def _most_inside(model: HalfModel, latents: torch.Tensor, mask: torch.Tensor, number: int = _AVERAGED) -> torch.Tensor:
     """Return a number of (n, d) latents, whose predictions have most Gaussians in the mask."""
-    counts = []
+    counts = [torch.zeros(0, dtype=torch.long, device=mask.device)]
     for shift in _displacements(model, latents):
         x, y, z = _voxels(model.gaussians.positions + shift, model.box * model.pixel_size, len(mask)).unbind(-1)
         counts.append(mask[z, y, x].sum(1))
-    best = torch.cat(counts).argsort(descending=True, stable=True)[:number]
+    best = current_group().gather(torch.cat(counts)).argsort(descending=True, stable=True)[:number]
     return latents[best]
 
 
 def _move(trainer: HalfTrainer, latents: torch.Tensor) -> float:
     """Move the reference by the mean displacement of (b, d) latents; return the displacement, A rms."""
-    total = sum((part.sum(0) for part in _displacements(trainer.model, latents)), torch.zeros(()))
-    shift = total / len(latents)
     model = trainer.model
+    total = torch.zeros_like(model.gaussians.positions)
+    for part in _displacements(model, latents):
+        total += part.sum(0)
+    current_group().sum_(total)
+    shift = total / len(latents)
     learned, before = copy.deepcopy(model.decoder), model.gaussians.positions.clone()
     model.gaussians.positions.add_(shift)
     model.decoder.absorb(latents)

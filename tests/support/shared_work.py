@@ -24,6 +24,7 @@ from dynamight_core.training.inference import data_terms, infer_latents, random_
 from dynamight_core.training.linear import linear_motions
 from dynamight_core.training.nodes import particle_sums
 from dynamight_core.training.poses import most_likely_poses
+from dynamight_core.training.reference import update_references
 from dynamight_core.training.refit import deformed_map
 from dynamight_core.training.schedule import Epoch
 from tests.support.known_motion import known_motion, untrained
@@ -101,6 +102,12 @@ def linear():
     return motions.fields, motions.latents, motions.spheres, torch.tensor([motions.gain, motions.resolution])
 
 
+def reference():
+    trainer = trainer_of()
+    moved = update_references((trainer,))
+    return torch.tensor(moved), *trainer.model.state_dict().values()
+
+
 WORK = {
     "warm-up": epoch("warm-up"),
     "encoder": epoch("encoder", encoder_epochs=3),
@@ -112,6 +119,7 @@ WORK = {
     "inference": inferred,
     "maps": maps,
     "poses": poses,
+    "reference update": reference,
     "linear": linear,
 }
 

@@ -96,6 +96,16 @@ def test_a_training_resumes_on_another_number_of_processes(data, one, tmp_path):
         assert summary(run)[name] == pytest.approx(summary(one)[name], rel=1e-4)
 
 
+def test_processes_infer_what_one_infers(data, one, tmp_path):
+    for number in (1, 3):
+        words = ["infer", one, data.particles, tmp_path / f"run{number}", "--device", "cpu", "--threads", "1"]
+        code, text = (dynamight if number == 1 else ended)(*words, "--processes", str(number))
+        assert code == 0, text
+    wanted, found = (tensors(tmp_path / f"run{number}") for number in (1, 3))
+    for name, value in wanted.items():
+        assert (found[name] - value).norm() <= 1e-4 * value.norm(), name
+
+
 @pytest.mark.parametrize("more", [["--method", "wbp"], ["--method", "cg", "--no-controls"]])
 def test_processes_reconstruct_the_maps_of_one(one, tmp_path, more):
     maps, words = {}, ["--no-shrink", "--device", "cpu", "--threads", "1", *more]
