@@ -312,9 +312,9 @@ def _check_converging(trainers: tuple[HalfTrainer, ...], number: int, entries: l
         check_converging(trainers, number, entries)
     except DivergedError as error:
         found = error
-    for error in exchange({trainers[0].half: found}).values():
-        if error is not None:
-            raise error
+    for each in exchange({trainers[0].half: found}).values():
+        if each is not None:
+            raise each
 
 
 def _run_epoch(epoch: Epoch, number: int, trainer: HalfTrainer) -> dict:
