@@ -43,6 +43,7 @@ FLOORS = [
         [
             "version",
             "errors",
+            "processes",
             "registry",
             "reporter",
             "files",
@@ -50,6 +51,7 @@ FLOORS = [
             "lock",
             "earlier",
             "parallel",
+            "groups",
             "sampling",
             "devices",
         ],

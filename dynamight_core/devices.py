@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from dynamight_core import processes
 from dynamight_core.errors import InputError
 
 # glibc's codes for mallopt, and their values in bytes: freed memory beyond the first at the top of the heap returns to
@@ -25,20 +26,24 @@ def choose_device(name: str) -> torch.device:
     Parameters
     ----------
     name
-        "auto" (a GPU if there is one), "auto:1" (GPU 1 if there is any GPU, else the CPU), "cpu", "cuda", "cuda:1", or
-        the number of a GPU.
+        "auto" (a GPU if there is one), "auto:1" (GPU 1 if there is any GPU, else the CPU), "cpu", "cuda", "cuda:1", the
+        number of a GPU, or several numbers, one for each process on this machine. With "auto" and "cuda", each process
+        takes the GPU of its number.
 
     Raises
     ------
     InputError
         if there is no such device, or the GPU does not compute.
     """
-    wanted, _, number = name.partition(":")
-    chosen = name
+    chosen = _of_this_process(name)
+    wanted, _, number = chosen.partition(":")
+    own = str(processes.local_rank()) if processes.local_count() > 1 else "cuda"
     if wanted == "auto":
         if not torch.cuda.is_available():
             return torch.device("cpu")
-        chosen = number or "cuda"
+        chosen = number or own
+    elif chosen == "cuda":
+        chosen = own
     try:
         device = torch.device(f"cuda:{chosen}" if chosen.isdigit() else chosen)
     except RuntimeError as error:
@@ -47,7 +52,39 @@ def choose_device(name: str) -> torch.device:
         raise InputError(f"--device is '{name}'; use auto, cpu, cuda or the number of a GPU")
     if device.type == "cuda":
         _check_gpu(name, device)
+        if processes.count() > 1:
+            # Messages between processes are sent from the current GPU.
+            torch.cuda.set_device(device)
     return device
+
+
+def listed_devices(name: str) -> list[str]:
+    """Return the devices that an option names: GPUs separated by commas, each for a process of its own."""
+    wanted, colon, numbers = name.partition(":")
+    if "," not in name or not all(number.strip().isdigit() for number in (numbers or wanted).split(",")):
+        return [name]
+    return [f"{wanted}:{number.strip()}" if colon else number.strip() for number in (numbers or wanted).split(",")]
+
+
+def processes_for(name: str) -> int:
+    """Return the number of processes that an option for devices asks for: one for each GPU."""
+    one = "," not in name or (name.startswith("auto") and not torch.cuda.is_available())
+    return 1 if one else len(listed_devices(name))
+
+
+def _of_this_process(name: str) -> str:
+    """Return the device of this process among those that an option names."""
+    listed = listed_devices(name)
+    if len(listed) == 1:
+        return name
+    if name.startswith("auto") and not torch.cuda.is_available():
+        return "auto"
+    if len(listed) != processes.local_count():
+        raise InputError(
+            f"--device names {len(listed)} GPUs, but {processes.local_count()} processes run on this machine; start as "
+            "many with torchrun, or start dynamight without it, which then starts one for each GPU"
+        )
+    return listed[processes.local_rank()]
 
 
 def _check_gpu(name: str, device: torch.device) -> None:
@@ -94,8 +131,15 @@ def _why_no_gpu() -> str:
 
 
 def set_threads(threads: int | None) -> None:
-    """Set the number of CPU threads (None: all available), and keep freed memory for the next tensor."""
+    """Set the number of CPU threads (None: all available), and keep freed memory for the next tensor.
+
+    The processes on a machine share them.
+    """
     _keep_freed_memory()
+    sharing = processes.local_count()
+    if threads is None and sharing > 1:
+        # torchrun sets one for each process, whatever there is.
+        threads = len(os.sched_getaffinity(0))
     if threads is not None:
         if threads < 1:
             raise InputError(f"--threads is {threads}; use at least 1")
@@ -103,7 +147,7 @@ def set_threads(threads: int | None) -> None:
         # Thousands end in a segmentation fault.
         if threads > max(_MANY_THREADS, 4 * cores):
             raise InputError(f"--threads is {threads}, but there are {cores} cores; use at most that")
-        torch.set_num_threads(threads)
+        torch.set_num_threads(max(1, threads // sharing))
 
 
 @cache

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from dynamight_core import processes
 from dynamight_core.errors import InputError
 from dynamight_core.files import write_error
 
@@ -34,7 +35,7 @@ def all_or_nothing(root: Path, name: str, files: Callable[[], Iterable[Path]]) -
         returns the existing files of the set, all below `root`.
     """
     kept = root / f".{name}{_SUFFIX}"
-    if kept in _replacing:
+    if kept in _replacing or not processes.is_first():
         yield
         return
     if kept.exists():

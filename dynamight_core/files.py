@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import stat
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 from mrcfile.utils import data_dtype_from_header
 
+from dynamight_core import processes
 from dynamight_core.errors import InputError
 
 # What a user can mend: permissions, names, room, and limits of the system.
@@ -49,7 +51,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` if the block succeeds, and remove it if it fails.
 
     It keeps the suffix, by which many writers choose the format. Parent folders are created. The file has the
-    permissions of the user's umask, whatever the writer chose.
+    permissions of the user's umask, whatever the writer chose. Of several processes, the first one writes; what others
+    write is discarded.
 
     Raises
     ------
@@ -57,6 +60,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         if the path cannot be written.
     """
     path = Path(path)
+    if not processes.is_first():
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder) / path.name
+        return
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

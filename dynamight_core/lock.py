@@ -24,6 +24,7 @@ from typing import Any, TypeVar, cast
 
 from filelock import SoftFileLease, Timeout
 
+from dynamight_core import processes
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path, write_error
 
@@ -55,13 +56,17 @@ _change = threading.Lock()
 def writing(run: str | os.PathLike[str]) -> Iterator[None]:
     """Hold the lock on a run's folder, which is created if it is missing. Blocks and threads of a process share it.
 
-    What processes that were killed have left is removed first.
+    What processes that were killed have left is removed first. Of several processes that share a stage, the first one
+    holds it for all of them.
 
     Raises
     ------
     InputError
         if another process holds the lock, or took it over because this one did not refresh it.
     """
+    if not processes.is_first():
+        yield
+        return
     folder = Path(run).resolve()
     with _change:
         if folder not in _held:

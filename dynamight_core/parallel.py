@@ -8,6 +8,8 @@ from typing import TypeVar
 
 import torch
 
+from dynamight_core import processes
+
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 _worker = threading.local()
@@ -28,13 +30,13 @@ def side_by_side(function: Callable[[_Item], _Result], items: Sequence[_Item], d
     """Return ``[function(item) for item in items]``, computed in parallel on a CPU, each with as many threads.
 
     Most operations of a training are too small for many threads; two independent half-sets use them better. On a GPU,
-    or with fewer threads than items, items are processed one by one. Results depend on the number of threads, but not
-    on what runs in parallel, if `function` does not use global random numbers.
+    with fewer threads than items, or where several processes share the work, items are processed one by one. Results
+    depend on the number of threads, but not on what runs in parallel, if `function` does not use global random numbers.
 
     If one item fails, or on Ctrl-C, the others stop at their next `check_stopped`, and the exception is then raised.
     """
     threads = torch.get_num_threads()
-    if device.type != "cpu" or threads < len(items):
+    if device.type != "cpu" or threads < len(items) or processes.count() > 1:
         return [function(item) for item in items]
     stop = threading.Event()
 

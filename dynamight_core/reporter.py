@@ -2,9 +2,15 @@
 
 from collections.abc import Callable
 
+from dynamight_core import processes
+
+
+def _to_nobody(line: str) -> None:
+    pass
+
 
 class Reporter:
-    """Passes on the messages and progress of a stage.
+    """Passes on the messages and progress of a stage; of several processes, those of the first one.
 
     Parameters
     ----------
@@ -19,6 +25,8 @@ class Reporter:
         self, say: Callable[[str], None] = print, progress: Callable[[str, int, int], None] | None = None
     ) -> None:
         self._say, self._progress = say, progress
+        if not processes.is_first():
+            self._say, self._progress = _to_nobody, None
 
     def say(self, line: str) -> None:
         """Report a line."""
@@ -43,4 +51,4 @@ class Reporter:
 
 
 PRINT = Reporter()
-QUIET = Reporter(lambda line: None)
+QUIET = Reporter(_to_nobody)

@@ -1,6 +1,7 @@
 """The stage ``dynamight reconstruct`` with what judges it: the maps, the controls that cost little, the conclusion."""
 
 from dynamight_core.analysis.controls.stage import control_images, control_run, reason_against
+from dynamight_core.groups import world
 from dynamight_core.judging.conclusion import record_conclusion
 from dynamight_core.lock import writes_run
 from dynamight_core.options import ControlOptions, ReconstructOptions
@@ -36,7 +37,7 @@ def reconstruct_judged(run: Run, options: ReconstructOptions, reporter: Reporter
     # Without motion, there is nothing to control.
     if options.controls and (supported(run) or not options.shrink):
         _controls(run, options, reporter)
-    record_conclusion(run, reporter)
+    world().once(lambda: record_conclusion(run, reporter))
     return result
 
 

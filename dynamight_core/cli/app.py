@@ -236,7 +236,7 @@ def _parameter(word: Word, groups: dict[str, Group], everything: bool) -> inspec
     if option.choices is not None:
         told |= {"choices": list(option.choices), "show_choices": False}
     if int in (kind, *typing.get_args(kind)):
-        told["converter"] = _whole_numbers
+        told["converter"] = whole_numbers
     if kind is bool:
         told["negative"] = () if word.default is False else f"--no-{word.name.replace('_', '-')}"
     elif option.words is not None and option.words[1] is None:
@@ -249,7 +249,7 @@ def _parameter(word: Word, groups: dict[str, Group], everything: bool) -> inspec
     return inspect.Parameter(word.name, place, default=default, annotation=Annotated[kind | None, Parameter(**told)])
 
 
-def _whole_numbers(kind: Any, tokens: Sequence[Token]) -> int | list[int]:
+def whole_numbers(kind: Any, tokens: Sequence[Token]) -> int | list[int]:
     """Return whole numbers, and refuse others, which the library would round."""
     numbers = [int(token.value) for token in tokens]
     return numbers[0] if kind is int else numbers

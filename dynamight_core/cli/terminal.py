@@ -6,6 +6,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from dynamight_core import processes
 from dynamight_core.reporter import Reporter
 
 
@@ -26,7 +27,7 @@ class Terminal:
     def __init__(self) -> None:
         self.console = _Console(highlight=False, soft_wrap=True)
         self._bars = None
-        if self.console.is_terminal:
+        if self.console.is_terminal and processes.is_first():
             self._bars = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from dynamight_core.errors import InputError
+from dynamight_core.groups import current_group
 from dynamight_core.imaging.fourier import (
     expand_shells,
     fourier_to_volume,
@@ -217,9 +218,12 @@ def accumulate_groups(
     """Return the sums of each of several groups of particles; see `accumulate`. The field is evaluated once for all.
 
     `known` sums of the same data with another deformation, of one group, save those without deformation and the kernel.
+    The `current_group` of processes shares the particles.
     """
     groups = [torch.as_tensor(group, device="cpu").long() for group in groups]
-    box, device, total = data.box, data.device, sum(map(len, groups))
+    together = current_group()
+    shares = [together.shard(group) for group in groups]
+    box, device, total = data.box, data.device, sum(map(len, shares))
     if not all(map(len, groups)):
         raise InputError("there are no particles to reconstruct from; check the half-sets and the selection")
     if field is not None and latents is None:
@@ -238,8 +242,8 @@ def accumulate_groups(
     deformed = [torch.zeros((box,) * 3, device=device) for _ in groups]
     done = 0
     for number, movers in enumerate(passes):
-        for group, resting, summed in zip(groups, still, deformed, strict=True):
-            for batch in group.split(batch_size):
+        for share, resting, summed in zip(shares, still, deformed, strict=True):
+            for batch in share.split(batch_size) if len(share) else ():
                 transfer = data.transfer(batch)
                 transforms = data.transforms(batch) * transfer.conj() * data.weights
                 if number == 0 and known is None:
@@ -256,6 +260,8 @@ def accumulate_groups(
                 resting.finish(kernel)
         for part in movers:
             part.release()
+    for resting, summed in zip(still, deformed, strict=True):
+        together.sum_(summed, *(resting.sums if known is None else ()))
     return [
         BackprojectionSums(torch.where(moving, summed, resting.rigid), resting.rigid, resting.kernel, len(group))
         for group, resting, summed in zip(groups, still, deformed, strict=True)
@@ -282,15 +288,19 @@ class _StillSums:
         assert self._rigid is not None
         return self._rigid
 
+    @property
+    def sums(self) -> list[torch.Tensor]:
+        """What was summed, once finished."""
+        return [self.rigid] if self.kernel is None else [self.rigid, self.kernel]
+
     def add(self, batch: torch.Tensor, transforms: torch.Tensor, power: torch.Tensor) -> None:
-        if self._slices is None:
-            self._slices = SliceSums(self._data.box, self._data.device)
+        self._slices = self._slices or SliceSums(self._data.box, self._data.device)
         self._slices.add(self._data.matrices(batch), transforms, power)
         self._floor += (power * self._aliases)[:, :, :-1].sum()
 
     def finish(self, kernel: bool) -> None:
         """Free the slices, which take more memory than their sum."""
-        assert self._slices is not None
+        self._slices = self._slices or SliceSums(self._data.box, self._data.device)
         self._rigid = self._slices.images() * self._inside
         if kernel:
             self.kernel = _faded(self._slices.point_spread())

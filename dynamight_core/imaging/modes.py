@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from dynamight_core.groups import current_group
 from dynamight_core.imaging.geometry import Field, mixed
 from dynamight_core.imaging.voxels import ModalField
 from dynamight_core.sampling import evenly
@@ -85,7 +86,9 @@ def find_modes(field: Field, latents: torch.Tensor, points: torch.Tensor, pixel_
     n_modes = min(int((left > (_MAX_REMAINDER * pixel_size) ** 2).sum()), _MAX_MODES)
     basis = vectors[:, :n_modes].T @ shifts
     basis = basis / basis.norm(dim=1, keepdim=True).clamp(min=1e-12) * len(points) ** 0.5
-    coordinates = torch.cat([evaluate(part).flatten(1) @ basis.T for part in latents.split(_BATCH)]) / len(points)
+    group, own = current_group(), [basis.new_empty(0, n_modes)]
+    own += [evaluate(part).flatten(1) @ basis.T for part in group.split(latents, _BATCH)]
+    coordinates = group.gather(torch.cat(own)) / len(points)
     fit = torch.linalg.pinv(shifts @ basis.T / len(points))
 
     @torch.no_grad()

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dynamight_core.groups import current_group
 from dynamight_core.imaging.backprojection import ParticleData, denominator_floor, filter_volume
 from dynamight_core.imaging.conjugate_gradients import conjugate_gradients
 from dynamight_core.imaging.fourier import expand_shells, resample_volume, resize_fourier, shells, volume_to_fourier
@@ -75,14 +76,14 @@ class WideKernel:
 
     @classmethod
     def of(cls, data: ParticleData, indices: torch.Tensor, batch_size: int = 32) -> "WideKernel":
-        """Sum the point spreads of (p,) particles. Reads no images."""
-        batches = indices.split(batch_size)
+        """Sum the point spreads of (p,) particles, divided among the group of processes. Reads no images."""
+        batches = current_group().split(indices, batch_size)
         return cls.summed(((data.matrices(rows), data.power(data.transfer(rows))) for rows in batches), data.box)
 
     @classmethod
     @torch.no_grad()
     def summed(cls, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], box: int) -> "WideKernel":
-        """Sum the point spreads of batches of particles.
+        """Sum the point spreads of batches of particles, those of all processes of the group.
 
         Parameters
         ----------
@@ -98,7 +99,8 @@ class WideKernel:
             power = resize_fourier(whole, box, size)
             # The image's channels are not used.
             sums.add(matrices[:, :2], power.to(torch.complex64), power)
-        assert sums is not None
+        assert sums is not None, "a process of the group has no particles"
+        current_group().sum_(sums.sums)
         # In units of the kernel on the grid of the map, whose voxels and pixels are smaller.
         return cls(volume_to_fourier(sums.point_spread()).real * (box / size), box)
 

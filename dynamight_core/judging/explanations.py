@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dynamight_core.groups import current_group
 from dynamight_core.imaging.fourier import crop_fourier
 from dynamight_core.model.half import HalfModel
 from dynamight_core.model.regions import Regions
@@ -227,14 +228,15 @@ class Explained:
     @torch.no_grad()
     def misfit(self, kinds: tuple[str, ...], rows: torch.Tensor, parameters, pixels: torch.Tensor) -> torch.Tensor:
         """Return (n,) minus log-likelihoods of images on some of their Fourier pixels, nats."""
-        weights, terms = self.model.seen_weights(), []
-        for chosen in torch.arange(len(rows)).split(_BATCH):
+        weights, group = self.model.seen_weights(), current_group()
+        terms = [weights.new_empty(0)]
+        for chosen in group.split(torch.arange(len(rows)), _BATCH):
             batch = self.data.batch(rows[chosen]).within(weights)
             which = torch.arange(len(batch), device=batch.transforms.device)
             residual = self.projection(kinds, batch)(parameters[chosen], which, batch.transfer) - batch.transforms
             used = weights * crop_fourier(pixels[chosen], len(weights)).to(weights)
             terms.append(0.5 * (residual.abs().square() * used).sum((-2, -1)))
-        return torch.cat(terms).cpu()
+        return group.gather(torch.cat(terms)).cpu()
 
     def compare(self, rows: torch.Tensor, seed: int) -> Comparison:
         """Compare all explanations on (n,) particles that trained nothing."""

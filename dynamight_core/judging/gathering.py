@@ -24,7 +24,7 @@ from dynamight_core.model.motions import PrincipalMotions
 from dynamight_core.parallel import side_by_side
 from dynamight_core.reporter import QUIET
 from dynamight_core.sampling import evenly
-from dynamight_core.training.build import build_trainers
+from dynamight_core.training.build import trainers_of
 from dynamight_core.training.stage import Trained
 
 # Particles of each half-set among which groups are looked for, and standard errors of a gain that is a reason to.
@@ -40,7 +40,7 @@ class Statics:
     def __init__(self, trained: Trained):
         # Half-sets judge each other, also those of a joint model.
         prepared = replace(trained.prepared, options=replace(trained.options, halves="independent"))
-        one, two = build_trainers(prepared, trained.data, None, QUIET)
+        one, two = trainers_of((1, 2), prepared, trained.data, None, QUIET)
         self.trainers = one, two
         first, second = side_by_side(
             lambda half: static_model(trained.models[half], self.trainers[half]), (0, 1), trained.data.device

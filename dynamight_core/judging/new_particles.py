@@ -25,6 +25,7 @@ from dynamight_core.config import RunConfig
 from dynamight_core.devices import choose_device, describe_device, set_threads
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
+from dynamight_core.groups import current_group, world
 from dynamight_core.judging.errors import motion_errors, undetected_motion
 from dynamight_core.judging.summary import statistics, write_results
 from dynamight_core.lock import writing
@@ -136,17 +137,21 @@ def infer_particles(
     with writing(out):
         with _load(config, particles, member.halves, changes, run.models[0], device, out, reporter) as data:
             latents, covariances = _infer(run.models, data, reporter)
-        _begin(run, out, config)
-        record_inputs(out, particles, inputs)
         tensors = {"latents": latents, "covariances": covariances}
         tensors |= {"halves": member.halves.to(torch.int64), "validation": member.validation}
         if changes is not None:
             tensors["pose_changes"] = changes
-        with atomic_path(out / "latents.safetensors") as path:
-            safetensors.torch.save_file({name: value.contiguous() for name, value in tensors.items()}, path)
-        found = _summarise(run, out, member, reporter)
-        record_files(out)
-    return found
+
+        def finish() -> None:
+            _begin(run, out, config)
+            record_inputs(out, particles, inputs)
+            with atomic_path(out / "latents.safetensors") as path:
+                safetensors.torch.save_file({name: value.contiguous() for name, value in tensors.items()}, path)
+            _summarise(run, out, member, reporter)
+            record_files(out)
+
+        world().once(finish)
+    return Run(out)
 
 
 def _membership(run: Run, particles: Particles, seed: int, reporter: Reporter) -> Membership:
@@ -253,7 +258,8 @@ def _infer(
     def of_half(index: int) -> tuple[torch.Tensor, torch.Tensor]:
         model = models[index]
         progress = reporter.step(f"inferring latents, half {index + 1}")
-        starts = [encode(model, data, rows)[0], *model.latent_starts(len(rows))]
+        group = current_group()
+        starts = [group.gather(encode(model, data, group.shard(rows))[0]), *model.latent_starts(len(rows))]
         found = infer_latents(model, data, rows, starts, _STEPS, integrate=True, progress=progress)
         return found.latents.cpu(), found.covariances.cpu()
 

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from dynamight_core import processes
 from dynamight_core.belonging import record_files
 from dynamight_core.files import atomic_path
+from dynamight_core.groups import world
 from dynamight_core.judging.agreement import halves_agreement
 from dynamight_core.judging.bias import model_bias
 from dynamight_core.judging.causes import COMPOSITION, JUNK, find_causes, with_rivals
@@ -67,11 +69,13 @@ def summarise(trained: Trained, reporter: Reporter = PRINT) -> Run:
     unseen = unseen_motion(models, trained.data, trained.training_rows, options.seed)
     evidences = Evidences(trained, statics, run.halves, run.validation)
     evidence = evidences.gather(motions, unseen)
-    causes = find_causes(verdict, evidence)
+    causes = world().agreed(find_causes(verdict, evidence))
     verdict = with_rivals(verdict, evidence, causes)
     composition = None
     if any(cause.found is True and cause.name in (COMPOSITION, JUNK) for cause in causes):
         composition = evidences.groups().groups
+    if not processes.is_first():
+        return run
     found = verdict.verdict == "supported"
     if not found:
         warnings.append(

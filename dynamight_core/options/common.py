@@ -17,13 +17,19 @@ def seed(
 
 def device(default: str = "auto") -> Any:
     """Declare what computes."""
-    text = "Processor: auto (a GPU if available), auto:N (GPU N if any is available), cpu, cuda, or a GPU number."
-    return basic(default, text, group="Run")
+    text = "Processor: auto (a GPU if available), auto:N (GPU N if any is available), cpu, cuda, or GPU numbers."
+    more = "Several GPUs, such as 0,1,2,3, share train, infer, reconstruct and control, with a process on each."
+    return basic(default, text, more=more, group="Run")
 
 
 def threads() -> Any:
     """Declare the number of CPU threads."""
-    return basic(None, "CPU threads. All available threads are used if omitted.", group="Run", at_least=1)
+    return basic(
+        None,
+        "CPU threads of all processes on a machine. All available threads are used if omitted.",
+        group="Run",
+        at_least=1,
+    )
 
 
 def batch_size(default: int, more: str = "", group: str = "") -> Any:

@@ -1,7 +1,5 @@
 """Preprocessed images in half precision, kept on the device, in memory or in a file, depending on their size."""
 
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,12 +8,14 @@ import torch
 from numpy.typing import NDArray
 
 from dynamight_core.errors import InputError
+from dynamight_core.groups import neighbours
 from dynamight_core.imaging.ctf import Index
 from dynamight_core.options.train import STORAGES
 from dynamight_core.particles.images import ImageReader
 from dynamight_core.particles.memory import available_memory
 from dynamight_core.particles.metadata import Particles
 from dynamight_core.particles.preprocess import Preprocessing, batch_size, read_prepared
+from dynamight_core.particles.shared import shared_halves
 
 # Largest fraction of the free memory to take: the rest of the run needs room.
 _MAX_FRACTION = 0.5
@@ -24,7 +24,7 @@ _MIN_RMS = 1e-3
 
 
 class ImageCache:
-    """The preprocessed images of particles, read and prepared once.
+    """The preprocessed images of particles, read and prepared once by the processes on a machine together.
 
     Rows of one image with the same shift (symmetry expansion) use the same memory.
 
@@ -89,32 +89,16 @@ class ImageCache:
         self._images = torch.empty(0, dtype=torch.half)
 
     def _choose_storage(self, needed: int) -> str:
-        if self.device.type == "cuda" and needed <= _MAX_FRACTION * torch.cuda.mem_get_info(self.device)[0]:
+        fits = self.device.type == "cuda" and needed <= _MAX_FRACTION * torch.cuda.mem_get_info(self.device)[0]
+        if neighbours().agreed(fits):
             return "device"
-        return "memory" if needed <= _MAX_FRACTION * available_memory() else "file"
+        room = _MAX_FRACTION * available_memory() * neighbours().size
+        return neighbours().agreed("memory" if needed <= room else "file")
 
     def _allocate(self, shape: tuple[int, int, int], folder: str | Path | None) -> torch.Tensor:
-        if self.storage != "file":
-            return torch.empty(shape, dtype=torch.half, device=self.device if self.storage == "device" else "cpu")
-        if folder is None:
-            raise InputError("the images do not fit in memory and no folder was given for them; give one")
-        try:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            descriptor, name = tempfile.mkstemp(prefix="images-", suffix=".float16", dir=folder)
-        except OSError as error:
-            raise InputError(f"cannot write {folder}: {str(error.strerror).lower()}; choose another folder") from error
-        try:
-            # On a full disk a sparse file would kill the program without a message at some later write.
-            os.posix_fallocate(descriptor, 0, 2 * int(np.prod(shape)))
-            return torch.from_numpy(np.memmap(name, dtype=np.float16, mode="r+", shape=shape))
-        except OSError as error:
-            raise InputError(
-                f"folder {folder} has no room for {2 * np.prod(shape) / 1e9:.1f} GB of images "
-                f"({str(error.strerror).lower()}); choose another folder"
-            ) from error
-        finally:
-            os.close(descriptor)
-            os.unlink(name)
+        if self.storage == "device" and neighbours().size == 1:
+            return torch.empty(shape, dtype=torch.half, device=self.device)
+        return shared_halves(shape, folder, in_memory=self.storage != "file")
 
     def _fill(
         self,
@@ -123,9 +107,11 @@ class ImageCache:
         preprocessing: Preprocessing,
         progress: Callable[[int, int], None] | None,
     ) -> None:
-        step = batch_size(reader.particles.box)
-        for start in range(0, len(rows), step):
-            batch = rows[start : start + step]
+        group, step = neighbours(), batch_size(reader.particles.box)
+        own = group.shard(torch.arange(len(rows)))
+        first, end = (int(own[0]), int(own[-1]) + 1) if len(own) else (0, 0)
+        for start in range(first, end, step):
+            batch = rows[start : min(start + step, end)]
             images = read_prepared(reader, batch, preprocessing, self.device)
             half = images.half()
             rms = images.square().mean(dim=(1, 2)).sqrt()
@@ -138,7 +124,11 @@ class ImageCache:
                 )
             self._images[start : start + len(batch)] = half.to(self._images.device)
             if progress is not None:
-                progress(start + len(batch), len(rows))
+                progress(start + len(batch) - first, end - first)
+        group.wait()
+        if self.storage == "device":
+            # Of several processes, each keeps all images on its device.
+            self._images = self._images.to(self.device)
 
 
 def _distinct_images(particles: Particles) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

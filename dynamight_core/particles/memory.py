@@ -3,13 +3,16 @@
 import os
 from pathlib import Path
 
+from dynamight_core import processes
+
 
 def available_memory() -> int:
     """Return the bytes of main memory that this process may still use.
 
-    The smaller of the machine's free memory and the rest of its control groups' limits (containers, batch systems).
+    The smaller of the machine's free memory and the rest of its control groups' limits (containers, batch systems);
+    processes that share a stage share it.
     """
-    return max(0, min([_machine_memory(), *_group_memory()]))
+    return max(0, min([_machine_memory(), *_group_memory()])) // processes.local_count()
 
 
 def _machine_memory() -> int:

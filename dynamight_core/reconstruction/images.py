@@ -2,6 +2,7 @@
 
 import torch
 
+from dynamight_core.groups import current_group
 from dynamight_core.imaging.backprojection import ParticleData
 from dynamight_core.imaging.ctf import evaluate_ctf
 from dynamight_core.imaging.fourier import frequencies_2d, image_to_fourier, resample_image, shell_means
@@ -79,10 +80,11 @@ class FullImages:
         chosen = torch.randperm(len(self.particles), generator=generator)[:n_images].sort().values
         diameter = self.preprocessing.circle_diameter(self.particles.box, self.particles.pixel_size)
         outside = 1 - soft_circle(self.box, self.pixel_size, diameter, device=self.device)
-        power = torch.zeros(self.box // 2 + 1, device=self.device)
-        for part in chosen.split(32):
+        power, group = torch.zeros(self.box // 2 + 1, device=self.device), current_group()
+        for part in group.split(chosen, 32):
             transforms = image_to_fourier(self.images(part) * outside)
             power += shell_means(transforms.abs().square(), self.box).sum(0)
+        group.sum_(power)
         power = power / (len(chosen) * outside.square().sum())
         power[0] = power[1]
         return 1 / power.clamp(min=1e-3 * float(power.mean()))

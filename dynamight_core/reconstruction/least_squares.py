@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dynamight_core.groups import current_group
 from dynamight_core.imaging.backprojection import ParticleData, filter_volume
 from dynamight_core.imaging.conjugate_gradients import Operator, conjugate_gradients
 from dynamight_core.imaging.fourier import expand_shells, plane_multiplicity
@@ -21,6 +22,8 @@ from dynamight_core.imaging.voxels import Placed, Voxels, bordered, moving_voxel
 
 class DeformedProjection:
     """The projection of a map whose voxels move in a region, and its exact adjoint.
+
+    Sums over particles and their residuals are divided among the `current_group` of processes.
 
     Parameters
     ----------
@@ -81,30 +84,32 @@ class DeformedProjection:
     @torch.no_grad()
     def numerator(self, indices: torch.Tensor, batch_size: int) -> torch.Tensor:
         """Return the (box, box, box) sum_i P_i* C_i y_i / Sigma."""
-        total = torch.zeros(int(self.shape.sum()), device=self.shape.device)
-        for batch in indices.split(batch_size):
+        total, group = torch.zeros(int(self.shape.sum()), device=self.shape.device), current_group()
+        for batch in group.split(indices, batch_size):
             transfer = self.data.transfer(batch)
             total += self.backproject(self.data.transforms(batch) * transfer.conj() * self.data.weights, batch)
+        group.sum_(total)
         return self.volume(total)
 
     @torch.no_grad()
     def normal(self, values: torch.Tensor, indices: torch.Tensor, batch_size: int) -> torch.Tensor:
         """Return (m,) sum_i P_i* C_i^2 P_i / Sigma of (m,) voxels."""
-        total = torch.zeros_like(values)
-        for batch in indices.split(batch_size):
+        total, group = torch.zeros_like(values), current_group()
+        for batch in group.split(indices, batch_size):
             images = self.project(values, batch) * self.data.power(self.data.transfer(batch))
             total += self.backproject(images, batch)
+        group.sum_(total)
         return total
 
     @torch.no_grad()
     def residuals(self, values: torch.Tensor, indices: torch.Tensor, batch_size: int) -> torch.Tensor:
         """Return (p,) sum |y - C P f|^2 / Sigma of every particle for (m,) voxels."""
-        box, rows = self.data.box, []
+        box, group, rows = self.data.box, current_group(), [values.new_empty(0)]
         weights = self.data.weights * plane_multiplicity(box, self.data.device) / box**2
-        for batch in indices.split(batch_size):
+        for batch in group.split(indices, batch_size):
             predicted = self.project(values, batch) * self.data.transfer(batch)
             rows.append(((self.data.transforms(batch) - predicted).abs().square() * weights).sum((1, 2)))
-        return torch.cat(rows)
+        return group.gather(torch.cat(rows))
 
 
 @dataclass(frozen=True)

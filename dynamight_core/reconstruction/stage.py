@@ -10,6 +10,7 @@ import torch
 from dynamight_core.devices import choose_device, describe_device
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path, read_map
+from dynamight_core.groups import world
 from dynamight_core.imaging.fourier import resample_volume
 from dynamight_core.judging.bias import record_model_bias
 from dynamight_core.judging.conclusion import record_conclusion
@@ -141,11 +142,13 @@ def reconstruct_run(run: Run, options: ReconstructOptions, reporter: Reporter = 
             "motion as learned."
         )
     compete = options.choose_density and not motionless
-    compete = compete and may_compete(images.box, images.device, options, reporter)
+    compete = world().agreed(compete and may_compete(images.box, images.device, options, reporter))
     sums = HalfSums(run, options, images, reporter, Neighbourhood.of(run, options.conformation) if compete else None)
     method = options.method
     if method == "auto":
         method = choose_method(sums.views_are_uneven, images.box, images.device, options, reporter)
+    # Machines may have different memory.
+    method = world().agreed(method)
     choice = sums.choice(method)
     regularisation: torch.Tensor | float | None = options.regularisation
     initial = sums.first_maps(choice)
@@ -159,13 +162,17 @@ def reconstruct_run(run: Run, options: ReconstructOptions, reporter: Reporter = 
     maps = sums.maps(method, regularisation, choice, rigid)
     if subunit is not None:
         maps = {motion: (subunit.copied(first), subunit.copied(second)) for motion, (first, second) in maps.items()}
-    result = _write(run, judged, maps, choice, reporter)
-    record_stage(run, "reconstruct", options, method_used=method, motion_used=not motionless)
-    bias = record_model_bias(run)
-    if bias:
-        reporter.warn(bias)
-    record_conclusion(run)
-    return result
+
+    def conclude() -> Reconstruction:
+        result = _write(run, judged, maps, choice, reporter)
+        record_stage(run, "reconstruct", options, method_used=method, motion_used=not motionless)
+        bias = record_model_bias(run)
+        if bias:
+            reporter.warn(bias)
+        record_conclusion(run)
+        return result
+
+    return world().once(conclude)
 
 
 def _frame(run: Run, options: ReconstructOptions, motionless: bool, reporter: Reporter) -> str:

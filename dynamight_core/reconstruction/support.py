@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dynamight_core.groups import current_group
 from dynamight_core.imaging.fourier import crop_fourier
 from dynamight_core.imaging.geometry import Field
 from dynamight_core.imaging.modes import Modes
@@ -81,9 +82,9 @@ def mode_support(
     fields = modes.field.fields(points)
     evaluate = field.evaluator(points)
     solver = torch.linalg.pinv(fields.flatten(1))
-    weights = model.seen_weights()
-    normal_parts, score_parts = [], []
-    for part in torch.arange(len(rows)).split(_BATCH):
+    weights, group = model.seen_weights(), current_group()
+    normal_parts, score_parts = [latents.new_empty(0, n_modes, n_modes)], [latents.new_empty(0, n_modes)]
+    for part in group.split(torch.arange(len(rows)), _BATCH):
         batch = data.batch(rows[part]).within(weights)
         shift = evaluate(latents[part])
         coordinates = shift.flatten(1) @ solver
@@ -100,7 +101,7 @@ def mode_support(
         )
         normal_parts.append(changes @ changes.transpose(1, 2))
         score_parts.append((changes @ misfit[..., None])[..., 0])
-    normals, scores = torch.cat(normal_parts).double(), torch.cat(score_parts).double()
+    normals, scores = (group.gather(torch.cat(parts)).double() for parts in (normal_parts, score_parts))
     normal = normals.sum(0)
     # Keep the matrix invertible: a mode that changes no image has no slope, and a large error.
     inverse = torch.linalg.inv(normal + 1e-3 * torch.eye(n_modes, dtype=normal.dtype, device=normal.device))

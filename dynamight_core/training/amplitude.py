@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dynamight_core.groups import current_group
 from dynamight_core.imaging.fourier import crop_fourier
 from dynamight_core.training.half import HalfTrainer
 from dynamight_core.training.inference import infer_latents, random_pixels
@@ -75,8 +76,8 @@ def motion_amplitude(trainer: HalfTrainer, rows: torch.Tensor) -> Amplitude | No
     weights, positions = model.seen_weights(), model.gaussians.positions
     evaluate = model.evaluator(positions)
     mean = evaluate(trainer.latents[:: max(1, len(trainer.latents) // 256)]).mean(0)
-    parts: list[torch.Tensor] = []
-    for part in torch.arange(len(rows)).split(_BATCH):
+    group, parts = current_group(), [torch.zeros(3, 0, device=data.device)]
+    for part in group.split(torch.arange(len(rows)), _BATCH):
         batch = data.batch(rows[part]).within(weights)
         used = (weights * ~crop_fourier(pixels[part], len(weights)).to(weights.device)).sqrt()
         shift = evaluate(latents[part]) - mean
@@ -90,7 +91,7 @@ def motion_amplitude(trainer: HalfTrainer, rows: torch.Tensor) -> Amplitude | No
         misfit = target - whole
         gain = 0.5 * ((target - rest).square().sum(1) - misfit.square().sum(1))
         parts.append(torch.stack([derivative.square().sum(1), (derivative * misfit).sum(1), gain]))
-    normal, score, gain = torch.cat(parts, 1).double()
+    normal, score, gain = group.gather(torch.cat(parts, 1).T).T.double()
     total = float(normal.sum())
     if not total:
         return None

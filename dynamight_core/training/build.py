@@ -1,14 +1,17 @@
 """Build the images in memory, and the model and trainer of each half-set."""
 
+from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from dynamight_core.groups import own_halves, within
 from dynamight_core.model.decoders.base import Networks
 from dynamight_core.model.gaussians import GaussianModel
 from dynamight_core.model.half import HalfModel
+from dynamight_core.options import TrainOptions
 from dynamight_core.parallel import side_by_side
 from dynamight_core.particles.cache import ImageCache
 from dynamight_core.particles.images import ImageReader
@@ -55,17 +58,32 @@ def build_model(prepared: Prepared, gaussians: GaussianModel, half: int, device:
 def build_trainers(
     prepared: Prepared, data: TrainingImages, previous: PreviousRun | None, reporter: Reporter
 ) -> tuple[HalfTrainer, ...]:
-    """Return the trainers of both half-sets, initialised from the map or from a previous run.
+    """Return the trainers of the half-sets that this process trains, initialised from the map or from a previous run.
 
     A joint model has one trainer, of the particles of both half-sets.
     """
+    halves, group = own_halves(trained_halves(prepared.options))
+    with within(group):
+        return trainers_of(halves, prepared, data, previous, reporter)
+
+
+def trained_halves(options: TrainOptions) -> tuple[int, ...]:
+    """Return the half-sets that have a model of their own."""
+    return (1,) if options.halves == "joint" else (1, 2)
+
+
+def trainers_of(
+    halves: Sequence[int], prepared: Prepared, data: TrainingImages, previous: PreviousRun | None, reporter: Reporter
+) -> tuple[HalfTrainer, ...]:
+    """Return the trainers of some half-sets; see `build_trainers`."""
     options, trainers, joint = prepared.options, [], prepared.options.halves == "joint"
-    halves = (1,) if joint else (1, 2)
+    gaussians = {}
     if previous is None:
-        gaussians = side_by_side(partial(fit_gaussians, prepared), halves, torch.device("cpu"))
+        fitted = side_by_side(partial(fit_gaussians, prepared), halves, torch.device("cpu"))
+        gaussians = dict(zip(halves, fitted, strict=True))
     for half in halves:
         if previous is None:
-            model = build_model(prepared, gaussians[half - 1], half, data.device)
+            model = build_model(prepared, gaussians[half], half, data.device)
         else:
             model = previous.model(half, prepared, data.device)
         mine = (prepared.halves == half) | joint

@@ -1,8 +1,9 @@
 """Resumable state of a half-set: safetensors for tensors, JSON for the rest, no pickle."""
 
 import json
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -13,13 +14,34 @@ from dynamight_core.model.graph import LongEdges, NeighbourGraph
 from dynamight_core.training.half import HalfTrainer
 
 
-def save_checkpoint(folder: Path, trainer: HalfTrainer, epoch: int, progress: dict) -> None:
-    """Write the state of a half-set after `epoch` epochs.
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a half-set's training.
 
     Parameters
     ----------
-    folder
-        ``RUN/half?/checkpoints``; only the newest two checkpoints are kept.
+    tensors
+        by name.
+    state
+        the rest; JSON values.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    state: dict[str, Any]
+
+    def save(self, folder: Path) -> None:
+        """Write the state to ``RUN/half?/checkpoints``; only the newest two checkpoints are kept."""
+        with atomic_path(folder / f"epoch{self.state['epoch']:05d}.safetensors") as path:
+            safetensors.torch.save_file(self.tensors, path, {"state": json.dumps(self.state)})
+        for old in checkpoint_epochs(folder)[:-2]:
+            (folder / f"epoch{old:05d}.safetensors").unlink()
+
+
+def checkpoint_of(trainer: HalfTrainer, epoch: int, progress: dict) -> Checkpoint:
+    """Return the state of a half-set.
+
+    Parameters
+    ----------
     trainer
         of the half-set.
     epoch
@@ -50,15 +72,8 @@ def save_checkpoint(folder: Path, trainer: HalfTrainer, epoch: int, progress: di
         "mean_spacing": trainer.graph.mean_spacing,
         "progress": progress,
     }
-    with atomic_path(folder / f"epoch{epoch:05d}.safetensors") as path:
-        # safetensors refuses tensors that share memory.
-        safetensors.torch.save_file(
-            {name: value.detach().clone().contiguous() for name, value in tensors.items()},
-            path,
-            {"state": json.dumps(state)},
-        )
-    for old in checkpoint_epochs(folder)[:-2]:
-        (folder / f"epoch{old:05d}.safetensors").unlink()
+    # safetensors refuses tensors that share memory.
+    return Checkpoint({name: value.detach().clone().contiguous() for name, value in tensors.items()}, state)
 
 
 def checkpoint_epochs(folder: Path) -> list[int]:

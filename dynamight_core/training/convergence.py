@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dynamight_core.groups import current_group
 from dynamight_core.training.half import HalfTrainer
 from dynamight_core.training.losses import data_loss
 
@@ -22,12 +23,13 @@ def fixed_loss(trainer: HalfTrainer) -> float:
     if trainer.fixed_weights is None:
         trainer.fixed_weights = trainer.model.seen_weights().clone()
     sample = trainer.rows[:: max(1, len(trainer.rows) // _IMAGES)][:_IMAGES]
-    total = 0.0
-    for rows in sample.split(128):
+    group, total = current_group(), torch.zeros((), dtype=torch.float64, device=trainer.data.device)
+    for rows in group.split(sample, 128):
         batch = trainer.data.batch(rows).within(trainer.fixed_weights)
         positions = trainer.model.gaussians.positions + trainer.model.displacements(trainer.current_latents(rows))
-        total += float(data_loss(trainer, batch, positions, trainer.fixed_weights)) * len(rows)
-    return total / len(sample)
+        total += data_loss(trainer, batch, positions, trainer.fixed_weights).double() * len(rows)
+    group.sum_(total)
+    return float(total) / len(sample)
 
 
 @dataclass

@@ -6,11 +6,13 @@ from typing import Any, Protocol
 
 import torch
 
+from dynamight_core.groups import neighbours
 from dynamight_core.imaging.ctf import CtfParameters, evaluate_ctf
 from dynamight_core.imaging.fourier import crop_fourier, image_to_fourier, translation_phases
 from dynamight_core.imaging.poses import rotvec_to_rotmat
 from dynamight_core.parallel import check_stopped
 from dynamight_core.particles.memory import available_memory
+from dynamight_core.particles.shared import shared_halves
 
 
 @dataclass
@@ -103,10 +105,12 @@ class TrainingImages:
         self._shifts: torch.Tensor | None = None
         needed = 2 * len(ctf) * box * (box // 2 + 1)
         # A CTF takes as long as the rest of a projection: keep it if it fits. Half precision has an error of 5e-4.
-        if not ctf.has_odd_aberrations and needed < available_memory() / 4:
-            self._transfer = torch.empty(len(ctf), box, box // 2 + 1, dtype=torch.float16)
-            for rows in torch.arange(len(ctf)).split(1024):
+        group = neighbours()
+        if group.agreed(not ctf.has_odd_aberrations and needed < group.size * available_memory() / 4):
+            self._transfer = shared_halves((len(ctf), box, box // 2 + 1))
+            for rows in group.split(torch.arange(len(ctf)), 1024):
                 self._transfer[rows] = evaluate_ctf(ctf[rows], box, pixel_size).half()
+            group.wait()
 
     def __len__(self) -> int:
         return len(self._ctf)

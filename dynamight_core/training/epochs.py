@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from dynamight_core.groups import current_group
 from dynamight_core.model.graph import deformation_regularity, edge_lengths, repulsion
 from dynamight_core.training.half import LOG_VARIANCES, HalfTrainer
 from dynamight_core.training.losses import DeformedBatch, active_terms, data_loss, kl_divergence
@@ -35,7 +36,10 @@ class EpochMeans:
 
 
 def run_epoch(trainer: HalfTrainer, epoch: Epoch, number: int) -> EpochMeans:
-    """Run one epoch of a half; its number decides the order of particles and what is drawn at random."""
+    """Run one epoch of a half; its number decides the order of particles and what is drawn at random.
+
+    The `current_group` shares each batch.
+    """
     return _KINDS[epoch.kind](trainer, epoch, number)
 
 
@@ -63,14 +67,18 @@ def _fit_gaussians(
     trainer: HalfTrainer, number: int, displacement: Callable[[torch.Tensor], torch.Tensor | None]
 ) -> EpochMeans:
     gaussians, weights = trainer.model.gaussians, trainer.model.frequency_weights(resolution=0)
-    mean = 0.0
+    group, losses = current_group(), []
     for rows in trainer.batches(number)[0]:
-        batch = trainer.data.batch(rows)
-        shift = displacement(rows)
-        loss = data_loss(trainer, batch, None if shift is None else gaussians.positions + shift, weights)
+        mine, share = group.deal(len(rows))
+        own = rows[mine]
+        batch = trainer.data.batch(own)
+        shift = displacement(own)
+        loss = share * data_loss(trainer, batch, None if shift is None else gaussians.positions + shift, weights)
         trainer.step(loss, "gaussians")
-        mean += loss.item() * len(rows) / len(trainer.rows)
-    return EpochMeans({"data": mean}, {"data": 1.0})
+        losses.append(loss.detach().double() * (len(rows) / len(trainer.rows)))
+    mean = torch.stack(losses).sum()
+    group.sum_(mean)
+    return EpochMeans({"data": float(mean)}, {"data": 1.0})
 
 
 def _encoder(trainer: HalfTrainer, epoch: Epoch, number: int) -> EpochMeans:
@@ -99,22 +107,27 @@ def _fit_motion(
 ) -> EpochMeans:
     frequency_weights = trainer.model.seen_weights()
     batches, generator = trainer.batches(number)
-    terms = active_terms(trainer, epoch)
-    means = EpochMeans(dict.fromkeys(terms, 0.0), {name: weight for name, (_, weight) in terms.items()})
+    terms, group = active_terms(trainer, epoch), current_group()
+    weights = {name: weight for name, (_, weight) in terms.items()}
+    # (batches, terms + 1): values of the terms, and the mean square displacement.
+    told = []
     for rows in batches:
-        fraction = len(rows) / len(trainer.rows)
-        noise = _noise(len(rows), trainer, generator)
-        deformed = DeformedBatch(
-            trainer, trainer.data.batch(rows).within(frequency_weights), frequency_weights, noise, sample
-        )
-        values = {name: term.value(deformed) for name, (term, _) in terms.items()}
-        loss = sum((means.weights[name] * value for name, value in values.items()), torch.zeros(()))
+        mine, share = group.deal(len(rows))
+        noise = _noise(len(rows), trainer, generator)[mine]
+        batch = trainer.data.batch(rows[mine]).within(frequency_weights)
+        deformed = DeformedBatch(trainer, batch, frequency_weights, noise, sample, share, len(rows))
+        values = {name: term.part(deformed) for name, (term, _) in terms.items()}
+        loss = sum((weights[name] * value for name, value in values.items()), torch.zeros(()))
         trainer.step(loss, "encoder", "decoder", "gaussians")
-        for name, value in values.items():
-            means.losses[name] += value.item() * fraction
-        means.motion += deformed.displacement.detach().square().sum(-1).mean().sqrt().item() * fraction
+        motion = share * deformed.displacement.detach().square().sum(-1).mean()
+        told.append(torch.stack([*(value.detach() for value in values.values()), motion]))
+    table = torch.stack(told).double()
+    group.sum_(table)
+    table[:, -1] = table[:, -1].sqrt()
+    fractions = torch.tensor([len(rows) for rows in batches]).to(table) / len(trainer.rows)
+    *losses, motion_rms = (fractions @ table).tolist()
     _train_encoder_only(trainer, generator, frequency_weights)
-    return means
+    return EpochMeans(dict(zip(terms, losses, strict=True)), weights, motion_rms)
 
 
 def _train_encoder_only(trainer: HalfTrainer, generator: torch.Generator, frequency_weights: torch.Tensor) -> None:
@@ -122,17 +135,18 @@ def _train_encoder_only(trainer: HalfTrainer, generator: torch.Generator, freque
     model, rows = trainer.model, trainer.encoded
     if not len(rows):
         return
-    order = torch.randperm(len(rows), generator=generator)
+    order, group = torch.randperm(len(rows), generator=generator), current_group()
     for part in rows[order].split(trainer.batch_size):
-        batch = trainer.data.batch(part).within(frequency_weights)
+        mine, share = group.deal(len(part))
+        batch = trainer.data.batch(part[mine]).within(frequency_weights)
         mean, log_variance = model.encoder(batch.images)
         kl = kl_divergence(mean, log_variance)
-        latents = mean + _noise(len(part), trainer, generator) * (0.5 * log_variance.clamp(*LOG_VARIANCES)).exp()
+        latents = mean + _noise(len(part), trainer, generator)[mine] * (0.5 * log_variance.clamp(*LOG_VARIANCES)).exp()
         positions = model.gaussians.positions + model.displacements(latents)
         # Their poses stay as they are given.
         residual = model.project(batch.matrices, batch.transfer, positions) - batch.transforms
         data = 0.5 * (residual.abs().square() * frequency_weights).sum((-2, -1)).mean()
-        trainer.step(data + trainer.options.kl_weight * kl, "encoder")
+        trainer.step(share * (data + trainer.options.kl_weight * kl), "encoder")
 
 
 def balance_regularisation(trainer: HalfTrainer, number: int) -> None:
@@ -143,17 +157,21 @@ def balance_regularisation(trainer: HalfTrainer, number: int) -> None:
     model, graph = trainer.model, trainer.graph
     weights = model.seen_weights()
     parameters = list(model.decoder.parameters())
-    norms = torch.zeros(2)
+    group, norms = current_group(), torch.zeros(2)
     for rows in trainer.batches(number)[0][:2]:
-        batch = trainer.data.batch(rows).within(weights)
-        positions = model.gaussians.positions + model.displacements(trainer.current_latents(rows))
+        mine, share = group.deal(len(rows))
+        own = rows[mine]
+        batch = trainer.data.batch(own).within(weights)
+        positions = model.gaussians.positions + model.displacements(trainer.current_latents(own))
         lengths = edge_lengths(graph.edges, positions)
         restraint = deformation_regularity(graph, lengths)
         if not model.gaussians.fixed:
             restraint = restraint + repulsion(graph, lengths)
         for i, loss in enumerate((data_loss(trainer, batch, positions, weights), restraint)):
-            gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-            norms[i] += math.sqrt(sum(float(g.square().sum()) for g in gradients if g is not None))
+            found = torch.autograd.grad(share * loss, parameters, retain_graph=True, allow_unused=True)
+            gradients = [gradient for gradient in found if gradient is not None]
+            group.sum_(*gradients)
+            norms[i] += math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
     if norms[1] > 0:
         trainer.stiffness = trainer.options.regularisation_ratio * float(norms[0] / norms[1])
 

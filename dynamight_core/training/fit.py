@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from dynamight_core.errors import InputError
+from dynamight_core.groups import current_group
 from dynamight_core.imaging.fourier import lowpass_volume, resample_volume
 from dynamight_core.model.gaussians import GaussianModel
 from dynamight_core.model.half import HalfModel
@@ -63,13 +64,14 @@ def grey_scale(model: HalfModel, data: TrainingImages, rows: torch.Tensor) -> tu
         if the images correlate negatively with the model.
     """
     weights = model.frequency_weights()
-    cross = model_power = image_power = 0.0
-    for part in rows[:512].split(128):
+    group, powers = current_group(), torch.zeros(3, dtype=torch.float64)
+    for part in group.split(rows[:512], 128):
         batch = data.batch(part)
         image = model.project(batch.matrices, batch.transfer)
-        cross += float((weights * (image.conj() * batch.transforms).real).sum())
-        model_power += float((weights * image.abs().square()).sum())
-        image_power += float((weights * batch.transforms.abs().square()).sum())
+        products = (image.conj() * batch.transforms).real, image.abs().square(), batch.transforms.abs().square()
+        powers += torch.stack([(weights * product).sum() for product in products]).double().cpu()
+    group.sum_(powers)
+    cross, model_power, image_power = powers.tolist()
     correlation = cross / np.sqrt(model_power * image_power)
     # Standard deviation of a chance correlation.
     chance = 1 / np.sqrt(min(len(rows), 512) * float((weights > 0).sum()))

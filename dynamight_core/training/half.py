@@ -4,6 +4,7 @@ from functools import cached_property
 
 import torch
 
+from dynamight_core.groups import current_group
 from dynamight_core.imaging.fourier import shell_means
 from dynamight_core.model.graph import LongEdges, NeighbourGraph
 from dynamight_core.model.half import HalfModel
@@ -29,6 +30,9 @@ _NOISE_PARTICLES = 512
 
 class HalfTrainer:
     """State of the training of one half-set.
+
+    Processes that train the half-set together have equal trainers. Those methods that go through particles divide them
+    among the `current_group`, and all processes call them; a loss is the part of it that a process computes.
 
     Parameters
     ----------
@@ -169,14 +173,21 @@ class HalfTrainer:
         return self.model.project(matrices, transfer, positions)
 
     def step(self, loss: torch.Tensor, *names: str) -> None:
-        """Descend the gradient of a loss with the named optimisers."""
+        """Descend the gradient of a loss, summed over the group, with the named optimisers."""
         for optimizer in self.optimizers.values():
             optimizer.zero_grad()
         loss.backward()
+        trained = [p for name in names for part in self.optimizers[name].param_groups for p in part["params"]]
+        current_group().sum_(*(p.grad for p in trained if p.grad is not None))
         for name in names:
             self.optimizers[name].step()
         with torch.no_grad():
             self.model.gaussians.relative_amplitudes.clamp_(min=0)
+
+    @torch.no_grad()
+    def agree(self) -> None:
+        """Give all processes of the group the model of the first one: what each computes by itself may differ."""
+        current_group().same_(*self.model.state_dict().values())
 
     def infer(self, steps: int = 2, restart: bool = False, others: int = 0) -> float:
         """Infer the training particles' latents, then their prior; return the mean energy.
@@ -218,33 +229,40 @@ class HalfTrainer:
     @torch.no_grad()
     def encode(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the encoder's (n, d) latent means of (n,) rows."""
-        return encode(self.model, self.data, rows)[0]
+        group = current_group()
+        return group.gather(encode(self.model, self.data, group.shard(rows))[0])
 
     @torch.no_grad()
     def encode_all(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the encoder's (n, d) means and (n, d, d) covariances of all particles."""
-        means, log_variances = encode(self.model, self.data, torch.arange(len(self.data)))
+        group = current_group()
+        own = encode(self.model, self.data, group.shard(torch.arange(len(self.data))))
+        means, log_variances = map(group.gather, own)
         return means, torch.diag_embed(log_variances.clamp(*LOG_VARIANCES).exp())
 
     def current_latents(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return (n, d) latents of (n,) training rows: the inferred ones once there are any, else the encoder's."""
+        """Return (n, d) latents of (n,) training rows: the inferred ones once there are any, else the encoder's.
+
+        The rows may be those of this process alone.
+        """
         if self.latents.any():
             return self.latents[self.slot[rows]]
-        return self.encode(rows)
+        return encode(self.model, self.data, rows)[0]
 
     @torch.no_grad()
     def estimate_noise(self, deformed: bool) -> None:
         """Set the noise spectrum Sigma to the shell-averaged error power of a subset of the training particles."""
         generator = torch.Generator().manual_seed(self.options.seed)
         chosen = self.rows[torch.randperm(len(self.rows), generator=generator)[:_NOISE_PARTICLES]]
-        power = torch.zeros(())
-        for rows in chosen.split(128):
+        group, power = current_group(), torch.zeros(self.model.box // 2 + 1, device=self.data.device)
+        for rows in group.split(chosen, 128):
             batch = self.data.batch(rows)
             positions = None
             if deformed:
                 positions = self.model.gaussians.positions + self.model.displacements(self.current_latents(rows))
             residual = self.project(batch, positions) - batch.transforms
             power = power + shell_means(residual.abs().square(), self.model.box).sum(0)
+        group.sum_(power)
         self.model.noise_power.copy_(power / len(chosen))
 
     @torch.no_grad()

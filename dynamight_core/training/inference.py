@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dynamight_core.groups import current_group
 from dynamight_core.imaging.fourier import crop_fourier
 from dynamight_core.model.half import DeformedProjection, HalfModel
 from dynamight_core.sampling import evenly
@@ -58,7 +59,7 @@ def infer_latents(
     progress=None,
     every: bool = False,
 ) -> LatentPosterior:
-    """Find each particle's most probable latent, the decoder fixed.
+    """Find each particle's most probable latent, the decoder fixed. The `current_group` shares the particles.
 
     Minimises 1/2 sum_k |CTF P(z) - y|^2 / Sigma + 1/2 (z - m)' C^-1 (z - m) with the latents' own mean m and
     covariance C as prior, by damped Gauss-Newton steps. The derivative of an image by a latent is a forward
@@ -85,24 +86,28 @@ def infer_latents(
     """
     starts = [start.to(model.latent_mean) for start in starts]
     projection = model.deformed_projection()
-    n, dim = len(rows), model.n_latents
+    group, dim = current_group(), model.n_latents
     seen = _uncorrelated(model) if every else _seen_directions(model, projection, data, rows, starts[0], pixels)
+    seen = group.agreed(seen, seen.device)
     metric = seen.T @ _displacement_metric(model, starts[0]) @ seen if integrate else None
     starts = [_along(start - model.latent_mean, seen, model.latent_covariance) for start in starts]
+    own = group.shard(torch.arange(len(rows)))
+    n, first = len(own), int(own[0]) if len(own) else 0
     found, covariances, energies = seen.new_empty(n, dim), seen.new_empty(n, dim, dim), seen.new_empty(n)
     unit = torch.eye(seen.shape[1]).to(seen)
-    for chosen in torch.arange(n).split(_batch_size(model, seen.shape[1])):
+    for chosen in group.split(torch.arange(len(rows)), _batch_size(model, seen.shape[1])):
         used = None if pixels is None else pixels[chosen]
         fit = _latent_fit(model, projection, data.batch(rows[chosen]), used, seen)
         values, image, energy = fit.best([start[chosen] for start in starts])
         covariance = climb(fit, values, image, energy, steps)
         if integrate:
             values, covariance = _integrate(fit, values, covariance, metric)
-        found[chosen], energies[chosen] = model.latent_mean + values @ seen.T, energy
-        covariances[chosen] = model.latent_covariance + seen @ (covariance - unit) @ seen.T
+        here = chosen - first
+        found[here], energies[here] = model.latent_mean + values @ seen.T, energy
+        covariances[here] = model.latent_covariance + seen @ (covariance - unit) @ seen.T
         if progress is not None:
-            progress(int(chosen[-1]) + 1, n)
-    return LatentPosterior(found, covariances, energies)
+            progress(int(here[-1]) + 1, n)
+    return LatentPosterior(group.gather(found), group.gather(covariances), group.gather(energies))
 
 
 def _batch_size(model: HalfModel, number: int) -> int:
@@ -161,7 +166,7 @@ def infer_parameters(
     pixels: torch.Tensor | None = None,
     steps: int = 3,
 ) -> LatentPosterior:
-    """Infer parameters of n particles other than latents, by Gauss-Newton steps.
+    """Infer parameters of n particles other than latents, by Gauss-Newton steps. The `current_group` shares them.
 
     Parameters
     ----------
@@ -180,9 +185,10 @@ def infer_parameters(
     steps
         of the search.
     """
-    modes, covariances, energies = [], [], []
+    group, mean = current_group(), prior[0]
+    modes, covariances, energies = [mean.new_empty(0, len(mean))], [mean.new_empty(0, *prior[1].shape)], [mean[:0]]
     amplitude = model.seen_weights().sqrt()
-    for chosen in torch.arange(len(rows)).split(_batch_size(model, len(prior[0]))):
+    for chosen in group.split(torch.arange(len(rows)), _batch_size(model, len(mean))):
         batch = data.batch(rows[chosen]).within(amplitude)
         whitening = amplitude if pixels is None else _chosen(amplitude, pixels[chosen])
         fit = Fit(projection(batch, chosen), *prior, batch, whitening)
@@ -190,11 +196,11 @@ def infer_parameters(
         covariances.append(climb(fit, mode, image, energy, steps))
         modes.append(mode)
         energies.append(energy)
-    return LatentPosterior(torch.cat(modes), torch.cat(covariances), torch.cat(energies))
+    return LatentPosterior(*(group.gather(torch.cat(parts)) for parts in (modes, covariances, energies)))
 
 
 def encode(model: HalfModel, data: TrainingImages, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the encoder's (n, d) means and log-variances of (n,) rows."""
+    """Return the encoder's (n, d) means and log-variances of (n,) rows, all computed by this process."""
     means, log_variances = zip(*(model.encoder(data.images(part)) for part in rows.split(_ENCODED)), strict=True)
     return torch.cat(means), torch.cat(log_variances)
 
@@ -277,7 +283,7 @@ def data_terms(
     pixels: torch.Tensor,
     resolution: float | None = None,
 ) -> torch.Tensor:
-    """Return (n,) minus log-likelihoods of images on some of their Fourier pixels.
+    """Return (n,) minus log-likelihoods of images on some of their Fourier pixels. The `current_group` shares them.
 
     Parameters
     ----------
@@ -293,8 +299,8 @@ def data_terms(
         of the low-pass filter, A; the model's own if None, none if 0.
     """
     weights, projection = model.seen_weights(resolution), model.deformed_projection()
-    terms = []
-    for part in torch.arange(len(rows)).split(128):
+    group, terms = current_group(), [weights.new_empty(0)]
+    for part in group.split(torch.arange(len(rows)), 128):
         batch = data.batch(rows[part]).within(weights)
         if latents is None:
             rest = model.consensus_positions.expand(len(part), -1, -1)
@@ -303,7 +309,7 @@ def data_terms(
             image = projection(latents[part], batch.matrices, batch.transfer)
         residual = image - batch.transforms
         terms.append(0.5 * (residual.abs().square() * _chosen(weights, pixels[part])).sum((-2, -1)))
-    return torch.cat(terms).cpu()
+    return group.gather(torch.cat(terms)).cpu()
 
 
 def _chosen(weights: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:

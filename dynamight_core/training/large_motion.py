@@ -16,6 +16,7 @@ import torch
 from scipy.cluster.vq import kmeans2
 from scipy.spatial import cKDTree
 
+from dynamight_core.groups import current_group
 from dynamight_core.imaging.map_likelihood import MapLikelihood, likelihood_box, solved_map
 from dynamight_core.model.gaussians import GaussianModel
 from dynamight_core.model.graph import LongEdges, NeighbourGraph, deformation_regularity, edge_lengths, rigidity
@@ -107,7 +108,7 @@ def follow_large_motion(trainer: HalfTrainer, number: int) -> FollowedMotion:
         run_epoch(trial, Epoch("reference"), number)
     gains = _held_out_misfit(kept, number) - _held_out_misfit(followed, number)
     gain, error = float(gains.mean()), float(gains.std() / len(gains) ** 0.5)
-    taken = gain > _SIGMAS * error
+    taken = current_group().agreed(gain > _SIGMAS * error)
     if taken:
         trainer.followed = True
         trainer.model.load_state_dict(followed.model.state_dict())

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 import torch
 from scipy.cluster.vq import kmeans2
 
+from dynamight_core.groups import current_group, exchange
 from dynamight_core.imaging.fourier import crop_fourier, expand_shells, image_to_fourier
 from dynamight_core.model.graph import LongEdges, NeighbourGraph, deformation_regularity, edge_lengths, rigidity
 from dynamight_core.options import TrainOptions
@@ -77,6 +78,11 @@ class LinearMotions:
     basis: torch.Tensor
     spheres: torch.Tensor
 
+    @property
+    def places(self) -> "LinearMotions":
+        """Where and with which filter motions were found, and nothing else: what passes between half-sets."""
+        return LinearMotions(self.fields[:0], self.latents[:0], 0.0, self.resolution, self.basis[:0], self.spheres)
+
 
 def linear_starts(trainers: Sequence[HalfTrainer]) -> None:
     """Initialise the half-sets from linear motions.
@@ -91,11 +97,14 @@ def linear_starts(trainers: Sequence[HalfTrainer]) -> None:
         return linear_motions(trainer, trainer.options.n_latents)
 
     found = side_by_side(find, trainers, device)
+    mine = zip(trainers, found, strict=True)
+    places = exchange({trainer.half: motions.places for trainer, motions in mine}, device)
 
     def start(index: int) -> None:
         trainer, motions = trainers[index], found[index]
-        for other in found[:index] + found[index + 1 :]:
-            motions = also_at(trainer, motions, other, trainer.options.n_latents)
+        for half, other in places.items():
+            if half != trainer.half:
+                motions = also_at(trainer, motions, other, trainer.options.n_latents)
         initialise(trainer, motions)
 
     side_by_side(start, range(len(trainers)), device)
@@ -173,7 +182,7 @@ def _motions_of_parts(
     """Return the motions of the parts that move, at the resolution at which they gain most; None if no part moves."""
     found = []
     for resolution, scores in zip(resolutions, _scores(trainer, rows, parts.along, resolutions), strict=True):
-        moving = moving_parts(*scores, parts.overlaps)
+        moving = current_group().agreed(moving_parts(*scores, parts.overlaps))
         if moving:
             basis = torch.cat([parts.fields(part) for part in moving])
             images, noise, null = (part[:, moving].flatten(1) for part in scores)
@@ -184,7 +193,8 @@ def _motions_of_parts(
     # In the order of detail.
     gains = [motions.gain for motions in found]
     best = gains.index(max(gains))
-    return found[best - 1 if best and gains[best - 1] > _FINER * gains[best] else best]
+    chosen = found[best - 1 if best and gains[best - 1] > _FINER * gains[best] else best]
+    return current_group().agreed(chosen, trainer.data.device)
 
 
 def _strongest(
@@ -198,7 +208,7 @@ def _strongest(
             _scores(trainer, rows, lambda forces: forces.flatten(1) @ flat, resolutions), resolutions, strict=True
         )
     ]
-    return max(tried, key=lambda motions: motions.gain)
+    return current_group().agreed(max(tried, key=lambda motions: motions.gain), trainer.data.device)
 
 
 def _principal_components(
@@ -228,8 +238,11 @@ def _principal_components(
     above = variances[kept] - 1 - p / n
     # Ratio of signal to noise in variance.
     strengths = (above + (above**2 - 4 * p / n).clamp(min=0).sqrt()) / 2
-    fields = torch.einsum("pk,pnc->knc", whiten @ axes[:, kept] * strengths.sqrt(), basis.double())
-    latents = white @ axes[:, kept] * strengths.sqrt() / (1 + strengths)
+    directions = whiten @ axes[:, kept]
+    # A direction and its opposite are the same motion: rounding would decide.
+    signs = directions.gather(0, directions.abs().argmax(0, keepdim=True)).sign()
+    fields = torch.einsum("pk,pnc->knc", signs * directions * strengths.sqrt(), basis.double())
+    latents = signs * (white @ axes[:, kept]) * strengths.sqrt() / (1 + strengths)
     # The divergence of normal distributions of variance 1 + strength and 1.
     gain = float(0.5 * (strengths - strengths.log1p()).sum())
     return fields.float(), latents.float(), gain
@@ -314,11 +327,20 @@ def _scores(
     amplitude = expand_shells(model.noise_power.sqrt(), model.box) / model.box
     weights = [model.seen_weights(resolution) for resolution in resolutions]
     draws = -(-_MIN_NOISE // len(rows))
+    group, parts = current_group(), torch.arange(len(rows)).split(128)
+    own = group.shard(torch.arange(len(parts))).tolist()
+    first, last = (int(parts[own[0]][0]), int(parts[own[-1]][-1]) + 1) if own else (0, 0)
     # Of images, and of the noise images, (1 + 2 draws, n, ...): reserved at once, or what is reserved in between for a
     # moment would leave holes in the memory.
     found: list[torch.Tensor] = []
-    for chosen in torch.arange(len(rows)).split(128):
+    for part, chosen in enumerate(parts):
         check_stopped()
+        # A process without particles computes some and keeps none.
+        if part not in (own or [0]):
+            # The same noise, however many processes share the particles.
+            for _ in range(2 * draws):
+                torch.randn(len(chosen), model.box, model.box, generator=generator)
+            continue
         batch = data.batch(rows[chosen])
         positions = model.gaussians.positions.detach().repeat(len(batch), 1, 1).requires_grad_()
         noise = []
@@ -335,8 +357,11 @@ def _scores(
                 (forces,) = torch.autograd.grad((products * weight).sum(), positions, retain_graph=True)
                 values = along(forces)
                 if number == len(found):
-                    found.append(values.new_empty(1 + 2 * draws, len(rows), *values.shape[1:]))
-                found[number][kind, chosen] = values
+                    found.append(values.new_empty(1 + 2 * draws, last - first, *values.shape[1:]))
+                if own:
+                    found[number][kind, chosen - first] = values
+    # Views, where one process has all particles.
+    found = [group.gather(each.transpose(0, 1)).transpose(0, 1) for each in found]
     for each in found:
         each[0] -= each[0].mean(0)
     return [(each[0], each[1 : 1 + draws].flatten(0, 1), each[1 + draws :].flatten(0, 1)) for each in found]

@@ -15,6 +15,7 @@ from functools import cached_property
 
 import torch
 
+from dynamight_core.groups import current_group
 from dynamight_core.model.graph import deformation_regularity, edge_lengths, repulsion, rigidity
 from dynamight_core.registry import LOSS_TERMS
 from dynamight_core.training.data import Batch
@@ -30,7 +31,8 @@ _SMALLEST_MOTION = 0.01
 class DeformedBatch:
     """A batch of b particles under sampled latents: what values of loss terms are computed from.
 
-    Each part is computed when it is first asked for.
+    Each part is computed when it is first asked for. Where several processes share a batch, this one has every k-th of
+    its particles.
 
     Parameters
     ----------
@@ -44,6 +46,10 @@ class DeformedBatch:
         (b, d) standard normal numbers.
     sample
         returns the (b, d) latents of this batch, by its noise.
+    share
+        of the whole batch that these particles are; 0 where they only stand for none.
+    whole
+        number of particles in the whole batch; b if None.
     """
 
     def __init__(
@@ -53,9 +59,15 @@ class DeformedBatch:
         frequency_weights: torch.Tensor,
         noise: torch.Tensor,
         sample: Callable[["DeformedBatch"], torch.Tensor],
+        share: float = 1.0,
+        whole: int | None = None,
     ):
         self.trainer, self.batch, self.frequency_weights = trainer, batch, frequency_weights
-        self.noise, self._sample = noise, sample
+        self.noise, self._sample, self.share = noise, sample, share
+        # Restraints are computed on the first of the whole batch.
+        group, first = current_group(), min(trainer.restrained, len(batch) if whole is None else whole)
+        mine, self.restrained_share = group.deal(first)
+        self._n_restrained = len(mine)
 
     @cached_property
     def encoded(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -81,7 +93,7 @@ class DeformedBatch:
     @cached_property
     def restrained(self) -> torch.Tensor:
         """(b', n, 3) displaced Gaussians of the particles that restraints are computed on, A."""
-        return self.positions[: self.trainer.restrained]
+        return self.positions[: self._n_restrained]
 
     @cached_property
     def unshrinking(self) -> torch.Tensor:
@@ -93,8 +105,9 @@ class DeformedBatch:
         """
         if self.trainer.options.regularisation != "fixed":
             return torch.ones((), device=self.displacement.device)
-        size = self.displacement[: self.trainer.restrained].square().mean() + _SMALLEST_MOTION**2
-        return (size.detach() / size) ** (1 - float(self.trainer.model.regularisation_share))
+        own = self.restrained_share * self.displacement[: self._n_restrained].square().mean()
+        size = current_group().total(own) + _SMALLEST_MOTION**2
+        return (size.detach() / size) ** (1 - self.trainer.model.regularisation_share)
 
     @cached_property
     def edge_lengths(self) -> torch.Tensor:
@@ -113,10 +126,17 @@ class LossTerm:
     weight
         in an epoch of a half; None where the term has no part in it. If omitted, the term is for the user to weight:
         ``--loss-weights NAME=VALUE``.
+    restrains
+        whether the mean is over the `restrained` particles.
     """
 
     value: Callable[[DeformedBatch], torch.Tensor]
     weight: Callable[[HalfTrainer, Epoch], float | None] | None = None
+    restrains: bool = False
+
+    def part(self, deformed: DeformedBatch) -> torch.Tensor:
+        """Return this process's part of the value of a batch: the parts of all processes add up to it."""
+        return self.value(deformed) * (deformed.restrained_share if self.restrains else deformed.share)
 
 
 def data_loss(
@@ -172,17 +192,21 @@ TERMS = {
     "regularity": LossTerm(
         lambda deformed: deformed.unshrinking * deformation_regularity(deformed.trainer.graph, deformed.edge_lengths),
         lambda trainer, epoch: trainer.stiffness if trainer.model.decoder.restrains_distances else None,
+        restrains=True,
     ),
     "repulsion": LossTerm(
         lambda deformed: repulsion(deformed.trainer.graph, deformed.edge_lengths),
         # Gaussians of an atomic model are where atoms are (paper, Methods).
         lambda trainer, epoch: None if trainer.model.gaussians.fixed else trainer.stiffness,
+        restrains=True,
     ),
     "decoder_prior": LossTerm(
         lambda deformed: deformed.trainer.model.decoder.prior_energy(deformed.latents),
         lambda trainer, epoch: 1.0 if trainer.model.decoder.has_prior else None,
     ),
-    "rigidity": LossTerm(_rigidity, lambda trainer, epoch: None if trainer.long_edges is None else trainer.rigidity),
+    "rigidity": LossTerm(
+        _rigidity, lambda trainer, epoch: None if trainer.long_edges is None else trainer.rigidity, restrains=True
+    ),
     "sparse_motion": LossTerm(_magnitude, lambda trainer, epoch: epoch.sparse or None),
     "encoder_error": LossTerm(_encoder_error, lambda trainer, epoch: 1.0 if epoch.kind == "refinement" else None),
 }

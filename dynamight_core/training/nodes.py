@@ -11,6 +11,7 @@ import torch
 from scipy.cluster.vq import kmeans2
 from scipy.sparse.csgraph import breadth_first_order, minimum_spanning_tree
 
+from dynamight_core.groups import current_group
 from dynamight_core.imaging.fourier import expand_shells, shells
 from dynamight_core.imaging.map_likelihood import MapLikelihood
 from dynamight_core.imaging.slices import SliceSums
@@ -103,11 +104,12 @@ def particle_sums(trainer: HalfTrainer, particles: torch.Tensor) -> SliceSums:
     model, data = trainer.model, trainer.posed_data()
     inside = shells(model.box, 2, trainer.data.device) <= model.box // 2
     weights = inside / expand_shells(model.noise_power, model.box)
-    sums = SliceSums(model.box, trainer.data.device)
-    for rows in trainer.rows[particles.cpu()].split(_BATCH):
+    sums, group = SliceSums(model.box, trainer.data.device), current_group()
+    for rows in group.split(trainer.rows[particles.cpu()], _BATCH):
         batch = data.batch(rows)
         transforms, power = batch.transforms * batch.transfer.conj(), batch.transfer.abs().square()
         sums.add(batch.matrices[:, :2], transforms * weights, power * weights)
+    group.sum_(sums.sums)
     return sums
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dynamight_core.groups import current_group
 from dynamight_core.imaging.backprojection import filter_volume
 from dynamight_core.imaging.fourier import expand_shells, shell_means, shells, volume_to_fourier
 from dynamight_core.imaging.projector import Projector
@@ -37,17 +38,19 @@ class PointSpread:
     @classmethod
     @torch.no_grad()
     def of(cls, data: TrainingImages, rows: torch.Tensor) -> "PointSpread":
-        """Return the point spread of (n,) particles, from as many of them as change it little."""
+        """Return the point spread of (n,) particles, divided among the group, from as many as change it little."""
         projector, box = Projector(data.box, data.pixel_size, 2), data.box
         voxels = Voxels(torch.ones((box,) * 3, dtype=torch.bool, device=data.device), (box // 2,) * 3, data.pixel_size)
         total = torch.zeros(box, box, box, device=data.device)
         some = rows[:: max(1, len(rows) // _PARTICLES)]
-        for matrices, power in _powers(data, some):
+        group, own = current_group(), current_group().shard(some)
+        for matrices, power in _powers(data, own):
             voxels.read(bordered(projector.reading_grid(power)), voxels.place(projector.poses(matrices)), total)
+        group.sum_(total)
         transform, number = volume_to_fourier(total).real, len(rows) / len(some)
         kernel = None
         if views_are_uneven(transform):
-            kernel = WideKernel(WideKernel.summed(_powers(data, some), box).transform * number, box)
+            kernel = WideKernel(WideKernel.summed(_powers(data, own), box).transform * number, box)
         return cls(transform * number, kernel)
 
     def undo(self, volume: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -1,10 +1,11 @@
 """Reference updates: the reference stays a conformation of particles, the same in both half-sets."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
+from dynamight_core.groups import current_group, exchange
 from dynamight_core.imaging.geometry import to_grid
 from dynamight_core.imaging.masks import distance_from_voxels
 from dynamight_core.model.decoders.base import Decoder
@@ -25,22 +26,24 @@ _FAR = 8.0
 
 @torch.no_grad()
 def update_references(trainers: Sequence[HalfTrainer]) -> list[float]:
-    """Move the references of both half-sets, or of a joint model; return the displacements, A rms (paper, Methods).
+    """Move the references of the half-sets trained here, or of a joint model; return the displacements, A rms (paper).
 
     The first reference becomes the predicted model with the smallest displacement, or the mean of several. The second
     becomes the mean of its predictions with most Gaussians in a mask, the voxels within 6 A of the first half-set's
     Gaussians. Nothing finer than the mask crosses between half-sets.
     """
-    first, *others = trainers
-    moved = [_move(first, _smallest(first))]
-    mask = _mask_around(first.model, first.model.gaussians.positions)
-    for second in others:
-        moved.append(_move(second, _most_inside(second.model, second.current_latents(second.rows), mask)))
+    own, masks, moved = {trainer.half: trainer for trainer in trainers}, {}, []
+    if 1 in own:
+        moved.append(_move(own[1], _smallest(own[1])))
+        masks[1] = _mask_around(own[1].model, own[1].model.gaussians.positions)
+    mask = exchange(masks, trainers[0].data.device)[1]
+    if 2 in own:
+        moved.append(_move(own[2], _most_inside(own[2].model, own[2].current_latents(own[2].rows), mask)))
     return moved
 
 
 @torch.no_grad()
-def central_latents(models: Sequence[HalfModel], latents: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def central_latents(models: Mapping[int, HalfModel], latents: Mapping[int, torch.Tensor]) -> dict[int, torch.Tensor]:
     """Return latents whose mean conformation is the consensus frame of each half-set, the same in both.
 
     Those of the most central particles. Where no particles are near the mean, the second half-set takes the predictions
@@ -49,31 +52,36 @@ def central_latents(models: Sequence[HalfModel], latents: Sequence[torch.Tensor]
     Parameters
     ----------
     models
-        of the half-sets, or a joint one.
+        of the half-sets trained here, by their number, or a joint one.
     latents
         (n, d) of the training particles of each.
     """
-    found = [model.central_latents(each) for model, each in zip(models, latents, strict=True)]
-    if len(found) == 1:
-        return [found[0][0]]
-    first, second = (central for central, _ in found)
-    if not all(common for _, common in found):
-        around = models[0].gaussians.positions + models[0].displacements(first).mean(0)
-        second = _most_inside(models[1], latents[1], _mask_around(models[0], around), max(1, len(latents[1]) // 20))
-    return [first, second]
+    device = next(iter(latents.values())).device
+    found = {half: model.central_latents(latents[half]) for half, model in models.items()}
+    central = {half: each for half, (each, _) in found.items()}
+    if all(exchange({half: common for half, (_, common) in found.items()}).values()):
+        return central
+    masks = {}
+    if 1 in models:
+        masks[1] = _mask_around(models[1], models[1].gaussians.positions + models[1].displacements(central[1]).mean(0))
+    mask = exchange(masks, device)[1]
+    if 2 in models:
+        central[2] = _most_inside(models[2], latents[2], mask, max(1, len(latents[2]) // 20))
+    return central
 
 
 def _displacements(model: HalfModel, latents: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Yield the (b, n, 3) displacements of (n, d) latents in batches."""
+    """Yield the (b, n, 3) displacements of this process's part of (n, d) latents in batches."""
     evaluate = model.evaluator(model.gaussians.positions)
-    for part in latents.split(64):
+    for part in current_group().split(latents, 64):
         yield evaluate(part)
 
 
 def _smallest(trainer: HalfTrainer) -> torch.Tensor:
     """Return the latents of the predictions with the smallest displacement."""
     latents = trainer.current_latents(trainer.rows)
-    sizes = torch.cat([shift.square().sum((1, 2)) for shift in _displacements(trainer.model, latents)])
+    own = [shift.square().sum((1, 2)) for shift in _displacements(trainer.model, latents)]
+    sizes = current_group().gather(torch.cat([latents.new_empty(0), *own]))
     return latents[sizes.argsort()[: min(trainer.options.reference_predictions, max(1, len(sizes) // 10))]]
 
 
@@ -93,19 +101,22 @@ def _voxels(points: torch.Tensor, extent: float, size: int) -> torch.Tensor:
 
 def _most_inside(model: HalfModel, latents: torch.Tensor, mask: torch.Tensor, number: int = _AVERAGED) -> torch.Tensor:
     """Return a number of (n, d) latents, whose predictions have most Gaussians in the mask."""
-    counts = []
+    counts = [torch.zeros(0, dtype=torch.long, device=mask.device)]
     for shift in _displacements(model, latents):
         x, y, z = _voxels(model.gaussians.positions + shift, model.box * model.pixel_size, len(mask)).unbind(-1)
         counts.append(mask[z, y, x].sum(1))
-    best = torch.cat(counts).argsort(descending=True, stable=True)[:number]
+    best = current_group().gather(torch.cat(counts)).argsort(descending=True, stable=True)[:number]
     return latents[best]
 
 
 def _move(trainer: HalfTrainer, latents: torch.Tensor) -> float:
     """Move the reference by the mean displacement of (b, d) latents; return the displacement, A rms."""
-    total = sum((part.sum(0) for part in _displacements(trainer.model, latents)), torch.zeros(()))
-    shift = total / len(latents)
     model = trainer.model
+    total = torch.zeros_like(model.gaussians.positions)
+    for part in _displacements(model, latents):
+        total += part.sum(0)
+    current_group().sum_(total)
+    shift = total / len(latents)
     learned, before = copy.deepcopy(model.decoder), model.gaussians.positions.clone()
     model.gaussians.positions.add_(shift)
     model.decoder.absorb(latents)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from dynamight_core.groups import current_group
 from dynamight_core.imaging.backprojection import filter_volume
 from dynamight_core.imaging.fourier import lowpass_volume, shells
 from dynamight_core.imaging.modes import find_modes
@@ -50,13 +51,14 @@ def deformed_map(trainer: HalfTrainer, mask: np.ndarray) -> torch.Tensor:
     modes = find_modes(model, trainer.latents, model.gaussians.positions, model.pixel_size)
     voxels = Voxels(torch.from_numpy(mask).to(device), (box // 2,) * 3, model.pixel_size, modes.field)
     parts = moving_voxels(voxels, modes.coordinates, _BATCH)
-    posed, volume = trainer.posed_data(), torch.zeros(box, box, box, device=device)
-    for rows in trainer.rows.split(_BATCH):
+    posed, volume, group = trainer.posed_data(), torch.zeros(box, box, box, device=device), current_group()
+    for rows in group.split(trainer.rows, _BATCH):
         batch = posed.batch(rows)
         images = bordered(projector.reading_grid(batch.transforms * batch.transfer.conj()))
         poses, coordinates = projector.poses(batch.matrices), modes.coordinates[trainer.slot[rows]]
         for part in parts:
             part.read(images, part.place(poses, coordinates), volume)
+    group.sum_(volume)
     inside = shells(box, 3, device) < box // 2
     return filter_volume(trainer.point_spread.undo(volume, torch.from_numpy(mask).to(device)), inside)
 

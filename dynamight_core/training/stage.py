@@ -20,14 +20,16 @@ from dynamight_core.config import RunConfig, changed_options
 from dynamight_core.devices import choose_device, describe_device, peak_memory, set_threads
 from dynamight_core.errors import InputError, option_name
 from dynamight_core.files import atomic_path, write_table
+from dynamight_core.groups import collect, exchange, own_halves, within, world
 from dynamight_core.lock import writing
+from dynamight_core.model.half import HalfModel
 from dynamight_core.options import InputOptions, TrainOptions
 from dynamight_core.parallel import side_by_side
 from dynamight_core.reporter import PRINT, QUIET, Reporter
 from dynamight_core.run import holds_run, refuse_inputs_within, remove_run
 from dynamight_core.training.amplitude import adjust_regularisation
-from dynamight_core.training.build import build_trainers, load_images
-from dynamight_core.training.checkpoint import checkpoint_epochs, load_checkpoint, save_checkpoint
+from dynamight_core.training.build import build_trainers, load_images, trained_halves
+from dynamight_core.training.checkpoint import checkpoint_epochs, checkpoint_of, load_checkpoint
 from dynamight_core.training.continuation import PreviousRun
 from dynamight_core.training.convergence import Rises, fixed_loss
 from dynamight_core.training.curves import training_curves
@@ -105,7 +107,7 @@ def _train(
     refuse_inputs_within(run, prepared.particles.stacks)
     previous = PreviousRun.open(prepared, run)
     contents = _input_contents(prepared)
-    resumed = _check_folder(run, prepared, contents, resume, overwrite)
+    resumed = world().once(partial(_check_folder, run, prepared, contents, resume, overwrite))
     prepared.report(reporter)
     reporter.say(describe_device(options.device, device))
     data = load_images(prepared, device, run, reporter)
@@ -115,24 +117,25 @@ def _train(
         trainers = build_trainers(prepared, data, previous, reporter)
         # Only now: unusable images must not create a run or remove the existing one.
         if not resumed:
-            _begin_run(run, prepared, contents)
+            world().once(partial(_begin_run, run, prepared, contents))
         more = earlier_epochs(run)
         epochs = schedule(prepared.options, previous is not None, prepared.atomic is not None, more)
-        try:
-            _train_epochs(trainers, run, epochs, reporter)
-        except DivergedError as error:
-            if was_slowed(run):
-                raise
-            reporter.warn(f"{error}; training goes back to its last checkpoint, once, with smaller learning rates")
-            record_slower(run, error)
-            prepared.options = slower(prepared.options)
-            trainers = build_trainers(prepared, data, previous, reporter)
-            _train_epochs(trainers, run, epochs, reporter)
-        trained = Trained(run, prepared, data, trainers)
-        trained.infer_all(reporter)
+        with within(own_halves(trained_halves(prepared.options))[1]):
+            try:
+                _train_epochs(trainers, run, epochs, reporter)
+            except DivergedError as error:
+                if world().once(partial(was_slowed, run)):
+                    raise
+                reporter.warn(f"{error}; training goes back to its last checkpoint, once, with smaller learning rates")
+                world().once(partial(record_slower, run, error))
+                prepared.options = slower(prepared.options)
+                trainers = build_trainers(prepared, data, previous, reporter)
+                _train_epochs(trainers, run, epochs, reporter)
+            trained = Trained(run, prepared, data, trainers)
+            trained.infer_all(reporter)
         if more:
-            remove_later_results(run)
-        trained.save()
+            world().once(partial(remove_later_results, run))
+        world().once(trained.save)
     except BaseException:
         data.close()
         raise
@@ -147,14 +150,15 @@ class Trained:
     run
         folder.
     prepared, data, trainers
-        of the training.
+        of the training; the trainers are those of this process.
     """
+
+    # Of both half-sets, once latents are inferred. A joint model is that of both.
+    models: tuple[HalfModel, HalfModel]
 
     def __init__(self, run: Path, prepared: Prepared, data: TrainingImages, trainers: tuple[HalfTrainer, ...]) -> None:
         self.run, self.prepared, self.data, self.options = run, prepared, data, prepared.options
         self.trainers = trainers
-        # A joint model is that of both half-sets.
-        self.models = trainers[0].model.eval(), trainers[-1].model.eval()
         n, d = len(data), self.options.n_latents
         self.latents = torch.zeros(2, n, d)
         self.covariances = torch.zeros(2, n, d, d)
@@ -167,29 +171,40 @@ class Trained:
         The best of several starts is used: the last inference (for training particles) or the prediction of the encoder
         (for all others), the mean, and latents of other particles.
         """
+        own = {trainer.half: trainer for trainer in self.trainers}
+        device = self.data.device
         if self.options.refine_poses:
             self.pose_changes = torch.zeros(len(self.data), 5)
-            for trainer in self.trainers:
-                self.pose_changes[trainer.rows] = trainer.pose_changes.cpu()
-                self.pose_changes[trainer.held_out] = held_out_poses(trainer).cpu()
+            refined = {half: (each.pose_changes.cpu(), held_out_poses(each).cpu()) for half, each in own.items()}
+            for half, (trained, held_out) in exchange(refined).items():
+                self.pose_changes[self._rows(half, False)] = trained
+                self.pose_changes[self._rows(half, True)] = held_out
             self.data = self.data.posed(self.pose_changes)
-        data, trainers = self.data, self.trainers
-        side_by_side(lambda index: self._infer_half(index, reporter), range(len(trainers)), data.device)
-        latents = [self.latents[index, trainer.rows].to(data.device) for index, trainer in enumerate(trainers)]
-        models = [trainer.model for trainer in trainers]
-        for model, central in zip(models, central_latents(models, latents), strict=True):
-            model.set_consensus_frame(central)
-        if len(trainers) == 1:
+        side_by_side(lambda trainer: self._infer_half(trainer, reporter), self.trainers, device)
+        models = {half: trainer.model.eval() for half, trainer in own.items()}
+        latents = {half: self.latents[half - 1, trainer.rows].to(device) for half, trainer in own.items()}
+        for half, central in central_latents(models, latents).items():
+            models[half].set_consensus_frame(central)
+        inferred = {half: (self.latents[half - 1], self.covariances[half - 1]) for half in own}
+        for half, (means, covariances) in exchange(inferred).items():
+            self.latents[half - 1], self.covariances[half - 1] = means, covariances
+        found = exchange(models, device)
+        if len(found) == 1:
             self.latents[1], self.covariances[1] = self.latents[0], self.covariances[0]
-            self.models = self.models[0], copy.deepcopy(self.models[0])
+        self.models = found[1], found[2] if 2 in found else copy.deepcopy(found[1])
 
     @property
     def training_rows(self) -> list[torch.Tensor]:
         """(n,) particles that trained the decoder of each half-set."""
-        return [self.trainers[0].rows, self.trainers[-1].rows]
+        return [self._rows(half, False) for half in (1, 2)]
 
-    def _infer_half(self, index: int, reporter: Reporter) -> None:
-        trainer, model = self.trainers[index], self.models[index]
+    def _rows(self, half: int, validation: bool) -> torch.Tensor:
+        """Return the (n,) particles of a half-set that trained its decoder, or that were held out."""
+        mine = (self.prepared.halves == half) | (self.options.halves == "joint")
+        return torch.where(mine & (self.prepared.validation == validation))[0]
+
+    def _infer_half(self, trainer: HalfTrainer, reporter: Reporter) -> None:
+        model, index = trainer.model.eval(), trainer.half - 1
         own = trainer.rows
         if not self.options.latent_refinement:
             # After encoder epochs (paper), the latents of the encoder give the prior.
@@ -236,16 +251,16 @@ def _input_contents(prepared: Prepared) -> dict:
 
 
 def _train_epochs(trainers: tuple[HalfTrainer, ...], run: Path, epochs: list[Epoch], reporter: Reporter) -> None:
-    """Run the schedule on both half-sets from the last checkpoint on, and write metrics and checkpoints."""
+    """Run the schedule from the last checkpoint of both half-sets on, and write metrics and checkpoints."""
     options, data = trainers[0].options, trainers[0].data
-    folders = [run / f"half{trainer.half}" / "checkpoints" for trainer in trainers]
+    sizes = exchange({trainer.half: len(trainer.rows) for trainer in trainers})
+    folders = {half: run / f"half{half}" / "checkpoints" for half in sizes}
     metrics: list[dict] = []
-    rises = [Rises() for _ in trainers]
-    common = set.intersection(*(set(checkpoint_epochs(folder)) for folder in folders))
-    done = max(common, default=0)
+    rises = {half: Rises() for half in sizes}
+    common = set.intersection(*(set(checkpoint_epochs(folder)) for folder in folders.values()))
+    done = world().agreed(max(common, default=0))
     if done:
-        for trainer, folder, index in zip(trainers, folders, range(len(trainers)), strict=True):
-            rises[index] = Rises(**load_checkpoint(folder, done, trainer))
+        rises = exchange({t.half: Rises(**load_checkpoint(folders[t.half], done, t)) for t in trainers})
         metrics = read_metrics(run / "metrics.jsonl", done, reporter)
         reporter.say(f"Resuming after epoch {done} of {len(epochs)}.")
     saved = time.monotonic()
@@ -262,36 +277,49 @@ def _train_epochs(trainers: tuple[HalfTrainer, ...], run: Path, epochs: list[Epo
         if epoch.infer == "linear":
             linear_starts(trainers)
         entries = side_by_side(partial(_run_epoch, epoch, number), trainers, data.device)
-        check_converging(trainers, number, entries)
-        pace = _pace(trainers, time.monotonic() - started)
-        if epoch.infer == "linear":
-            for trainer in trainers:
-                reporter.say(_describe_start(trainer))
-        for entry in entries:
-            if "large_motion" in entry:
-                reporter.say(f"{trainers[entry['half'] - 1].name}: {FollowedMotion(**entry['large_motion']).sentence}")
-        for index, entry in enumerate(entries):
-            rises[index].add(entry["fixed_loss"])
-            metrics.append(entry | pace | {"rises": rises[index].number})
-        most = max(each.number for each in rises)
+        _check_converging(trainers, number, entries)
+        pace = _pace(sum(sizes.values()), data.device, time.monotonic() - started)
+        said = {
+            trainer.half: _describe(epoch, trainer, entry) for trainer, entry in zip(trainers, entries, strict=True)
+        }
+        for line in [line for lines in exchange(said).values() for line in lines]:
+            reporter.say(line)
+        for half, entry in exchange({entry["half"]: entry for entry in entries}).items():
+            rises[half].add(entry["fixed_loss"])
+            metrics.append(entry | pace | {"rises": rises[half].number})
+        most = max(each.number for each in rises.values())
         if most >= options.stop_after_rises:
             stopped = True
-            for entry in metrics[-len(trainers) :]:
+            for entry in metrics[-len(sizes) :]:
                 entry["stopped"] = True
             reporter.say(f"Stopping after epoch {number}: the data loss has risen {most} times.")
         with atomic_path(run / "metrics.jsonl") as path:
             path.write_text("".join(json.dumps(entry) + "\n" for entry in metrics))
         write_table(run / "training_curves.csv", training_curves(metrics))
-        due = time.monotonic() - saved > _CHECKPOINT_SECONDS or number % 10 == 0
+        due = world().agreed(time.monotonic() - saved > _CHECKPOINT_SECONDS) or number % 10 == 0
         if due or stopped or number == len(epochs):
-            for index, (trainer, folder) in enumerate(zip(trainers, folders, strict=True)):
-                save_checkpoint(folder, trainer, number, asdict(rises[index]))
+            own = {t.half: checkpoint_of(t, number, asdict(rises[t.half])) for t in trainers}
+            for half, checkpoint in collect(own).items():
+                checkpoint.save(folders[half])
             saved = time.monotonic()
         reporter.progress("training", number, len(epochs))
 
 
+def _check_converging(trainers: tuple[HalfTrainer, ...], number: int, entries: list[dict]) -> None:
+    """Raise in all processes what `check_converging` raises in one."""
+    found = None
+    try:
+        check_converging(trainers, number, entries)
+    except DivergedError as error:
+        found = error
+    for each in exchange({trainers[0].half: found}).values():
+        if each is not None:
+            raise each
+
+
 def _run_epoch(epoch: Epoch, number: int, trainer: HalfTrainer) -> dict:
     """Run one epoch on one half-set and return its line of metrics without its `_pace`."""
+    trainer.agree()
     if epoch.finer:
         trainer.model.resolution.mul_(_FINER)
     if epoch.infer != "no":
@@ -334,6 +362,14 @@ def _run_epoch(epoch: Epoch, number: int, trainer: HalfTrainer) -> dict:
     }
 
 
+def _describe(epoch: Epoch, trainer: HalfTrainer, entry: dict) -> list[str]:
+    """Return what an epoch of a half-set, with this line of metrics, says to the user."""
+    lines = [_describe_start(trainer)] if epoch.infer == "linear" else []
+    if "large_motion" in entry:
+        lines.append(f"{trainer.name}: {FollowedMotion(**entry['large_motion']).sentence}")
+    return lines
+
+
 def _describe_start(trainer: HalfTrainer) -> str:
     """Return the result of the linear motion estimate of a half-set in words."""
     if not trainer.latents.any():
@@ -346,12 +382,12 @@ def _describe_start(trainer: HalfTrainer) -> str:
     return f"{trainer.name}: motion detected; {filtered}.{weak}"
 
 
-def _pace(trainers: tuple[HalfTrainer, ...], seconds: float) -> dict:
-    """Return the metrics of speed and memory of an epoch of all trainers that took some seconds."""
+def _pace(particles: int, device: torch.device, seconds: float) -> dict:
+    """Return the metrics of speed and memory of an epoch of all half-sets that took some seconds."""
     return {
         "seconds": seconds,
-        "particles_per_second": sum(len(trainer.rows) for trainer in trainers) / seconds,
-        "peak_memory_gb": peak_memory(trainers[0].data.device) / 2**30,
+        "particles_per_second": particles / seconds,
+        "peak_memory_gb": peak_memory(device) / 2**30,
     }
 
 

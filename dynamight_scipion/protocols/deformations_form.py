@@ -20,7 +20,7 @@ class DeformationsForm(EngineProtocol):
         self._defineMotionParams(form)
         self._defineTrainingParams(form)
         self._defineScheduleParams(form)
-        self._defineThreadParams(form)
+        self._defineThreadParams(form, processes=True)
 
     def _defineInputParams(self, form):
         form.addSection(label="Input")

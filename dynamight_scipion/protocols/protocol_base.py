@@ -84,7 +84,7 @@ class EngineProtocol:
 
     _COMPUTE_HELP = (
         "Without a GPU on the machine that runs the protocol, the CPU is used; the log says which. "
-        "One GPU is used: the first of the list."
+        "Training, inference, reconstruction and controls use all GPUs of the list, with a process on each."
     )
 
     # ------------------------------------------------------------------ form
@@ -98,13 +98,17 @@ class EngineProtocol:
             GPU_LIST,
             params.StringParam,
             default="0",
-            label="GPU ID",
-            help="Number of the GPU, from 0. Under a queue numbers count the GPUs of the job. " + self._COMPUTE_HELP,
+            label="GPU IDs",
+            help="Numbers of the GPUs, from 0, separated by commas. Under a queue, numbers count the GPUs of the job. "
+            + self._COMPUTE_HELP,
         )
 
-    def _defineThreadParams(self, form):
-        """Add the number of threads; call it after the last section."""
-        form.addParallelSection(threads=4, mpi=0)
+    def _defineThreadParams(self, form, processes=False):
+        """Add the number of threads and, where processes share the work, their number; call it after the last section.
+
+        MPI is Scipion's name for processes. The engine starts its own; on GPUs, it starts one for each.
+        """
+        form.addParallelSection(threads=4, mpi=1 if processes else 0)
 
     # Stages of the engine whose options the form has; options that the form calls otherwise, as "stage/option".
     _stages: tuple[str, ...] = ()
@@ -180,16 +184,22 @@ class EngineProtocol:
 
     # ------------------------------------------------------------------ execution
 
-    def _getComputeOptions(self):
-        """Return the engine's options for the processor, as a list; to be called inside a step that may use a GPU."""
-        device = "cpu"
-        if self.usesGpu():
-            gpus = self._stepsExecutor.getGpuList()
-            device = f"auto:{gpus[0]}" if gpus else "auto"
-        return ["--device", device, *self._getThreadOptions()]
+    def _getComputeOptions(self, shared=False):
+        """Return the engine's options for the processor, as a list; to be called inside a step that may use a GPU.
 
-    def _getThreadOptions(self):
-        return ["--threads", str(max(1, self.getBinThreads()))]
+        With `shared`, several processes share the work: one for each GPU, or as many as MPI says.
+        """
+        processes = max(1, self.numberOfMpi.get()) if shared else 1
+        if not self.usesGpu():
+            more = ["--processes", str(processes)] if processes > 1 else []
+            return ["--device", "cpu", *more, *self._getThreadOptions(processes)]
+        gpus = self._stepsExecutor.getGpuList()
+        device = f"auto:{','.join(map(str, gpus if shared else gpus[:1]))}" if gpus else "auto"
+        return ["--device", device, *self._getThreadOptions(processes)]
+
+    def _getThreadOptions(self, processes=1):
+        """Return the option for all threads; in Scipion, the number is that of each process."""
+        return ["--threads", str(processes * max(1, self.getBinThreads()))]
 
     def _getRunFolder(self):
         return self._getExtraPath(RUN_FOLDER)

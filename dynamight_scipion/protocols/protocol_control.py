@@ -71,7 +71,7 @@ class DynamightProtControl(ModelProtocol, ProtAnalysis3D):
         self.addOption(form, "nPermutations", condition=f"kind < {NOISE}", expertLevel=LEVEL_ADVANCED)
         self.addOption(form, "shrink", expertLevel=LEVEL_ADVANCED)
         self.addOption(form, "seed")
-        self._defineThreadParams(form)
+        self._defineThreadParams(form, processes=True)
 
     # ------------------------------------------------------------------ steps
 
@@ -83,7 +83,7 @@ class DynamightProtControl(ModelProtocol, ProtAnalysis3D):
 
     def controlStep(self, modelId, options):
         """Let the engine run the control."""
-        self.runEngine("control", [self._linkRun(), *options, *self._getComputeOptions()])
+        self.runEngine("control", [self._linkRun(), *options, *self._getComputeOptions(shared=True)])
 
     def createOutputStep(self, modelId, options):
         """Register the FSC curves."""

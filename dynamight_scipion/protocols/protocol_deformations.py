@@ -103,7 +103,7 @@ class DynamightProtDeformations(DeformationsForm, ProtAnalysis3D):
         arguments.append("--resume" if same else "--overwrite")
         with open(begun, "w") as file:
             json.dump([inputs, options], file)
-        self.runEngine("train", arguments + json.loads(options) + self._getComputeOptions())
+        self.runEngine("train", arguments + json.loads(options) + self._getComputeOptions(shared=True))
 
     def analyseStep(self, inputs, options, embedding):
         """Write the report, the map of the motion, the Gaussians and the embedding of the particles."""
@@ -255,8 +255,6 @@ class DynamightProtDeformations(DeformationsForm, ProtAnalysis3D):
                 "Both half-sets share the atomic model: maps can show features of it that the images do not support, "
                 "and the FSC cannot reveal them. Run the control experiment 'wrong model' on the result."
             )
-        if self.usesGpu() and len(self.getGpuList()) > 1:
-            warnings.append(f"One GPU is used: number {self.getGpuList()[0]}, the first of the list.")
         return [warning for warning in warnings if warning]
 
     def _checkHalfMaps(self):

@@ -47,7 +47,7 @@ class DynamightProtInfer(ModelProtocol, ProtAnalysis3D, ProtFlexBase):
             help="Particles with 3D alignment and CTFs, with the pixel size and box of the model's particles, aligned "
             "in the frame of its consensus map.",
         )
-        self._defineThreadParams(form)
+        self._defineThreadParams(form, processes=True)
 
     # ------------------------------------------------------------------ steps
 
@@ -69,7 +69,7 @@ class DynamightProtInfer(ModelProtocol, ProtAnalysis3D, ProtFlexBase):
     def inferStep(self, modelId, given):
         """Let the engine infer the motions, and write their report and tables."""
         words = [self.inputModel.get().getRunFolder(), self._getStarFile(), self._getRunFolder()]
-        self.runEngine("infer", [*words, "--project", ".", "--overwrite", *self._getComputeOptions()])
+        self.runEngine("infer", [*words, "--project", ".", "--overwrite", *self._getComputeOptions(shared=True)])
         self.runEngine("analyse", [self._getRunFolder(), "--embedding", "pca", *self._getThreadOptions()])
 
     def createOutputStep(self, modelId, given):

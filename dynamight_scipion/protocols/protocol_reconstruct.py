@@ -106,7 +106,7 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
         self.addOptions(form, "rigid", "controls", "localResolution")
         self._defineMotionParams(form)
         self._defineMapParams(form)
-        self._defineThreadParams(form)
+        self._defineThreadParams(form, processes=True)
 
     def _defineMotionParams(self, form):
         form.addSection(label="Motion")
@@ -185,7 +185,7 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
             arguments += ["--models", structure.getFileName()]
         if self.conformation.get() == OF_PARTICLE:
             arguments += ["--conformation", f"particle:{self._findRow()}"]
-        self.runEngine("reconstruct", arguments + self._getComputeOptions())
+        self.runEngine("reconstruct", arguments + self._getComputeOptions(shared=True))
 
     def createOutputStep(self, given, epochs):
         """Register maps, half-maps, FSC and mask."""

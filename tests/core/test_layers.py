@@ -11,6 +11,7 @@ ROOT = Path(dynamight_core.__file__).parent
 ROOMS = (
     "version",
     "errors",
+    "processes",
     "registry",
     "options",
     "reporter",
@@ -19,6 +20,7 @@ ROOMS = (
     "lock",
     "earlier",
     "parallel",
+    "groups",
     "sampling",
     "devices",
     "config",

@@ -8,6 +8,7 @@ import torch
 
 from dynamight_core.errors import InputError
 from dynamight_core.particles import cache as cache_module
+from dynamight_core.particles import shared as shared_module
 from dynamight_core.particles.cache import ImageCache
 from dynamight_core.particles.images import ImageReader
 from dynamight_core.particles.memory import _group_memory, available_memory
@@ -92,7 +93,7 @@ def test_a_full_disk_is_refused(reader, tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache_module.os, "posix_fallocate", full)
+    monkeypatch.setattr(shared_module.os, "posix_fallocate", full)
     with pytest.raises(InputError, match="no space left on device"):
         ImageCache(reader, PREPROCESSING, storage="file", folder=tmp_path / "run")
     assert not list((tmp_path / "run").iterdir())

@@ -198,7 +198,7 @@ def test_training_stops_when_the_loss_has_risen_often_enough(tmp_path, monkeypat
     none = [None] * 3
     losses = {1: [*none, 4, 5, 4, 6, 3, 8, 9], 2: [*none, 9, 8, 7, 6, 5, 6, 7]}
     other_units = [5, 6, 7, 1, 2, 3, 4, 5, 6, 7]
-    saved = []
+    saved, numbers = [], []
     monkeypatch.setattr(
         run_module,
         "_run_epoch",
@@ -212,7 +212,8 @@ def test_training_stops_when_the_loss_has_risen_often_enough(tmp_path, monkeypat
     )
     monkeypatch.setattr(run_module, "update_references", lambda trainers: None)
     monkeypatch.setattr(run_module, "check_converging", lambda *_: None)
-    monkeypatch.setattr(run_module, "save_checkpoint", lambda folder, trainer, number, state: saved.append(number))
+    kept = SimpleNamespace(save=lambda folder: saved.append(folder))
+    monkeypatch.setattr(run_module, "checkpoint_of", lambda trainer, number, state: numbers.append(number) or kept)
     data = SimpleNamespace(device=torch.device("cpu"), stop=None)
     trainers = [SimpleNamespace(options=options, half=half, data=data, rows=range(100)) for half in (1, 2)]
     said = []
@@ -220,7 +221,8 @@ def test_training_stops_when_the_loss_has_risen_often_enough(tmp_path, monkeypat
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert max(line["epoch"] for line in lines) == 9
     assert lines[-1]["stopped"]
-    assert saved[-2:] == [9, 9]
+    assert numbers[-2:] == [9, 9]
+    assert saved[-2:] == [tmp_path / f"half{half}" / "checkpoints" for half in (1, 2)]
     assert "risen 3 times" in said[-1]
 
 

@@ -164,6 +164,27 @@ def test_gpus_are_numbered_as_the_job_sees_them_and_a_failed_job_says_why(
     assert words[words.index("--device") + 1] == "auto:0", "GPU 3 of the machine is the first of the job"
 
 
+@pytest.mark.parametrize("useGpu", [True, False])
+def test_all_gpus_of_the_list_and_all_processes_share_a_reconstruction(
+    workflow, chain, slurm, tmp_path, monkeypatch, useGpu
+):
+    status = {"exit_code": 1, "message": "enough is known"}
+    monkeypatch.setenv("DYNAMIGHT_ENV_ACTIVATION", fakeEngine(tmp_path / "engine", status))
+    used = {"gpuList": "2,3"} if useGpu else {"useGpu": False, "numberOfMpi": 3}
+    protocol = queued(workflow, DynamightProtReconstruct, chain, True, numberOfThreads=2, **used)
+    workflow.launch(protocol)
+    waitFor(workflow, protocol, lambda: not protocol.isActive())
+    words = json.loads(Path(tmp_path, "engine", "words.json").read_text())
+    device, threads = (words[words.index(option) + 1] for option in ("--device", "--threads"))
+    if useGpu:
+        assert "#SBATCH --gres=gpu:2" in slurm.scripts[0]
+        assert device == "auto:0,1"
+        assert "--processes" not in words
+    else:
+        # Threads are those of each process in Scipion, and those of all in the engine.
+        assert (device, words[words.index("--processes") + 1], threads) == ("cpu", "3", "6")
+
+
 def test_a_stopped_protocol_is_cancelled_in_the_queue(workflow, chain, slurm):
     protocol = queued(workflow, DynamightProtStates, chain, bySteps=False, nStates=2)
     workflow.launch(protocol, wait=False)

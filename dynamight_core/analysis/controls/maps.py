@@ -11,6 +11,7 @@ from scipy.spatial import cKDTree
 
 from dynamight_core.analysis.domain_files import domain_masks
 from dynamight_core.analysis.molecule import all_gaussians
+from dynamight_core.groups import current_group
 from dynamight_core.imaging.backprojection import ParticleData, filter_volume
 from dynamight_core.imaging.fourier import expand_shells, plane_multiplicity
 from dynamight_core.imaging.modes import Modes
@@ -256,11 +257,11 @@ def overlaps(
     operator = DeformedProjection(data, region, field, coordinates)
     values = volume[operator.shape]
     weights = data.weights * plane_multiplicity(data.box, data.device) / data.box**2
-    products = []
-    for part in indices.split(_BATCH):
+    group, products = current_group(), [values.new_empty(0)]
+    for part in group.split(indices, _BATCH):
         predicted = operator.project(values, part) * data.transfer(part)
         products.append(((data.transforms(part) * predicted.conj()).real * weights).sum((1, 2)))
-    return torch.cat(products).cpu()
+    return group.gather(torch.cat(products)).cpu()
 
 
 def permuted(coordinates: torch.Tensor, indices: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -11,6 +11,7 @@ from dynamight_core.analysis.controls.wrong_model import wrong_model_control
 from dynamight_core.devices import choose_device
 from dynamight_core.errors import InputError
 from dynamight_core.files import header_origin, write_map
+from dynamight_core.groups import world
 from dynamight_core.imaging.fourier import resample_volume
 from dynamight_core.judging.bias import is_joint, record_model_bias
 from dynamight_core.judging.conclusion import record_conclusion
@@ -54,7 +55,8 @@ def control_run(
     volumes: dict[str, torch.Tensor] = {}
     if options.kind == "wrong-model":
         device = choose_device(options.device)
-        control, volumes = wrong_model_control(run, options, _rows(run, options), device, reporter)
+        rows = _rows(run, options)
+        control, volumes = world().once(lambda: wrong_model_control(run, options, rows, device, reporter))
     else:
         images = control_images(run, options, reporter) if images is None else images
         if options.kind == "shuffled-latents":
@@ -66,6 +68,14 @@ def control_run(
     if control is None:
         control = _no_motion(run, options)
     control.options = vars(options).copy()
+    world().once(lambda: _write(run, options, control, volumes, reporter))
+    return control
+
+
+def _write(
+    run: Run, options: ControlOptions, control: Control, volumes: dict[str, torch.Tensor], reporter: Reporter
+) -> None:
+    """Write a control and its maps, and say what was found."""
     written = write_control(run, control)
     _write_maps(run, control.kind, volumes)
     record_stage(run, f"control {options.kind}", options)
@@ -74,7 +84,6 @@ def control_run(
     files = " and ".join(map(str, written))
     reporter.say(f"Written: {files}. Run dynamight analyse {run.path} to see the control in the report.")
     record_conclusion(run, reporter)
-    return control
 
 
 def control_images(run: Run, options: ControlOptions, reporter: Reporter) -> ControlImages:
