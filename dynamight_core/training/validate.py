@@ -110,7 +110,7 @@ def check_mask_range(name: str, path: str, mask: torch.Tensor) -> None:
 
 
 def check_mask(path: str, mask: torch.Tensor, region: MolecularRegion) -> None:
-    """Refuse a mask of allowed motion that misses the molecule."""
+    """Refuse a mask of the flexible region that misses the molecule."""
     covered = float(mask[torch.from_numpy(region.mask)].mean())
     if covered < _MIN_BODY:
         raise InputError(

@@ -121,7 +121,14 @@ def test_a_whole_protocol_runs_as_one_job(workflow, chain, slurm):
 def test_each_step_runs_as_a_job_of_its_own_that_needs_nothing_but_its_command(workflow, chain, slurm):
     places = {particle.getObjId(): particle.getZFlex() for particle in chain["deformations"].outputParticles}
     protocol = queued(
-        workflow, DynamightProtStates, chain, bySteps=True, statesAt=ALONG_PATH, path="3\n120\n -0.5, 0.1", nStates=5
+        workflow,
+        DynamightProtStates,
+        chain,
+        bySteps=True,
+        statesAt=ALONG_PATH,
+        path="3\n120\n -0.5, 0.1",
+        nStates=5,
+        doFields=False,
     )
     workflow.launch(protocol)
     assert protocol.isFinished(), protocol.getErrorMessage()
