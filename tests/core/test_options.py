@@ -19,7 +19,8 @@ from tests.support.command_line import dynamight
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
-    "simulate check train infer invert reconstruct analyse states displace fields deform select control explore bundle demo"
+    "simulate check train infer invert reconstruct analyse states displace fields deform select control explore bundle "
+    "demo"
 ).split()
 DECLARED = [(stage, f.name, option) for stage, options in STAGES.items() for f, option in declared(options)]
 
