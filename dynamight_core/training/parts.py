@@ -26,6 +26,8 @@ _MIN_GAUSSIANS, _MAX_FRACTION = 12, 0.6
 # A motion must have this many times the largest variance of simulated noise, which itself fluctuates by some per cent.
 _MARGIN = 1.05
 _MAX_PARTS, MAX_OVERLAP = 6, 0.5
+# Parts whose scores are in double precision at a time.
+_AT_ONCE = 16
 
 
 class Parts:
@@ -120,13 +122,16 @@ def moving_parts(scores: torch.Tensor, noise: torch.Tensor, null: torch.Tensor, 
     overlaps
         (parts, parts) as in `Parts`; parts that are found overlap little.
     """
-    scores, noise, null = (part.transpose(0, 1).double().contiguous() for part in (scores, noise, null))
+    scores, noise, null = (
+        part.transpose(0, 1).clone(memory_format=torch.contiguous_format) for part in (scores, noise, null)
+    )
+    n = scores.shape[1]
     found: list[int] = []
     while len(found) < _MAX_PARTS and len(scores):
         values, vectors = torch.linalg.eigh(_products(noise))
         whiten = vectors / values.clamp(min=1e-9 * float(values.max())).sqrt()[:, None]
-        variances, axes = _variances(scores @ whiten)
-        reach = max(float(_variances(part @ whiten)[0].max()) for part in null.split(scores.shape[1], 1))
+        variances, axes = _variances(scores, whiten)
+        reach = max(float(_variances(part, whiten)[0].max()) for part in null.split(n, 1))
         free = (overlaps[found] <= MAX_OVERLAP).all(0)
         best = int((variances[:, -1] * free).argmax())
         if float(variances[best, -1]) <= _MARGIN * reach:
@@ -134,18 +139,25 @@ def moving_parts(scores: torch.Tensor, noise: torch.Tensor, null: torch.Tensor, 
         found.append(best)
         # This motion also adds to the scores of other parts: by as much as its noise is shared with them.
         axis = (whiten[best] @ axes[best, :, -1])[:, None]
-        own = noise[best] @ axis
-        shared = torch.einsum("mk,pmc->pkc", own, noise) / own.square().sum()
-        scores, noise, null = (part - (part[best] @ axis) @ shared for part in (scores, noise, null))
+        own = noise[best].double() @ axis
+        shared = torch.cat([own[:, 0] @ each.double() for each in noise.split(1)]) / own.square().sum()
+        for part in (scores, noise, null):
+            amounts = (part[best].double() @ axis).float()
+            for each, direction in zip(part, shared.float(), strict=True):
+                each -= amounts * direction
     return found
 
 
-def _variances(white: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the (p, 6) variances of (p, n, 6) scores along their principal axes, ascending, and the axes."""
-    variances, axes = torch.linalg.eigh(_products(white))
+def _variances(scores: torch.Tensor, whiten: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the (p, 6) variances of (p, n, 6) scores along their principal axes, ascending, and the axes.
+
+    In the units of the noise, by the (p, 6, 6) matrices that whiten it.
+    """
+    variances, axes = torch.linalg.eigh(whiten.transpose(1, 2) @ _products(scores) @ whiten)
     return variances, axes
 
 
 def _products(scores: torch.Tensor) -> torch.Tensor:
-    """Return the (p, 6, 6) mean products of (p, n, 6) scores."""
-    return scores.transpose(1, 2) @ scores / scores.shape[1]
+    """Return the (p, 6, 6) mean products of (p, n, 6) scores, float64; a few parts at a time, to save memory."""
+    parts = (each.double() for each in scores.split(_AT_ONCE))
+    return torch.cat([each.transpose(1, 2) @ each for each in parts]) / scores.shape[1]

@@ -79,7 +79,9 @@ def test_a_process_for_each_half_set_gives_the_numbers_of_one(data, one, tmp_pat
     assert text.count("Conclusion:") == 1
     wanted, found = tensors(one), tensors(tmp_path / "run")
     assert all(found[name].equal(value) for name, value in wanted.items())
-    assert summary(tmp_path / "run")["verdict"]["gain"] == pytest.approx(summary(one)["verdict"]["gain"], rel=1e-4)
+    assert summary(tmp_path / "run")["verdict"]["gain"] == pytest.approx(
+        summary(one)["verdict"]["gain"], rel=1e-3, abs=1e-4
+    )
 
 
 def test_a_training_resumes_on_another_number_of_processes(data, one, tmp_path):
