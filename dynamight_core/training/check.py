@@ -19,6 +19,7 @@ from dynamight_core.particles.metadata import Particles, describe, write_particl
 from dynamight_core.particles.preprocess import batch_size, read_prepared
 from dynamight_core.registry import DECODERS
 from dynamight_core.reporter import PRINT, Reporter
+from dynamight_core.training.linear import scores_memory
 from dynamight_core.training.read import Prepared, gather_inputs, open_particles
 from dynamight_core.training.schedule import schedule
 from dynamight_core.training.validate import complete_options
@@ -99,13 +100,13 @@ def estimate_memory(n: int, working_box: int, options: TrainOptions, halves_at_o
 
     Images and transfer functions in half precision, 2 n w^2 + 2 n w (w/2 + 1); for a batch of b particles and
     N Gaussians the decoder's `bytes_per_gaussian` times b N, which its gradients need; images and transforms of
-    the batch, oversampled, 100 b w^2; both twice if the half-sets train in parallel; latents and covariances of all
-    particles; and 0.6 GB for the program.
+    the batch, oversampled, 100 b w^2; the scores of a scan for parts that move (`scores_memory`); all three twice if
+    the half-sets train in parallel; latents and covariances of all particles; and 0.6 GB for the program.
     """
     w, d, b = working_box, options.n_latents, min(options.batch_size, n)
     kept = estimate_images(n, w) + 16 * n * (d + d**2)
     step = DECODERS.load(options.decoder).bytes_per_gaussian * b * options.n_gaussians + 100 * b * w**2
-    return kept + halves_at_once * step + _PROGRAM_BYTES
+    return kept + halves_at_once * (step + scores_memory(n // 2)) + _PROGRAM_BYTES
 
 
 def estimate_images(n: int, working_box: int) -> float:

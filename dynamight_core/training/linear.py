@@ -27,7 +27,7 @@ from dynamight_core.model.graph import LongEdges, NeighbourGraph, deformation_re
 from dynamight_core.options import TrainOptions
 from dynamight_core.parallel import check_stopped, side_by_side
 from dynamight_core.training.half import HalfTrainer
-from dynamight_core.training.parts import MAX_OVERLAP, Parts, moving_parts
+from dynamight_core.training.parts import MAX_CANDIDATES, MAX_OVERLAP, Parts, moving_parts
 
 # Regions of the molecule that move each by itself; three functions each.
 _REGIONS = 30
@@ -153,6 +153,13 @@ def also_at(trainer: HalfTrainer, motions: LinearMotions, other: LinearMotions, 
         return motions
     more = _of_all_particles(trainer, more, max_motions)
     return more if more.gain > motions.gain else motions
+
+
+def scores_memory(n: int) -> int:
+    """Return the bytes that the scores of all parts take in a scan of n particles, with all filters."""
+    chosen = min(n, _MAX_CHOOSING)
+    draws = -(-_MIN_NOISE // max(1, chosen))
+    return 4 * len(_RESOLUTIONS) * (1 + 2 * draws) * chosen * MAX_CANDIDATES * 6
 
 
 def _subset(trainer: HalfTrainer) -> torch.Tensor:

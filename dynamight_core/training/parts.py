@@ -16,6 +16,7 @@ from dynamight_core.imaging.compiled import in_threads, sum_forces
 # Number of places of parts, and radii of parts in units of the molecule's radius.
 _PLACES = 60
 _RADII = (0.2, 0.3, 0.43, 0.6, 0.8)
+MAX_CANDIDATES = _PLACES * len(_RADII)
 # Gaussians in one cube of this size, in units of the molecule's radius, have the same weight in each part: sums over
 # cubes serve all parts.
 _CELL = 0.15
