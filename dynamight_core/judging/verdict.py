@@ -6,7 +6,7 @@ import torch
 
 from dynamight_core.model.half import HalfModel
 from dynamight_core.training.data import TrainingImages
-from dynamight_core.training.inference import data_terms, infer_latents, random_pixels
+from dynamight_core.training.inference import LatentPosterior, data_terms, infer_latents, random_pixels
 
 # Standard errors required for a verdict.
 SIGMAS = 3.0
@@ -14,6 +14,8 @@ SIGMAS = 3.0
 _MIN_ERROR = 0.01
 # Permutations that give the null.
 _PERMUTATIONS = 4
+# Draws of each particle's latent.
+_DRAWS = 8
 
 
 @dataclass
@@ -81,14 +83,15 @@ def judge(
         rows = torch.where(validation & (halves == number))[0]
         generator = torch.Generator().manual_seed(seed * 100 + number)
         pixels = random_pixels(len(rows), model.box, generator)
-        latents = infer_latents(model, data, rows, model.latent_starts(len(rows)), steps=6, pixels=pixels).latents
+        found = infer_latents(model, data, rows, model.latent_starts(len(rows)), steps=6, pixels=pixels)
+        latents = drawn(found, generator)
         plain = data_terms(static, data, rows, None, ~pixels)
         gains.append(plain - data_terms(model, data, rows, latents, ~pixels))
         gained = torch.zeros(len(rows))
         for shift in range(1, _PERMUTATIONS + 1):
             # Different cyclic shifts: no particle keeps its own latent, and none gets the same one twice.
             other = torch.roll(torch.arange(len(rows)), shift * max(1, len(rows) // (_PERMUTATIONS + 1)))
-            gained += plain - data_terms(model, data, rows, latents[other.to(latents.device)], ~pixels)
+            gained += plain - data_terms(model, data, rows, latents[:, other.to(latents.device)], ~pixels)
         nulls.append(gained / _PERMUTATIONS)
     groups = torch.cat([relatives[validation & (halves == half)] for half in (1, 2)])
     own, others = per_group(torch.cat(gains), groups), per_group(torch.cat(nulls), groups)
@@ -109,6 +112,17 @@ def judge(
         name = "undecided"
         text = f"Undecided whether the motion is real: {numbers}."
     return Verdict(name, gain, gain_error, null, null_error, len(own), text)
+
+
+def drawn(posterior: LatentPosterior, generator: torch.Generator) -> torch.Tensor:
+    """Return (s, n, d) draws of latents from their posterior.
+
+    The mean of their images is what an image is expected to be. The image of the mean latent is sharper, and where
+    latents are not well known, it explains less than a molecule at rest that is blurred by the motion.
+    """
+    roots = torch.linalg.cholesky(posterior.covariances.double()).float()
+    noise = torch.randn(_DRAWS, *posterior.latents.shape, 1, generator=generator).to(roots)
+    return posterior.latents + (roots @ noise)[..., 0]
 
 
 def is_nothing(gain: float, error: float) -> bool:

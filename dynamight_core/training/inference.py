@@ -292,7 +292,8 @@ def data_terms(
     data, rows
         (n,) the particles.
     latents
-        (n, d) of their deformations; of the consensus, without deformation, if None.
+        (n, d) of their deformations, or (s, n, d) of s draws of each, whose images are averaged; of the consensus,
+        without deformation, if None.
     pixels
         (n, box, box//2+1) bool, Fourier pixels that count.
     resolution
@@ -306,7 +307,9 @@ def data_terms(
             rest = model.consensus_positions.expand(len(part), -1, -1)
             image = model.project(batch.matrices, batch.transfer, rest)
         else:
-            image = projection(latents[part], batch.matrices, batch.transfer)
+            draws = latents[None] if latents.ndim == 2 else latents
+            image = sum((projection(draw[part], batch.matrices, batch.transfer) for draw in draws), torch.zeros(()))
+            image = image / len(draws)
         residual = image - batch.transforms
         terms.append(0.5 * (residual.abs().square() * _chosen(weights, pixels[part])).sum((-2, -1)))
     return group.gather(torch.cat(terms)).cpu()

@@ -5,8 +5,8 @@ import torch
 
 from dynamight_core.imaging.fourier import fourier_to_image, image_to_fourier
 from dynamight_core.judging.errors import _propagated
-from dynamight_core.judging.verdict import judge
-from dynamight_core.training.inference import infer_latents, random_pixels
+from dynamight_core.judging.verdict import drawn, judge
+from dynamight_core.training.inference import LatentPosterior, data_terms, infer_latents, random_pixels
 from tests.support.known_motion import known_motion
 
 
@@ -123,3 +123,22 @@ def test_a_direction_that_no_image_shows_stays_at_its_prior_and_costs_nothing(mo
     torch.testing.assert_close(found[False].latents[:, 1], 0.5 * found[False].latents[:, 0])
     # Three measurements of each of 40 particles tell which directions are seen.
     assert cost[False] - 3 * 40 < 0.75 * cost[True]
+
+
+def test_the_verdict_compares_the_image_that_the_posterior_expects():
+    model, data, latents = known_motion(noise=2.0)
+    rows, everything = torch.arange(40), torch.ones(40, 32, 17, dtype=torch.bool)
+    roots = torch.tensor([[0.8, 0.0], [0.3, 0.5]])
+    posterior = LatentPosterior(latents, (roots @ roots.T).repeat(40, 1, 1), torch.zeros(40))
+    draws = drawn(posterior, torch.Generator().manual_seed(0))
+    assert draws.shape == (8, 40, 2)
+    offsets = (draws - latents).flatten(0, 1)
+    assert offsets.mean(0).abs().max() < 0.15
+    assert (torch.cov(offsets.T) - roots @ roots.T).abs().max() < 0.15
+    batch, weights = data.batch(rows), model.frequency_weights()
+    with torch.no_grad():
+        shifts = torch.stack([model.displacements(draw) for draw in draws])
+        images = [model.project(batch.matrices, batch.transfer, model.gaussians.positions + each) for each in shifts]
+    residual = torch.stack(images).mean(0) - batch.transforms
+    terms = 0.5 * (residual.abs().square() * weights).sum((1, 2))
+    torch.testing.assert_close(data_terms(model, data, rows, draws, everything), terms, rtol=1e-4, atol=0)
