@@ -240,6 +240,7 @@ class HalfTrainer:
         means, log_variances = map(group.gather, own)
         return means, torch.diag_embed(log_variances.clamp(*LOG_VARIANCES).exp())
 
+    @torch.no_grad()
     def current_latents(self, rows: torch.Tensor) -> torch.Tensor:
         """Return (n, d) latents of (n,) training rows: the inferred ones once there are any, else the encoder's.
 
