@@ -487,7 +487,7 @@ def test_explorer_is_served_by_the_engine_and_ends_with_scipion(opened, chain, m
     said, ends = [], []
     monkeypatch.setattr(pages, "showInfo", lambda title, text, window: said.append(text))
     monkeypatch.setattr(pages, "showError", lambda title, text, window: pytest.fail(text))
-    monkeypatch.setattr(pages.atexit, "register", lambda function, server: ends.append((function, server)))
+    monkeypatch.setattr(pages.atexit, "register", lambda function, *given, **_: ends.append((function, *given)))
     (view,) = eye(opened(chain["deformations"]), "explorer")
     view._window = Clock()
     view.show()

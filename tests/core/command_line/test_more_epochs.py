@@ -70,7 +70,7 @@ def test_a_finished_run_goes_on_with_more_epochs_also_when_it_is_stopped(data, t
     ends = []
     for name in ("at once", "stopped"):
         run = shutil.copytree(trained, tmp_path / name)
-        (run / "reconstruction").mkdir()
+        (run / "reconstruction").mkdir(exist_ok=True)
         (run / "reconstruction" / "map.mrc").touch()
         epochs = len((run / "metrics.jsonl").read_text().splitlines())
         if name == "stopped":
