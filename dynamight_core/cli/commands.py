@@ -304,7 +304,9 @@ def explore(run: Run, options: ExploreOptions) -> None:
 def bundle(
     run: Annotated[Path, Option("Folder of a run, finished or not.")],
     *,
-    out: Annotated[Path | None, Option("File to write. RUN-bundle.zip if omitted.", metavar="FILE")] = None,
+    out: Annotated[
+        Path | None, Option("File to write. RUN-bundle.zip if omitted.", level="basic", metavar="FILE")
+    ] = None,
 ) -> None:
     """Collect what a report of a fault needs in one file, without images, maps, models and particles."""
     from dynamight_core.analysis.bundle import write_bundle
