@@ -28,7 +28,7 @@ def test_what_is_saved_is_what_the_command_line_writes(explorer, folder, dynamig
     out = folder / "analysis" / "states" / "way"
     maps = {f"path_state{i:02d}.mrc" for i in (1, 2, 3)}
     beside = {"states.csv", "states.cxc", "arrows.bild", "arrows.csv", "movie.gif", "movie.mp4"}
-    beside |= {"displacement.mrc", "film.cxc"}
+    beside |= {"displacement.mrc", "film.cxc", "deviations.csv"}
     assert {path.name for path in out.iterdir()} == beside | maps
     table = pd.read_csv(out / "states.csv")
     np.testing.assert_allclose(table["motion1_A"], [-2, 0, 2], atol=1e-3)
