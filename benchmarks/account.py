@@ -28,7 +28,7 @@ from dynamight_core.training.data import TrainingImages
 from dynamight_core.training.epochs import run_epoch
 from dynamight_core.training.half import HalfTrainer
 from dynamight_core.training.inference import encode, infer_latents
-from dynamight_core.training.linear import linear_motions
+from dynamight_core.training.linear import RESOLUTIONS, linear_motions, noise_draws
 from dynamight_core.training.refit import deformed_map
 from dynamight_core.training.schedule import Epoch
 
@@ -104,8 +104,8 @@ def floors(trainer: HalfTrainer, products: float, additions: float) -> dict[str,
         return 4 * (2 * 3 * n + 2 * model._projector(size).grid_size ** 2 + 4 * size**2)
 
     of_motion, bytes_of_motion = image(seen), moved(seen)
-    tried = [len(model.seen_weights(resolution)) for resolution in (0.0, 10.0, 14.0, 20.0, 28.0, 40.0)]
-    draws = 1 + 2 * -(-2000 // PARTICLES)
+    tried = [len(model.seen_weights(resolution)) for resolution in RESOLUTIONS]
+    draws = 1 + 2 * noise_draws(PARTICLES)
     inferred = 1 + STEPS * (LATENTS + 1)
     return {
         "image of the model": (of_motion, bytes_of_motion),

@@ -1,5 +1,6 @@
 """Results for other programs: motion as a map, as atoms and as arrows, and an embedding of the particles."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import gemmi
@@ -188,6 +189,16 @@ def motion_at(run: Run, positions: torch.Tensor) -> np.ndarray:
     return (variance[:, None] * fields.square().sum(-1)).sum(0).sqrt().numpy()
 
 
+def errors_from_points(points: np.ndarray, positions: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the function from (m,) errors that are known at (m, 3) points to those at (p, 3) positions, all A.
+
+    They are rms over the nearest points, weighted by their inverse distance.
+    """
+    distance, nearest = cKDTree(points).query(positions, k=min(8, len(points)))
+    weight = 1 / (distance + 1.0)
+    return lambda errors: np.sqrt((weight * errors[nearest] ** 2).sum(1) / weight.sum(1))
+
+
 def motion_maps(run: Run, box: int, pixel_size: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the (box, box, box) motion at every voxel around the molecule, A rms, and its error; 0 elsewhere."""
     coarse = max(1, min(box, round(box * pixel_size / _SPACING)))
@@ -197,11 +208,7 @@ def motion_maps(run: Run, box: int, pixel_size: float) -> tuple[np.ndarray, np.n
     near = np.isfinite(cKDTree(gaussians).query(grid, distance_upper_bound=_REACH + 2 * spacing)[0])
     values = np.zeros((2, len(grid)), dtype=np.float32)
     values[0, near] = motion_at(run, torch.from_numpy(grid[near].astype(np.float32)))
-    # The error is known at the common points: average over the nearest, weighted by their inverse distance.
-    distance, nearest = cKDTree(run.motions.points.numpy()).query(grid[near], k=min(8, len(run.motions.points)))
-    weight = 1 / (distance + 1.0)
-    squared = np.asarray(run.summary["point_error"])[nearest] ** 2
-    values[1, near] = np.sqrt((weight * squared).sum(1) / weight.sum(1))
+    values[1, near] = errors_from_points(run.motions.points.numpy(), grid[near])(np.asarray(run.summary["point_error"]))
     # Voxels of the box in units of the coarse grid, which has the same centre.
     axis = to_voxels(to_points(np.arange(float(box)), box, pixel_size), coarse, spacing)
     where = np.meshgrid(axis, axis, axis, indexing="ij")

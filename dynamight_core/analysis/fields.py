@@ -9,7 +9,7 @@ from scipy.spatial import cKDTree
 
 from dynamight_core.analysis.arguments import check_motion, check_row, parse_numbers
 from dynamight_core.analysis.displace import read_points
-from dynamight_core.analysis.exports import write_arrow_files
+from dynamight_core.analysis.exports import errors_from_points, write_arrow_files
 from dynamight_core.analysis.field_files import DeformationField, Reference, cubic_grid
 from dynamight_core.analysis.molecule import all_gaussians, half_motions
 from dynamight_core.analysis.states import read_states, state_coordinates
@@ -57,11 +57,8 @@ class FieldMaker:
             positions, self._spacing, self._corner = points, 0.0, np.zeros(3)
         self._positions = torch.from_numpy(positions.astype(np.float32))
         self._motions: list[tuple[np.ndarray, np.ndarray]] | None = None
-        # The error is known at the common points of the molecule: average over the nearest, weighted by their distance.
-        molecule = run.motions.points.numpy()
-        distance, self._nearest = cKDTree(molecule).query(positions, k=min(8, len(molecule)))
-        weight = 1 / (distance + 1.0)
-        self._share = weight / weight.sum(1, keepdims=True)
+        # The error is known at the common points of the molecule.
+        self._errors_from = errors_from_points(run.motions.points.numpy(), positions)
 
     def of_motion(self, motion: int) -> DeformationField:
         """Return the field of a principal motion (from 1), by one standard deviation of the particles."""
@@ -117,7 +114,7 @@ class FieldMaker:
     ) -> DeformationField:
         """Return the field of both half-sets' (p, 3) displacements, their mean or that of one's `own`."""
         shift = (halves[0] + halves[1]) / 2 if own is None else halves[own]
-        error = np.sqrt((self._share * point_error[self._nearest] ** 2).sum(1))
+        error = self._errors_from(point_error)
         difference = np.linalg.norm(halves[0] - halves[1], axis=-1)
         arrays = [shift * self._weight[:, None], error, difference * self._weight]
         placed = [self._placed(part) for part in arrays]

@@ -77,7 +77,7 @@ def overview(run: Run) -> Answer:
     if path is not None:
         place = _Part.around(path, points)
         values["surface"], more = place.moved(points, components[[number - 1 for number in numbers]], beyond)
-        arrays |= more | {"density": place.quantised(place.volume)}
+        arrays |= more | {"density": place.quantised(place.top)}
         values["gain"], more = _gain(run, points[moves] if numbers else points, bool(numbers), view)
         arrays |= more
     plain = {name: array.astype("<f4") if array.dtype.kind == "f" else array for name, array in arrays.items()}
@@ -176,9 +176,9 @@ class _Part:
         axes = [self.first[2 - i] + np.arange(0, self.volume.shape[i], step) * self.spacing for i in range(3)]
         return np.stack(np.meshgrid(*axes, indexing="ij")[::-1], -1)
 
-    def quantised(self, volume: np.ndarray) -> np.ndarray:
-        """Return a volume as bytes, 255 at this part's largest density."""
-        return np.clip(np.rint(volume / self.top * 255), 0, 255).astype(np.uint8)
+    def quantised(self, top: float) -> np.ndarray:
+        """Return the volume as bytes, 255 at a density."""
+        return np.clip(np.rint(self.volume / top * 255), 0, 255).astype(np.uint8)
 
     def place(self) -> dict:
         """Return where the bytes of the part are."""
@@ -229,8 +229,8 @@ def _gain(run: Run, points: np.ndarray, moves: bool, view: np.ndarray) -> tuple[
         return None, {}
     scale = after.top if name == "before" else before.top
     arrays = {
-        "before": np.clip(np.rint(before.volume / scale * 255), 0, 255).astype(np.uint8),
-        "after": after.quantised(after.volume),
+        "before": before.quantised(scale),
+        "after": after.quantised(after.top),
         "fsc": _curves(Path(run.path) / "reconstruction", "moving" if moves else ""),
     }
     middle, size = points.mean(0), 2 * (np.abs((points - points.mean(0)) @ view[:2].T).max() + _MARGIN)

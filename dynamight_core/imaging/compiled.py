@@ -62,6 +62,12 @@ def _pool() -> ThreadPoolExecutor:
     return pool
 
 
+def shares(n: int, parts: int) -> Integers:
+    """Return the bounds of at most `parts` shares of n items, as equal as they can be, none empty; for `in_threads`."""
+    bounds: Integers = np.unique(np.linspace(0, n, 1 + parts).astype(np.int64))
+    return bounds
+
+
 def in_threads(function: Loop, bounds: Integers, *arguments: object) -> None:
     """Call ``function(first, last, *arguments)`` for each pair of neighbours in `bounds`, on torch's threads."""
     tasks = list(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True))

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dynamight_core.imaging.compiled import in_threads, spread_moved
+from dynamight_core.imaging.compiled import in_threads, shares, spread_moved
 from dynamight_core.imaging.fourier import fourier_to_image, frequencies_2d, real_transform, resize_fourier
 
 # Displacements, numbers, of some images that are computed and used at a time.
@@ -242,8 +241,8 @@ class Projector:
         # Displacements stay in the processor's cache.
         for part in torch.arange(len(matrices)).split(max(torch.get_num_threads(), _CACHED // (3 * n))):
             shifts = (coefficients[part] @ basis).view(len(part), 3, n)
-            bounds = np.unique(np.linspace(0, len(part), 1 + torch.get_num_threads()).astype(np.int64))
             arguments = (moved.positions, shifts, self.poses(matrices[part]), weights, grids[part[0] : part[-1] + 1])
+            bounds = shares(len(part), torch.get_num_threads())
             in_threads(spread_moved, bounds, *(each.contiguous().numpy() for each in arguments))
         return self._images(grids, transfer)
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dynamight_core.imaging.compiled import Floats, compiled, in_threads, part_of_a_loop
+from dynamight_core.imaging.compiled import Floats, compiled, in_threads, part_of_a_loop, shares
 from dynamight_core.imaging.fourier import shells
 
 # Per axis: Fourier voxels of the grid to one of the map, and voxels that a point is spread over. With this width the
@@ -110,7 +110,7 @@ class SliceSums:
             return
         values, scaled = self._points(matrices, transforms, power)
         # Each thread works on its own planes of the grid.
-        bounds = np.linspace(0, self.grid, torch.get_num_threads() + 1).astype(np.int64)
+        bounds = shares(self.grid, torch.get_num_threads())
         in_threads(
             _spread_slices,
             bounds,

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from dynamight_core.imaging.compiled import BORDER, Integers, in_threads, read_rows, spread_rows
+from dynamight_core.imaging.compiled import BORDER, Integers, in_threads, read_rows, shares, spread_rows
 from dynamight_core.imaging.geometry import Evaluator, Field, LinearEvaluator
 from dynamight_core.sampling import evenly
 
@@ -285,7 +285,7 @@ class Voxels:
         parts = len(self._tiles) - 1 if by_tile else len(poses)
         threads = torch.get_num_threads()
         # More parts than threads balance the load: some tiles take longer than others.
-        bounds = np.unique(np.linspace(0, parts, 1 + (1 if threads == 1 else min(parts, 8 * threads))).astype(np.int64))
+        bounds = shares(parts, 1 if threads == 1 else min(parts, 8 * threads))
         in_threads(
             function,
             bounds,

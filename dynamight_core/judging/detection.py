@@ -58,9 +58,9 @@ def _limit(model: HalfModel, data: TrainingImages, rows: torch.Tensor, seed: int
     needed = _MARGIN * math.sqrt(_DIMENSIONS / len(rows))
     # However noisy the images, the motion is not larger than the molecule.
     largest = float((positions - positions.mean(0)).norm(dim=1).max())
-    views = []
+    views, weights = [], model.seen_weights()
     for part in chosen.split(64):
-        batch = data.batch(part).within(model.seen_weights())
+        batch = data.batch(part).within(weights)
         views.append((batch.matrices, batch.transfer, model.project(batch.matrices, batch.transfer)))
     limits = []
     for cap in caps:

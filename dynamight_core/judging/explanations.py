@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 
 from dynamight_core.groups import current_group
-from dynamight_core.imaging.fourier import crop_fourier
 from dynamight_core.model.half import HalfModel
 from dynamight_core.model.regions import Regions
 from dynamight_core.sampling import evenly
@@ -26,6 +25,7 @@ from dynamight_core.training.inference import (
     infer_latents,
     infer_parameters,
     most_likely_prior,
+    on_pixels,
     random_pixels,
 )
 from dynamight_core.training.poses import POSE_WIDTHS
@@ -234,8 +234,7 @@ class Explained:
             batch = self.data.batch(rows[chosen]).within(weights)
             which = torch.arange(len(batch), device=batch.transforms.device)
             residual = self.projection(kinds, batch)(parameters[chosen], which, batch.transfer) - batch.transforms
-            used = weights * crop_fourier(pixels[chosen], len(weights)).to(weights)
-            terms.append(0.5 * (residual.abs().square() * used).sum((-2, -1)))
+            terms.append(0.5 * (residual.abs().square() * on_pixels(weights, pixels[chosen])).sum((-2, -1)))
         return group.gather(torch.cat(terms)).cpu()
 
     def compare(self, rows: torch.Tensor, seed: int) -> Comparison:

@@ -37,7 +37,7 @@ _HOLLOW = 0.25
 _CENTRES = 8
 
 
-DeformedProjection = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+LatentProjection = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class HalfModel(nn.Module):
@@ -123,7 +123,7 @@ class HalfModel(nn.Module):
         projector = self._projector(transfer.shape[-2])
         return self.gaussians.project(projector, matrices, positions, transfer, occupancies, self.pixel_size)
 
-    def deformed_projection(self) -> DeformedProjection:
+    def deformed_projection(self) -> LatentProjection:
         """Return the function from (b, d) latents, matrices and transfer functions to model images, as of `project`.
 
         For many images without gradients: with fields that are linear in a few coefficients, it is faster on a CPU.

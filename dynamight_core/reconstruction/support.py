@@ -12,12 +12,11 @@ from dataclasses import dataclass
 import torch
 
 from dynamight_core.groups import current_group
-from dynamight_core.imaging.fourier import crop_fourier
 from dynamight_core.imaging.geometry import Field
 from dynamight_core.imaging.modes import Modes
 from dynamight_core.model.half import HalfModel
 from dynamight_core.training.data import Batch, TrainingImages
-from dynamight_core.training.inference import infer_latents, random_pixels
+from dynamight_core.training.inference import infer_latents, on_pixels, random_pixels
 
 _STEPS = 4
 _BATCH = 32
@@ -88,7 +87,7 @@ def mode_support(
         batch = data.batch(rows[part]).within(weights)
         shift = evaluate(latents[part])
         coordinates = shift.flatten(1) @ solver
-        used = (weights * ~crop_fourier(pixels[part], len(weights)).to(weights.device)).sqrt()
+        used = on_pixels(weights, ~pixels[part]).sqrt()
 
         def view(displacement: torch.Tensor, batch: Batch = batch, used: torch.Tensor = used) -> torch.Tensor:
             image = model.project(batch.matrices, batch.transfer, points + displacement)

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from dynamight_core.groups import current_group
-from dynamight_core.imaging.fourier import crop_fourier
 from dynamight_core.training.half import HalfTrainer
-from dynamight_core.training.inference import infer_latents, random_pixels
+from dynamight_core.training.inference import infer_latents, on_pixels, random_pixels
 
 # Gauss-Newton steps, and particles at a time.
 _STEPS, _BATCH = 2, 64
@@ -79,7 +78,7 @@ def motion_amplitude(trainer: HalfTrainer, rows: torch.Tensor) -> Amplitude | No
     group, parts = current_group(), [torch.zeros(3, 0, device=data.device)]
     for part in group.split(torch.arange(len(rows)), _BATCH):
         batch = data.batch(rows[part]).within(weights)
-        used = (weights * ~crop_fourier(pixels[part], len(weights)).to(weights.device)).sqrt()
+        used = on_pixels(weights, ~pixels[part]).sqrt()
         shift = evaluate(latents[part]) - mean
         images = [
             torch.view_as_real(model.project(batch.matrices, batch.transfer, positions + mean + size * shift) * used)

@@ -7,7 +7,7 @@ import torch
 
 from dynamight_core.groups import current_group
 from dynamight_core.imaging.fourier import crop_fourier
-from dynamight_core.model.half import DeformedProjection, HalfModel
+from dynamight_core.model.half import HalfModel, LatentProjection
 from dynamight_core.sampling import evenly
 from dynamight_core.training.data import Batch, Batches, TrainingImages
 
@@ -85,9 +85,11 @@ def infer_latents(
         whether to infer all directions, where the prior is not yet that of the particles.
     """
     starts = [start.to(model.latent_mean) for start in starts]
-    projection = model.deformed_projection()
+    projection, amplitude = model.deformed_projection(), model.seen_weights().sqrt()
     group, dim = current_group(), model.n_latents
-    seen = _uncorrelated(model) if every else _seen_directions(model, projection, data, rows, starts[0], pixels)
+    seen = (
+        _uncorrelated(model) if every else _seen_directions(model, projection, amplitude, data, rows, starts[0], pixels)
+    )
     seen = group.agreed(seen, seen.device)
     metric = seen.T @ _displacement_metric(model, starts[0]) @ seen if integrate else None
     starts = [_along(start - model.latent_mean, seen, model.latent_covariance) for start in starts]
@@ -97,7 +99,7 @@ def infer_latents(
     unit = torch.eye(seen.shape[1]).to(seen)
     for chosen in group.split(torch.arange(len(rows)), _batch_size(model, seen.shape[1])):
         used = None if pixels is None else pixels[chosen]
-        fit = _latent_fit(model, projection, data.batch(rows[chosen]), used, seen)
+        fit = _latent_fit(model, projection, amplitude, data.batch(rows[chosen]), used, seen)
         values, image, energy = fit.best([start[chosen] for start in starts])
         covariance = climb(fit, values, image, energy, steps)
         if integrate:
@@ -121,7 +123,8 @@ def _batch_size(model: HalfModel, number: int) -> int:
 
 def _seen_directions(
     model: HalfModel,
-    projection: DeformedProjection,
+    projection: LatentProjection,
+    amplitude: torch.Tensor,
     data: Batches,
     rows: torch.Tensor,
     start: torch.Tensor,
@@ -134,7 +137,7 @@ def _seen_directions(
     root = _uncorrelated(model)
     sample = evenly(torch.arange(len(rows)), _MEASURED)
     used = None if pixels is None else pixels[sample]
-    fit = _latent_fit(model, projection, data.batch(rows[sample]), used, root)
+    fit = _latent_fit(model, projection, amplitude, data.batch(rows[sample]), used, root)
     values = _along(start[sample] - model.latent_mean, root, model.latent_covariance)
     _, curvature = fit.derivatives(values, fit.image(values, fit.all), fit.all)
     ratios, axes = torch.linalg.eigh((curvature - fit.precision).double().mean(0))
@@ -190,7 +193,7 @@ def infer_parameters(
     amplitude = model.seen_weights().sqrt()
     for chosen in group.split(torch.arange(len(rows)), _batch_size(model, len(mean))):
         batch = data.batch(rows[chosen]).within(amplitude)
-        whitening = amplitude if pixels is None else _chosen(amplitude, pixels[chosen])
+        whitening = amplitude if pixels is None else on_pixels(amplitude, pixels[chosen])
         fit = Fit(projection(batch, chosen), *prior, batch, whitening)
         mode, image, energy = fit.best([start[chosen] for start in starts])
         covariances.append(climb(fit, mode, image, energy, steps))
@@ -299,23 +302,24 @@ def data_terms(
     resolution
         of the low-pass filter, A; the model's own if None, none if 0.
     """
-    weights, projection = model.seen_weights(resolution), model.deformed_projection()
+    weights = model.seen_weights(resolution)
+    projection = None if latents is None else model.deformed_projection()
+    draws = latents[None] if latents is not None and latents.ndim == 2 else latents
     group, terms = current_group(), [weights.new_empty(0)]
     for part in group.split(torch.arange(len(rows)), 128):
         batch = data.batch(rows[part]).within(weights)
-        if latents is None:
+        if projection is None or draws is None:
             rest = model.consensus_positions.expand(len(part), -1, -1)
             image = model.project(batch.matrices, batch.transfer, rest)
         else:
-            draws = latents[None] if latents.ndim == 2 else latents
             image = sum((projection(draw[part], batch.matrices, batch.transfer) for draw in draws), torch.zeros(()))
             image = image / len(draws)
         residual = image - batch.transforms
-        terms.append(0.5 * (residual.abs().square() * _chosen(weights, pixels[part])).sum((-2, -1)))
+        terms.append(0.5 * (residual.abs().square() * on_pixels(weights, pixels[part])).sum((-2, -1)))
     return group.gather(torch.cat(terms)).cpu()
 
 
-def _chosen(weights: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+def on_pixels(weights: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
     """Return (b, size, size//2+1) weights where (b, box, box//2+1) pixels are chosen, 0 elsewhere."""
     return weights * crop_fourier(pixels, len(weights)).to(weights)
 
@@ -395,7 +399,8 @@ class Fit:
 
 def _latent_fit(
     model: HalfModel,
-    projection: DeformedProjection,
+    projection: LatentProjection,
+    amplitude: torch.Tensor,
     batch: Batch,
     pixels: torch.Tensor | None,
     directions: torch.Tensor,
@@ -404,8 +409,7 @@ def _latent_fit(
 
     The prior has unit variances in these directions.
     """
-    amplitude = model.seen_weights().sqrt()
-    whitening = amplitude if pixels is None else _chosen(amplitude, pixels)
+    whitening = amplitude if pixels is None else on_pixels(amplitude, pixels)
     batch = batch.within(amplitude)
     matrices = batch.matrices
 

@@ -32,7 +32,7 @@ from dynamight_core.training.parts import MAX_CANDIDATES, MAX_OVERLAP, Parts, mo
 # Regions of the molecule that move each by itself; three functions each.
 _REGIONS = 30
 # Low-pass filters that are tried, A; 0 is none. The best is chosen on this many particles at most.
-_RESOLUTIONS = (0.0, 10.0, 14.0, 20.0, 28.0, 40.0)
+RESOLUTIONS = (0.0, 10.0, 14.0, 20.0, 28.0, 40.0)
 _MAX_CHOOSING = 10_000
 # The next finer filter than that of the largest gain is used if motions gain at least this fraction with it.
 _FINER = 0.8
@@ -155,11 +155,15 @@ def also_at(trainer: HalfTrainer, motions: LinearMotions, other: LinearMotions, 
     return more if more.gain > motions.gain else motions
 
 
+def noise_draws(n: int) -> int:
+    """Return how many noise images each of n particles gives for each of the two uses of their scores."""
+    return -(-_MIN_NOISE // max(1, n))
+
+
 def scores_memory(n: int) -> int:
     """Return the bytes that the scores of all parts take in a scan of n particles, with all filters."""
     chosen = min(n, _MAX_CHOOSING)
-    draws = -(-_MIN_NOISE // max(1, chosen))
-    return 4 * len(_RESOLUTIONS) * (1 + 2 * draws) * chosen * MAX_CANDIDATES * 6
+    return 4 * len(RESOLUTIONS) * (1 + 2 * noise_draws(chosen)) * chosen * MAX_CANDIDATES * 6
 
 
 def _subset(trainer: HalfTrainer) -> torch.Tensor:
@@ -170,7 +174,7 @@ def _subset(trainer: HalfTrainer) -> torch.Tensor:
 def _resolutions(trainer: HalfTrainer) -> tuple[float, ...]:
     """Return the low-pass filters that are tried, A: that of the options, or several if it is left to the data."""
     given = trainer.options.motion_resolution
-    return _RESOLUTIONS if given is None else (given,)
+    return RESOLUTIONS if given is None else (given,)
 
 
 def _of_all_particles(trainer: HalfTrainer, motions: LinearMotions, max_motions: int) -> LinearMotions:
@@ -333,7 +337,7 @@ def _scores(
     generator = trainer.generator()
     amplitude = expand_shells(model.noise_power.sqrt(), model.box) / model.box
     weights = [model.seen_weights(resolution) for resolution in resolutions]
-    draws = -(-_MIN_NOISE // len(rows))
+    draws = noise_draws(len(rows))
     group, parts = current_group(), torch.arange(len(rows)).split(128)
     own = group.shard(torch.arange(len(parts))).tolist()
     first, last = (int(parts[own[0]][0]), int(parts[own[-1]][-1]) + 1) if own else (0, 0)

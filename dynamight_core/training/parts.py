@@ -7,11 +7,10 @@ sizes are tried one by one, with p = 6 each. The motion of a part that was found
 next part is looked for. How far noise reaches, over all parts, is measured on scores of simulated noise.
 """
 
-import numpy as np
 import torch
 from scipy.cluster.vq import kmeans2
 
-from dynamight_core.imaging.compiled import in_threads, sum_forces
+from dynamight_core.imaging.compiled import in_threads, shares, sum_forces
 
 # Number of places of parts, and radii of parts in units of the molecule's radius.
 _PLACES = 60
@@ -79,9 +78,8 @@ class Parts:
         """Return the (b, parts, 6) components of (b, n, 3) forces on the Gaussians along the motions of each part."""
         cells = forces.new_zeros(len(forces), self._of_cells.shape[1], 6)
         if forces.device.type == "cpu":
-            bounds = np.linspace(0, len(forces), 1 + torch.get_num_threads()).astype(np.int64)
             arguments = (each.contiguous().numpy() for each in (self.positions, forces, self._cells, cells))
-            in_threads(sum_forces, np.unique(bounds), *arguments)
+            in_threads(sum_forces, shares(len(forces), torch.get_num_threads()), *arguments)
         else:
             torques = torch.linalg.cross(self.positions.expand_as(forces), forces)
             cells.index_add_(1, self._cells, torch.cat([forces, torques], 2))

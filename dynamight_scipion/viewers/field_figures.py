@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.colors import Normalize
 
-from .figures import AXES, INK, SOFT
+from .figures import SOFT, frameView
 
 
 def drawArrows(figure, points, shift, error):
@@ -40,13 +40,7 @@ def drawArrows(figure, points, shift, error):
             scale=1,
             width=0.006,
         )
-        axes.set_xlim(low[across], high[across])
-        axes.set_ylim(low[up], high[up])
-        axes.set_aspect("equal")
-        axes.set_xlabel(f"{AXES[across]} (Å)", fontsize=8)
-        axes.set_ylabel(f"{AXES[up]} (Å)", fontsize=8)
-        axes.tick_params(labelsize=7)
-        axes.set_title(f"displacement, along {AXES[depth]}", fontsize=10, color=INK)
+        frameView(axes, (across, up, depth), low, high, "displacement")
     if known:
         bar = figure.colorbar(arrows, ax=grid, shrink=0.7, aspect=35, pad=0.02)
         bar.set_label("uncertainty (Å)")

@@ -272,16 +272,22 @@ def drawMolecule(figure, points):
                 vmax=limit,
                 alpha=0.8,
             )
-            axes.set_xlim(low[across], high[across])
-            axes.set_ylim(low[up], high[up])
-            axes.set_aspect("equal")
-            axes.set_xlabel(f"{AXES[across]} (Å)", fontsize=8)
-            axes.set_ylabel(f"{AXES[up]} (Å)", fontsize=8)
-            axes.tick_params(labelsize=7)
-            axes.set_title(f"{label}, along {AXES[depth]}", fontsize=10, color=INK)
+            frameView(axes, (across, up, depth), low, high, label)
     bar = figure.colorbar(drawn, ax=grid, shrink=0.7, aspect=35, pad=0.02)
     bar.set_label("Å rms over the particles")
     bar.outline.set_visible(False)
+
+
+def frameView(axes, order, low, high, label):
+    """Frame a view of points by their (3,) lowest and highest coordinates, Å; `order` is axes across, up and depth."""
+    across, up, depth = order
+    axes.set_xlim(low[across], high[across])
+    axes.set_ylim(low[up], high[up])
+    axes.set_aspect("equal")
+    axes.set_xlabel(f"{AXES[across]} (Å)", fontsize=8)
+    axes.set_ylabel(f"{AXES[up]} (Å)", fontsize=8)
+    axes.tick_params(labelsize=7)
+    axes.set_title(f"{label}, along {AXES[depth]}", fontsize=10, color=INK)
 
 
 # ---------------------------------------------------------------------- maps

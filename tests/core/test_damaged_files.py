@@ -1,7 +1,6 @@
 """Whatever a file holds, it is read or refused in a sentence."""
 
 import random
-import warnings
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -9,6 +8,7 @@ from hypothesis import strategies as st
 
 from dynamight_core.errors import InputError
 from dynamight_core.limits import limit_of_system
+from tests.support.reading import read_contents
 from tools.readers import make_readers, mutated
 
 NAMES = [
@@ -30,18 +30,12 @@ def readers(folder):
 
 def refusal(reader, folder, contents):
     """Return the sentence with which a file is refused, or None; any other exception is raised."""
-    path = folder / reader.name
-    path.write_bytes(contents)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            reader.read(path)
+        read_contents(reader, folder, contents)
     except InputError as error:
         return str(error)
     except MemoryError as error:
         return limit_of_system(error)
-    finally:
-        path.write_bytes(reader.seed)
     return None
 
 

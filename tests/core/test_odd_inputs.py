@@ -2,13 +2,13 @@
 
 import csv
 import re
-import warnings
 from pathlib import Path
 
 import pytest
 
 from dynamight_core.errors import InputError
 from tests.support.odd_inputs import cases
+from tests.support.reading import read_contents
 from tools.readers import make_readers
 
 # By name of the case; "read" where the file is read. Paths begin at the folder of the file.
@@ -27,17 +27,11 @@ def odd(folder):
 
 def said_of(reader, folder, contents):
     """Return what is said of a file, in one line, with paths from the folder."""
-    path = folder / reader.name
-    path.write_bytes(contents)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            reader.read(path)
+        read_contents(reader, folder, contents)
     except InputError as error:
         # Positions depend on the length of the folder's name.
         return re.sub(r"position \d+", "position N", " ".join(str(error).replace(f"{folder}/", "").split()))
-    finally:
-        path.write_bytes(reader.seed)
     return "read"
 
 

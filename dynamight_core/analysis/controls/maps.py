@@ -15,6 +15,7 @@ from dynamight_core.groups import current_group
 from dynamight_core.imaging.backprojection import ParticleData, filter_volume
 from dynamight_core.imaging.fourier import expand_shells, plane_multiplicity
 from dynamight_core.imaging.modes import Modes
+from dynamight_core.judging.conclusion import moving_points
 from dynamight_core.model.half import ConsensusField
 from dynamight_core.options import ControlOptions, ReconstructOptions
 from dynamight_core.particles.cache import ImageCache
@@ -28,8 +29,6 @@ from dynamight_core.run import Run
 from dynamight_core.training.data import TrainingImages
 from dynamight_core.training.inference import infer_latents, random_pixels
 
-# The moving part: points with more than this fraction of the motion at this quantile.
-_MOVING, _MOBILE_QUANTILE = 0.5, 0.95
 # Steps of latent inference, as for the support of the modes.
 _STEPS = 4
 _BATCH = 32
@@ -139,8 +138,7 @@ class ControlImages:
     def moving_mask(self) -> torch.Tensor:
         """Return a (box, box, box) soft mask of the moving part: nearer to Gaussians that move than to others."""
         motion, gaussians = np.asarray(self.run.summary["point_motion"]), all_gaussians(self.run)
-        moving = motion > _MOVING * np.quantile(motion, _MOBILE_QUANTILE)
-        labels = moving[cKDTree(self.run.motions.points.numpy()).query(gaussians)[1]].astype(int)
+        labels = moving_points(motion)[cKDTree(self.run.motions.points.numpy()).query(gaussians)[1]].astype(int)
         # If all Gaussians move, there is only one part.
         return self._mask(gaussians, np.where(labels.all(), 0, labels), 1 + int(not labels.all()))
 

@@ -120,10 +120,10 @@ class BodiesDecoder(Decoder):
 
     def _transforms(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return T_b(z) of (b, d) latents as (b, B - 1, 3, 3) rotations R and (b, B - 1, 3) shifts u: x -> R x + u."""
-        output = _UNIT * self.motion(latents).reshape(len(latents), -1, 4, 3)
-        pivots = self.pivots[self.moving]
         from roma import special_procrustes  # imports the compiler of torch: only where bodies are decoded
 
+        output = _UNIT * self.motion(latents).reshape(len(latents), -1, 4, 3)
+        pivots = self.pivots[self.moving]
         rotations = special_procrustes(self.base + output[:, :, :3] / self.radii[self.moving, None, None])
         shifts = output[:, :, 3] + pivots - (rotations @ pivots[..., None])[..., 0]
         # Of each moving body by itself, then after its parent.
