@@ -7,8 +7,8 @@ product with the decoder's fields, its rotation, four additions to pixels, and a
 speed of this machine's matrix product. Additions to pixels are at that of its compiled loop with all data in the cache.
 A training step needs three times an image of the model, once forwards and twice backwards. An inference needs an image
 for the start, and in each step one for each direction and one for the new place. The linear start needs an image and a
-backward pass for each filter, and a reading of forces for each filter and set of noise images. Images within the filter
-have the size that the filter leaves. Bytes are those that are read and written if nothing stays in the cache.
+backward pass for each filter, and a reading of forces for each filter and set of noise images. Filtered images are
+counted at their smaller size. Bytes are counted as if nothing stayed in the cache.
 """
 
 import argparse
