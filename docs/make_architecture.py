@@ -1,11 +1,10 @@
 """Draw docs/pictures/architecture.svg from the imports of the engine.
 
-python docs/make_architecture.py [OUT]
+python -m docs.make_architecture [OUT]
 
-Fails if a room is missing from `FLOORS`, or if a room imports from a higher one.
+Fails if a room is missing from tools/rooms.py, or if a room imports from a higher one.
 """
 
-import ast
 import sys
 from collections import Counter
 from pathlib import Path
@@ -15,50 +14,32 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, PathPatch
 from matplotlib.path import Path as Curve
 
-import dynamight_core
+from tools.rooms import FLOORS, imports, missing_rooms, room, upward_imports
 
-ENGINE = Path(dynamight_core.__file__).parent
 OUT = Path(__file__).parent / "pictures" / "architecture.svg"
 INK, SOFT, LINE = "#22282e", "#5d6873", "#9fb0bd"
 HALF, CTF, APART, FILE = "#b4552d", "#2b6ca3", "#7a4aa0", "#f4efe2"
 
-# From the top: the rooms of a floor, what it does, and what it hands up.
-FLOORS = [
-    ("cli", ["cli", "__main__"], "parses options, calls one function a command", ""),
-    ("demo", ["demo"], "simulates, runs every stage, compares with the truth", ""),
-    ("api", ["api"], "import dynamight_core as dm", "Run · arrays · tables"),
-    ("analysis", ["analysis"], "states, domains, controls, report, explorer", "maps of states · selections · report"),
-    ("reconstruction", ["reconstruction"], "undoes the motion of each particle", "half-maps · FSC"),
-    ("judging", ["judging"], "how far is the motion to be trusted?", "motions · errors · verdict · conclusion"),
-    ("training", ["training"], "learns the model of each half-set", "two models · latents"),
-    ("run", ["belonging", "run"], "the run on disk: its files and who wrote them", "Run"),
-    ("simulate", ["simulate"], "images of a molecule whose motion is known", "data set · truth"),
-    ("model", ["model"], "Gaussians, encoder, decoder, principal motions", "model images · displacements"),
-    ("particles", ["particles"], "reads and prepares particles", "half-sets · images · poses"),
-    ("structures", ["structures"], "atomic models", "atoms"),
-    ("imaging", ["imaging"], "physics: CTF, poses, projection, back-projection", "CTFs · projections · sums"),
-    ("options", ["options", "config"], "every option, once", "one dataclass a stage"),
-    (
-        "foundations",
-        [
-            "version",
-            "errors",
-            "processes",
-            "registry",
-            "reporter",
-            "files",
-            "limits",
-            "lock",
-            "earlier",
-            "parallel",
-            "groups",
-            "sampling",
-            "devices",
-        ],
-        "",
-        "",
-    ),
-]
+# What a floor does, and what it hands up.
+TEXTS = {
+    "cli": ("parses options, calls one function a command", ""),
+    "demo": ("simulates, runs every stage, compares with the truth", ""),
+    "api": ("import dynamight_core as dm", "Run · arrays · tables"),
+    "analysis": ("states, domains, controls, report, explorer", "maps of states · selections · report"),
+    "reconstruction": ("undoes the motion of each particle", "half-maps · FSC"),
+    "judging": ("how far is the motion to be trusted?", "motions · errors · verdict · conclusion"),
+    "training": ("learns the model of each half-set", "two models · latents"),
+    "run": ("the run on disk: its files and who wrote them", "Run"),
+    "simulate": ("images of a molecule whose motion is known", "data set · truth"),
+    "model": ("Gaussians, encoder, decoder, principal motions", "model images · displacements"),
+    "particles": ("reads and prepares particles", "half-sets · images · poses"),
+    "structures": ("atomic models", "atoms"),
+    "imaging": ("physics: CTF, poses, projection, back-projection", "CTFs · projections · sums"),
+    "options": ("every option, once", "one dataclass a stage"),
+    "foundations": ("", ""),
+}
+# From the top, as they are drawn.
+NAMES = list(reversed(FLOORS))
 # Files of a run, at the floor that writes them.
 FILES = {
     "analysis": "analysis/\nreport.html · tables · states\nselections · controls",
@@ -78,32 +59,24 @@ PANEL = (9.35, 12.55)
 
 def floor_imports() -> Counter:
     """Return how many modules of a floor import from another one, by the numbers of both floors from the top."""
-    number = {room: i for i, (_, rooms, *_) in enumerate(FLOORS) for room in rooms}
-    paths = {path: path.relative_to(ENGINE).with_suffix("").parts[0] for path in ENGINE.rglob("*.py")}
-    rooms = set(paths.values()) - {"__init__"}
-    if rooms != set(number):
-        raise SystemExit(f"FLOORS and the engine differ in {sorted(rooms ^ set(number))}")
+    if missing_rooms() or upward_imports():
+        raise SystemExit(f"not in tools/rooms.py: {missing_rooms()}; these import upwards: {upward_imports()}")
+    number = {room: NAMES.index(floor) for floor, rooms in FLOORS.items() for room in rooms}
     found = Counter()
-    for path, room in paths.items():
-        if room == "__init__":
-            continue
-        names = set()
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("dynamight_core."):
-                names.add(node.module.split(".")[1])
-        found.update({(number[room], number[name]) for name in names if number[name] != number[room]})
-    upwards = [(FLOORS[a][0], FLOORS[b][0]) for a, b in found if b < a]
-    if upwards:
-        raise SystemExit(f"these import upwards: {upwards}")
+    for module, targets in imports().items():
+        if room(module):
+            own = number[room(module)]
+            found.update({(own, number[room(target)]) for target in targets} - {(own, own)})
     return found
 
 
 def middle(name: str) -> float:
     """Return the height of the middle of a floor."""
-    return -STEP * [floor[0] for floor in FLOORS].index(name)
+    return -STEP * NAMES.index(name)
 
 
-def draw_floor(axes, name, rooms, does, gives) -> None:
+def draw_floor(axes, name) -> None:
+    does, gives = TEXTS[name]
     y, ground = middle(name), name in ("foundations", "options")
     box = FancyBboxPatch(
         (LEFT, y - HEIGHT / 2),
@@ -116,7 +89,7 @@ def draw_floor(axes, name, rooms, does, gives) -> None:
     )
     axes.add_patch(box)
     if name == "foundations":
-        axes.text(RIGHT / 2, y, "   ".join(rooms), ha="center", va="center", color=INK, size=11)
+        axes.text(RIGHT / 2, y, "   ".join(FLOORS[name]), ha="center", va="center", color=INK, size=11)
         return
     axes.text(LEFT + 0.2, y + 0.11, name, va="center", weight="bold", color=INK, size=12.5)
     axes.text(LEFT + 0.2, y - 0.17, does, va="center", color=SOFT, size=9.5)
@@ -126,7 +99,7 @@ def draw_floor(axes, name, rooms, does, gives) -> None:
 
 def draw_arcs(axes, imports) -> None:
     """Draw an arc to the left from each floor to those that it imports from, all downwards."""
-    ground = len(FLOORS) - 1
+    ground = len(NAMES) - 1
     for (upper, lower), count in sorted(imports.items()):
         if lower == ground:
             continue
@@ -212,8 +185,8 @@ def main() -> None:
     axes.set(xlim=x_range, ylim=y_range, aspect="equal")
     axes.axis("off")
     draw_arcs(axes, imports)
-    for floor in FLOORS:
-        draw_floor(axes, *floor)
+    for name in NAMES:
+        draw_floor(axes, name)
     draw_run(axes)
     draw_outside(axes)
     draw_pins(axes)
