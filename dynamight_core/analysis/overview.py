@@ -9,18 +9,22 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy.ndimage import gaussian_filter, label, map_coordinates
 from scipy.spatial import cKDTree
 
 from dynamight_core.analysis.explorer.answer import Answer
 from dynamight_core.analysis.explorer.shapes import contour_level, first_view
 from dynamight_core.files import read_map
-from dynamight_core.judging.conclusion import NOT_SUPPORTED, conclude, counted_motions, moving_points
+from dynamight_core.judging.conclusion import NOT_SUPPORTED, Conclusion, counted_motions
 from dynamight_core.judging.distribution import consensus_coordinates
 from dynamight_core.judging.evidence import DENSITIES, GAINS, read_resolutions, read_rows
+from dynamight_core.model.motions import moving_points
 from dynamight_core.particles.star import read_blocks
 from dynamight_core.run import Run
 
+# A (box, box, box) map and the size of its voxels, A.
+Map = tuple[np.ndarray, float]
 # Largest size of a volume on the page, voxels per axis, and motions that are played.
 _MAX_VOXELS, _MOTIONS = 80, 3
 # Density farther than this from the points is not shown, and how much is shown around the moving part (A).
@@ -48,8 +52,8 @@ _COLOURS = (
 )
 
 
-def overview(run: Run) -> Answer:
-    """Return what both pages show first.
+def overview(run: Run, conclusion: Conclusion) -> Answer:
+    """Return what both pages show first of a run with this conclusion.
 
     Values: `motions`, the motions that play, with the coordinates (A rms) between which they do and the one that the
     map is at; `states`, see `chosen_states`; `surface`, where the bytes of the map are; `gain`, see `_gain`, or None
@@ -59,34 +63,34 @@ def overview(run: Run) -> Answer:
     [z, y, x], and on every second voxel of it beyond uint8, the rms motion that exceeds its uncertainty, 255 at `top`
     A, and shifts (K, d', h', w', 3) uint16, the displacement of motions, 0 to 65535 from -1 to 1 times `reach` A.
     """
-    numbers = shown_motions(run)[:_MOTIONS]
+    numbers = shown_motions(run, conclusion)[:_MOTIONS]
     points, components = run.motions.points.numpy(), run.motions.components.numpy()
     motion, error = (np.asarray(run.summary[name]) for name in ("point_motion", "point_error"))
-    moves = moving_points(motion)
+    moves = moving_points(torch.from_numpy(motion)).numpy()
     view = first_view(points, components[numbers[0] - 1 if numbers else 0])
     values = {
-        "motion": conclude(run).motion,
+        "motion": conclusion.motion,
         "motions": [_played(run, number) for number in numbers],
         "states": chosen_states(run, numbers),
         "share": float(moves.mean()) if numbers else 0.0,
     }
     arrays = {"view": view, "points": points, "error": error}
     beyond = np.sqrt(np.maximum(motion**2 - error**2, 0)) if numbers else np.zeros(len(points))
-    path = next((path for path in _maps(run).values() if path.is_file()), None)
+    maps = _read_maps(run)
     values["surface"], values["gain"] = None, None
-    if path is not None:
-        place = _Part.around(path, points)
+    if maps:
+        place = _Part.around(next(iter(maps.values())), points)
         values["surface"], more = place.moved(points, components[[number - 1 for number in numbers]], beyond)
         arrays |= more | {"density": place.quantised(place.top)}
-        values["gain"], more = _gain(run, points[moves] if numbers else points, bool(numbers), view)
+        values["gain"], more = _gain(run, maps, points[moves] if numbers else points, bool(numbers), view)
         arrays |= more
     plain = {name: array.astype("<f4") if array.dtype.kind == "f" else array for name, array in arrays.items()}
     return Answer(values, plain)
 
 
-def shown_motions(run: Run) -> list[int]:
+def shown_motions(run: Run, conclusion: Conclusion) -> list[int]:
     """Return the numbers, from 1, of the motions that are shown first: those that count, unless none is found."""
-    return [] if conclude(run).motion == NOT_SUPPORTED else counted_motions(run)
+    return [] if conclusion.motion == NOT_SUPPORTED else counted_motions(run)
 
 
 def chosen_states(run: Run, numbers: list[int]) -> list[dict]:
@@ -117,11 +121,19 @@ def chosen_states(run: Run, numbers: list[int]) -> list[dict]:
     ]
 
 
-def _maps(run: Run) -> dict[str, Path]:
-    """Return the paths of the map that is delivered, of the one without deformation, and of the consensus."""
+def map_paths(run: Run) -> dict[str, Path]:
+    """Return the paths of the maps that are there: the delivered one, that without deformation, and the consensus."""
     folder = Path(run.path) / "reconstruction"
     consensus = Path(run.config.inputs.map)
-    return {"after": folder / "map.mrc", "before": folder / "rigid" / "map.mrc", "consensus": consensus}
+    paths = {"after": folder / "map.mrc", "before": folder / "rigid" / "map.mrc", "consensus": consensus}
+    return {name: path for name, path in paths.items() if path.is_file()}
+
+
+def _read_maps(run: Run) -> dict[str, Map]:
+    """Return the delivered map and the one to compare it with; without a delivered map, one to show."""
+    paths = map_paths(run)
+    chosen = [name for name in ("after", "before", "consensus") if name in paths][:2]
+    return {name: read_map(paths[name]) for name in (chosen if "after" in chosen else chosen[:1])}
 
 
 def _played(run: Run, number: int) -> dict:
@@ -151,9 +163,9 @@ class _Part:
         self.level = contour_level(volume, self.top)
 
     @classmethod
-    def around(cls, path: Path, points: np.ndarray, reach: float = _REACH) -> "_Part":
+    def around(cls, volume_and_spacing: Map, points: np.ndarray, reach: float = _REACH) -> "_Part":
         """Return the part of a map near (m, 3) points, A, in voxels that are few enough for the page."""
-        full, spacing = read_map(path)
+        full, spacing = volume_and_spacing
         middle = len(full) // 2
         low = np.floor((points.min(0) - reach) / spacing).astype(int) + middle
         high = np.ceil((points.max(0) + reach) / spacing).astype(int) + middle + 1
@@ -213,18 +225,18 @@ def _without_dust(volume: np.ndarray) -> np.ndarray:
     return np.where((pieces == 0) | (sizes > _DUST * sizes.max())[pieces], volume, 0)
 
 
-def _gain(run: Run, points: np.ndarray, moves: bool, view: np.ndarray) -> tuple[dict | None, dict[str, np.ndarray]]:
+def _gain(
+    run: Run, maps: dict[str, Map], points: np.ndarray, moves: bool, view: np.ndarray
+) -> tuple[dict | None, dict[str, np.ndarray]]:
     """Return what the map gained at points that move: names and resolutions before and after, and the pictures.
 
     Arrays: before and after (d, h, w) uint8 around the points; slice_before and slice_after (s, s) uint8 through their
     middle, seen as the molecule; fsc (3, shells) of 1 / A, before and after.
     """
-    paths = _maps(run)
-    name = "before" if paths["before"].is_file() else "consensus"
-    if not (paths["after"].is_file() and paths[name].is_file()):
+    if len(maps) < 2:
         return None, {}
-    after = _Part.around(paths["after"], points, _MARGIN)
-    before = _Part.around(paths[name], points, _MARGIN)
+    (_, delivered), (name, compared) = maps.items()
+    after, before = (_Part.around(each, points, _MARGIN) for each in (delivered, compared))
     if before.volume.shape != after.volume.shape:
         return None, {}
     scale = after.top if name == "before" else before.top
@@ -234,15 +246,15 @@ def _gain(run: Run, points: np.ndarray, moves: bool, view: np.ndarray) -> tuple[
         "fsc": _curves(Path(run.path) / "reconstruction", "moving" if moves else ""),
     }
     middle, size = points.mean(0), 2 * (np.abs((points - points.mean(0)) @ view[:2].T).max() + _MARGIN)
-    for part, path in (("before", paths[name]), ("after", paths["after"])):
-        arrays[f"slice_{part}"] = _slice(path, middle, view, size)
+    for part, each in (("before", compared), ("after", delivered)):
+        arrays[f"slice_{part}"] = _slice(each, middle, view, size)
     values = after.place() | {"rigid": name == "before", "size": float(size), "moving": moves}
     return values | _resolutions(Path(run.path) / "reconstruction"), arrays
 
 
-def _slice(path: Path, middle: np.ndarray, view: np.ndarray, size: float) -> np.ndarray:
+def _slice(volume_and_spacing: Map, middle: np.ndarray, view: np.ndarray, size: float) -> np.ndarray:
     """Return a (s, s) picture, rows from the top, of the plane through a point that the view looks onto, in bytes."""
-    volume, spacing = read_map(path)
+    volume, spacing = volume_and_spacing
     steps = np.linspace(-size / 2, size / 2, _SLICE_PIXELS)
     places = middle + steps[:, None] * view[0] - steps[:, None, None] * view[1]
     voxels = places[..., ::-1] / spacing + len(volume) // 2

@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
 from dynamight_core.judging.bias import is_joint
 from dynamight_core.judging.evidence import DENSITIES, GAINS, read_controls, read_resolutions, read_rows
+from dynamight_core.model.motions import moving_points
 from dynamight_core.reporter import QUIET, Reporter
 from dynamight_core.run import Run
 
 SUPPORTED, UNDECIDED, NOT_SUPPORTED = "supported", "undecided", "not supported"
-# The moving part: points with more than this fraction of the motion at this quantile.
-_MOVING, _MOBILE_QUANTILE = 0.5, 0.95
 # Standard errors by which a difference counts, and fraction of the rigid density from which a region counts as rigid.
 _SIGMAS, _KEPT = 2.0, 0.95
 # Fraction of the variance from which a motion is counted, and domains that are named at most.
@@ -145,11 +145,6 @@ def counted_motions(run: Run) -> list[int]:
     return [number for number in shared_motions(run) if run.motions.shares[number - 1] >= _COUNTED]
 
 
-def moving_points(motion: np.ndarray) -> np.ndarray:
-    """Return which points are the moving part, (m,) bool, from their motion, A rms."""
-    return motion > _MOVING * np.quantile(motion, _MOBILE_QUANTILE)
-
-
 def _motion(
     summary: dict[str, Any], controls: dict[str, dict[str, Any]], causes: list[dict[str, Any]]
 ) -> tuple[str, str, list[str]]:
@@ -200,7 +195,7 @@ def _moves(run: Run, motion: str) -> str:
 
 def _moving_part(motion: np.ndarray, error: np.ndarray) -> str:
     """Return in words what part of (m,) points moves, from their motion and its error, A rms."""
-    moving = moving_points(motion)
+    moving = moving_points(torch.from_numpy(motion)).numpy()
     size, uncertainty = (np.sqrt((values[moving] ** 2).mean()) for values in (motion, error))
     by = f"by {size:.1f} A rms about the mean, with an uncertainty of {uncertainty:.1f} A for one particle"
     if moving.all():

@@ -19,6 +19,8 @@ from dynamight_core.model.half import HalfModel
 _DAMPING = 1e-3
 # Particles at a time.
 _BATCH = 256
+# The moving part: points with at least this fraction of the motion at this quantile.
+_MOVING, _MOBILE_QUANTILE = 0.5, 0.95
 
 
 @dataclass
@@ -76,6 +78,11 @@ class PrincipalMotions:
                 if tuple(getattr(found, name).shape) != shape:
                     raise ValueError(f"{name} has another shape than {shape}")
         return found
+
+
+def moving_points(motion: torch.Tensor) -> torch.Tensor:
+    """Return which points are the moving part, (m,) bool, from their motion, A rms."""
+    return motion >= _MOVING * motion.quantile(_MOBILE_QUANTILE)
 
 
 def principal_motions(

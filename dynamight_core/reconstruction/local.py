@@ -24,6 +24,7 @@ from dynamight_core.imaging.backprojection import (
     solve,
 )
 from dynamight_core.imaging.modes import Modes
+from dynamight_core.model.motions import moving_points
 from dynamight_core.reconstruction.deformation import deforming_region
 from dynamight_core.reconstruction.frames import StateField, sampled_field
 from dynamight_core.reconstruction.half_map import MIN_REGULARISATION
@@ -37,8 +38,8 @@ MIN_PARTICLES, _RATIO, _MAX_FRACTION = 100, 2.0, 0.7
 _FIRST, _GROWTH = 25, 0.5
 # Narrowest bandwidth, A rms: particles of exact coordinates have finite weights.
 _NARROWEST = 1e-3
-# The moving part is this near (A) to Gaussians that move more than this fraction of what the most mobile ones do.
-_MOVING_REACH, _MOVING, _MOBILE_QUANTILE = 6.0, 0.5, 0.95
+# The moving part is this near (A) to Gaussians that move.
+_MOVING_REACH = 6.0
 # Standard deviations (A) of the window in which candidates are compared, and of the border between choices.
 WINDOW, _SMOOTH = 16.0, 12.0
 
@@ -164,9 +165,9 @@ def maps_by_bandwidth(sums: Sequence[BackprojectionSums], weights: Sequence[torc
 
 
 def mobile_points(modes: Modes, rows: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """Return (m,) bool: which of (m, 3) points (A) move more than half as much as the most mobile twentieth."""
+    """Return (m,) bool: which of (m, 3) points (A) are the moving part, see `moving_points`."""
     shifts = torch.tensordot(modes.coordinates[rows].var(0), modes.field.fields(points).square().sum(-1), 1).sqrt()
-    return shifts >= _MOVING * shifts.quantile(_MOBILE_QUANTILE)
+    return moving_points(shifts)
 
 
 def moving_part(points: torch.Tensor, mobile: torch.Tensor, box: int, pixel_size: float) -> torch.Tensor:

@@ -227,7 +227,7 @@ def test_motions_that_the_half_sets_do_not_share_are_not_shown_as_motions(case):
     assert shared_motions(run) == [2, 3]
     page = write_report(run, reporter=QUIET).read_text()
     assert "coordinate 1, not shared by the half-sets" in page
-    assert [played["number"] for played in overview(run).values["motions"]] == [2], "motion 3 is a trace"
+    assert [played["number"] for played in overview(run, conclude(run)).values["motions"]] == [2], "motion 3 is a trace"
     assert Explorer(run, reporter=QUIET).about().values["shared"] == [2, 3]
 
 

@@ -15,8 +15,8 @@ from dynamight_core.groups import current_group
 from dynamight_core.imaging.backprojection import ParticleData, filter_volume
 from dynamight_core.imaging.fourier import expand_shells, plane_multiplicity
 from dynamight_core.imaging.modes import Modes
-from dynamight_core.judging.conclusion import moving_points
 from dynamight_core.model.half import ConsensusField
+from dynamight_core.model.motions import moving_points
 from dynamight_core.options import ControlOptions, ReconstructOptions
 from dynamight_core.particles.cache import ImageCache
 from dynamight_core.particles.images import ImageReader
@@ -137,8 +137,8 @@ class ControlImages:
 
     def moving_mask(self) -> torch.Tensor:
         """Return a (box, box, box) soft mask of the moving part: nearer to Gaussians that move than to others."""
-        motion, gaussians = np.asarray(self.run.summary["point_motion"]), all_gaussians(self.run)
-        labels = moving_points(motion)[cKDTree(self.run.motions.points.numpy()).query(gaussians)[1]].astype(int)
+        moves, gaussians = moving_points(torch.tensor(self.run.summary["point_motion"])), all_gaussians(self.run)
+        labels = moves.numpy()[cKDTree(self.run.motions.points.numpy()).query(gaussians)[1]].astype(int)
         # If all Gaussians move, there is only one part.
         return self._mask(gaussians, np.where(labels.all(), 0, labels), 1 + int(not labels.all()))
 

@@ -148,7 +148,7 @@ class Explorer:
                 "error": summary["error_rms"],
                 "explained": run.motions.shares.tolist(),
                 "shared": shared_motions(run),
-                "counted": shown_motions(run),
+                "counted": shown_motions(run, conclusion),
                 "mean": c.mean(0).tolist(),
                 "deviations": c.std(0).tolist(),
                 "low": low.tolist(),
@@ -162,7 +162,7 @@ class Explorer:
 
     def overview(self) -> Answer:
         """Return what the page shows first, see `analysis.overview`."""
-        return overview(self.run)
+        return overview(self.run, self._conclusion())
 
     def molecule(self) -> Answer:
         """Return points of the molecule and how they move: positions at c are `rest` + sum of c_k `motions`_k.

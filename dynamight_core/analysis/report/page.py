@@ -13,7 +13,7 @@ from sklearn.decomposition import PCA
 
 from dynamight_core.analysis.overview import chosen_states, shown_motions
 from dynamight_core.analysis.report.draw import Array
-from dynamight_core.judging.conclusion import shared_motions
+from dynamight_core.judging.conclusion import conclude, shared_motions
 from dynamight_core.run import Run
 
 # More particles than this are shown as densities: the browser and the file's size thank for it.
@@ -63,7 +63,8 @@ class Page:
         self.components = np.asarray(run.motions.components, dtype=np.float32)
         self.explained = np.asarray(run.motions.shares, dtype=float)
         self.shared = shared_motions(run)
-        self.counted = shown_motions(run)
+        self.conclusion = conclude(run)
+        self.counted = shown_motions(run, self.conclusion)
         self.few = len(self.halves) <= MAX_POINTS
         # Thinned the same way in every figure, so that they show the same particles.
         self.shown = np.sort(np.random.default_rng(0).permutation(len(self.halves))[:MAX_POINTS])

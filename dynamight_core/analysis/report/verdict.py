@@ -10,7 +10,6 @@ import pandas as pd
 from dynamight_core.analysis.overview import overview
 from dynamight_core.analysis.report.fsc import read_fsc
 from dynamight_core.analysis.report.page import Page, Part
-from dynamight_core.judging.conclusion import conclude
 
 # Commands that the advice names.
 _COMMAND = re.compile(r"\((reconstruct|analyse|states|select)\)")
@@ -18,7 +17,7 @@ _COMMAND = re.compile(r"\((reconstruct|analyse|states|select)\)")
 
 def verdict(page: Page) -> Part:
     """Return the first screen: the conclusion, and the pictures of the molecule and of what its map gained."""
-    conclusion, shown = conclude(page.run), overview(page.run)
+    conclusion, shown = page.conclusion, overview(page.run, page.conclusion)
     steps = _COMMAND.findall(conclusion.advice)
     gain = shown.values["gain"]
     values = {
@@ -35,7 +34,7 @@ def verdict(page: Page) -> Part:
 
 def certainty(page: Page) -> Part:
     """Return what the conclusion rests on: held-out images, controls, and the run's numbers."""
-    found, conclusion = page.run.summary["verdict"], conclude(page.run)
+    found, conclusion = page.run.summary["verdict"], page.conclusion
     headline = _headline(page)
     gains = pd.DataFrame(
         [

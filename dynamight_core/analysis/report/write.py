@@ -32,7 +32,6 @@ from dynamight_core.analysis.report.training import training
 from dynamight_core.analysis.report.verdict import certainty, verdict
 from dynamight_core.files import atomic_path, write_tables
 from dynamight_core.judging.bias import record_model_bias
-from dynamight_core.judging.conclusion import conclude
 from dynamight_core.registry import REPORT_SECTIONS
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
@@ -80,7 +79,7 @@ def write_report(run: Run, path: str | Path | None = None, reporter: Reporter = 
         sections=sections,
         open=_OPEN,
         config=run.config,
-        conclusion=conclude(run),
+        conclusion=page.conclusion,
         halves=[(page.halves == half).sum() for half in (1, 2)],
         validation=page.validation.sum(),
         css=(_ASSETS / "report.css").read_text(encoding="utf-8") + first_style(),
