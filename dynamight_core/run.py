@@ -64,7 +64,7 @@ STAGE_FILES = {
     "fields": ("analysis/fields/**/*",),
     "select": ("analysis/selections/**/*",),
     "control": ("analysis/controls/**/*",),
-    "explore": ("analysis/explored.sh",),
+    "explore": ("analysis/explored.sh", "analysis/views/*.json"),
 }
 # Folders of a run, and files that several stages bring up to date.
 _FOLDERS = ("half1", "half2", "reconstruction", "analysis")

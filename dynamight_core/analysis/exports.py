@@ -10,12 +10,11 @@ import torch
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
+from dynamight_core.analysis.embedding import FILE, embed
 from dynamight_core.analysis.molecule import all_gaussians, half_motions, spread_out
-from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path, header_origin, write_map, write_table
 from dynamight_core.imaging.geometry import grid_points, to_points, to_voxels
 from dynamight_core.judging.conclusion import counted_motions
-from dynamight_core.options.analyse import EMBEDDINGS
 from dynamight_core.reconstruction.deformation import distance_from_points
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
@@ -63,7 +62,7 @@ def write_exports(run: Run, embedding: str = "auto", reporter: Reporter = PRINT)
         # Two motions are a plane already.
         embedding = "pca"
     columns, names = embed(run.motions.coordinates.numpy(), embedding, run.config.train.seed, reporter)
-    write_table(folder / "embedding.csv", pd.DataFrame(columns, columns=names))
+    write_table(folder / FILE, pd.DataFrame(columns, columns=names))
     values = {f"half{h}_latent{k}": z for h in (1, 2) for k, z in enumerate(run.latents[h - 1].T.numpy(), 1)}
     write_table(folder / "latents.csv", pd.DataFrame(values))
     reporter.say(f"Maps of the motion, its error and the motion beyond error: {', '.join(map(str, maps))}.")
@@ -257,37 +256,3 @@ def write_gaussians(run: Run, half: int, path: str | Path, centre) -> None:
     structure.setup_entities()
     with atomic_path(path) as temporary:
         structure.make_mmcif_document().write_file(str(temporary))
-
-
-def embed(coordinates: np.ndarray, method: str, seed: int, reporter: Reporter) -> tuple[np.ndarray, list[str]]:
-    """Return (n, 2) coordinates of particles in a plane, for plots, and the names of its axes.
-
-    Parameters
-    ----------
-    coordinates
-        (n, K) along the principal motions, A rms.
-    method
-        one of `options.EMBEDDINGS`.
-    seed
-        random seed of UMAP.
-    reporter
-        takes lines for the user.
-    """
-    if method not in EMBEDDINGS:
-        raise InputError(f"--embedding is '{method}'; choose one of {', '.join(EMBEDDINGS)}")
-    if method != "pca" and coordinates.shape[1] > 2 and coordinates.std() > 0:
-        try:
-            from umap import UMAP
-        except ImportError as error:
-            if method == "umap":
-                raise InputError(
-                    "--embedding umap needs the package umap-learn; install dynamight-core[umap], or use pca"
-                ) from error
-            reporter.note("the package umap-learn is not installed; the embedding is motions 1 and 2")
-        else:
-            neighbours = max(2, min(15, len(coordinates) - 1))
-            reducer = UMAP(n_components=2, n_neighbors=neighbours, random_state=seed, n_jobs=1)
-            return reducer.fit_transform(coordinates), ["umap_1", "umap_2"]
-    plane = np.zeros((len(coordinates), 2))
-    plane[:, : min(2, coordinates.shape[1])] = coordinates[:, :2]
-    return plane, ["motion_1", "motion_2"]

@@ -79,7 +79,7 @@ def overview(run: Run, conclusion: Conclusion) -> Answer:
     maps = _read_maps(run)
     values["surface"], values["gain"] = None, None
     if maps:
-        place = _Part.around(next(iter(maps.values())), points)
+        place = MapPart.around(next(iter(maps.values())), points)
         values["surface"], more = place.moved(points, components[[number - 1 for number in numbers]], beyond)
         arrays |= more | {"density": place.quantised(place.top)}
         values["gain"], more = _gain(run, maps, points[moves] if numbers else points, bool(numbers), view)
@@ -144,7 +144,7 @@ def _played(run: Run, number: int) -> dict:
     return {"number": number, "low": low, "high": high, "map": at_map, "explained": share}
 
 
-class _Part:
+class MapPart:
     """Part of a map around points.
 
     Parameters
@@ -163,7 +163,7 @@ class _Part:
         self.level = contour_level(volume, self.top)
 
     @classmethod
-    def around(cls, volume_and_spacing: Map, points: np.ndarray, reach: float = _REACH) -> "_Part":
+    def around(cls, volume_and_spacing: Map, points: np.ndarray, reach: float = _REACH) -> "MapPart":
         """Return the part of a map near (m, 3) points, A, in voxels that are few enough for the page."""
         full, spacing = volume_and_spacing
         middle = len(full) // 2
@@ -236,7 +236,7 @@ def _gain(
     if len(maps) < 2:
         return None, {}
     (_, delivered), (name, compared) = maps.items()
-    after, before = (_Part.around(each, points, _MARGIN) for each in (delivered, compared))
+    after, before = (MapPart.around(each, points, _MARGIN) for each in (delivered, compared))
     if before.volume.shape != after.volume.shape:
         return None, {}
     scale = after.top if name == "before" else before.top

@@ -8,6 +8,7 @@ from matplotlib.path import Path as Polygon
 
 from dynamight_core.analysis.arguments import check_motion, parse_numbers
 from dynamight_core.analysis.clusters import cluster_coordinates
+from dynamight_core.analysis.embedding import read_umap
 from dynamight_core.analysis.states import state_coordinates
 from dynamight_core.earlier import check_outputs
 from dynamight_core.errors import InputError
@@ -39,8 +40,10 @@ def parse_range(text: str, option: str) -> Range:
     return values
 
 
-def parse_polygon(text: str) -> tuple[tuple[int, int], np.ndarray]:
+def parse_polygon(text: str) -> tuple[tuple[int, int] | None, np.ndarray]:
     """Return the two motions (from 1) and the (m, 2) corners (A rms) given as ``K,L:X,Y:X,Y:X,Y``.
+
+    Corners in the UMAP of the run, ``umap:X,Y:X,Y:X,Y``, have no motions.
 
     Raises
     ------
@@ -48,22 +51,29 @@ def parse_polygon(text: str) -> tuple[tuple[int, int], np.ndarray]:
         if the text is not a polygon.
     """
     plane, *points = text.split(":")
-    motions = parse_numbers(plane, "--polygon", int)
+    motions = None if plane.strip() == "umap" else parse_numbers(plane, "--polygon", int)
     corners = [parse_numbers(point, "--polygon") for point in points]
-    if len(motions) != 2 or len(corners) < 3 or any(len(corner) != 2 for corner in corners):
-        raise InputError(f"--polygon is '{text}'; give K,L:X,Y:X,Y:X,Y with two motions and at least three corners")
-    return (motions[0], motions[1]), np.array(corners)
+    is_plane = motions is None or len(motions) == 2
+    if not is_plane or len(corners) < 3 or any(len(corner) != 2 for corner in corners):
+        raise InputError(
+            f"--polygon is '{text}'; give K,L:X,Y:X,Y:X,Y with two motions, or umap:X,Y:X,Y:X,Y, and at least three "
+            "corners"
+        )
+    return None if motions is None else (motions[0], motions[1]), np.array(corners)
 
 
-def inside_polygon(coordinates: np.ndarray, text: str) -> np.ndarray:
-    """Return an (n,) mask of the (n, K) coordinates inside a polygon, see `parse_polygon`.
+def inside_polygon(run: Run, text: str) -> np.ndarray:
+    """Return an (n,) mask of the particles inside a polygon, see `parse_polygon`.
 
     Raises
     ------
     InputError
-        if the text is not a polygon, or a motion is not in the run.
+        if the text is not a polygon, a motion is not in the run, or there is no UMAP.
     """
     motions, corners = parse_polygon(text)
+    if motions is None:
+        return Polygon(corners).contains_points(read_umap(run))
+    coordinates = np.asarray(run.motions.coordinates, dtype=float)
     for motion in motions:
         check_motion(motion, coordinates.shape[1])
     return Polygon(corners).contains_points(coordinates[:, [motion - 1 for motion in motions]])
@@ -127,7 +137,7 @@ def select_particles(run: Run, options: SelectOptions) -> tuple[np.ndarray, np.n
         centre = state_coordinates(run, parse_numbers(numbers, "--near"))
         conditions.append(np.linalg.norm(coordinates - centre, axis=1) <= distance)
     if o.polygon is not None:
-        conditions.append(inside_polygon(coordinates, o.polygon))
+        conditions.append(inside_polygon(run, o.polygon))
     clusters = None
     if o.mixture and o.clusters is None:
         raise InputError("--mixture needs --clusters; set the number of clusters (0: chosen automatically)")

@@ -289,7 +289,10 @@ class SelectOptions(Checked):
         metavar="COORDINATES:DISTANCE",
     )
     polygon: str | None = option(
-        None, "Inside a polygon in the plane of motions K and L, corners in A rms.", metavar="K,L:X,Y:X,Y:X,Y"
+        None,
+        "Inside a polygon in the plane of motions K and L, corners in A rms.",
+        more="umap in place of K,L: in the UMAP that dynamight analyse has made.",
+        metavar="K,L:X,Y:X,Y:X,Y",
     )
     clusters: int | None = clusters("Number of clusters")
     mixture: bool = mixture()

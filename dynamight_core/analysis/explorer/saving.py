@@ -3,6 +3,7 @@
 The commands that would have written the same are kept in RUN/analysis/explored.sh.
 """
 
+import json
 import threading
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from dynamight_core.run import Run
 
 
 class Saver:
-    """Writes subsets and states of a run to RUN/analysis, one at a time.
+    """Writes subsets, states and views of a run to RUN/analysis, one at a time. Its `reporter` shows the progress.
 
     Parameters
     ----------
@@ -38,7 +39,7 @@ class Saver:
 
     def __init__(self, run: Run, model: Path | None, origin: str, reporter: Reporter):
         self._run, self._model, self._origin = run, model, origin
-        self._reporter = Reporter(reporter.say, self._show_progress)
+        self.reporter = Reporter(reporter.say, self._show_progress)
         self._folder = run.path / "analysis"
         self._writing = threading.Lock()
         self._progress = ("", 0, 0)
@@ -48,7 +49,7 @@ class Saver:
         chosen = options_from(SelectOptions, options)
         path = self._new("selections", f"{check_name(name)}.star")
         with self._writing:
-            write_selection(self._run, chosen, name, reporter=self._reporter)
+            write_selection(self._run, chosen, name, reporter=self.reporter)
         kept = int(select_particles(self._run, chosen)[0].sum())
         return self._saved([path], [self._command("select", chosen, name=name)], {"particles": kept})
 
@@ -61,16 +62,39 @@ class Saver:
         out = self._new("states", check_name(name))
         with self._writing:
             states = choose_states(self._run, chosen)
-            write_states(self._run, states, chosen, out, self._reporter)
+            write_states(self._run, states, chosen, out, self.reporter)
             commands = [self._command("states", chosen, out=out)]
             if self._model is not None and states.latents is None:
                 moved = DisplaceOptions(states=str(out / "states.csv"), origin=self._origin)
                 moved.use_unsupported_motion = chosen.use_unsupported_motion
                 target = out / "model.npz"
-                displace(self._run, self._model, target, moved, self._reporter)
+                displace(self._run, self._model, target, moved, self.reporter)
                 commands.append(self._command("displace", moved, points=self._model, out=target))
             self._progress = ("", 0, 0)
         return self._saved(sorted(out.iterdir()), commands, {"states": len(states)})
+
+    def save_view(self, view: dict, name: str) -> Answer:
+        """Write what the page shows now, as the page describes it, to RUN/analysis/views/NAME.json."""
+        path = self._new("views", f"{check_name(name)}.json")
+        with self._writing, writing(self._run.path), atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(view, indent=1))
+        return Answer({"files": [path.relative_to(self._folder).as_posix()]})
+
+    def views(self) -> Answer:
+        """Return the saved views by name.
+
+        Raises
+        ------
+        InputError
+            naming a file that cannot be read.
+        """
+        found = {}
+        for path in sorted((self._folder / "views").glob("*.json")):
+            try:
+                found[path.stem] = json.loads(path.read_text())
+            except (OSError, ValueError) as error:
+                raise InputError(f"the view {path} cannot be read ({error}); remove it") from error
+        return Answer({"views": found})
 
     def progress(self) -> Answer:
         """Return the stage of what is being written, and how much of it is done."""

@@ -17,14 +17,17 @@ from scipy.spatial import cKDTree
 
 from dynamight_core.analysis.arguments import check_motion, check_row
 from dynamight_core.analysis.displace import Displacer, read_points
+from dynamight_core.analysis.embedding import has_umap
 from dynamight_core.analysis.explorer.annotations import colouring, read_annotations
 from dynamight_core.analysis.explorer.answer import Answer
+from dynamight_core.analysis.explorer.beside import Beside
 from dynamight_core.analysis.explorer.consistency import check_consistency, check_table
 from dynamight_core.analysis.explorer.montage import montage
+from dynamight_core.analysis.explorer.places import pair_counts, particle_places
 from dynamight_core.analysis.explorer.saving import Saver
 from dynamight_core.analysis.explorer.shapes import chain_trace, contour_level, crop_to_density, first_view
 from dynamight_core.analysis.landscape import plane_landscape
-from dynamight_core.analysis.overview import overview, shown_motions
+from dynamight_core.analysis.overview import map_paths, overview, shown_motions
 from dynamight_core.analysis.select import inside_polygon, within_column
 from dynamight_core.analysis.state_maps import StateModels
 from dynamight_core.analysis.states import state_coordinates
@@ -44,14 +47,14 @@ _PREVIEW_BOX = 96
 _AVERAGED = 128
 # Maximum number of particles whose points are sent; more are sampled at random.
 _MAX_POINTS = 400_000
-# Particles whose errors are computed for a distribution, and bins of a histogram.
-_MAX_MEASURED, _BINS = 4000, 60
+# Particles whose errors are computed for a distribution.
+_MAX_MEASURED = 4000
 # Particles whose images are shown.
 _IMAGES = 8
 
 
 class Explorer:
-    """A finished run, as the page shows it; its `saver` writes files.
+    """A finished run, as the page shows it; its `saver` writes files, and `beside` has the maps beside the model.
 
     Parameters
     ----------
@@ -92,6 +95,7 @@ class Explorer:
         self._concluded: tuple[int, Conclusion] | None = None
         self._computing = threading.RLock()
         self.saver = Saver(run, self.model_path, origin, reporter)
+        self.beside = Beside(run, self.saver.reporter)
         for table in tables:
             self._annotations.append(read_annotations(table, Path(table).name, self.table))
 
@@ -99,10 +103,12 @@ class Explorer:
     def actions(self) -> dict[str, Callable[..., Answer]]:
         """What a page may ask for, by name."""
         first = (self.about, self.overview, self.columns, self.add_table, self.extent, self.montage)
-        particles = (self.points, self.colours, self.landscape, self.distribution, self.nearest, self.selection)
-        conformations = (self.molecule, self.uncertainty, self.state, self.difference)
-        files = (self.saver.save_selection, self.saver.save_states, self.saver.progress)
-        return {action.__name__: action for action in (*first, *particles, *conformations, *files)}
+        particles = (self.points, self.colours, self.landscape, self.distribution, self.pairs, self.nearest)
+        conformations = (self.molecule, self.uncertainty, self.state, self.difference, self.selection)
+        maps = (self.beside.map_beside, self.beside.local_state)
+        saver = self.saver
+        files = (saver.save_selection, saver.save_states, saver.save_view, saver.views, saver.progress)
+        return {action.__name__: action for action in (*first, *particles, *conformations, *maps, *files)}
 
     def prepare(self) -> None:
         """Compute what the first click and the first colour would have to wait for."""
@@ -157,6 +163,8 @@ class Explorer:
                 "model": None if self.model_path is None else self.model_path.name,
                 "groups": list(GROUPS),
                 "quantities": list(QUANTITIES),
+                "umap": has_umap(run),
+                "maps": list(map_paths(run)),
             }
         )
 
@@ -202,14 +210,14 @@ class Explorer:
         return Answer({"added": list(self._annotations[-1])})
 
     def points(self, plane: list[int], group: str = "all", where: str = "") -> Answer:
-        """Return particles in the plane of two motions, in random order.
+        """Return particles in the plane of two motions, or in the space of three, in random order.
 
-        Array: places (s, 2) uint16, 0 to 65535 from `low` to `high` of each axis.
+        Array: places (s, d) uint16, 0 to 65535 from `low` to `high` of each axis; see `places.particle_places`.
         """
         rows = self._order(group, where)
         if not len(rows):
             raise InputError("the filter keeps no particles; widen its range")
-        places = self._plane(plane)[rows]
+        places = particle_places(self.run, plane)[rows]
         low, high = places.min(0), places.max(0)
         scaled = np.rint((places - low) / np.maximum(high - low, 1e-9) * 65535).astype("<u2")
         total = int(self._mask(group, where).sum())
@@ -228,7 +236,7 @@ class Explorer:
         """
         if quantity not in QUANTITIES:
             raise InputError(f"unknown quantity '{quantity}'; choose one of {', '.join(QUANTITIES)}")
-        places = self._plane(plane)[self._mask(group, where)]
+        places = particle_places(self.run, plane)[self._mask(group, where)]
         found = plane_landscape(*places.T)
         # With less than one particle in the smoothing area, the density is unknown.
         known = found.relative_error < 1.0
@@ -258,10 +266,19 @@ class Explorer:
         names = ("coordinate", "density", "error")
         return Answer({}, {name: part.astype("<f4") for name, part in zip(names, parts, strict=True)})
 
+    def pairs(self, motions: list[int], group: str = "all", where: str = "") -> Answer:
+        """Return the distributions along motions and in all their pairs, see `places.pair_counts`.
+
+        Arrays: alone (k, bins) and pairs (k, k, bins, bins) float32 counts, ends (k, 2) A rms.
+        """
+        alone, pairs, ends = pair_counts(particle_places(self.run, motions)[self._mask(group, where)])
+        named = {"alone": alone, "pairs": pairs, "ends": ends}
+        return Answer({}, {name: array.astype("<f4") for name, array in named.items()})
+
     def nearest(self, plane: list[int], at: list[float], group: str = "all", where: str = "") -> Answer:
         """Return the particle nearest to a point of the plane, and the error of the particles around it."""
         rows = np.flatnonzero(self._mask(group, where))
-        places = self._plane(plane)[rows]
+        places = particle_places(self.run, plane)[rows]
         scale = np.maximum(places.std(0), 1e-6)
         distance = (((places - np.asarray(at, dtype=float)) / scale) ** 2).sum(1)
         row = int(rows[distance.argmin()])
@@ -354,7 +371,7 @@ class Explorer:
 
     def _inside(self, polygon: str, group: str, where: str) -> np.ndarray:
         """Return the rows of the particles in a polygon."""
-        rows = np.flatnonzero(inside_polygon(self.coordinates, polygon) & self._mask(group, where))
+        rows = np.flatnonzero(inside_polygon(self.run, polygon) & self._mask(group, where))
         if not len(rows):
             raise InputError("the region contains no particles; draw it around some")
         return rows
@@ -387,21 +404,6 @@ class Explorer:
                 self._orders = {key: order for key, order in self._orders.items() if not key[1]}
                 self._orders[group, where] = np.random.default_rng(0).permutation(rows)[:_MAX_POINTS]
             return self._orders[group, where]
-
-    def _plane(self, plane: list[int]) -> np.ndarray:
-        """Return (n, 2) coordinates along two motions, numbered from 1.
-
-        Without a motion along Y, 0, particles stand at random heights in the shape of their distribution.
-        """
-        if plane[1] == 0:
-            check_motion(plane[0], self.coordinates.shape[1])
-            x = self.coordinates[:, plane[0] - 1]
-            counts, edges = np.histogram(x, _BINS, density=True)
-            heights = np.interp(x, (edges[1:] + edges[:-1]) / 2, counts)
-            return np.column_stack([x, heights * np.random.default_rng(1).random(len(x))])
-        for motion in plane:
-            check_motion(motion, self.coordinates.shape[1])
-        return self.coordinates[:, [motion - 1 for motion in plane]]
 
     def _values(self, column: str) -> pd.Series:
         for table in (self.table, *self._annotations):

@@ -79,7 +79,7 @@ def test_nothing_is_overwritten_and_nothing_leaves_the_folder(explorer):
         (lambda: explorer.saver.file("../config.yaml"), "no file"),
         (lambda: explorer.selection("1,2:50,50:51,50:51,51"), "no particles"),
         (lambda: explorer.selection("1,9:0,0:1,0:1,1"), "motion 9 is not in this run"),
-        (lambda: inside_polygon(explorer.coordinates, "1,2:0,0:1,1"), "at least three corners"),
+        (lambda: inside_polygon(explorer.run, "1,2:0,0:1,1"), "at least three corners"),
         (lambda: explorer.state([0.0] * 9), "9 coordinates, but the run has 3 motions"),
         (lambda: explorer.colours("nonsense"), "no column nonsense"),
         (lambda: explorer.points([1, 2], "half 3"), "unknown group 'half 3'"),

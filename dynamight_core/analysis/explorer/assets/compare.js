@@ -1,12 +1,12 @@
 // The difference between the conformations at two points, A and B.
 
-import { differenceLevel, showMoleculeLegend, showVolumes, surfaceOf } from "./conformations.js";
+import { coordinatesOf, differenceLevel, showMoleculeLegend, showVolumes, surfaceOf } from "./conformations.js";
 import { $, bold, colourDot, element, isDark } from "./dom.js";
-import { coordinatesText, describe, number } from "./format.js";
+import { angstroms, coordinatesText, describe } from "./format.js";
 import { stopPlaying } from "./playback.js";
 import { askLatest } from "./requests.js";
 import { saveFiles, showResult } from "./result.js";
-import { half, page, withPoint } from "./state.js";
+import { half, page } from "./state.js";
 
 const GAIN = [0.16, 0.47, 0.75];
 const LOSS = [0.77, 0.27, 0.2];
@@ -18,7 +18,7 @@ const FIRST = {
 
 export async function compare(first, last) {
   stopPlaying();
-  const [a, b] = [withPoint(first), withPoint(last)];
+  const [a, b] = await coordinatesOf([first, last]);
   const found = await askLatest("difference", { first: a, last: b, half: half() });
   $("molecule-caption").textContent = "difference between A and B";
   page.molecule.setCoordinates(found.at);
@@ -35,8 +35,8 @@ export async function compare(first, last) {
       [`A: ${describe(a, page.run.mean)}. B: ${describe(b, page.run.mean)}.`],
       [
         "Displacement between A and B: ",
-        bold(`${number(found.displacement_rms)} Å rms`),
-        `, up to ${number(found.displacement_max)} Å.`,
+        bold(`${angstroms(found.displacement_rms)} Å rms`),
+        `, up to ${angstroms(found.displacement_max)} Å.`,
       ],
     ],
     (name) => saveFiles("save_states", { at: [a, b].map(coordinatesText), difference: true, half: half() }, name),

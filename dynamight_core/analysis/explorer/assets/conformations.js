@@ -2,12 +2,14 @@
 
 import { MOTION } from "./colours.js";
 import { $, attempt, bold, colourBar, element } from "./dom.js";
-import { coordinatesText, describe, number, signed } from "./format.js";
+import { angstroms, coordinatesText, describe, signed } from "./format.js";
 import { stopPlaying } from "./playback.js";
-import { askLatest } from "./requests.js";
-import { saveFiles, showResult } from "./result.js";
-import { group, half, page, pointOf, where, withPoint } from "./state.js";
+import { ask, askLatest } from "./requests.js";
+import { methodMenu, saveFiles, showResult } from "./result.js";
+import { axes, group, half, isUmap, markAt, page, pointOf, where, withPoint } from "./state.js";
 
+// Largest displacement that has no colour bar, Å.
+const MIN_SHOWN = 0.05;
 let shownVolumes = [];
 let isLevelSet = false;
 
@@ -47,7 +49,8 @@ export function showDensity(answer, caption) {
   $("molecule-caption").textContent = caption;
   showVolumes([surfaceOf(answer)]);
   page.molecule.setCoordinates(answer.at);
-  showMoleculeLegend(displacementBar(answer.displacement_top));
+  // At the mean nothing is displaced.
+  showMoleculeLegend(...(answer.displacement_top > MIN_SHOWN ? [displacementBar(answer.displacement_top)] : []));
 }
 
 // Show the conformation at coordinates; returns the server's answer.
@@ -65,41 +68,47 @@ export async function goTo(at) {
   return answer;
 }
 
-// Show the conformation at a point of the landscape, and the particle nearest to it.
+const nearest = (point) => ask("nearest", { plane: axes(), at: point, group: group(), where: where() });
+
+// Return the coordinates of points of the plot; in a UMAP, those of the nearest particles.
+export const coordinatesOf = (points) =>
+  Promise.all(points.map(async (point) => (isUmap() ? (await nearest(point)).coordinates : withPoint(point))));
+
+// Show the conformation at a point of the plot, and the particle nearest to it.
 export async function inspect(point) {
   stopPlaying();
-  const at = withPoint(point);
-  const request = { plane: page.plane, at: point, group: group(), where: where() };
-  const [answer, near] = await Promise.all([goTo(at), askLatest("nearest", request)]);
+  const [[at], near] = await Promise.all([coordinatesOf([point]), nearest(point)]);
+  const answer = await goTo(at);
   const own = element("button", { type: "button", textContent: "Show its conformation" });
   own.addEventListener("click", () =>
     attempt(async () => {
-      page.landscape.setMark(pointOf(near.coordinates));
+      markAt(near.coordinates);
       const [errors] = await Promise.all([askLatest("uncertainty", { row: near.row }), goTo(near.coordinates)]);
       page.molecule.setErrors(errors.error_at);
-      $("molecule-caption").textContent = `particle ${near.row}, uncertainty ${number(errors.error)} Å rms`;
+      $("molecule-caption").textContent = `particle ${near.row}, uncertainty ${angstroms(errors.error)} Å rms`;
     }),
   );
   const set = near.validation ? "validation" : "training";
+  const { menu, label } = methodMenu();
   showResult(
     "Conformation",
     "state",
-    [],
+    [label],
     [
       [
         `At ${describe(at, page.run.mean)}: `,
-        bold(`${number(answer.displacement_rms)} Å rms`),
-        ` from the mean conformation, up to ${number(answer.displacement_top)} Å.`,
+        bold(`${angstroms(answer.displacement_rms)} Å rms`),
+        ` from the mean conformation, up to ${angstroms(answer.displacement_top)} Å.`,
       ],
       [
         "The nearest particle is ",
         bold(`row ${near.row}`),
-        ` (half-set ${near.half}, ${set}). Its motion is ${number(near.motion)} Å rms; the uncertainty is ` +
-          `${number(near.error)} Å, and ${number(near.error_around)} Å for particles around it. `,
+        ` (half-set ${near.half}, ${set}). Its motion is ${angstroms(near.motion)} Å rms; the uncertainty is ` +
+          `${angstroms(near.error)} Å, and ${angstroms(near.error_around)} Å for particles around it. `,
         own,
       ],
     ],
-    (name) => saveFiles("save_states", { at: [coordinatesText(page.at)], half: half() }, name),
+    (name) => saveFiles("save_states", { at: [coordinatesText(page.at)], half: half(), method: menu.value }, name),
   );
 }
 
@@ -115,7 +124,7 @@ function setSliders() {
 
 // Make a slider for each motion that counts, or that both half-sets find where none does.
 export function makeSliders() {
-  const { run, landscape, molecule } = page;
+  const { run, molecule } = page;
   const sliders = (run.counted.length ? run.counted : run.shared).map((motion) => {
     const k = motion - 1;
     const range = { type: "range", min: run.low[k], max: run.high[k], step: "any", value: run.mean[k] };
@@ -126,9 +135,9 @@ export function makeSliders() {
       page.at[k] = Number(slider.value);
       slider.nextElementSibling.textContent = sliderText(page.at[k]);
       molecule.setCoordinates(page.at);
-      landscape.setMark(pointOf(page.at));
+      markAt(page.at);
     });
-    slider.addEventListener("change", () => attempt(() => inspect(pointOf(page.at))));
+    slider.addEventListener("change", () => attempt(() => (isUmap() ? goTo(page.at) : inspect(pointOf(page.at)))));
     return element("label", {}, `motion ${motion}`, slider, element("output"));
   });
   $("motions").replaceChildren(...sliders);

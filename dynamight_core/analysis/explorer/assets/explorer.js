@@ -1,28 +1,34 @@
 // The page: its start, and what its menus and buttons do.
 
+import { connectBeside } from "./beside.js";
+import { Cloud } from "./cloud.js";
 import { compare } from "./compare.js";
 import { goTo, inspect, makeSliders, updateLevel } from "./conformations.js";
-import { $, attempt, bold, fillMenu, isDark } from "./dom.js";
-import { savePng, saveSvg } from "./figure.js";
+import { $, attempt, bold, fillMenu, isDark, themeColour } from "./dom.js";
+import { savePng, saveSvg, sideBySide } from "./figure.js";
 import { connectFilter } from "./filter.js";
 import { angstroms, count, typeset } from "./format.js";
 import { Landscape } from "./landscape.js";
 import { Molecule } from "./molecule.js";
 import { describeConclusion, setView, showOverview } from "./overview.js";
+import { Pairs } from "./pairs.js";
 import { addTable, loadColours, loadColumns, loadPoints, loadRaster, repaintParticles } from "./particles.js";
 import { stopPlaying } from "./playback.js";
+import { fillPlotMenus, showPlot } from "./plots.js";
 import { selectRegion } from "./region.js";
 import { ask } from "./requests.js";
 import { listenToSave, showResult } from "./result.js";
 import { followPath } from "./route.js";
-import { HISTOGRAM, page, pointOf } from "./state.js";
+import { chart, HISTOGRAM, page, pointOf } from "./state.js";
+import { connectViews } from "./views.js";
 
 function setTheme(theme) {
   document.documentElement.dataset.theme = theme;
   $("theme").textContent = theme === "dark" ? "Light" : "Dark";
   if (!page.landscape?.points) return;
   repaintParticles();
-  for (const molecule of [page.molecule, page.film?.molecule, ...(page.overviewViews ?? [])]) molecule?.redraw();
+  const views = [page.molecule, page.beside, page.film?.molecule, ...(page.overviewViews ?? [])];
+  for (const molecule of views) molecule?.redraw();
 }
 
 function markMode() {
@@ -34,13 +40,16 @@ function markMode() {
 
 function connectMenus() {
   const onChange = (id, work) => $(id).addEventListener("change", () => attempt(work));
+  onChange("plot", () => showPlot($("plot").value));
   ["x-motion", "y-motion"].forEach((id, axis) => {
-    onChange(id, async () => {
+    onChange(id, () => {
       page.plane[axis] = Number($(id).value);
-      page.landscape.setMode(page.landscape.mode);
-      page.landscape.setMark(null);
-      await loadPoints();
+      return showPlot(page.plot);
     });
+  });
+  onChange("z-motion", () => {
+    page.third = Number($("z-motion").value);
+    return showPlot(page.plot);
   });
   onChange("group", () => loadPoints(false));
   onChange("colour", loadColours);
@@ -79,15 +88,25 @@ function connectKeys() {
   });
 }
 
+// Write what the panel says of its molecules.
+function writeCaptions(context) {
+  context.fillStyle = themeColour("--soft");
+  context.font = `12px ${themeColour("--sans")}`;
+  context.fillText($("molecule-caption").textContent, 8, 16);
+  if (!$("beside").hidden) context.fillText($("beside-caption").textContent, 8 + $("molecule").clientWidth, 16);
+}
+
 function connectFigures() {
-  const { landscape, molecule } = page;
-  $("landscape-png").addEventListener("click", () =>
-    savePng([landscape.back, landscape.middle, landscape.front], "landscape"),
-  );
+  const name = () => (page.plot === "plane" ? "landscape" : page.plot);
+  $("landscape-png").addEventListener("click", () => savePng([...chart().canvases, chart().front], name()));
   $("landscape-svg").addEventListener("click", () =>
-    saveSvg([landscape.back, landscape.middle], (context) => landscape.drawFront(context), "landscape"),
+    saveSvg(chart().canvases, (context) => chart().drawFront(context), name()),
   );
-  $("molecule-png").addEventListener("click", () => savePng([molecule.canvas], "molecule"));
+  const pictures = () => [page.molecule.canvas, ...($("beside").hidden ? [] : [page.beside.canvas])];
+  $("molecule-png").addEventListener("click", () => savePng([sideBySide(pictures())], "molecule"));
+  $("molecule-svg").addEventListener("click", () =>
+    saveSvg([sideBySide(pictures())], (context) => writeCaptions(context), "molecule"),
+  );
 }
 
 function connectButtons() {
@@ -101,7 +120,7 @@ function connectButtons() {
   for (const button of document.querySelectorAll("button[data-view]"))
     button.addEventListener("click", () => setView(button.dataset.view));
   $("level").addEventListener("input", updateLevel);
-  $("landscape-reset").addEventListener("click", () => page.landscape.resetView());
+  $("landscape-reset").addEventListener("click", () => (page.plot === "pairs" ? null : chart().resetView()));
   $("theme").addEventListener("click", () => {
     setTheme(isDark() ? "light" : "dark");
     localStorage.setItem("theme", document.documentElement.dataset.theme);
@@ -115,14 +134,7 @@ function connectButtons() {
 
 function fillMenus() {
   const { run } = page;
-  const name = (k) => (run.shared.includes(k) ? `motion ${k}` : `coordinate ${k}, not shared by the half-sets`);
-  // Motions that count come first, and what the half-sets do not share last.
-  const all = run.explained.map((_, k) => k + 1);
-  const order = [run.counted, run.shared, all].flat().filter((k, i, every) => every.indexOf(k) === i);
-  const options = order.map((k) => [String(k), name(k)]);
-  page.plane = [order[0], run.counted.length > 1 ? order[1] : HISTOGRAM];
-  fillMenu($("x-motion"), options, String(page.plane[0]));
-  fillMenu($("y-motion"), [[String(HISTOGRAM), "distribution"], ...options], String(page.plane[1]));
+  fillPlotMenus();
   fillMenu(
     $("group"),
     run.groups.map((name) => [name, name]),
@@ -179,6 +191,13 @@ async function start() {
     path: (points) => attempt(() => followPath(points)),
     compare: (first, last) => attempt(() => compare(first, last)),
   });
+  page.cloud = new Cloud($("cloud"), (point) => attempt(() => inspect(point)));
+  page.pairs = new Pairs($("pairs"), (first, second) =>
+    attempt(() => {
+      page.plane = [first, second ?? HISTOGRAM];
+      return showPlot("plane");
+    }),
+  );
   page.molecule = new Molecule($("molecule"));
   showNotice();
   connectMenus();
@@ -208,7 +227,9 @@ async function start() {
     null,
   );
   await showOverview();
-  await Promise.all([loadPoints(), goTo(page.at), loadColumns()]);
+  await Promise.all([showPlot("plane"), goTo(page.at), loadColumns()]);
+  connectBeside();
+  await connectViews();
 }
 
 globalThis.explorer = page;

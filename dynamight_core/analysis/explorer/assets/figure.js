@@ -85,11 +85,25 @@ function overlaid(canvases) {
   return picture;
 }
 
+// Return one canvas with several next to each other.
+export function sideBySide(canvases) {
+  const [width, height] = [canvases.reduce((sum, { width: w }) => sum + w, 0), canvases[0].height];
+  const picture = element("canvas", { width, height });
+  const context = picture.getContext("2d");
+  let left = 0;
+  for (const canvas of canvases) {
+    context.drawImage(canvas, left, 0);
+    left += canvas.width;
+  }
+  return picture;
+}
+
 export const savePng = (canvases, name) => overlaid(canvases).toBlob((blob) => download(blob, `${name}.png`));
 
 // Return an SVG of pictures beneath what `draw` draws on a context.
 export function svgText(canvases, draw) {
-  const { width, height } = canvases[0].getBoundingClientRect();
+  const ratio = window.devicePixelRatio || 1;
+  const [width, height] = [canvases[0].width / ratio, canvases[0].height / ratio];
   const context = new SvgContext();
   draw(context);
   const picture = `<image width="${width}" height="${height}" href="${overlaid(canvases).toDataURL()}"/>`;

@@ -4,7 +4,7 @@ import { $, attempt } from "./dom.js";
 import { count, number } from "./format.js";
 import { loadPoints } from "./particles.js";
 import { ask } from "./requests.js";
-import { page } from "./state.js";
+import { chart, page } from "./state.js";
 
 let extent = null;
 
@@ -23,6 +23,15 @@ async function chooseColumn() {
   await showFiltered();
 }
 
+// Show a filter that was saved, or none.
+export async function showFilter(filter) {
+  $("filter").value = filter?.column ?? "";
+  await chooseColumn();
+  if (!filter) return;
+  [$("filter-low").value, $("filter-high").value] = [filter.low, filter.high];
+  await showFiltered();
+}
+
 async function showFiltered() {
   if (extent) {
     const [low, high] = [Number($("filter-low").value), Number($("filter-high").value)].sort((a, b) => a - b);
@@ -32,7 +41,8 @@ async function showFiltered() {
     $("filter-text").textContent = `${number(low)} to ${number(high)}`;
   }
   await loadPoints(false);
-  if (extent) $("filter-text").textContent += `: ${count(page.landscape.points.total)}`;
+  // Of pairs there is no number.
+  if (extent && page.plot !== "pairs") $("filter-text").textContent += `: ${count(chart().points.total)}`;
 }
 
 export function connectFilter() {

@@ -46,10 +46,11 @@ export function describe(at, mean) {
 // Return coordinates as the option --at takes them.
 export const coordinatesText = (at) => at.map((value) => number(value, 4)).join(",");
 
-// Return a region as the option --polygon takes it: motions of the plane, then corners. Without a motion along Y, it is
-// the range of X: a square whose diagonal holds the particles.
+// Return a region as the option --polygon takes it: motions of the plane, or umap, then corners. Without a motion along
+// Y, it is the range of X: a square whose diagonal holds the particles.
 export function polygonText([first, second], corners) {
   const text = (values) => values.map((value) => number(value, 3)).join(",");
+  if (first < 0) return ["umap", ...corners.map(text)].join(":");
   if (second) return [`${first},${second}`, ...corners.map(text)].join(":");
   const along = corners.map(([x]) => x);
   const [low, high] = [Math.min(...along), Math.max(...along)];

@@ -120,6 +120,11 @@ export class Landscape {
     this.redrawFront();
   }
 
+  // Canvases beneath the foremost one.
+  get canvases() {
+    return [this.back, this.middle];
+  }
+
   get area() {
     const { width, height } = this.front.getBoundingClientRect();
     return plotArea(width, height);
@@ -206,7 +211,9 @@ export class Landscape {
     clipTo(context, this.area);
     if (this.curve) this.drawCurve(context);
     for (const { at, colour, name } of this.states) {
-      const [x, y] = this.toScreen(this.on.place(at));
+      const place = this.on.place(at);
+      if (!place) continue;
+      const [x, y] = this.toScreen(place);
       // In a histogram, dots stand on the axis.
       drawDot(context, [x, this.isSquare ? y : y - 11], 8, colour, "#ffffff", name);
     }

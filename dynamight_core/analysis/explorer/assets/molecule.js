@@ -3,14 +3,13 @@
 import { clearedContext, fitCanvas, oncePerFrame, strokeLine } from "./canvas.js";
 import { blend, MOTION, palette, rgb } from "./colours.js";
 import { isDark, themeColour } from "./dom.js";
-import { boundingSphere, displace, displacementSizes, product, rotated, rotationAbout, spreadOut } from "./geometry.js";
+import { boundingSphere, displace, displacementSizes, rotated, spreadOut } from "./geometry.js";
 import { arrowMesh, makeSurface, traceMesh } from "./meshes.js";
+import { listenToTurns } from "./orbit.js";
 import { BALL_FRAGMENT, BALL_VERTEX, MESH_FRAGMENT, MESH_VERTEX } from "./shaders.js";
 import { bindAttribute, compileProgram, openGl, setPalette } from "./webgl.js";
 
 const N_ARROWS = 170;
-// Rotation by an arrow key, radians.
-const TURN = 0.12;
 // Radius of the rods of the atomic model's trace, Å.
 const TRACE_RADIUS = 1.1;
 // Largest displacement below which arrows are too short to be seen through the density, Å.
@@ -25,7 +24,6 @@ const halfSize = (width, height) => Math.min(0.65 * Math.min(width, height), 0.4
 export class Molecule {
   // Without `wheel`, the mouse wheel scrolls the page and Ctrl with it zooms.
   constructor(container, { wheel = true } = {}) {
-    this.wheel = wheel;
     this.onTurn = () => {};
     this.canvas = container.querySelector("canvas");
     this.show = { surface: true, arrows: true, errors: false, points: false, trace: true };
@@ -35,7 +33,7 @@ export class Molecule {
     this.redraw = oncePerFrame(() => this.draw());
     this.gl = openGl(this.canvas);
     if (this.gl) this.prepare();
-    this.listen();
+    listenToTurns(this.canvas, this, { wheel });
     new ResizeObserver(this.redraw).observe(container);
   }
 
@@ -259,60 +257,7 @@ export class Molecule {
     }
   }
 
-  // ------------------------------------------------------------ the mouse
-
-  listen() {
-    let last = null;
-    this.canvas.addEventListener("pointerdown", (event) => {
-      this.canvas.setPointerCapture(event.pointerId);
-      last = [event.clientX, event.clientY];
-    });
-    this.canvas.addEventListener("pointermove", (event) => {
-      if (!last) return;
-      const [dx, dy] = [event.clientX - last[0], event.clientY - last[1]].map((v) => v * 0.008);
-      last = [event.clientX, event.clientY];
-      this.turn(dx, dy);
-    });
-    for (const name of ["pointerup", "pointercancel"])
-      this.canvas.addEventListener(name, () => {
-        last = null;
-      });
-    this.canvas.addEventListener("dblclick", () => this.reset());
-    this.canvas.addEventListener(
-      "wheel",
-      (event) => {
-        if (!this.wheel && !event.ctrlKey) return;
-        event.preventDefault();
-        this.zoomBy(Math.exp(-0.0012 * event.deltaY));
-      },
-      { passive: false },
-    );
-    this.canvas.addEventListener("keydown", (event) => {
-      const work = {
-        ArrowLeft: () => this.turn(-TURN, 0),
-        ArrowRight: () => this.turn(TURN, 0),
-        ArrowUp: () => this.turn(0, -TURN),
-        ArrowDown: () => this.turn(0, TURN),
-        "+": () => this.zoomBy(1.15),
-        "=": () => this.zoomBy(1.15),
-        "-": () => this.zoomBy(1 / 1.15),
-        0: () => this.reset(),
-      }[event.key];
-      if (!work || event.altKey || event.metaKey) return;
-      event.preventDefault();
-      work();
-    });
-  }
-
-  // Rotate by angles (radians) about the screen's vertical and horizontal axes.
-  turn(across, down) {
-    this.rotation = product(product(rotationAbout(0, down), rotationAbout(1, across)), this.rotation);
-    this.redraw();
-    this.onTurn();
-  }
-
-  zoomBy(factor) {
-    this.zoom *= factor;
+  turned() {
     this.redraw();
     this.onTurn();
   }
@@ -320,7 +265,6 @@ export class Molecule {
   reset() {
     this.rotation = this.firstRotation;
     this.zoom = 1;
-    this.redraw();
-    this.onTurn();
+    this.turned();
   }
 }

@@ -5,27 +5,55 @@ import { $, colourBar, colourDot, element, isDark } from "./dom.js";
 import { explains } from "./format.js";
 import { rasterPixels, rasterTop } from "./raster.js";
 import { ask, askLatest } from "./requests.js";
-import { group, HISTOGRAM, isHistogram, page, where } from "./state.js";
+import { axes, chart, group, HISTOGRAM, isHistogram, isUmap, page, where } from "./state.js";
 
 // Free energies beyond this rest on few particles, kT; the report ends there as well.
 const MAX_ENERGY = 6;
 
+// Of the plot alone: a plane of motions has a background.
+const hasRaster = () => page.plot === "plane" && !isHistogram();
+
 export async function loadPoints(reset = true) {
-  const { landscape, plane, run } = page;
+  $("quantity").parentElement.hidden = !hasRaster();
+  if (page.plot === "pairs") {
+    await loadPairs();
+    return;
+  }
+  const { landscape, run } = page;
   const [points] = await Promise.all([
-    askLatest("points", { plane, group: group(), where: where() }),
+    askLatest("points", { plane: axes(), group: group(), where: where() }),
     loadRaster(),
     loadCurve(),
   ]);
-  const name = (k) => (run.shared.includes(k) ? `coordinate along motion ${k}` : `coordinate ${k}, not shared`);
-  const title = (k) => `${name(k)} (Å rms; ${explains(run.explained[k - 1])})`;
-  landscape.titles = plane.map((k) => (k === HISTOGRAM ? "fraction of particles per Å" : title(k)));
-  landscape.grey = plane.some((k) => k !== HISTOGRAM && !run.shared.includes(k));
+  const shown = chart();
+  shown.titles = axes().map(axisTitle);
+  landscape.grey = axes().some((k) => k > HISTOGRAM && !run.shared.includes(k));
   landscape.isSquare = !isHistogram();
-  $("quantity").parentElement.hidden = isHistogram();
-  landscape.setPoints(points);
-  if (reset) landscape.resetView();
+  shown.setPoints(points);
+  if (reset) shown.resetView();
   await loadColours();
+}
+
+function axisTitle(k) {
+  const { run } = page;
+  if (isUmap()) return `UMAP ${-k} (no unit)`;
+  if (k === HISTOGRAM) return "fraction of particles per Å";
+  const isShared = run.shared.includes(k);
+  // Three axes are short.
+  if (page.plot === "space") return `${isShared ? "motion" : "coordinate"} ${k} (Å rms)`;
+  const name = isShared ? `coordinate along motion ${k}` : `coordinate ${k}, not shared`;
+  return `${name} (Å rms; ${explains(run.explained[k - 1])})`;
+}
+
+async function loadPairs() {
+  const { paired, run } = page;
+  const found = await askLatest("pairs", { motions: paired, group: group(), where: where() });
+  page.pairs.setData(
+    found,
+    paired,
+    paired.map((k) => !run.shared.includes(k)),
+  );
+  drawLegend();
 }
 
 // Ask for the distribution along X, corrected for the errors of the coordinates, where there is a histogram.
@@ -36,13 +64,14 @@ async function loadCurve() {
 
 export async function loadColours() {
   const { landscape } = page;
+  const shown = chart();
   const column = $("colour").value;
   if (!column) {
-    landscape.setLevels(new Uint8Array(landscape.points.n), landscape.grey ? palette([GREY, GREY], null, GREY) : null);
+    shown.setLevels(new Uint8Array(shown.points.n), landscape.grey ? palette([GREY, GREY], null, GREY) : null);
     landscape.colourKey = null;
   } else {
     const found = await askLatest("colours", { column, group: group(), where: where() });
-    landscape.setLevels(found.levels, palette(VIRIDIS, found.labels, isDark() ? "#3a444d" : "#d3dade"));
+    shown.setLevels(found.levels, palette(VIRIDIS, found.labels, isDark() ? "#3a444d" : "#d3dade"));
     landscape.colourKey = { column, ...found };
   }
   drawLegend();
@@ -52,7 +81,7 @@ export async function loadRaster() {
   const quantity = $("quantity").value;
   const found =
     quantity &&
-    !isHistogram() &&
+    hasRaster() &&
     (await askLatest("landscape", { plane: page.plane, quantity, group: group(), where: where() }));
   page.landscape.setRaster(found ? paintRaster(found, quantity) : null);
   drawLegend();
@@ -63,7 +92,7 @@ export function repaintParticles() {
   const { raster } = page.landscape;
   if (raster) page.landscape.setRaster(paintRaster(raster.found, raster.key.quantity));
   drawLegend();
-  page.landscape.redraw();
+  for (const view of [page.landscape, page.cloud, page.pairs]) view.redraw();
 }
 
 function paintRaster(found, quantity) {
@@ -80,12 +109,12 @@ function paintRaster(found, quantity) {
 
 function drawLegend() {
   const parts = [];
-  const key = page.landscape.colourKey;
+  const key = page.plot === "pairs" ? null : page.landscape.colourKey;
   if (key?.labels) {
     const dots = key.labels.flatMap((text, i) => [colourDot(CATEGORIES[i % CATEGORIES.length]), text]);
     parts.push(element("div", {}, key.column, ...dots));
   } else if (key) parts.push(colourBar(key.column, VIRIDIS, key.low, key.high));
-  const raster = page.landscape.raster?.key;
+  const raster = hasRaster() && page.landscape.raster?.key;
   if (raster) parts.push(colourBar(raster.quantity, raster.colours, 0, raster.high, raster.unit));
   if (isHistogram()) {
     const words = page.landscape.curve?.density.length

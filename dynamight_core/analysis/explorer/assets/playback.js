@@ -1,7 +1,7 @@
 // A path that plays forwards and backwards.
 
 import { thereAndBack } from "./paths.js";
-import { page, pointOf } from "./state.js";
+import { markAt, page } from "./state.js";
 
 // Time between frames, ms.
 const INTERVAL = 110;
@@ -14,7 +14,7 @@ export function play(frames) {
     const frame = frames[order[next++ % order.length]];
     page.molecule.showMeshes(frame.surface ? [frame.surface] : []);
     page.molecule.setCoordinates(frame.at);
-    page.landscape.setMark(pointOf(frame.at));
+    markAt(frame.at);
   }, INTERVAL);
 }
 

@@ -2,16 +2,16 @@
 
 import { showDensity } from "./conformations.js";
 import { attempt, bold, element } from "./dom.js";
-import { count, describe, number, polygonText, rangeText, remark } from "./format.js";
+import { angstroms, count, describe, number, polygonText, rangeText, remark } from "./format.js";
 import { showMontage } from "./montage.js";
 import { stopPlaying } from "./playback.js";
 import { askLatest } from "./requests.js";
 import { saveFiles, showResult } from "./result.js";
-import { group, half, isHistogram, page, where } from "./state.js";
+import { axes, group, half, isHistogram, page, where } from "./state.js";
 
 export async function selectRegion(corners) {
   stopPlaying();
-  const polygon = polygonText(page.plane, corners);
+  const polygon = polygonText(axes(), corners);
   const found = await askLatest("selection", { polygon, group: group(), half: half(), where: where() });
   const { particles, averaged, halves, validation } = found;
   const few = averaged < particles ? `${averaged} of ` : "";
@@ -40,8 +40,8 @@ export async function selectRegion(corners) {
       ],
       [note],
       [
-        `Mean coordinates: ${describe(found.mean, page.run.mean)}, ${number(found.displacement_rms)} Å rms from the ` +
-          `mean conformation. Uncertainty per particle: ${number(found.error)} Å rms.`,
+        `Mean coordinates: ${describe(found.mean, page.run.mean)}, ${angstroms(found.displacement_rms)} Å rms from the ` +
+          `mean conformation. Uncertainty per particle: ${angstroms(found.error)} Å rms.`,
       ],
     ],
     // A range is shorter to read than the square that has it on its diagonal.

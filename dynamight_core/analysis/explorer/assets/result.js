@@ -1,6 +1,6 @@
 // The panel with the result of the last action, and the list of saved files.
 
-import { $, attempt, bold, element } from "./dom.js";
+import { $, attempt, bold, element, fillMenu } from "./dom.js";
 import { count } from "./format.js";
 import { ask, TOKEN } from "./requests.js";
 
@@ -66,4 +66,18 @@ export async function saveFiles(action, options, name) {
     element("p", {}, bold(name), " ", what, ...links),
     element("pre", { textContent: done.commands.join("\n") }),
   );
+}
+
+// A choice of what saved maps of states are made from.
+export function methodMenu() {
+  const menu = element("select", { id: "method" });
+  fillMenu(
+    menu,
+    [
+      ["model", "the model"],
+      ["local", "particles near each state"],
+    ],
+    "model",
+  );
+  return { menu, label: element("label", { title: "Maps from particles take seconds each." }, "maps from ", menu) };
 }

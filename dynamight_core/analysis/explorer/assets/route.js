@@ -1,21 +1,21 @@
 // A path through the landscape: the molecule moves along it, and it becomes maps and a movie.
 
-import { displacementBar, showDensity, showMoleculeLegend, surfaceOf } from "./conformations.js";
+import { coordinatesOf, displacementBar, showDensity, showMoleculeLegend, surfaceOf } from "./conformations.js";
 import { $, bold, element } from "./dom.js";
-import { coordinatesText, number } from "./format.js";
+import { angstroms, coordinatesText } from "./format.js";
 import { makeSurface } from "./meshes.js";
 import { alongPath, pathLength } from "./paths.js";
 import { play, stopPlaying } from "./playback.js";
 import { askLatest } from "./requests.js";
-import { saveFiles, showResult } from "./result.js";
-import { half, page, withPoint } from "./state.js";
+import { methodMenu, saveFiles, showResult } from "./result.js";
+import { half, page } from "./state.js";
 
 // Frames that are shown; saved paths have as many states as the user asks for.
 const N_FRAMES = 14;
 
 export async function followPath(points) {
   stopPlaying();
-  const corners = points.map(withPoint);
+  const corners = await coordinatesOf(points);
   const frames = [];
   const n = element("input", { type: "number", min: 2, max: 60, value: 10, id: "path-n", style: "width: 58px" });
   const button = element("button", { type: "button", textContent: "Pause" });
@@ -24,15 +24,16 @@ export async function followPath(points) {
     else play(frames);
     button.textContent = page.playing ? "Pause" : "Play";
   });
+  const { menu, label } = methodMenu();
   const parts = page.run.model ? "The density, arrows and atomic model" : "The density and arrows";
   showResult(
     "Path",
     "path",
-    [element("label", {}, "states ", n), button],
+    [element("label", {}, "states ", n), label, button],
     [
       [
         `${corners.length} points, `,
-        bold(`${number(pathLength(corners))} Å rms`),
+        bold(`${angstroms(pathLength(corners))} Å rms`),
         ` long. ${parts} move along the path and back.`,
       ],
       ["Save writes maps of evenly spaced states, a table and a movie."],
@@ -40,7 +41,7 @@ export async function followPath(points) {
     (name) =>
       saveFiles(
         "save_states",
-        { through: corners.map(coordinatesText), n_states: Number(n.value), half: half() },
+        { through: corners.map(coordinatesText), n_states: Number(n.value), half: half(), method: menu.value },
         name,
       ),
   );

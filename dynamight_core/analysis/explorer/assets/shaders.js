@@ -10,6 +10,17 @@ void main() {
   gl_PointSize = size;
   colour = texture(colours, vec2((level * 255.0 + 0.5) / 256.0, 0.5)).rgb;
 }`;
+// The same in three dimensions.
+export const CLOUD_VERTEX = `
+in vec3 place; in float level;
+uniform vec3 low, high, centre; uniform mat3 rotation; uniform vec2 scale; uniform float size; uniform sampler2D colours;
+out vec3 colour;
+void main() {
+  vec3 p = rotation * (low + place * (high - low) - centre);
+  gl_Position = vec4(p.xy * scale, 0.0, 1.0);
+  gl_PointSize = size;
+  colour = texture(colours, vec2((level * 255.0 + 0.5) / 256.0, 0.5)).rgb;
+}`;
 export const POINT_FRAGMENT = `
 in vec3 colour; uniform float opacity; out vec4 shown;
 void main() {
