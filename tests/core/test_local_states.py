@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
+from dynamight_core.analysis.explorer.beside import Beside
 from dynamight_core.errors import InputError
 from dynamight_core.imaging.correlation import fourier_shell_correlation
 from dynamight_core.imaging.modes import find_modes
@@ -20,6 +21,7 @@ from dynamight_core.reconstruction.local import (
     kernel_weights,
 )
 from dynamight_core.reconstruction.local_filter import frequency_bands, locally_filtered
+from dynamight_core.reporter import Reporter
 from dynamight_core.simulate.measures import HingeField
 from tests.support.command_line import dynamight
 from tests.support.hinge_images import BOX, PIXEL
@@ -118,6 +120,21 @@ def test_local_states_are_written_with_half_maps_and_what_was_chosen(trained, tm
     # Writing other states removes these.
     assert dynamight("states", run.path, "--at", "1", "--out", out)[0] == 0
     assert {path.name for path in out.iterdir()} == {"states.csv", "states.cxc", "state01.mrc"}
+
+
+def test_the_explorer_shows_a_state_from_the_particles_near_it(trained):
+    _, run = trained
+    steps = []
+    beside = Beside(run, Reporter(steps.append, lambda *step: steps.append(step)))
+    at = run.motions.coordinates.quantile(0.9, dim=0).tolist()
+    found = beside.local_state(at)
+    assert MIN_PARTICLES <= found.values["particles"] <= len(run.halves)
+    assert steps[0][0] == "preparing images" and steps[-1] == ("", 0, 0)
+    # It lies where the model has the molecule in this state.
+    positions = (run.motions.points + run.motions.displacement(torch.tensor([at]))[0]).numpy()
+    voxels = np.rint((positions - found.values["first"]) / found.values["spacing"]).astype(int)[:, ::-1]
+    density = found.arrays["density"]
+    assert (density[tuple(voxels.T)] > 255 * found.values["level"]).mean() > 0.8
 
 
 @pytest.mark.parametrize(

@@ -91,3 +91,12 @@ test("without a motion along Y, a region is the range along X", () => {
 test("resolutions have two digits", () => {
   assert.deepEqual([13.87, 9.04, 9.0, 124.4, 0.86].map(angstroms), ["14", "9.0", "9.0", "124", "0.86"]);
 });
+
+test("a region of the UMAP has no motions", () => {
+  const corners = [
+    [0.5, -0.8],
+    [2, 0],
+    [0, 1],
+  ];
+  assert.equal(polygonText([-1, -2], corners), "umap:0.5,-0.8:2,0:0,1");
+});

@@ -11,7 +11,7 @@ import starfile
 from dynamight_core.analysis.report import write_report
 from dynamight_core.reporter import QUIET
 from dynamight_core.run import Run
-from tools.browser import IDLE, PROGRAM, Chromium, Served
+from tools.browser import IDLE, PROGRAM, Chromium, Served, choose
 
 AXE = Path(__file__).parents[3] / "node_modules" / "axe-core" / "axe.min.js"
 FOCUS = "document.activeElement.id || document.activeElement.getAttribute('aria-label')"
@@ -59,6 +59,12 @@ def test_axe_has_no_serious_finding(pages, page, theme):
     if browser.evaluate("document.documentElement.dataset.theme") != theme:
         browser.evaluate("document.getElementById('theme').click()")
     assert findings(browser) == []
+    if page == "explore":
+        for plot in ("pairs", "space"):
+            choose(browser, "plot", plot)
+            choose(browser, "beside-menu", "consensus")
+            browser.wait(IDLE)
+            assert findings(browser) == []
 
 
 def tab_to(browser, name, most=60):

@@ -109,6 +109,44 @@ def test_two_places_become_a_difference(browsed):
     assert (run / "analysis" / "states" / "change" / "difference.mrc").exists()
 
 
+def test_a_view_of_three_motions_is_saved_and_comes_back(browsed):
+    browser, run = browsed
+    choose(browser, "plot", "pairs")
+    browser.wait(IDLE)
+    panels = "document.querySelectorAll('#pairs .panel')"
+    assert browser.evaluate(f"{panels}.length") == 6
+    # The panel in the last row: motions 1 and 3.
+    browser.evaluate(f"{panels}[3].click()")
+    browser.wait(IDLE)
+    assert browser.evaluate("[explorer.plot, ...explorer.plane]") == ["plane", 1, 3]
+    choose(browser, "plot", "space")
+    choose(browser, "beside-menu", "consensus")
+    browser.wait(IDLE)
+    browser.wait("explorer.beside.surfaces.length === 1")
+    browser.evaluate("explorer.cloud.front.focus()")
+    # Turn it, and show the particle in the middle.
+    browser.keys("ArrowLeft", "ArrowUp", "Enter")
+    browser.wait(IDLE)
+    assert "nearest particle is row" in browser.evaluate("document.getElementById('result-text').textContent")
+    seen = "JSON.stringify([explorer.plot, explorer.plane, explorer.third, explorer.at, explorer.cloud.rotation])"
+    before = browser.evaluate(seen)
+    browser.evaluate("document.getElementById('view-save').click()")
+    save(browser, "aside")
+    assert json.loads((run / "analysis" / "views" / "aside.json").read_text())["values"]["beside-menu"] == "consensus"
+    choose(browser, "plot", "plane")
+    choose(browser, "beside-menu", "")
+    browser.evaluate("explorer.cloud.resetView()")
+    browser.wait(IDLE)
+    assert browser.evaluate(seen) != before
+    choose(browser, "view-menu", "aside")
+    browser.wait(IDLE)
+    assert browser.evaluate(seen) == before
+    assert browser.evaluate("explorer.beside.surfaces.length") == 1
+    choose(browser, "plot", "plane")
+    choose(browser, "y-motion", "2")
+    browser.wait(IDLE)
+
+
 def test_an_error_is_a_sentence_on_the_page(browsed):
     browser, _ = browsed
     mode(browser, "lasso")

@@ -86,3 +86,14 @@ def test_nothing_is_overwritten_and_nothing_leaves_the_folder(explorer):
     ):
         with pytest.raises(InputError, match=message):
             action()
+
+
+def test_views_are_kept_in_the_run_until_one_is_damaged(explorer, folder):
+    view = {"plot": "pairs", "plane": [2, 1], "at": [0.5, -0.25, 0.0]}
+    explorer.saver.save_view(view, "front")
+    assert Explorer(Run(folder), reporter=QUIET).saver.views().values == {"views": {"front": view}}
+    with pytest.raises(InputError, match="already exists"):
+        explorer.saver.save_view(view, "front")
+    (folder / "analysis" / "views" / "front.json").write_text("{")
+    with pytest.raises(InputError, match=r"front.json cannot be read .*; remove it"):
+        explorer.saver.views()

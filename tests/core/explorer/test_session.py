@@ -1,6 +1,7 @@
 """What the explorer shows: particles, densities, and the landscape of their coordinates."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -118,3 +119,50 @@ def test_the_first_screen_has_the_motions_that_count_and_the_map_around_the_mole
     shifts = (2.0 * arrays["shifts"][0] / 65535 - 1) * surface["reach"]
     at = shifts[tuple(voxels[:, ::-1].clip(0, np.array(shifts.shape[:3]) - 1).T)]
     assert np.sum(at * motion) / np.sum(motion**2) == pytest.approx(1, abs=0.15)
+
+
+def test_the_pairs_of_motions_count_the_particles_of_their_planes(explorer):
+    found = explorer.pairs([1, 3, 2], "half-set 2").arrays
+    ends, own = found["ends"], explorer.coordinates[explorer.halves == 2]
+    x, y = own[:, 0], own[:, 2]
+    bins = found["alone"].shape[1]
+    expected, *_ = np.histogram2d(x, y, bins, [ends[0], ends[1]])
+    # Ends are rounded to single precision: a particle at the border of a bin may be in the next one.
+    assert np.abs(found["pairs"][0, 1] - expected).sum() <= 4
+    np.testing.assert_array_equal(found["pairs"][1, 0], found["pairs"][0, 1].T)
+    assert 0.98 * len(own) < found["alone"][2].sum() <= len(own)
+
+
+def test_particles_have_places_along_three_motions(explorer):
+    found = explorer.points([2, 1, 3])
+    low, high = np.array(found.values["low"]), np.array(found.values["high"])
+    places = low + found.arrays["places"] / 65535 * (high - low)
+    rows = explorer._order("all")
+    np.testing.assert_allclose(places, explorer.coordinates[rows][:, [1, 0, 2]], atol=(high - low).max() / 60000)
+
+
+def test_a_region_of_the_umap_is_selected_by_the_command_that_is_shown(explorer, folder):
+    with pytest.raises(InputError, match="has no UMAP; make it with dynamight analyse"):
+        explorer.points([-1, -2])
+    assert not explorer.about().values["umap"]
+    plane = np.random.default_rng(0).normal(size=(len(explorer.coordinates), 2))
+    pd.DataFrame(plane, columns=["umap_1", "umap_2"]).to_csv(folder / "analysis" / "embedding.csv", index=False)
+    assert explorer.about().values["umap"]
+    right = "umap:0,-9:9,-9:9,9:0,9"
+    assert explorer.selection(right).values["particles"] == (plane[:, 0] > 0).sum()
+    saved = explorer.saver.save_selection({"polygon": right}, "right").values
+    assert saved["particles"] == (plane[:, 0] > 0).sum() and f"--polygon={right}" in saved["commands"][0]
+    near = explorer.nearest([-1, -2], plane[7].tolist()).values
+    assert near["row"] == 8
+
+
+def test_a_map_beside_the_model_lies_on_it(explorer):
+    found = explorer.beside.map_beside("consensus")
+    first, spacing = np.array(found.values["first"]), found.values["spacing"]
+    density = found.arrays["density"]
+    points = (explorer.run.motions.points + explorer.run.motions.mean).numpy()
+    voxels = np.rint((points - first) / spacing).astype(int)[:, ::-1]
+    inside = density[tuple(voxels.T)]
+    assert (inside > 255 * found.values["level"]).mean() > 0.9
+    with pytest.raises(InputError, match="there is no map 'after'; reconstruct the run"):
+        explorer.beside.map_beside("after")

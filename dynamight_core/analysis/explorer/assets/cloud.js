@@ -15,7 +15,8 @@ const MAX_DRAWN = 20000;
 // Pixels from a click to the particle that it means.
 const NEAR = 14;
 // First view: from above and aside, with the third motion upwards.
-const FIRST_ROTATION = product(rotationAbout(0, -1.2), [0.87, 0.5, 0, -0.5, 0.87, 0, 0, 0, 1]);
+const [ASIDE, ACROSS] = [Math.cos(0.52), Math.sin(0.52)];
+const FIRST_ROTATION = product(rotationAbout(0, -1.2), [ASIDE, ACROSS, 0, -ACROSS, ASIDE, 0, 0, 0, 1]);
 
 export class Cloud {
   // `inspect(point)` is called with the place of the particle that was clicked.

@@ -34,8 +34,8 @@ async function applyView(view) {
   Object.assign(page, { plane: [...view.plane], third: view.third });
   for (const id of VALUES) $(id).value = view.values[id] ?? "";
   await showFilter(view.filter);
-  Object.assign(cloud, view.cloud);
   await showPlot(view.plot);
+  Object.assign(cloud, view.cloud);
   if (chart() === landscape) landscape.view = view.landscape;
   await goTo([...view.at]);
   for (const [part, on] of Object.entries(view.molecule.show)) {
