@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.ndimage import gaussian_filter, label, map_coordinates
+from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from dynamight_core.analysis.explorer.answer import Answer
@@ -31,6 +32,9 @@ _MAX_VOXELS, _MOTIONS = 80, 3
 _REACH, _MARGIN = 10.0, 9.0
 # Points whose displacements are averaged at a voxel, and the distance (A) over which their weight falls.
 _NEIGHBOURS, _FALL = 8, 3.0
+# Points at most this far apart, A, are of one moving part; parts with less than this fraction of the motion of the
+# largest are not counted.
+_CONNECTED, _PART = 9.0, 0.1
 # Quantiles of the coordinates between which a motion plays.
 _ENDS = (0.05, 0.95)
 # Smallest part of the density that is shown, as a fraction of the largest; and of a slice, its pixels.
@@ -82,7 +86,10 @@ def overview(run: Run, conclusion: Conclusion) -> Answer:
         place = MapPart.around(next(iter(maps.values())), points)
         values["surface"], more = place.moved(points, components[[number - 1 for number in numbers]], beyond)
         arrays |= more | {"density": place.quantised(place.top)}
-        values["gain"], more = _gain(run, maps, points[moves] if numbers else points, bool(numbers), view)
+        shown, parts = largest_part(points[moves], motion[moves]) if numbers else (points, 1)
+        values["gain"], more = _gain(run, maps, shown, bool(numbers), view)
+        if values["gain"]:
+            values["gain"]["parts"] = parts
         arrays |= more
     plain = {name: array.astype("<f4") if array.dtype.kind == "f" else array for name, array in arrays.items()}
     return Answer(values, plain)
@@ -225,15 +232,23 @@ def _without_dust(volume: np.ndarray) -> np.ndarray:
     return np.where((pieces == 0) | (sizes > _DUST * sizes.max())[pieces], volume, 0)
 
 
+def largest_part(points: np.ndarray, motion: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return the points of the connected part that moves most, of (m, 3) points, and how many parts there are."""
+    near = cKDTree(points).sparse_distance_matrix(cKDTree(points), _CONNECTED)
+    labels = connected_components(near)[1]
+    sizes = np.bincount(labels, motion**2)
+    return points[labels == sizes.argmax()], int((sizes > _PART * sizes.max()).sum())
+
+
 def _gain(
     run: Run, maps: dict[str, Map], points: np.ndarray, moves: bool, view: np.ndarray
 ) -> tuple[dict | None, dict[str, np.ndarray]]:
-    """Return what the map gained at points that move: names and resolutions before and after, and the pictures.
+    """Return what the map gained where the molecule moves, and pictures at points; None if no motion was corrected.
 
     Arrays: before and after (d, h, w) uint8 around the points; slice_before and slice_after (s, s) uint8 through their
     middle, seen as the molecule; fsc (3, shells) of 1 / A, before and after.
     """
-    if len(maps) < 2:
+    if len(maps) < 2 or not run.config.stages.get("reconstruct", {}).get("motion_used", True):
         return None, {}
     (_, delivered), (name, compared) = maps.items()
     after, before = (MapPart.around(each, points, _MARGIN) for each in (delivered, compared))

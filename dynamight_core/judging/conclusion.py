@@ -6,6 +6,7 @@ there, and what to do now.
 """
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ _RIVALS = {
 }
 _HELD_OUT = {"improves the map": "also improves", "harms the map": "harms", "no difference": "does not change"}
 _TITLES = {SUPPORTED: "The molecule moves", UNDECIDED: "Undecided whether it moves", NOT_SUPPORTED: "No motion found"}
+# After a full stop and before a capital: numbers have points as well.
+_SENTENCE_END = re.compile(r"(?<=\.) (?=[A-Z])")
 _JOINT = "A control only: one model was trained on both half-sets"
 
 
@@ -69,6 +72,11 @@ class Conclusion:
     certainty: str
     map: str
     advice: str
+
+    @property
+    def lead(self) -> str:
+        """What moves and by how much; or else the first sentence on why that is not said."""
+        return self.moves or _SENTENCE_END.split(self.certainty, 1)[0]
 
     @property
     def lines(self) -> list[str]:
@@ -178,13 +186,13 @@ def _moves(run: Run, motion: str) -> str:
     else:
         moving = sorted((row for number, row in domains.items() if number > 1), key=lambda row: -row["motion_A"])
         parts = [
-            f"domain {row['domain']} ({100 * row['share_of_points']:.0f} % of the molecule) by {row['motion_A']:.1f} A "
-            f"rms and {row['angle_std_deg']:.0f} degrees (standard deviation), uncertainty of one particle "
-            f"{row['error_A']:.1f} A"
+            f"domain {row['domain']} ({100 * row['share_of_points']:.0f} % of the molecule) moves by "
+            f"{row['motion_A']:.1f} A rms and {row['angle_std_deg']:.0f} degrees (standard deviation; the uncertainty "
+            f"for one particle is {row['error_A']:.1f} A)"
             for row in moving[:_NAMED]
         ]
         more = f"; {len(moving) - _NAMED} more domains move less" if len(moving) > _NAMED else ""
-        seen = f"Relative to domain 1, the largest: {'; '.join(parts)}{more}."
+        seen = f"Relative to domain 1, the largest, {'; '.join(parts)}{more}."
     if motion == UNDECIDED:
         return f"If it is real: {seen[0].lower()}{seen[1:]}"
     shared = counted_motions(run)

@@ -34,6 +34,8 @@ COMPOSITION = {
     "next_step": "Classify the two groups apart.",
 }
 
+EVIDENCE = {"content": [1.8, 0.2], "motion beyond content": [0.0, 0.1]}
+
 
 class Case:
     """A run whose files say what a test wants."""
@@ -94,14 +96,23 @@ def test_a_run_that_was_only_trained_says_what_moves_how_sure_and_what_is_next(c
     assert found.advice == "Reconstruct the map with motion corrected (reconstruct)."
 
 
+def test_the_first_screen_leads_with_motion_or_with_why_there_is_none(case):
+    assert case.conclusion.lead == case.conclusion.moves
+    case.summary(causes=[COMPOSITION], verdict={"verdict": "not supported", "cause": "composition"}, evidence=EVIDENCE)
+    assert case.conclusion.lead == "Particles of two groups differ by 12 % in mass."
+    # A number's point ends no sentence.
+    case.summary(causes=[COMPOSITION | {"sentence": "0.7 A would be seen"}])
+    assert case.conclusion.lead == "0.7 A would be seen."
+
+
 def test_domains_are_named_once_they_were_found(case):
     rows = {"domain": [1, 2], "share_of_points": [0.79, 0.21], "motion_A": [0.5, 5.6], "error_A": [0.5, 3.3]}
     folder = case.folder / "analysis" / "domains"
     folder.mkdir()
     pd.DataFrame(rows | {"angle_std_deg": [1.1, 8.0]}).to_csv(folder / "domains.csv", index=False)
     assert case.conclusion.moves == (
-        "Relative to domain 1, the largest: domain 2 (21 % of the molecule) by 5.6 A rms and 8 degrees (standard "
-        "deviation), uncertainty of one particle 3.3 A."
+        "Relative to domain 1, the largest, domain 2 (21 % of the molecule) moves by 5.6 A rms and 8 degrees (standard "
+        "deviation; the uncertainty for one particle is 3.3 A)."
     )
 
 

@@ -145,7 +145,7 @@ class Explorer:
             {
                 "name": run.path.resolve().name,
                 "path": str(run.path),
-                "conclusion": asdict(conclusion) | {"lines": conclusion.lines},
+                "conclusion": asdict(conclusion) | {"lines": conclusion.lines, "lead": conclusion.lead},
                 "warnings": summary["warnings"],
                 "particles": len(c),
                 "halves": [int((self.halves == half).sum()) for half in (1, 2)],

@@ -9,13 +9,16 @@ import { makeSurface } from "./meshes.js";
 const PLOT = { width: 300, height: 150, left: 30, right: 8, top: 8, bottom: 30 };
 // The moving part is seen from nearer than its box asks.
 const CLOSE = 1.9;
+const PARTS = "Pictures: the part that moves most. Numbers: all that moves.";
 const TICKS = [40, 20, 15, 10, 8, 6, 5, 4, 3.5, 3, 2.5, 2];
 
-// Return in words what the map gained: resolutions of the moving part, then of the whole.
-export function gainText({ region_resolutions: region, whole_resolutions: whole }) {
+// Return in words what the map gained: resolutions of the moving part, then of the whole. A gain of the FSC within two
+// standard errors is none, whatever the resolutions are.
+export function gainText({ region_resolutions: region, whole_resolutions: whole, fsc_gain: gain }) {
   const arrow = ([a, b]) => `${angstroms(a)} → ${angstroms(b)} Å`;
   const parts = [];
-  if (region) parts.push(["moving part", arrow(region)]);
+  const isNone = gain && Math.abs(gain[0]) <= 2 * gain[1];
+  if (region) parts.push([isNone ? "moving part, within the error" : "moving part", arrow(region)]);
   if (whole.length === 2) parts.push(["whole map", arrow(whole)]);
   else if (whole.length === 1) parts.push(["map", `${angstroms(whole[0])} Å`]);
   return parts;
@@ -80,9 +83,11 @@ export function showGain(box, data) {
   const pair = element("div", { className: "pair" }, ...columns.map(({ column }) => column));
   const numbers = gainText(gain).map(([name, text]) => element("div", {}, element("b", { textContent: text }), name));
   const where = gain.moving ? "FSC in the moving part" : "FSC of the map";
+  const parts = gain.parts > 1 ? [element("div", { className: "curve", textContent: PARTS })] : [];
   const plot = data.fsc.shape[1] ? [element("div", { className: "curve" }, where, fscPlot(data.fsc, names))] : [];
   box.replaceChildren(
     pair,
+    ...parts,
     element("div", { className: "figures" }, element("div", { className: "big" }, ...numbers), ...plot),
   );
   const views = columns.map(({ part, view }) => {

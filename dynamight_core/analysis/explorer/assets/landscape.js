@@ -103,7 +103,10 @@ export class Landscape {
   resetView() {
     // As far as the points reach; it is shown on one scale, which depends on the shape of the canvas.
     this.whole = viewAll(this.points.low, this.points.high);
-    if (!this.isSquare) this.whole.y[0] = 0;
+    if (!this.isSquare) {
+      const top = Math.max(this.whole.y[1], ...(this.curve ? this.curve.density.map((v) => 1.05 * v) : []));
+      this.whole.y = [0, top];
+    }
     this.view = this.isSquare ? squared(this.whole, this.area) : this.whole;
     this.redraw();
   }

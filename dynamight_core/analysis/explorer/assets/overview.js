@@ -18,10 +18,10 @@ export function setView(view) {
 }
 
 export function describeConclusion({ conclusion, warnings }) {
-  const { motion, title, moves, certainty, map, advice } = conclusion;
+  const { motion, title, lead, certainty, map, advice } = conclusion;
   $("conclusion").classList.add(motion.replace(" ", "-"));
   $("conclusion").firstChild.textContent = `${title}.`;
-  $("conclusion").lastChild.textContent = typeset(moves);
+  $("conclusion").lastChild.textContent = typeset(lead);
   $("certainty").textContent = typeset(certainty);
   $("gain-text").textContent = typeset(map);
   $("advice").textContent = typeset(advice);

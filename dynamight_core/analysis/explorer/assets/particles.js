@@ -59,7 +59,9 @@ async function loadPairs() {
 // Ask for the distribution along X, corrected for the errors of the coordinates, where there is a histogram.
 async function loadCurve() {
   page.landscape.curve = null;
-  if (isHistogram()) page.landscape.curve = await askLatest("distribution", { motion: page.plane[0] });
+  // What is not motion has no distribution of its own.
+  const isMotion = page.run.counted.includes(page.plane[0]);
+  if (isHistogram() && isMotion) page.landscape.curve = await askLatest("distribution", { motion: page.plane[0] });
 }
 
 export async function loadColours() {
