@@ -88,8 +88,7 @@ def overview(run: Run, conclusion: Conclusion) -> Answer:
         arrays |= more | {"density": place.quantised(place.top)}
         shown, parts = largest_part(points[moves], motion[moves]) if numbers else (points, 1)
         values["gain"], more = _gain(run, maps, shown, bool(numbers), view)
-        if values["gain"]:
-            values["gain"]["parts"] = parts
+        values["parts"] = parts
         arrays |= more
     plain = {name: array.astype("<f4") if array.dtype.kind == "f" else array for name, array in arrays.items()}
     return Answer(values, plain)

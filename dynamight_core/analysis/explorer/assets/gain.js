@@ -83,7 +83,7 @@ export function showGain(box, data) {
   const pair = element("div", { className: "pair" }, ...columns.map(({ column }) => column));
   const numbers = gainText(gain).map(([name, text]) => element("div", {}, element("b", { textContent: text }), name));
   const where = gain.moving ? "FSC in the moving part" : "FSC of the map";
-  const parts = gain.parts > 1 ? [element("div", { className: "curve", textContent: PARTS })] : [];
+  const parts = data.parts > 1 ? [element("div", { className: "curve", textContent: PARTS })] : [];
   const plot = data.fsc.shape[1] ? [element("div", { className: "curve" }, where, fscPlot(data.fsc, names))] : [];
   box.replaceChildren(
     pair,
