@@ -136,11 +136,14 @@ class StatesOptions(Checked):
         "written as GIF and MP4 beside the maps. It shows projections if dynamight-core[film] is not installed.",
         label="Write a movie?",
     )
-    caption: bool = option(True, "Write the place on the path and the colour scale into the movie.")
+    caption: bool = option(
+        True, "Write the place on the path and the colour scale into the movie.", label="Caption in the movie?"
+    )
     transparent: bool = option(
         False,
         "Make the background of the GIF transparent, and also write an animated PNG with a transparent background.",
         more="MP4 files have no transparency.",
+        label="Transparent background?",
     )
     difference: bool = option(False, "Also write difference.mrc, the last map minus the first.")
     listen: bool = option(

@@ -43,6 +43,8 @@ class DynamightProtStates(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
         self.addOption(form, "method")
         self.addOption(form, "half", condition=f"method == {MODEL}")
         self.addOption(form, "doMovie", condition=f"statesAt != {AT_CLUSTERS}", more="There is no movie of clusters.")
+        for name in ("caption", "transparent"):
+            self.addOption(form, name, condition=f"doMovie and statesAt != {AT_CLUSTERS}")
         self._defineFieldParams(form)
         self.addOption(form, "useUnsupportedMotion")
         self._defineThreadParams(form)
@@ -72,7 +74,7 @@ class DynamightProtStates(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
     def _insertAllSteps(self):
         words = [*self._getStatesOptions(), "--method", self.getChoice("method")]
         words += [] if self._isLocal() else ["--half", self.getChoice("half")]
-        words += [] if self.doMovie else ["--no-movie"]
+        words += self._getMovieOptions()
         # Continuing a protocol compares the arguments of each step by itself: each gets all that its result hangs on.
         fields = [str(self.spacing.get()), *map(str, self._getFieldRows())] if self.doFields else []
         self._insertFunctionStep(self.renderStep, self._identifyModel(), words, needsGPU=False)
@@ -135,6 +137,12 @@ class DynamightProtStates(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
     def _getFieldsPath(self):
         return self._getExtraPath("fields")
 
+    def _getMovieOptions(self):
+        """Return the engine's options for the movie, as a list of words."""
+        if not self.doMovie:
+            return ["--no-movie"]
+        return [*([] if self.caption else ["--no-caption"]), *(["--transparent"] if self.transparent else [])]
+
     def _isLocal(self):
         return self.getChoice("method") == "local"
 
@@ -143,7 +151,7 @@ class DynamightProtStates(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
 
     def getMovies(self):
         """Return the paths of the movie in the formats that there are, the best first; empty without a movie."""
-        paths = [self._getStatesPath(f"movie.{suffix}") for suffix in ("mp4", "gif")]
+        paths = [self._getStatesPath(f"movie.{suffix}") for suffix in ("mp4", "gif", "png")]
         return [path for path in paths if os.path.exists(path)]
 
     # ------------------------------------------------------------------ what it says

@@ -35,7 +35,8 @@ def _cache():
 def states(workflow, model, _cache):
     """Return a finished protocol with three states along the first motion."""
     if "states" not in _cache:
-        _cache["states"] = workflow.run(DynamightProtStates, model, nStates=3, numberOfThreads=1)
+        movie = {"caption": False, "transparent": True}
+        _cache["states"] = workflow.run(DynamightProtStates, model, nStates=3, numberOfThreads=1, **movie)
     return _cache["states"]
 
 
@@ -76,6 +77,8 @@ def test_states_leave_the_model_alone_and_are_found_from_it(workflow, chain, sta
     movies = {Path(path).suffix: Path(path).read_bytes() for path in states.getMovies()}
     assert movies[".gif"][:3] == b"GIF"
     assert movies[".mp4"][4:8] == b"ftyp"
+    assert movies[".png"][1:4] == b"PNG", "transparent"
+    assert "--no-caption" in states._getMovieOptions()
     assert workflow.project.getProtocol(states.getObjId()).outputStates._dynMovie.get() == states.getMovies()[0]
     assert sourcesOf(workflow, states, "outputStates") == {f"{chain['deformations'].getObjId()}.outputModel"}
     model = chain["deformations"].outputModel
