@@ -13,7 +13,7 @@ from dynamight_core.files import atomic_path
 from dynamight_core.groups import world
 from dynamight_core.judging.agreement import halves_agreement
 from dynamight_core.judging.bias import model_bias
-from dynamight_core.judging.causes import COMPOSITION, JUNK, find_causes, with_rivals
+from dynamight_core.judging.causes import COMPOSITION, JUNK, TOO_LITTLE, find_causes, with_rivals
 from dynamight_core.judging.conclusion import record_conclusion
 from dynamight_core.judging.detection import unseen_motion
 from dynamight_core.judging.errors import SYSTEMATIC, MotionErrors, motion_errors
@@ -77,7 +77,8 @@ def summarise(trained: Trained, reporter: Reporter = PRINT) -> Run:
     if not processes.is_first():
         return run
     found = verdict.verdict == "supported"
-    if not found:
+    # Among the causes, the conclusion tells it already.
+    if not found and not any(cause.found for cause in causes if cause.name == TOO_LITTLE):
         warnings.append(
             f"motion of up to {unseen:.1f} A rms could go undetected at this noise level and particle count; the "
             "uncertainties include it"

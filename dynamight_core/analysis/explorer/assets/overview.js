@@ -39,5 +39,7 @@ export async function showOverview() {
   page.landscape.states = data.states;
   $("gain-card").hidden = !data.gain;
   $("why").hidden = Boolean(data.gain) && run.conclusion.motion === "supported";
+  // It is told beside the molecule already.
+  $("certainty").parentElement.hidden = !$("why").hidden;
   page.overviewViews = data.gain ? showGain($("gain"), data) : [];
 }
