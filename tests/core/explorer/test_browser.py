@@ -90,11 +90,11 @@ def test_a_path_plays_and_becomes_a_movie(browsed):
     browser.wait(
         f"explorer.molecule.parts.moved.slice(0, 30).some((v, i) => Math.abs(v - {json.dumps(first)}[i]) > 0.2)"
     )
-    browser.evaluate("document.getElementById('path-n').value = 4")
+    browser.evaluate("document.getElementById('path-n').value = 2")
     save(browser, "way")
     table = pd.read_csv(run / "analysis" / "states" / "way" / "states.csv")
     np.testing.assert_allclose(table["motion1_A"].iloc[[0, -1]], [-2, 2], atol=0.05)
-    assert len(table) == 4
+    assert len(table) == 2
     assert (run / "analysis" / "states" / "way" / "movie.gif").stat().st_size > 1000
 
 
