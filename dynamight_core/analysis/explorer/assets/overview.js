@@ -11,6 +11,8 @@ import { page } from "./state.js";
 export function setView(view) {
   document.body.dataset.view = view;
   history.replaceState(null, "", `${location.search}#${view}`);
+  // The browser may have gone to the element of that name, past the head of the page.
+  scrollTo(0, 0);
   for (const button of document.querySelectorAll("[data-view]"))
     if (button.tagName === "BUTTON")
       button.setAttribute("aria-current", button.dataset.view === view ? "page" : "false");
