@@ -73,10 +73,12 @@ def inside_polygon(run: Run, text: str) -> np.ndarray:
     motions, corners = parse_polygon(text)
     if motions is None:
         return Polygon(corners).contains_points(read_umap(run))
-    coordinates = np.asarray(run.motions.coordinates, dtype=float)
+    coordinates = run.motions.coordinates.numpy()
     for motion in motions:
         check_motion(motion, coordinates.shape[1])
-    return Polygon(corners).contains_points(coordinates[:, [motion - 1 for motion in motions]])
+    # In double precision, as the corners are.
+    places = coordinates[:, [motion - 1 for motion in motions]].astype(np.float64)
+    return Polygon(corners).contains_points(places)
 
 
 def within_column(table: pd.DataFrame, text: str) -> np.ndarray:

@@ -27,16 +27,16 @@ def particle_places(run: Run, plane: list[int]) -> np.ndarray:
     """
     if plane == UMAP:
         return read_umap(run)
-    coordinates = run.motions.coordinates.numpy().astype(np.float64)
+    coordinates = run.motions.coordinates.numpy()
     if plane[1:] == [HISTOGRAM]:
         check_motion(plane[0], coordinates.shape[1])
-        x = coordinates[:, plane[0] - 1]
+        x = coordinates[:, plane[0] - 1].astype(np.float64)
         counts, edges = np.histogram(x, _BINS, density=True)
         heights = np.interp(x, (edges[1:] + edges[:-1]) / 2, counts)
         return np.column_stack([x, heights * np.random.default_rng(1).random(len(x))])
     for motion in plane:
         check_motion(motion, coordinates.shape[1])
-    return coordinates[:, [motion - 1 for motion in plane]]
+    return coordinates[:, [motion - 1 for motion in plane]].astype(np.float64)
 
 
 def pair_counts(coordinates: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
