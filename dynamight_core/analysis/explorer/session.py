@@ -94,6 +94,8 @@ class Explorer:
         self._orders: dict[tuple[str, str], np.ndarray] = {}
         self._concluded: tuple[int, Conclusion] | None = None
         self._computing = threading.RLock()
+        # The page begins with the conclusion and the particles: they do not wait for what `prepare` reads meanwhile.
+        self._concluding, self._ordering, self._reading = threading.Lock(), threading.Lock(), threading.RLock()
         self.saver = Saver(run, self.model_path, origin, reporter)
         self.beside = Beside(run, self.saver.reporter)
         for table in tables:
@@ -118,7 +120,7 @@ class Explorer:
     @cached_property
     def table(self) -> pd.DataFrame:
         """The rows of RUN/particles.star, which must be those of the run."""
-        with self._computing:
+        with self._reading:
             table = self.run.table
             check_table(self.run, table)
             return table
@@ -379,7 +381,7 @@ class Explorer:
     def _conclusion(self) -> Conclusion:
         """Return the conclusion, drawn again if a stage has brought the run's summary up to date."""
         changed = (self.run.path / "analysis" / "summary.json").stat().st_mtime_ns
-        with self._computing:
+        with self._concluding:
             if self._concluded is None or self._concluded[0] != changed:
                 self._concluded = changed, conclude(self.run)
             return self._concluded[1]
@@ -397,7 +399,7 @@ class Explorer:
 
     def _order(self, group: str, where: str = "") -> np.ndarray:
         """Return the rows of a group in the random order in which they are drawn, the same every time."""
-        with self._computing:
+        with self._ordering:
             if (group, where) not in self._orders:
                 rows = np.flatnonzero(self._mask(group, where))
                 # Of filters, only the last one is asked for again.

@@ -1,7 +1,7 @@
 // Elements of the page, its messages and its theme.
 
 import { gradient } from "./colours.js";
-import { number, sentence } from "./format.js";
+import { sentence } from "./format.js";
 
 export const $ = (id) => document.getElementById(id);
 
@@ -24,7 +24,8 @@ export function fillMenu(menu, options, chosen) {
 export function colourBar(title, colours, low, high, unit = "") {
   const box = element("span", { className: "bar" });
   box.style.background = gradient(colours);
-  return element("div", {}, `${title}  ${number(low, 2)} `, box, ` ${number(high, 2)}${unit}`);
+  const text = (value) => value.toLocaleString("en", { maximumSignificantDigits: 2 }).replace("-", "−");
+  return element("div", {}, `${title}  ${text(low)} `, box, ` ${text(high)}${unit}`);
 }
 
 export function colourDot(colour) {
