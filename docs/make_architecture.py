@@ -53,6 +53,7 @@ FLOORS = [
             "parallel",
             "groups",
             "sampling",
+            "image_series",
             "devices",
         ],
         "",

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from dynamight_core.errors import InputError
+from dynamight_core.image_series import per_image
 from dynamight_core.imaging.ctf import CtfParameters, Index, evaluate_ctf
 from dynamight_core.imaging.fourier import fourier_to_image, image_to_fourier, resample_image, translation_phases
 from dynamight_core.imaging.geometry import image_radius
@@ -77,7 +78,7 @@ class Preprocessing:
         reader
             of all particles.
         halves
-            (n,) half-set of each particle; images of one must not change those of another.
+            (P,) half-set of each particle; images of one must not change those of another.
         seed
             of the random choice of images.
         n_images
@@ -85,9 +86,9 @@ class Preprocessing:
         """
         if self.normalise != "set":
             return self
-        p, noise = reader.particles, torch.empty(len(reader.particles))
+        p, noise = reader.particles, torch.empty(reader.particles.n_images)
         for half in halves.unique():
-            own = torch.where(halves == half)[0].numpy()
+            own = torch.where(per_image(p.series, halves) == half)[0].numpy()
             chosen = np.random.default_rng(seed).permutation(own)[:n_images]
             variances = []
             for rows in np.array_split(np.sort(chosen), -(-len(chosen) // batch_size(p.box))):

@@ -33,7 +33,7 @@ def load_images(prepared: Prepared, device: torch.device, folder: Path, reporter
     progress = reporter.step("reading images")
     cache = ImageCache(reader, preprocessing, device, prepared.inputs.storage, folder, progress)
     p = prepared.particles
-    return TrainingImages(cache, p.ctf, p.matrices, prepared.working_box, prepared.working_pixel_size, device)
+    return TrainingImages(cache, p.ctf, p.matrices, prepared.working_box, prepared.working_pixel_size, device, p.series)
 
 
 def build_model(prepared: Prepared, gaussians: GaussianModel, half: int, device: torch.device) -> HalfModel:

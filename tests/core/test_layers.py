@@ -22,6 +22,7 @@ ROOMS = (
     "parallel",
     "groups",
     "sampling",
+    "image_series",
     "devices",
     "config",
     "imaging",
