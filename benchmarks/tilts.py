@@ -3,10 +3,10 @@
     python -m benchmarks.tilts --seeds 0 1 2
     python -m benchmarks.tilts --seeds 0 --alone
 
-Data: 400 particles of the hinge with 41 tilts from -60 to 60 degrees and 120 e/A^2 in all. Signal fades with exposure
-and thickness. They are simulated when they are first needed and kept in the temporary folder. With `--alone`, each
-image is a particle of its own, as if the tilts did not belong together. With `--unweighted`, signal does not fade with
-exposure.
+Data: 400 particles of the hinge with 41 tilts from -60 to 60 degrees and 120 e/A^2 in all, box 32 at 6 A. Signal fades
+with exposure and thickness. They are simulated when they are first needed and kept in the temporary folder. With
+`--alone`, each image is a particle of its own, as if the tilts did not belong together. With `--unweighted`, the model
+has no fading with exposure.
 
 Prints one JSON object per data set. `r` correlates decoded and true angles, over training and validation particles,
 mean over half-sets; `oracle_r` is that of the posterior means of who knows structure, poses, CTF, exposure and noise.
@@ -34,6 +34,7 @@ from dynamight_core.simulate.measures import mean_fsc, oracle_angles
 from dynamight_core.simulate.truth import load_truth
 
 PARTICLES, TILTS, DOSE, RANGE = 400, 41, 120.0, 20.0
+BOX, PIXEL_SIZE = 32, 6.0
 
 
 def separated(folder):
@@ -48,7 +49,9 @@ def separated(folder):
 def benchmark(seed, snr, options, alone=False, **inputs):
     """Return the figures of one data set."""
     folder = data_set(
-        f"tilts-{seed}-{snr:g}", seed=seed, snr=snr, particles=PARTICLES, tilts=TILTS, tilt_dose=DOSE / TILTS
+        f"tilts-{seed}-{snr:g}",
+        **{"seed": seed, "snr": snr, "particles": PARTICLES, "tilts": TILTS, "tilt_dose": DOSE / TILTS},
+        **{"box": BOX, "pixel_size": PIXEL_SIZE},
     )
     truth, started = load_truth(folder / "truth.npz"), time.monotonic()
     name = "alone" if alone else "keep" if inputs.get("dose_weighting", True) else "unweighted"
@@ -76,12 +79,12 @@ def benchmark(seed, snr, options, alone=False, **inputs):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--snr", type=float, default=0.05, help="of one tilt before exposure")
+    parser.add_argument("--snr", type=float, default=0.13, help="of one tilt before exposure")
     parser.add_argument("--epochs", type=int, default=TrainOptions().epochs)
     parser.add_argument("--alone", action="store_true", help="take each image for a particle")
     parser.add_argument("--unweighted", action="store_true", help="without dose weighting")
     arguments = parser.parse_args()
-    options = TrainOptions(n_gaussians=2000, epochs=arguments.epochs)
+    options = TrainOptions(n_gaussians=1000, epochs=arguments.epochs)
     inputs = {"dose_weighting": False} if arguments.unweighted else {}
     for seed in arguments.seeds:
         print(json.dumps(benchmark(seed, arguments.snr, options, arguments.alone, **inputs)), flush=True)

@@ -97,7 +97,7 @@ class _Transferred:
         self._data, self._factor = data, factor
         zeros = torch.zeros_like(ctf.odd_zernike)
         self._even = replace(ctf, beam_tilt=torch.zeros_like(ctf.beam_tilt), odd_zernike=zeros)
-        self.box, self.pixel_size, self.device = data.box, data.pixel_size, data.device
+        self.box, self.pixel_size, self.device, self.noise = data.box, data.pixel_size, data.device, data.noise
         self.series, self.at_once, self.images_of = data.series, data.at_once, data.images_of
 
     def __len__(self) -> int:

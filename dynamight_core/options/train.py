@@ -82,13 +82,11 @@ class InputOptions(Checked):
     max_tilts: int | None = option(
         None,
         "Use this number of images of each particle of a tilt series, those of least exposure. All if omitted.",
-        label="Largest number of tilts",
         at_least=1,
     )
     max_exposure: float | None = option(
         None,
         "Use images of tilt series up to this exposure before the image. All if omitted.",
-        label="Largest exposure",
         unit="e/A^2",
         at_least=0,
     )
@@ -96,7 +94,6 @@ class InputOptions(Checked):
         True,
         "Let the signal of tilt series fade with exposure (critical exposure of Grant and Grigorieff).",
         more="RELION and WarpTools multiply 2D stacks by the same weights.",
-        label="Weight tilts by their dose?",
     )
     particle_diameter: float | None = basic(
         None,

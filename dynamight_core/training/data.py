@@ -142,6 +142,8 @@ class TrainingImages:
         of the batches.
     series
         whose images they are; None if each particle has one.
+    noise
+        (box//2+1,) fraction of noise that preparation left in images, per shell; 1 if None.
     """
 
     def __init__(
@@ -153,8 +155,9 @@ class TrainingImages:
         pixel_size: float,
         device: torch.device | str = "cpu",
         series: ImageSeries | None = None,
+        noise: torch.Tensor | None = None,
     ):
-        self.series = series
+        self.series, self.noise = series, noise
         self.box, self.pixel_size, self.device = box, pixel_size, torch.device(device)
         self._images = images
         self._matrices = matrices.to(self.device)

@@ -270,7 +270,9 @@ class HalfTrainer:
             residual = self.project(batch, positions) - batch.transforms
             power = power + shell_means(residual.abs().square(), self.model.box).sum(0)
         group.sum_(power)
-        self.model.noise_power.copy_(power / len(self.data.images_of(chosen)))
+        power = power / len(self.data.images_of(chosen))
+        # Frequencies without noise are there in some images; the others must not be taken for less noisy.
+        self.model.noise_power.copy_(power if self.data.noise is None else power / self.data.noise.to(power))
 
     @torch.no_grad()
     def rebuild_graph(self) -> None:

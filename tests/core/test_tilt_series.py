@@ -9,11 +9,13 @@ import torch
 from dynamight_core.errors import InputError
 from dynamight_core.image_series import ImageSeries
 from dynamight_core.imaging.ctf import CtfParameters, evaluate_ctf, remaining_signal
+from dynamight_core.imaging.fourier import fourier_to_image, image_to_fourier, shell_means
 from dynamight_core.imaging.poses import euler_angles, random_rotations, rotation_matrices
 from dynamight_core.judging.summary import summarise
 from dynamight_core.options import InputOptions, ReconstructOptions, SimulateOptions, TrainOptions
 from dynamight_core.particles.images import ImageReader
 from dynamight_core.particles.metadata import read_particles, write_particles
+from dynamight_core.particles.preprocess import Preprocessing, prepare_images, restored_noise
 from dynamight_core.particles.relatives import find_relatives
 from dynamight_core.particles.symmetry import expand, symmetry_operators
 from dynamight_core.particles.tilt_series import TiltOptions
@@ -348,3 +350,19 @@ def test_a_run_has_a_latent_for_each_particle_and_writes_its_rows(tmp_path):
     again = Run(run.path)
     names = again.particles.particle_table["rlnTomoParticleName"].tolist()
     assert names == rows.drop_duplicates("dynParticle")["rlnTomoParticleName"].tolist()
+
+
+def test_images_that_relion_multiplied_by_ctf_and_dose_are_restored():
+    # Noise alone has the same spectral density in all tilts again, where there is any left.
+    ctf = CtfParameters.create(torch.full((41,), 15000.0), exposure=torch.linspace(0, 120, 41))
+    white = torch.randn(41, 64, 64, generator=torch.Generator().manual_seed(0))
+    transfer = evaluate_ctf(ctf, 64, 3.0)
+    premultiplied = fourier_to_image(image_to_fourier(white) * transfer, 64)
+    plain = torch.zeros(41, 2), torch.ones(41), 3.0, Preprocessing(64)
+    restored, given = prepare_images(premultiplied, *plain, ctf), prepare_images(white, *plain)
+    low = shell_means(image_to_fourier(restored).abs().square(), 64)[:, 4:9].mean(1)
+    wanted = shell_means(image_to_fourier(given).abs().square(), 64)[:, 4:9].mean(1)
+    assert torch.allclose(low, wanted, rtol=0.35)
+    left = shell_means(restored_noise(ctf, 64, 3.0), 64)
+    assert left[0, 10:].mean() > 0.9
+    assert left[-1, 10:].mean() < 0.1
