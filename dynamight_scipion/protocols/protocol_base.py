@@ -1,12 +1,14 @@
 """How every protocol starts the engine, what its form takes from the engine's options, and what failures say."""
 
+from __future__ import annotations
+
 import json
 import os
 import re
 import shlex
 import subprocess
 import time
-from functools import cache
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import pyworkflow.protocol.params as params
@@ -30,13 +32,13 @@ _PARAMS = {
 }
 
 
-@cache
+@lru_cache(maxsize=None)
 def readOptions():
     """Read what the engine declares: of every stage, its options by name, each a JSON schema with texts for a form."""
     return {stage: found["properties"] for stage, found in _readDeclared()["$defs"].items()}
 
 
-@cache
+@lru_cache(maxsize=None)
 def readPresets():
     """Read the engine's presets: of each, the values of options by stage and name."""
     return _readDeclared()["presets"]
@@ -146,12 +148,12 @@ class EngineProtocol:
         if "enum" in option or (kind == "boolean" and nullable):
             paramClass, words, labels = params.EnumParam, (None, True, False), ("automatic", "yes", "no")
             if "enum" in option:
-                offered = zip(option["enum"], option["choice_labels"], strict=True)
-                words, labels = zip(*(choice for choice in offered if choice[0] not in without), strict=True)
-            given |= {"choices": list(labels), "default": words.index(option.get("default", words[0]))}
+                offered = zip(option["enum"], option["choice_labels"])
+                words, labels = zip(*(choice for choice in offered if choice[0] not in without))
+            given.update(choices=list(labels), default=words.index(option.get("default", words[0])))
         elif kind in ("integer", "number") and Limits._CHECKS.keys() & option.keys():
             given["validators"] = [Limits(option, bool(nullable))]
-        param = form.addParam(name, paramClass, **(given | changed))
+        param = form.addParam(name, paramClass, **{**given, **changed})
         param.engineOption = stage, word, words
 
     def addOptions(self, form, *names):

@@ -1,5 +1,7 @@
 """Viewer of a reconstruction: FSC, and the map before and after."""
 
+from __future__ import annotations
+
 import os
 
 import numpy as np
@@ -99,10 +101,10 @@ class DynamightReconstructViewer(ResultsViewer):
                 style: dict = {"color": AFTER if which == "motion corrected" else BEFORE}
                 if isRegion:
                     # The dashes of a region are as long as its number.
-                    style |= {"linewidth": 1.4, "linestyle": (0, (1 + 3 * int(kind.removeprefix(REGION)), 2))}
+                    style.update(linewidth=1.4, linestyle=(0, (1 + 3 * int(kind[len(REGION) :]), 2)))
                 else:
                     # Runs of earlier versions have other labels.
-                    style |= _STYLES.get(kind, {})
+                    style.update(_STYLES.get(kind, {}))
                 curves.append((curve.getObjLabel(), *curve.getData(), style))
         return figureView("Fourier shell correlation", (7.5, 5), drawFsc, curves)
 
@@ -135,7 +137,7 @@ class DynamightReconstructViewer(ResultsViewer):
         layers = greyLayers({"map with motion corrected": readVolume(self.protocol.outputVolume.getFileName())})
         volumes, limits = self._readLocalResolutions()
         names = ("local resolution before", "local resolution after")[-len(volumes) :]
-        layers += [Layer(n, volume, "viridis_r", limits, "Å") for n, volume in zip(names, volumes, strict=True)]
+        layers += [Layer(n, volume, "viridis_r", limits, "Å") for n, volume in zip(names, volumes)]
         return slicesView("Local resolution", layers, self.protocol.outputVolume.getSamplingRate())
 
     @view(
