@@ -53,6 +53,8 @@ _FLOOR = 1e-6
 _STATIC_EPOCHS, _STATIC_PARTICLES = 8, 2000
 # Particles of each half-set that priors are found from, and that are compared.
 _PRIOR_PARTICLES, _COMPARED = 250, 500
+# Particles that priors are found from at least, however many images each has.
+_MIN_PRIOR_PARTICLES = 60
 _BATCH = 64
 
 
@@ -125,7 +127,7 @@ class Explained:
         self._dimensions = {kind: len(prior.mean) for kind, prior in alone.items()}
         # What each explanation without motion starts from.
         self._still = {kinds: static for kinds in EXPLANATIONS if MOTION not in kinds}
-        sample = evenly(rows, _PRIOR_PARTICLES)
+        sample = evenly(rows, max(_MIN_PRIOR_PARTICLES, data.at_once(_PRIOR_PARTICLES)))
         self.prior_particles = len(sample)
         self.priors: dict[tuple[str, ...], Prior] = {(MOTION,): alone[MOTION]}
         for kinds in EXPLANATIONS[2:]:

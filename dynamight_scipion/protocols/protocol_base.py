@@ -262,7 +262,7 @@ class EngineProtocol:
         """
         message = _readStatus(statusFile).get("message")
         if message:
-            return message
+            return inWordsOfForms(message, command)
         if code in (126, 127):
             return (
                 f"The program {PROGRAM} could not be started: check {DYNAMIGHT_ENV_ACTIVATION} in Scipion's "
@@ -277,6 +277,29 @@ class EngineProtocol:
             f"{PROGRAM} {command} was ended from outside before it was done, perhaps for lack of memory or time: give "
             "more of these, or fewer particles at a time (batch size), and continue the protocol."
         )
+
+
+def inWordsOfForms(message, command):
+    """Return a message of a command with labels of the form in the place of options that the form has.
+
+    An option that is switched off, such as --no-premultiplied, becomes its label and "(No)".
+    """
+    stages, labels = readOptions(), {}
+    # Those of the command's own form last, where labels differ.
+    own = ("input", "train") if command == "train" else (command,)
+    for stage in sorted(stages, key=lambda stage: stage in own):
+        labels.update(
+            (_inKebab(name), option["label"]) for name, option in stages[stage].items() if option.get("label")
+        )
+
+    def labelled(found):
+        words = found.group(1)
+        if words in labels:
+            return f"'{labels[words]}'"
+        off = words[len("no-") :] if words.startswith("no-") else ""
+        return f"'{labels[off]}' (No)" if off in labels else found.group(0)
+
+    return re.sub(r"(?<![\w-])--([a-z][a-z-]*[a-z])", labelled, message)
 
 
 def checkStructure(structure, name):

@@ -111,7 +111,7 @@ class DynamightReconstructViewer(ResultsViewer):
     @view("Slices before and after")
     def _showSlices(self):
         before, after = readVolume(self._getBefore()), readVolume(self.protocol.outputVolume.getFileName())
-        layers = greyLayers({self._describeBefore().removeprefix("The "): before, "map with motion corrected": after})
+        layers = greyLayers({self._describeBefore().replace("The ", "", 1): before, "map with motion corrected": after})
         limit = max(abs(after - before).max() * 0.7, 1e-12)
         layers.append(Layer("after minus before", after - before, "coolwarm", (-limit, limit)))
         return slicesView("Before and after", layers, self.protocol.outputVolume.getSamplingRate())
