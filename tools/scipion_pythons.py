@@ -80,7 +80,10 @@ def run(*command, **options):
 
 def wheel(folder: Path) -> Path:
     """Build the wheels of both distributions, and check their metadata; return that of the plugin."""
-    run(sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", folder, ROOT, ROOT / "dynamight_core")
+    # From a copy: a build leaves folders behind.
+    source = folder / "source"
+    run("git", "clone", "--quiet", ROOT, source)
+    run(sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", folder, source, source / "dynamight_core")
     program = folder / "checker" / "bin" / "python"
     run(sys.executable, "-m", "venv", folder / "checker")
     run(program, "-m", "pip", "install", "-q", "twine")
