@@ -284,7 +284,8 @@ def inWordsOfForms(message, command):
 
     An option that is switched off, such as --no-premultiplied, becomes its label and "(No)".
     """
-    stages, labels = readOptions(), {}
+    stages = readOptions()
+    labels: dict[str, str] = {}
     # Those of the command's own form last, where labels differ.
     own = ("input", "train") if command == "train" else (command,)
     for stage in sorted(stages, key=lambda stage: stage in own):
