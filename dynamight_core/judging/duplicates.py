@@ -72,7 +72,7 @@ def _same_noise(
     Only images with nearly the same pose and defocus are compared: those of one particle are. Of several images of a
     particle, it is the first.
     """
-    particles = particles.first_images()
+    particles = particles if data.series is None else particles.first_images()
     rotation = math.sqrt(8) * math.sin(math.radians(_SAME_POSE) / 2)
     defocus = (particles.ctf.defocus_u + particles.ctf.defocus_v) / 2 * (rotation / _SAME_DEFOCUS)
     points = torch.cat([particles.matrices.flatten(1), defocus[:, None]], 1).numpy()
