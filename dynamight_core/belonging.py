@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
 
 from dynamight_core.errors import InputError, option_name, understood
 from dynamight_core.files import atomic_path
+from dynamight_core.image_series import ImageSeries
 from dynamight_core.options import InputOptions
 from dynamight_core.particles.identity import (
     PARTS,
@@ -113,6 +115,8 @@ def arranged(run: Path, particles: Particles, checksum: str | None = None) -> Pa
     if _same_in_other_images(rows, particles):
         return particles
     order = rows_of(run, rows, particles)
+    if particles.series is not None:
+        order = particles_in_order(particles.series, order)
     if (order != np.arange(len(order))).any():
         particles = particles.subset(order)
     stacks = ordered_stacks(particles)
@@ -120,6 +124,12 @@ def arranged(run: Path, particles: Particles, checksum: str | None = None) -> Pa
         raise InputError(f"{run / IDENTITY} is damaged (it has {len(records['stacks'])} stacks); {_CURE}")
     for path, record in zip(stacks, records["stacks"], strict=True):
         check_file(path, record, run, _CURE)
+    return particles
+
+
+def particles_in_order(series: ImageSeries, images: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the (P,) particles in the order of their first images among (n,) images in another order."""
+    particles: NDArray[np.int64] = pd.unique(series.owner.numpy()[images])
     return particles
 
 
@@ -136,7 +146,7 @@ def _same_in_other_images(rows: dict[str, torch.Tensor], particles: Particles) -
 def rows_of(
     run: Path, rows: dict[str, torch.Tensor], particles: Particles, parts: tuple[str, ...] | None = None
 ) -> NDArray[np.int64]:
-    """Return (n,) the row among particles of each row of a run, see `match_rows`.
+    """Return (n,) the image among those of particles of each image of a run, see `match_rows`.
 
     Raises
     ------
@@ -152,7 +162,8 @@ def rows_of(
             told = f"{star} lacks the image of row {(found.before or 0) + 1} of {run / 'particles.star'}"
         else:
             name = particles.image_name(found.after)
-            told = f"{star} has in row {found.after + 1} ({name}) another {found.part} than {run} was trained on"
+            row = particles.image_rows[found.after] + 1
+            told = f"{star} has in row {row} ({name}) another {found.part} than {run} was trained on"
         raise InputError(f"{told}; restore the original file, or train again into a new folder") from found
 
 
@@ -178,7 +189,7 @@ def _read(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
 
 def input_files(inputs: InputOptions) -> Iterator[tuple[str, str]]:
     """Yield option and path of the input files of a training, without the particles."""
-    for field in ("map", "mask", "atomic_model"):
+    for field in ("map", "mask", "atomic_model", "tomograms"):
         path = getattr(inputs, field)
         if path:
             yield option_name(field), path

@@ -254,9 +254,12 @@ class Run:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """The rows of RUN/particles.star."""
+        """The rows of RUN/particles.star: of images, the first of each particle."""
         blocks = read_blocks(self._summarised("particles.star"))
-        return with_numbers(blocks.get("particles", list(blocks.values())[-1]))
+        rows = blocks.get("particles", list(blocks.values())[-1])
+        if "dynParticle" in rows:
+            rows = rows.drop_duplicates("dynParticle", ignore_index=True)
+        return with_numbers(rows)
 
     @property
     def box(self) -> int:

@@ -140,5 +140,5 @@ def getEngineVersion(environment):
     """Return the version of the engine in the Python environment in a folder, or '' if it has none."""
     prefix = f"{ENGINE.replace('-', '_')}-"
     for path in glob(f"{environment}/lib/python3*/site-packages/{prefix}*.dist-info"):
-        return Path(path).name.removeprefix(prefix).removesuffix(".dist-info")
+        return Path(path).name[len(prefix) : -len(".dist-info")]
     return ""

@@ -21,6 +21,7 @@ FLOORS = {
         "parallel",
         "groups",
         "sampling",
+        "image_series",
         "devices",
     ),
     "options": ("options", "config"),

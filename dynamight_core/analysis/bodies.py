@@ -182,7 +182,7 @@ def _write_relion(run: Run, motions: BodyMotions, summary: pd.DataFrame) -> list
     E(angles) O. O rotates the line between the centre of the body and that of the body it is relative to into z. The
     centre c appears in the image at A_consensus c - offset.
     """
-    particles, masks = run.particles, run.config.inputs.bodies or []
+    particles, masks = run.particles.first_images(), run.config.inputs.bodies or []
     decoder: Any = run.models[0].decoder
     largest = int(decoder.largest)
     centres = np.stack([_rounded_centre(path) for path in masks])

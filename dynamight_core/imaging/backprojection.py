@@ -15,6 +15,7 @@ import torch
 
 from dynamight_core.errors import InputError
 from dynamight_core.groups import current_group
+from dynamight_core.image_series import ImageSeries
 from dynamight_core.imaging.fourier import (
     expand_shells,
     fourier_to_volume,
@@ -86,6 +87,8 @@ class ParticleData:
         (box//2+1,) factor on every shell of the data term, one over the noise power; 1 if None.
     device
         of all results.
+    series
+        whose images they are, if particles have several; indices are those of images.
 
     Raises
     ------
@@ -102,7 +105,9 @@ class ParticleData:
         pixel_size: float,
         weights: torch.Tensor | None = None,
         device: torch.device | str = "cpu",
+        series: ImageSeries | None = None,
     ):
+        self.series = series
         if box % 2:
             raise InputError(f"the working box is {box} pixels; choose an even number")
         self._images, self._ctf, self._matrices = images, ctf, matrices

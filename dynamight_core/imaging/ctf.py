@@ -50,6 +50,8 @@ class CtfParameters:
         (n, 2, 2) RELION's rlnMagMat: the image has the frequency M k at k.
     band
         (n,) 1/A, largest frequency along x or y that the image has; infinite for all of its own pixels.
+    exposure
+        (n,) e/A^2 that the specimen had received before the image; 0 is no attenuation by radiation damage.
     """
 
     defocus_u: torch.Tensor
@@ -66,6 +68,7 @@ class CtfParameters:
     even_zernike: torch.Tensor
     magnification: torch.Tensor
     band: torch.Tensor
+    exposure: torch.Tensor
 
     @classmethod
     def create(
@@ -92,6 +95,7 @@ class CtfParameters:
             "b_factor": 0.0,
             "scale": 1.0,
             "band": torch.inf,
+            "exposure": 0.0,
         }
         if defocus_v is not None:
             values["defocus_v"] = defocus_v
@@ -134,7 +138,8 @@ def evaluate_ctf(parameters: CtfParameters, box: int, pixel_size: float) -> torc
 
     CTF = scale * exp(-B s^2/4) * sin(gamma) with gamma = pi lambda dz s^2 - pi/2 Cs lambda^3 s^4 + asin(Q0) +
     phase shift - even Zernike phase (RELION's sign), times exp(i odd phase) for beam tilt or odd Zernike terms.
-    White contrast: image = CTF * projection. The CTF is zero beyond an image's band.
+    White contrast: image = CTF * projection. The CTF is zero beyond an image's band. After an exposure, it is
+    multiplied by `remaining_signal`.
 
     Parameters
     ----------
@@ -193,12 +198,37 @@ def evaluate_ctf(parameters: CtfParameters, box: int, pixel_size: float) -> torc
     if p.b_factor.any():
         ctf = ctf * torch.exp(-p.b_factor[:, None, None] / 4 * frequency.square().sum(-1))
     ctf = ctf * p.scale[:, None, None]
+    if p.exposure.any():
+        ctf = ctf * remaining_signal(p.exposure, frequency.norm(dim=-1))
     if p.has_odd_aberrations:
         odd = zernike_phase(p.odd_zernike, frequency, odd=True) + beam_tilt_phase(p, frequency)
         ctf = ctf * torch.polar(torch.ones_like(odd), odd)
     if p.band.isfinite().any():
         ctf = ctf * (frequencies_2d(box, device).abs().amax(-1) / pixel_size <= p.band[:, None, None])
     return ctf
+
+
+def remaining_signal(exposure: torch.Tensor, frequency: torch.Tensor) -> torch.Tensor:
+    """Return the amplitude that radiation damage leaves of a signal, from 0 to 1.
+
+    exp(-N / 2 N_c) with the critical exposure N_c = 0.245 k^-1.665 + 2.81 e/A^2 (Grant & Grigorieff, eLife 2015), at
+    any voltage as in RELION.
+
+    Parameters
+    ----------
+    exposure
+        (n,) N, e/A^2.
+    frequency
+        (...) k, 1/A.
+
+    Returns
+    -------
+    torch.Tensor
+        (n, ...).
+    """
+    # At the origin, the critical exposure is infinite.
+    critical = 0.245 * frequency.clamp(min=1e-6) ** -1.665 + 2.81
+    return torch.exp(-exposure.reshape(-1, *[1] * frequency.ndim) / (2 * critical))
 
 
 def electron_wavelength(voltage: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from dynamight_core.groups import current_group
+from dynamight_core.image_series import ImageSeries, per_image
 from dynamight_core.imaging.geometry import Field, mixed
 from dynamight_core.imaging.voxels import ModalField
 from dynamight_core.sampling import evenly
@@ -50,6 +51,13 @@ class Modes:
 
     def __len__(self) -> int:
         return self.coordinates.shape[1]
+
+    def of_images(self, series: ImageSeries | None) -> "Modes":
+        """Return the modes with the coordinates of each image's particle."""
+        if series is None:
+            return self
+        exact = None if self.exact is None else (self.exact[0], per_image(series, self.exact[1]))
+        return replace(self, coordinates=per_image(series, self.coordinates), exact=exact)
 
     def scaled(self, factors: torch.Tensor) -> "Modes":
         """Return the modes with coordinates times (K,) factors; modes of factor 0 are dropped."""

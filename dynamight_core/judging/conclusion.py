@@ -215,8 +215,10 @@ def _moving_part(motion: np.ndarray, error: np.ndarray) -> str:
 def _certainty(summary: dict[str, Any], controls: dict[str, dict[str, Any]]) -> list[str]:
     """Return sentences on how sure the motion is: held-out images, agreement of the half-sets, controls."""
     found = summary["verdict"]
+    model = summary.get("model", {})
+    shown = "particles" if model.get("images", 0) > sum(model.get("particles", [])) else "images"
     lines = [
-        f"Held-out images ({found['particles']}) are explained {_by(found['gain'], found['gain_error'])} with each "
+        f"Held-out {shown} ({found['particles']}) are explained {_by(found['gain'], found['gain_error'])} with each "
         f"particle's own deformation, and {_by(found['null'], found['null_error'])} with another particle's."
     ]
     if found.get("cause") and "evidence" in summary:

@@ -2,8 +2,8 @@
 
 Finding a direction of motion among p directions is finding the leading principal component of noisy data. With n
 samples and a signal-to-noise ratio x along the direction, this requires x > sqrt(p / n) (Baik, Ben Arous & Peche,
-Annals of Probability 2005). Here x is the power by which the motion changes an image, in units of its noise, and p is
-the number of smooth deformations of a molecule.
+Annals of Probability 2005). Here x is the power by which the motion changes the images of a particle, in units of their
+noise, and p is the number of smooth deformations of a molecule.
 """
 
 import math
@@ -22,7 +22,7 @@ _DIMENSIONS = 3 * 3**3
 # Trial motions: caps with these fractions of the Gaussians rotate about their joint with the rest, each in several
 # random directions.
 _FRACTIONS, _DIRECTIONS = (0.1, 0.2, 0.4), 4
-_PARTICLES = 128
+_IMAGES = 128
 # Quantile of the trial motions' limits that is reported.
 _QUANTILE = 0.75
 # Initial size of a trial motion, A rms over the molecule.
@@ -54,12 +54,12 @@ def _limit(model: HalfModel, data: TrainingImages, rows: torch.Tensor, seed: int
     generator = torch.Generator().manual_seed(seed)
     positions = model.gaussians.positions
     caps = [_cap(positions, fraction, generator) for fraction in _FRACTIONS for _ in range(_DIRECTIONS)]
-    chosen = rows[torch.randperm(len(rows), generator=generator)[:_PARTICLES]]
+    chosen = rows[torch.randperm(len(rows), generator=generator)[: data.at_once(_IMAGES)]]
     needed = _MARGIN * math.sqrt(_DIMENSIONS / len(rows))
     # However noisy the images, the motion is not larger than the molecule.
     largest = float((positions - positions.mean(0)).norm(dim=1).max())
     views, weights = [], model.seen_weights()
-    for part in chosen.split(64):
+    for part in chosen.split(data.at_once(64)):
         batch = data.batch(part).within(weights)
         views.append((batch.matrices, batch.transfer, model.project(batch.matrices, batch.transfer)))
     limits = []
@@ -67,7 +67,7 @@ def _limit(model: HalfModel, data: TrainingImages, rows: torch.Tensor, seed: int
         limit = _START
         # The change of an image grows more slowly than the square of the motion: measure it near the limit.
         for _ in range(3):
-            power = _change(model, views, positions + _rotated(positions, *cap, limit))
+            power = _change(model, views, positions + _rotated(positions, *cap, limit)) / len(chosen)
             limit = min(largest, limit * math.sqrt(needed / max(power, 1e-12)))
         limits.append(limit)
     return float(torch.tensor(limits).quantile(_QUANTILE))
@@ -76,17 +76,16 @@ def _limit(model: HalfModel, data: TrainingImages, rows: torch.Tensor, seed: int
 def _change(
     model: HalfModel, views: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], moved: torch.Tensor
 ) -> float:
-    """Return the mean power, in units of the noise, by which (n, 3) moved positions change an image.
+    """Return the power, in units of the noise, by which (n, 3) moved positions change images, summed over images.
 
     Each view has (b, 3, 3) matrices, (b, box, box//2+1) transfer functions and the model's images without motion.
     """
     weights = model.seen_weights()
-    power, count = 0.0, 0
+    power = 0.0
     for matrices, transfer, rest in views:
         change = model.project(matrices, transfer, moved.expand(len(matrices), -1, -1)) - rest
         power += float((change.abs().square() * weights).sum())
-        count += len(matrices)
-    return power / count
+    return power
 
 
 def _cap(

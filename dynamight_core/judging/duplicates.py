@@ -69,8 +69,10 @@ def _same_noise(
 ) -> torch.Tensor:
     """Return (p, 2) rows, the first of half-set 1, whose noise correlates more than chance allows.
 
-    Only images with nearly the same pose and defocus are compared: those of one particle are.
+    Only images with nearly the same pose and defocus are compared: those of one particle are. Of several images of a
+    particle, it is the first.
     """
+    particles = particles if data.series is None else particles.first_images()
     rotation = math.sqrt(8) * math.sin(math.radians(_SAME_POSE) / 2)
     defocus = (particles.ctf.defocus_u + particles.ctf.defocus_v) / 2 * (rotation / _SAME_DEFOCUS)
     points = torch.cat([particles.matrices.flatten(1), defocus[:, None]], 1).numpy()
@@ -91,7 +93,7 @@ def _excess(models: tuple[HalfModel, HalfModel], data: TrainingImages, pairs: to
     """Return the (p,) correlations of the noise of (p, 2) rows over those by chance, the largest over small shifts."""
     noises = []
     for model, rows in zip(models, pairs.T, strict=True):
-        batch = data.batch(rows)
+        batch = data.image_batch(rows if data.series is None else data.series.first[rows])
         # The inverse transform counts columns twice that stand for two.
         weights = model.frequency_weights(resolution=0) / plane_multiplicity(data.box, batch.transforms.device)
         residual = batch.transforms - model.project(batch.matrices, batch.transfer, _at_rest(model, len(rows)))

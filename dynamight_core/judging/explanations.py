@@ -24,10 +24,10 @@ from dynamight_core.training.inference import (
     data_terms,
     infer_latents,
     infer_parameters,
-    most_likely_prior,
     on_pixels,
     random_pixels,
 )
+from dynamight_core.training.latent_prior import most_likely_prior
 from dynamight_core.training.poses import POSE_WIDTHS
 from dynamight_core.training.schedule import Epoch
 
@@ -53,6 +53,8 @@ _FLOOR = 1e-6
 _STATIC_EPOCHS, _STATIC_PARTICLES = 8, 2000
 # Particles of each half-set that priors are found from, and that are compared.
 _PRIOR_PARTICLES, _COMPARED = 250, 500
+# Particles that priors are found from at least, however many images each has.
+_MIN_PRIOR_PARTICLES = 60
 _BATCH = 64
 
 
@@ -125,7 +127,7 @@ class Explained:
         self._dimensions = {kind: len(prior.mean) for kind, prior in alone.items()}
         # What each explanation without motion starts from.
         self._still = {kinds: static for kinds in EXPLANATIONS if MOTION not in kinds}
-        sample = evenly(rows, _PRIOR_PARTICLES)
+        sample = evenly(rows, max(_MIN_PRIOR_PARTICLES, data.at_once(_PRIOR_PARTICLES)))
         self.prior_particles = len(sample)
         self.priors: dict[tuple[str, ...], Prior] = {(MOTION,): alone[MOTION]}
         for kinds in EXPLANATIONS[2:]:
@@ -175,11 +177,11 @@ class Explained:
         return slice(first, first + self._dimensions[kind])
 
     def projection(self, kinds: tuple[str, ...], batch: Batch) -> Projection:
-        """Return the function from parameters, particles of the batch and transfer functions to model images."""
+        """Return the function from parameters, images of the batch and transfer functions to model images."""
         moves = MOTION in kinds
         model = self.model if moves else self._still[kinds]
         rest = model.gaussians.positions if moves else model.consensus_positions
-        displaced = model.evaluator(rest) if moves else None
+        displaced, frames = model.evaluator(rest) if moves else None, batch.frames
 
         def project(parameters: torch.Tensor, which: torch.Tensor, transfer: torch.Tensor) -> torch.Tensor:
             positions = rest.expand(len(which), -1, -1)
@@ -187,8 +189,9 @@ class Explained:
                 positions = rest + displaced(parameters[:, self.part(kinds, MOTION)])
             matrices, occupancies = batch.matrices[which], None
             if POSE in kinds:
-                change = parameters[:, self.part(kinds, POSE)]
-                matrices, transfer = changed_poses(change, matrices, transfer, model.box * model.pixel_size)
+                change, extent = parameters[:, self.part(kinds, POSE)], model.box * model.pixel_size
+                at = None if frames is None else frames[which]
+                matrices, transfer = changed_poses(change, matrices, transfer, extent, at)
             if CONTENT in kinds:
                 occupancies = 1 + parameters[:, self.part(kinds, CONTENT)] @ self._memberships[moves].T
             return model.project(matrices, transfer, positions, occupancies)
@@ -230,11 +233,12 @@ class Explained:
         """Return (n,) minus log-likelihoods of images on some of their Fourier pixels, nats."""
         weights, group = self.model.seen_weights(), current_group()
         terms = [weights.new_empty(0)]
-        for chosen in group.split(torch.arange(len(rows)), _BATCH):
+        for chosen in group.split(torch.arange(len(rows)), self.data.at_once(_BATCH)):
             batch = self.data.batch(rows[chosen]).within(weights)
-            which = torch.arange(len(batch), device=batch.transforms.device)
-            residual = self.projection(kinds, batch)(parameters[chosen], which, batch.transfer) - batch.transforms
-            terms.append(0.5 * (residual.abs().square() * on_pixels(weights, pixels[chosen])).sum((-2, -1)))
+            which = torch.arange(len(batch.transforms), device=batch.transforms.device)
+            mine, used = batch.per_image(parameters[chosen]), on_pixels(weights, batch.per_image(pixels[chosen]))
+            residual = self.projection(kinds, batch)(mine, which, batch.transfer) - batch.transforms
+            terms.append(batch.per_particle(0.5 * (residual.abs().square() * used).sum((-2, -1))))
         return group.gather(torch.cat(terms)).cpu()
 
     def compare(self, rows: torch.Tensor, seed: int) -> Comparison:
@@ -274,7 +278,7 @@ def static_model(trained: HalfModel, trainer: HalfTrainer) -> HalfModel:
     trainer
         of the same half-set, with a model at the start of its training; it is changed.
     """
-    trainer.rows = evenly(trainer.rows, _STATIC_PARTICLES)
+    trainer.rows = evenly(trainer.rows, trainer.data.at_once(_STATIC_PARTICLES))
     for number in range(1, _STATIC_EPOCHS + 1):
         run_epoch(trainer, Epoch("warm-up"), number)
     fresh = trainer.model.eval()

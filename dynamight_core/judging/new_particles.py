@@ -119,6 +119,7 @@ def infer_particles(
         star=str(star),
         project=options.project,
         passthrough=options.passthrough,
+        tomograms=options.tomograms,
         premultiplied=options.premultiplied,
         invert_contrast=run.config.inputs.invert_contrast if contrast is None else contrast,
     ).absolute()
@@ -168,7 +169,7 @@ def _membership(run: Run, particles: Particles, seed: int, reporter: Reporter) -
         if wrong.any():
             row = int(wrong.int().argmax())
             raise InputError(
-                f"{particles.star_path} has image {particles.image_name(row)} (row {row + 1}) in half-set "
+                f"{particles.star_path} has image {particles.name(row)} (row {row + 1}) in half-set "
                 f"{given[row]}, but it belongs to half-set {trained[row]} of {run.path}; take rlnRandomSubset from "
                 f"{run.path / 'particles.star'}"
             )
@@ -188,14 +189,17 @@ def _membership(run: Run, particles: Particles, seed: int, reporter: Reporter) -
     separated = int(torn(halves, relatives).sum())
     if separated:
         reporter.warn(
-            f"{separated} particles have relatives (the same original image, helical tube, tilt series or place) in "
-            "the other half-set, so that the FSC may show more than there is"
+            f"{separated} particles have relatives (the same original image, helical tube or place) in the "
+            "other half-set, so that the FSC may show more than there is"
         )
     return Membership(rows, halves, validation)
 
 
 def _rows_in_training(training: Particles, particles: Particles) -> torch.Tensor:
-    """Return (n,) the row of the training set with the same image, and the same copy of it, -1 where there is none."""
+    """Return (n,) the particle of the training set with the same image, and copy of it, -1 where there is none.
+
+    Particles of several images are recognised by any of them.
+    """
 
     def keys(given: Particles) -> pd.DataFrame:
         stacks = np.array([os.path.realpath(stack) for stack in given.stacks])[given.stack_index]
@@ -204,8 +208,13 @@ def _rows_in_training(training: Particles, particles: Particles) -> torch.Tensor
 
     before = keys(training)
     before["row"] = np.arange(len(before))
-    found = keys(particles).merge(before, how="left", on=["stack", "frame", "copy"])["row"]
-    return torch.tensor(found.fillna(-1).to_numpy(dtype=np.int64))
+    images = keys(particles).merge(before, how="left", on=["stack", "frame", "copy"])["row"]
+    found = torch.tensor(images.fillna(-1).to_numpy(dtype=np.int64))
+    if training.series is not None:
+        found = torch.where(found < 0, -1, training.series.owner[found])
+    if particles.series is None:
+        return found
+    return torch.full((len(particles),), -1).scatter_reduce_(0, particles.series.owner, found, "amax")
 
 
 def _completed(trained: torch.Tensor, relatives: torch.Tensor, seed: int) -> torch.Tensor:
@@ -236,7 +245,9 @@ def _load(
     with ImageReader(particles) as reader:
         preprocessing = preprocessing.with_set_noise(reader, halves, config.train.seed)
         cache = ImageCache(reader, preprocessing, device, inputs.storage, folder, reporter.step("reading images"))
-    data = TrainingImages(cache, particles.ctf, particles.matrices, model.box, model.pixel_size, device)
+    data = TrainingImages(
+        cache, particles.ctf, particles.matrices, model.box, model.pixel_size, device, particles.series
+    )
     try:
         yield data
     finally:

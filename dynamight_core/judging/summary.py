@@ -109,7 +109,7 @@ def summarise(trained: Trained, reporter: Reporter = PRINT) -> Run:
     reporter.say(
         f"Motion {summary['motion_rms']:.2f} A rms, uncertainty {summary['error_rms']:.2f} A rms "
         f"({summary['error_disagreement_rms']:.2f} from disagreement of the half-sets' decoders, "
-        f"{summary['error_posterior_rms']:.2f} from the noise of each image)."
+        f"{summary['error_posterior_rms']:.2f} from the noise of images)."
     )
     if bias:
         reporter.warn(bias)
@@ -127,6 +127,7 @@ def _describe(run: Run, trained: Trained) -> dict:
         "box": particles.box,
         "pixel_size": particles.pixel_size,
         "particles": [int((run.halves == half).sum()) for half in (1, 2)],
+        "images": particles.n_images,
         "halves_are_random": not bool(particles.halves.any()),
         "gaussians": len(run.models[0].gaussians),
         "latents": run.models[0].n_latents,

@@ -97,20 +97,21 @@ class _Transferred:
         self._data, self._factor = data, factor
         zeros = torch.zeros_like(ctf.odd_zernike)
         self._even = replace(ctf, beam_tilt=torch.zeros_like(ctf.beam_tilt), odd_zernike=zeros)
-        self.box, self.pixel_size, self.device = data.box, data.pixel_size, data.device
+        self.box, self.pixel_size, self.device, self.noise = data.box, data.pixel_size, data.device, data.noise
+        self.series, self.at_once, self.images_of = data.series, data.at_once, data.images_of
 
     def __len__(self) -> int:
         return len(self._data)
 
     def batch(self, rows: torch.Tensor) -> Batch:
         batch = self._data.batch(rows)
-        even = evaluate_ctf(self._even[rows.cpu()], self.box, self.pixel_size).to(self.device)
+        even = evaluate_ctf(self._even[batch.numbers.cpu()], self.box, self.pixel_size).to(self.device)
         return replace(batch, transfer=batch.transfer * self._factor(even))
 
 
 def _refitted_misfits(trainer: HalfTrainer, static: HalfModel, data: Any) -> torch.Tensor:
     """Return (v,) misfits of held-out images to a molecule at rest that is fitted with other transfer functions."""
-    rows, held_out = evenly(trainer.rows, _FITTED), evenly(trainer.held_out, _PARTICLES)
+    rows, held_out = evenly(trainer.rows, data.at_once(_FITTED)), evenly(trainer.held_out, _PARTICLES)
     model = copy.deepcopy(static)
     with torch.no_grad():
         model.gaussians.positions.copy_(model.consensus_positions)
@@ -131,9 +132,10 @@ def _defocus(
     """Return the factor on the defocus that images fit best, and its standard error by a jackknife."""
     cross = torch.zeros(_BLOCKS, len(_FACTORS), data.box // 2 + 1, dtype=torch.float64)
     power = torch.zeros_like(cross)
+    sampled = max(3 * _BLOCKS, data.at_once(_PARTICLES))
     for model, mine in zip(models, rows, strict=True):
-        for block, part in enumerate(evenly(mine, _PARTICLES).chunk(_BLOCKS)):
-            for few in part.split(_BATCH):
+        for block, part in enumerate(evenly(mine, sampled).chunk(_BLOCKS)):
+            for few in data.images_of(part).split(_BATCH):
                 for number, values in enumerate(_products(model, data, ctf, few)):
                     cross[block, number] += values[0].double().cpu()
                     power[block, number] += values[1].double().cpu()
@@ -145,8 +147,8 @@ def _defocus(
 def _products(
     model: HalfModel, data: TrainingImages, ctf: CtfParameters, rows: torch.Tensor
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Return for each factor the (shells,) products of images and projections, and the latter's power."""
-    batch = data.batch(rows)
+    """Return for each factor the (shells,) products of (b,) images and projections, and the latter's power."""
+    batch = data.image_batch(rows)
     weights = model.frequency_weights(resolution=0) / plane_multiplicity(data.box, batch.transforms.device)
     at_rest = model.consensus_positions.expand(len(rows), -1, -1)
     projection = model.project(batch.matrices, torch.ones_like(batch.transfer), at_rest)

@@ -19,6 +19,9 @@ class InferOptions(Checked):
     passthrough: list[str] = option(
         [], "Passthrough file of a .cs file; repeat for more. Found beside the .cs file if omitted.", metavar="FILE"
     )
+    tomograms: str | None = option(
+        None, "Tomograms file of 2D stacks of tilt series. Found beside the particles if omitted.", metavar="FILE"
+    )
     premultiplied: bool | None = option(
         None, "Images were premultiplied by the CTF. Read from the STAR file if omitted.", group="Images"
     )

@@ -12,7 +12,7 @@ class SimulateOptions(Checked):
     """Options of `simulate`; lengths in A, angles in degrees."""
 
     molecule: str = basic("hinge", "Molecule: hinge, two-hinges, igg, or a PDB or mmCIF file.", group="Molecule")
-    particles: int = basic(2000, "Number of images.", group="Images", at_least=2, at_most=10**7)
+    particles: int = basic(2000, "Number of particles.", group="Images", at_least=2, at_most=10**7)
     box: int = basic(64, "Box of the images.", unit="px", at_least=16, at_most=1024, even=True)
     pixel_size: float = basic(3.0, "Pixel size of the images; 4 A suits igg.", unit="A", at_least=0.1, at_most=100)
     snr: float = basic(
@@ -136,6 +136,18 @@ class SimulateOptions(Checked):
         group="Faults",
         choices=("noise", "other"),
     )
+    tilts: int | None = option(
+        None,
+        "Simulate tilt series with this number of images of each particle. One image each if omitted.",
+        group="Tilt series",
+        at_least=2,
+        at_most=200,
+    )
+    tilt_range: float = option(60.0, "Largest tilt to either side.", unit="degrees", at_least=0, at_most=80)
+    tilt_dose: float = option(3.0, "Exposure of each tilt, from 0 degrees outwards.", unit="e/A^2", at_least=0)
+    tilt_stacks: bool = option(
+        False, "Write a stack for each particle, and tomograms, as RELION 5 does. Rows of images otherwise."
+    )
     seed: int = seed("Random seed; the same seed gives the same files.")
     threads: int | None = threads()
 
@@ -151,6 +163,8 @@ class SimulateOptions(Checked):
             if other or self.angle_distribution != "uniform":
                 name = other[0] if other else "--angle-distribution"
                 raise InputError(f"--part says itself what moves and how far; omit {name}")
+        if self.tilt_stacks and self.tilts is None:
+            raise InputError("--tilt-stacks is for tilt series; set --tilts, or omit it")
         if self.defocus_min > self.defocus_max:
             raise InputError("--defocus-min is above --defocus-max; exchange them")
         if self.shifts > self.box * self.pixel_size / 4:

@@ -11,7 +11,7 @@ from dynamight_core.options.presets import LABELS
 from dynamight_core.registry import DECODERS, LOSS_TERMS
 
 HALVES = ("independent", "joint")
-PARTICLES = "Particles with poses and CTFs: STAR file of RELION 3.0 to 5, or .cs file of cryoSPARC."
+PARTICLES = "Particles with poses and CTFs: STAR file of RELION 3.0 to 5, Warp or M, or .cs file of cryoSPARC."
 NORMALISATIONS = {"image": "each image", "set": "the whole set", "none": "none"}
 FINAL_LATENTS = {"inferred": "inferred", "encoder": "mean of the encoder (paper)"}
 STORAGES = {"auto": "auto", "memory": "memory", "device": "GPU", "file": "file"}
@@ -71,6 +71,29 @@ class InputOptions(Checked):
         more="The copies of an image stay in one half-set. Combine it with --mask on one subunit, whose motion is then "
         "found in every copy. Axes are where RELION has them.",
         metavar="GROUP",
+    )
+    tomograms: str | None = option(
+        None,
+        "Tomograms file (tomograms.star) of particles that are 2D stacks of tilt series. Found beside them if omitted.",
+        more="An optimisation set of RELION, given in the place of the particles, names it too.",
+        group="Tilt series",
+        metavar="FILE",
+    )
+    max_tilts: int | None = option(
+        None,
+        "Use this number of images of each particle of a tilt series, those of least exposure. All if omitted.",
+        at_least=1,
+    )
+    max_exposure: float | None = option(
+        None,
+        "Use images of tilt series up to this exposure before the image. All if omitted.",
+        unit="e/A^2",
+        at_least=0,
+    )
+    dose_weighting: bool = option(
+        True,
+        "Let the signal of tilt series fade with exposure (critical exposure of Grant and Grigorieff).",
+        more="RELION and WarpTools multiply 2D stacks by the same weights.",
     )
     particle_diameter: float | None = basic(
         None,
@@ -138,7 +161,7 @@ class InputOptions(Checked):
 
     def absolute(self) -> "InputOptions":
         """Return the options with absolute paths: later stages read the files again, from whatever folder."""
-        single = "star map mask project start_from atomic_model".split()
+        single = "star map mask project tomograms start_from atomic_model".split()
         paths = {name: value and os.path.abspath(value) for name in single for value in [getattr(self, name)]}
         for name in ("half_maps", "bodies", "passthrough"):
             paths[name] = getattr(self, name) and [os.path.abspath(value) for value in getattr(self, name)]

@@ -163,7 +163,10 @@ class Columns:
         Without boxes in the file, all images are taken to have that of the first stack, unless pixel sizes differ.
         """
         if self.has("rlnImageDimensionality") and (self.optical("rlnImageDimensionality") != 2).any():
-            raise InputError(f"{self.star} has rlnImageDimensionality 3 (subtomograms); give single-particle images")
+            raise InputError(
+                f"{self.star} has rlnImageDimensionality 3 (subtomograms); give images, or extract tilt-series "
+                "particles as 2D stacks"
+            )
         if self.has("rlnImageSize"):
             boxes: NDArray[np.float64] = np.round(
                 self._positive_values(self.optical("rlnImageSize"), "box rlnImageSize")
@@ -193,6 +196,7 @@ class Columns:
             even_zernike=_tensor(self.optical_lists("rlnEvenZernike")),
             magnification=_tensor(np.stack(magnification, -1).reshape(-1, 2, 2)),
             band=torch.full((len(self.table),), torch.inf),
+            exposure=torch.zeros(len(self.table)),
         )
 
     def halves(self) -> torch.Tensor:

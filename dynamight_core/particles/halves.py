@@ -33,7 +33,7 @@ def assign_halves(particles: Particles, relatives: torch.Tensor, seed: int) -> t
     InputError
         if a half has no particles, or rows of one image are in different halves.
     """
-    halves, groups = particles.halves, particles.image_groups
+    halves, groups = particles.halves, particles.copies
     if not halves.any():
         first = _draw_groups(relatives.numpy(), len(groups) / 2, np.random.default_rng([seed, 0]))
         halves = torch.from_numpy(np.where(first, 1, 2).astype(np.int8))
@@ -53,7 +53,7 @@ def assign_halves(particles: Particles, relatives: torch.Tensor, seed: int) -> t
     if both.any():
         row = int((both & (halves == 2)).int().argmax())
         raise InputError(
-            f"{particles.star_path} has image {particles.image_name(row)} (row {row + 1}) in both half-sets "
+            f"{particles.star_path} has image {particles.name(row)} (row {row + 1}) in both half-sets "
             "of rlnRandomSubset; give all rows of an image the same value"
         )
     return halves.clone(), False

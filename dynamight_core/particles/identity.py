@@ -24,27 +24,28 @@ Hashes = NDArray[np.uint64]
 
 
 def row_identity(particles: Particles) -> dict[str, torch.Tensor]:
-    """Return (n,) int64 numbers that change with the image (its name), pose, CTF or optics of a row, by `PARTS`."""
+    """Return (n,) int64 numbers that change with the name, pose, CTF or optics of an image, by `PARTS`."""
     p, ctf = particles, particles.ctf
     codes, unique = pd.factorize(p.table["rlnImageName"].map(lambda name: unquoted(name).rpartition("@")[2]))
     # Names may have bytes that are not UTF-8.
     paths = [os.fsencode(os.path.normpath(name)).decode("latin-1") for name in unique]
-    stacks = hash_array(np.array(paths, dtype=object))[codes]
+    stacks = hash_array(np.array(paths, dtype=object))[codes][p.image_rows]
     values = {
         "pose": (p.angles, p.shifts),
         "ctf": (
             *(ctf.defocus_u, ctf.defocus_v, ctf.defocus_angle, ctf.phase_shift, ctf.b_factor, ctf.scale),
             p.norm_correction,
+            *((ctf.exposure,) if ctf.exposure.any() else ()),
         ),
         "optics": (
             *(ctf.voltage, ctf.spherical_aberration, ctf.amplitude_contrast, ctf.beam_tilt, ctf.odd_zernike),
-            *(ctf.even_zernike, ctf.magnification, torch.full((len(p),), p.pixel_size)),
+            *(ctf.even_zernike, ctf.magnification, torch.full((p.n_images,), p.pixel_size)),
         ),
     }
     found = {"image": _combined([stacks, hash_array(p.frame)])}
     for part, tensors in values.items():
         # Adding zero makes -0 the same as 0.
-        columns = [column + 0.0 for tensor in tensors for column in tensor.reshape(len(p), -1).T.numpy()]
+        columns = [column + 0.0 for tensor in tensors for column in tensor.reshape(p.n_images, -1).T.numpy()]
         found[part] = _combined([hash_array(column) for column in columns])
     return {part: torch.from_numpy(numbers.view(np.int64)) for part, numbers in found.items()}
 

@@ -23,7 +23,7 @@ class ImageReader:
     Parameters
     ----------
     particles
-        whose rows are the indices of `read`.
+        whose images are the indices of `read`.
 
     Raises
     ------
@@ -33,7 +33,7 @@ class ImageReader:
 
     def __init__(self, particles: Particles):
         self.particles = particles
-        self._rows = np.arange(len(particles))
+        self._rows = np.arange(particles.n_images)
         self._open: OrderedDict[int, OpenStack] = OrderedDict()
         self._check_stacks()
 
@@ -110,8 +110,9 @@ class ImageReader:
             if last[index] >= header.n_images:
                 row = int(np.argmax((p.stack_index == index) & (p.frame >= header.n_images)))
                 raise InputError(
-                    f"{p.star_path} names in row {row + 1} of column rlnImageName image {p.frame[row] + 1} "
-                    f"of {path}, which holds {header.n_images}; give the stack that belongs to the file"
+                    f"{p.star_path} names in row {p.image_rows[row] + 1} of column rlnImageName image "
+                    f"{p.frame[row] + 1} of {path}, which holds {header.n_images}; give the stack that belongs to the "
+                    "file"
                 )
 
     def _check_values(self, images: NDArray[np.float32], rows: NDArray[np.int64]) -> None:

@@ -39,7 +39,7 @@ def power_at_ctf_zeros(reader: ImageReader, seed: int, n: int = 200) -> float | 
     """
     particles = reader.particles
     box = particles.box
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(particles))[:n])
+    chosen = np.sort(np.random.default_rng(seed).permutation(particles.n_images)[:n])
     shells = slice(int(_SHELLS[0] * box / 2), max(int(_SHELLS[1] * box / 2), int(_SHELLS[0] * box / 2) + 1))
     powers, squared_ctfs = [], []
     for rows in np.array_split(chosen, -(-len(chosen) // 50)):

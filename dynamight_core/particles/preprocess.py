@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from dynamight_core.errors import InputError
+from dynamight_core.image_series import per_image
 from dynamight_core.imaging.ctf import CtfParameters, Index, evaluate_ctf
 from dynamight_core.imaging.fourier import fourier_to_image, image_to_fourier, resample_image, translation_phases
 from dynamight_core.imaging.geometry import image_radius
@@ -77,7 +78,7 @@ class Preprocessing:
         reader
             of all particles.
         halves
-            (n,) half-set of each particle; images of one must not change those of another.
+            (P,) half-set of each particle; images of one must not change those of another.
         seed
             of the random choice of images.
         n_images
@@ -85,15 +86,15 @@ class Preprocessing:
         """
         if self.normalise != "set":
             return self
-        p, noise = reader.particles, torch.empty(len(reader.particles))
+        p, noise = reader.particles, torch.empty(reader.particles.n_images)
         for half in halves.unique():
-            own = torch.where(halves == half)[0].numpy()
+            own = torch.where(per_image(p.series, halves) == half)[0].numpy()
             chosen = np.random.default_rng(seed).permutation(own)[:n_images]
             variances = []
             for rows in np.array_split(np.sort(chosen), -(-len(chosen) // batch_size(p.box))):
                 ctf = p.ctf[rows] if p.premultiplied else None
                 centred = _centre(reader.read(rows), p.shifts[rows], p.pixel_size, ctf)
-                variances.append(_noise(centred, p.pixel_size, self)[1].square())
+                variances.append(_noise(centred, p.pixel_size, self, ctf)[1].square())
             noise[own] = torch.cat(variances).mean().sqrt()
         return replace(self, set_noise=noise)
 
@@ -153,7 +154,7 @@ def prepare_images(
         raise InputError(f"the working box of {p.working_box} pixels is larger than the images ({box}); choose less")
     images = _centre(raw, shifts, pixel_size, premultiplied_ctf)
     if p.normalise != "none":
-        mean, deviation = _noise(images, pixel_size, p)
+        mean, deviation = _noise(images, pixel_size, p, premultiplied_ctf)
         if p.normalise == "set":
             if p.set_noise is None:
                 raise ValueError("normalise='set' needs set_noise; see Preprocessing.with_set_noise")
@@ -190,18 +191,37 @@ def _centre(
     box = raw.shape[-1]
     transforms = image_to_fourier(raw) * translation_phases(shifts / pixel_size, box)
     if premultiplied_ctf is not None:
-        real = replace(
-            premultiplied_ctf,
-            beam_tilt=torch.zeros_like(premultiplied_ctf.beam_tilt),
-            odd_zernike=torch.zeros_like(premultiplied_ctf.odd_zernike),
-        )
-        ctf = evaluate_ctf(real, box, pixel_size)
+        ctf = _real_ctf(premultiplied_ctf, box, pixel_size)
         transforms = transforms * (ctf / (ctf.square() + _CTF_FLOOR))
     return fourier_to_image(transforms, box)
 
 
-def _noise(images: torch.Tensor, pixel_size: float, preprocessing: Preprocessing) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (b,) mean and standard deviation outside the particle circle of centred images."""
+def _real_ctf(parameters: CtfParameters, box: int, pixel_size: float) -> torch.Tensor:
+    """Return the (b, box, box//2+1) CTF without odd aberrations, which images are multiplied by."""
+    real = replace(
+        parameters,
+        beam_tilt=torch.zeros_like(parameters.beam_tilt),
+        odd_zernike=torch.zeros_like(parameters.odd_zernike),
+    )
+    return evaluate_ctf(real, box, pixel_size)
+
+
+def restored_noise(parameters: CtfParameters, box: int, pixel_size: float) -> torch.Tensor:
+    """Return the (b, box, box//2+1) fraction of noise power after a multiplication by the CTF is undone.
+
+    It is 1 but near zeros of the CTF, and at high frequencies after a large exposure.
+    """
+    squared = _real_ctf(parameters, box, pixel_size).square()
+    return (squared / (squared + _CTF_FLOOR)).square()
+
+
+def _noise(
+    images: torch.Tensor, pixel_size: float, preprocessing: Preprocessing, premultiplied_ctf: CtfParameters | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (b,) mean and standard deviation of the noise of centred images, outside the particle circle.
+
+    Where exposure has removed noise with the signal, the deviation is that of the noise before.
+    """
     box = images.shape[-1]
     diameter = preprocessing.circle_diameter(box, pixel_size)
     outside = image_radius(box, images.device) * pixel_size > diameter / 2
@@ -214,4 +234,6 @@ def _noise(images: torch.Tensor, pixel_size: float, preprocessing: Preprocessing
     # Rounding alone gives about 1e-7 of the contrast.
     if (deviation <= 1e-5 * images.flatten(1).std(dim=1)).any():
         raise InputError("an image has no noise outside the particle circle to normalise by; choose normalise 'none'")
+    if premultiplied_ctf is not None and premultiplied_ctf.exposure.any():
+        deviation = deviation / restored_noise(premultiplied_ctf, box, pixel_size).mean((1, 2)).sqrt()
     return mean, deviation

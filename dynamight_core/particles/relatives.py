@@ -1,8 +1,8 @@
 """Particles that show the same: what one half-set, or the validation particles, learn from one is known to the other.
 
 Relatives are rows of one image, images made from one original image (particle subtraction), segments of one helical
-tube, tilts of one particle, and picks so near to each other in a micrograph that they show the same molecule. A
-relative of a relative counts.
+tube, and picks so near to each other in a micrograph or tomogram that they show the same molecule. A relative of a
+relative counts.
 """
 
 from collections.abc import Iterator
@@ -22,8 +22,7 @@ from dynamight_core.particles.metadata import Particles
 _NEAR, _DIAMETER = 0.3, 0.9
 _MICROGRAPH_PIXEL_SIZES = ("rlnMicrographPixelSize", "rlnMicrographOriginalPixelSize")
 _COORDINATES = ["rlnCoordinateX", "rlnCoordinateY"]
-# Columns that differ between the tilts of a particle.
-_EXPOSURES = ("rlnMicrographPreExposure", "rlnCtfBfactor")
+_CENTRED = ["rlnCenteredCoordinateXAngst", "rlnCenteredCoordinateYAngst", "rlnCenteredCoordinateZAngst"]
 
 Links = tuple[NDArray[np.int64], NDArray[np.int64]]
 
@@ -51,9 +50,9 @@ def find_relatives(particles: Particles, distance: float) -> torch.Tensor:
 
 
 def _links(particles: Particles, distance: float) -> Iterator[Links]:
-    """Yield pairs of rows that are relatives, which connect all rows of a group."""
-    table = particles.table
-    yield _equal(particles.image_groups.numpy())
+    """Yield pairs of particles that are relatives, which connect all of a group."""
+    table = particles.particle_table
+    yield _equal(particles.copies.numpy())
     if "rlnImageOriginalName" in table:
         yield _equal(_codes(table["rlnImageOriginalName"]))
     micrographs = _codes(table["rlnMicrographName"]) if "rlnMicrographName" in table else None
@@ -61,10 +60,16 @@ def _links(particles: Particles, distance: float) -> Iterator[Links]:
         tubes = _codes(table["rlnHelicalTubeID"])
         known = (micrographs >= 0) & (tubes >= 0)
         yield _equal(np.where(known, micrographs * (tubes.max() + 1) + tubes, -1))
-    tilts = _tilts(table)
-    if tilts is not None:
-        yield _equal(tilts)
-    if micrographs is not None and distance > 0 and set(_COORDINATES) <= set(table.columns):
+    if distance > 0 and "rlnTomoName" in table and set(_CENTRED) <= set(table.columns):
+        places = table[_CENTRED].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
+        yield from _near(_codes(table["rlnTomoName"]), places, distance)
+    # Places of tilt series are of their images.
+    elif (
+        micrographs is not None
+        and distance > 0
+        and set(_COORDINATES) <= set(table.columns)
+        and particles.series is None
+    ):
         yield from _near(micrographs, _positions(particles), distance)
 
 
@@ -79,22 +84,6 @@ def _equal(codes: NDArray[np.int64]) -> Links:
     order = np.argsort(codes, kind="stable")
     same = (codes[order[1:]] == codes[order[:-1]]) & (codes[order[1:]] >= 0)
     return order[:-1][same], order[1:][same]
-
-
-def _tilts(table: pd.DataFrame) -> NDArray[np.int64] | None:
-    """Return an (n,) number for each particle of tilt series written as single images (rlnGroupName), or None.
-
-    In other files rlnGroupName is a group of micrographs: tilts of a particle all differ in their exposure.
-    """
-    if "rlnGroupName" not in table:
-        return None
-    groups = _codes(table["rlnGroupName"])
-    for label in _EXPOSURES:
-        if label in table and not np.all(groups == groups[0]):
-            repeated = pd.DataFrame({"group": groups, "exposure": table[label].to_numpy()}).duplicated().any()
-            if not repeated and len(np.unique(groups)) < len(groups):
-                return groups
-    return None
 
 
 def _positions(particles: Particles) -> NDArray[np.float64]:
@@ -113,18 +102,19 @@ def _positions(particles: Particles) -> NDArray[np.float64]:
 
 
 def _near(micrographs: NDArray[np.int64], positions: NDArray[np.float64], distance: float) -> Iterator[Links]:
-    """Yield the pairs of rows whose (n, 2) positions (A) in one micrograph are nearer than a distance (A)."""
+    """Yield the pairs of rows whose (n, 2) or (n, 3) positions (A) in one micrograph are nearer than a distance (A)."""
     rows = np.flatnonzero((micrographs >= 0) & np.isfinite(positions).all(1))
     # Coordinates that are all alike were never set.
     if not len(rows) or np.ptp(positions[rows], axis=0).max() < distance:
         return
-    places = pd.DataFrame({"micrograph": micrographs[rows], "x": positions[rows, 0], "y": positions[rows, 1]})
+    axes = list("xyz")[: positions.shape[1]]
+    places = pd.DataFrame(dict(zip(axes, positions[rows].T, strict=True))).assign(micrograph=micrographs[rows])
     # Many rows at one place, as of symmetry expansion, would make as many pairs as their square.
-    codes = places.groupby(["micrograph", "x", "y"], sort=False).ngroup().to_numpy()
+    codes = places.groupby(["micrograph", *axes], sort=False).ngroup().to_numpy()
     first, second = _equal(codes)
     yield rows[first], rows[second]
     single = np.unique(codes, return_index=True)[1]
-    # Micrographs are far from each other along the third axis.
-    points = places.iloc[single][["x", "y", "micrograph"]].to_numpy() * [1, 1, 2 * distance]
+    # Micrographs are far from each other along one more axis.
+    points = places.iloc[single][[*axes, "micrograph"]].to_numpy() * [*[1] * len(axes), 2 * distance]
     pairs = cKDTree(points).query_pairs(distance, output_type="ndarray")
     yield rows[single[pairs[:, 0]]], rows[single[pairs[:, 1]]]

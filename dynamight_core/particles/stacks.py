@@ -41,6 +41,17 @@ def find_stack(name: str, folders: Iterable[Path]) -> Path | None:
     return next((folder / name for folder in folders if os.path.isfile(folder / name)), None)
 
 
+def search_folders(star: Path, project: str | Path | None) -> list[Path]:
+    """Return the folders that names in a STAR file may be relative to, in the order in which they are tried."""
+    folder = star.absolute().parent
+    # The file may be a link into another project.
+    target = star.resolve().parent
+    folders = [folder, *folder.parents, target, *target.parents, Path.cwd()]
+    if project is not None:
+        folders.insert(0, Path(project))
+    return list(dict.fromkeys(folders))
+
+
 def read_stack_header(path: Path) -> StackHeader:
     """Read and check the header of a stack of square images; the images are not read.
 

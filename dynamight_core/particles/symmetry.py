@@ -15,6 +15,7 @@ from scipy.ndimage import affine_transform
 from scipy.spatial.transform import Rotation
 
 from dynamight_core.errors import InputError
+from dynamight_core.image_series import per_image
 from dynamight_core.imaging.fourier import resample_volume
 from dynamight_core.imaging.poses import euler_angles, rotation_matrices
 from dynamight_core.particles import cryosparc
@@ -69,7 +70,7 @@ def symmetry_operators(name: str) -> NDArray[np.float64]:
 
 
 def expand(particles: Particles, name: str) -> Particles:
-    """Return each of n particles in all g poses of a point group, the copies of an image one after the other.
+    """Return each of n particles in all g poses of a point group, the copies of a particle one after the other.
 
     Parameters
     ----------
@@ -84,7 +85,7 @@ def expand(particles: Particles, name: str) -> Particles:
         if particles are expanded already.
     """
     operators = symmetry_operators(name)
-    if len(torch.unique(particles.image_groups)) < len(particles):
+    if len(torch.unique(particles.copies)) < len(particles):
         raise InputError(
             f"{particles.star_path} has several rows of one image: its particles are symmetry-expanded already; omit "
             "--symmetry, or give the file before expansion"
@@ -95,8 +96,11 @@ def expand(particles: Particles, name: str) -> Particles:
     rows = np.repeat(np.arange(n), g)
     copies = np.tile(np.arange(g), n)
     expanded = particles.subset(rows)
-    matrices = rotation_matrices(expanded.angles.double()) @ torch.from_numpy(operators)[copies]
+    of_image = per_image(expanded.series, torch.from_numpy(copies))
+    matrices = rotation_matrices(expanded.angles.double()) @ torch.from_numpy(operators)[of_image]
     angles = euler_angles(matrices)
+    if expanded.series is not None:
+        return _expanded_series(expanded, angles, copies, operators)
     table = expanded.table.copy()
     for column, label in zip(torch.rad2deg(angles).numpy().T, ("Rot", "Tilt", "Psi"), strict=True):
         table[f"rlnAngle{label}"] = np.round(column, 7).astype(str)
@@ -105,6 +109,23 @@ def expand(particles: Particles, name: str) -> Particles:
     if records is not None:
         records = cryosparc.expanded_records(records, matrices.numpy(), copies)
     return replace(expanded, angles=angles.float(), table=table, records=records)
+
+
+def _expanded_series(
+    expanded: Particles, angles: torch.Tensor, copies: NDArray[np.int64], operators: NDArray[np.float64]
+) -> Particles:
+    """Return copies of particles of several images with the angles of each image, in their table as well."""
+    assert expanded.series_rows is not None
+    of_rows = expanded.series_rows.particles
+    rows = torch.from_numpy(copies) if of_rows is None else torch.from_numpy(copies)[of_rows.owner]
+    table = expanded.table.copy()
+    labels = [f"rlnAngle{label}" for label in ("Rot", "Tilt", "Psi")]
+    given = torch.from_numpy(np.deg2rad(table[labels].to_numpy(dtype=np.float64)))
+    turned = euler_angles(rotation_matrices(given) @ torch.from_numpy(operators)[rows])
+    for column, name in zip(torch.rad2deg(turned).numpy().T, labels, strict=True):
+        table[name] = np.round(column, 7).astype(str)
+    table["dynCopy"] = (rows.numpy() + 1).astype(str)
+    return replace(expanded, angles=angles.float(), table=table)
 
 
 def rotate_volume(volume: NDArray[Any], operator: NDArray[np.float64], order: int) -> NDArray[Any]:

@@ -7,6 +7,7 @@ from operator import add
 
 import torch
 
+from dynamight_core.image_series import images_of
 from dynamight_core.imaging.backprojection import (
     BackprojectionSums,
     ParticleData,
@@ -37,9 +38,9 @@ class HalfReconstruction:
     data
         images, transfer functions and poses.
     indices
-        (p,) particles of the half-set.
+        (p,) images of the half-set.
     modes
-        their deformations, None if nothing moves.
+        deformations of images, None if nothing moves.
     region
         (box, box, box) weights of the displacement.
     sums
@@ -78,8 +79,10 @@ class HalfReconstruction:
 
         `groups` divide the particles into those whose sums are also kept by themselves.
         """
-        if modes is not None and not len(modes):
-            modes = None
+        modes = None if modes is None or not len(modes) else modes.of_images(data.series)
+        indices = images_of(data.series, indices)
+        if groups is not None:
+            groups = [images_of(data.series, group) for group in groups]
         field, latents = (None, None) if modes is None else modes.moved_by
         parts = accumulate_groups(
             data,
@@ -195,7 +198,7 @@ class HalfReconstruction:
             denominator_floor(self.denominator, curve),
             lambda values: self._damped(operator.volume(values), curve, shape, ROUGH)[shape],
             self.indices,
-            lambda values: operator.residuals(values, held_out, batch_size),
+            lambda values: operator.residuals(values, images_of(self.data.series, held_out), batch_size),
             max_steps=max_steps,
             batch_size=batch_size,
             progress=progress,

@@ -2,6 +2,7 @@
 
 import torch
 
+from dynamight_core.image_series import at_once
 from dynamight_core.imaging.fourier import resample_volume
 from dynamight_core.imaging.modes import Modes
 from dynamight_core.options import ReconstructOptions
@@ -15,7 +16,7 @@ from dynamight_core.reconstruction.local import mobile_points, moving_part
 from dynamight_core.reporter import Reporter
 from dynamight_core.run import Run
 
-# Particles of the other half-set that decide when least squares stops.
+# Images of the other half-set that decide when least squares stops.
 HELD_OUT = 100
 
 
@@ -120,7 +121,7 @@ class HalfSums:
             others = torch.where(self.run.halves != number)[0]
             volume, solution = half.least_squares(
                 regularisation,
-                others[:: max(1, len(others) // HELD_OUT)],
+                others[:: max(1, len(others) // at_once(half.data.series, HELD_OUT))],
                 deformed,
                 self.options.steps,
                 self.options.batch_size,

@@ -3,6 +3,7 @@
 import torch
 
 from dynamight_core.groups import current_group
+from dynamight_core.image_series import ImageSeries, per_image
 from dynamight_core.imaging.backprojection import ParticleData
 from dynamight_core.imaging.ctf import evaluate_ctf
 from dynamight_core.imaging.fourier import frequencies_2d, image_to_fourier, resample_image, shell_means
@@ -41,11 +42,11 @@ class FullImages:
         self.matrices = particles.matrices
 
     def images(self, indices: torch.Tensor) -> torch.Tensor:
-        """Return the (b, box, box) prepared images of (b,) particles."""
+        """Return (b, box, box) prepared images by their (b,) numbers."""
         return read_prepared(self.reader, indices.numpy(), self.preprocessing, self.device)
 
     def transfer(self, indices: torch.Tensor) -> torch.Tensor:
-        """Return the (b, box, box//2+1) transfer functions of (b,) particles."""
+        """Return the (b, box, box//2+1) transfer functions of (b,) images."""
         return evaluate_ctf(self.particles.ctf[indices], self.box, self.pixel_size)
 
     def data(self, weights: torch.Tensor | None = None, errors: torch.Tensor | None = None) -> ParticleData:
@@ -56,19 +57,22 @@ class FullImages:
         weights
             (box//2+1,) from `noise_weights`.
         errors
-            (n,) A rms, uncertainty of each particle's displacement. It blurs the image; frequencies that are blurred
+            (P,) A rms, uncertainty of each particle's displacement. It blurs the image; frequencies that are blurred
             more than in the best particle count less.
         """
         transfer = self.transfer
         if errors is not None:
-            variance = (errors.square() - errors.square().min()).float() / 3
+            variance = per_image(self.particles.series, (errors.square() - errors.square().min()).float() / 3)
             squared = (frequencies_2d(self.box) / self.pixel_size).square().sum(-1)
 
             def transfer(indices: torch.Tensor) -> torch.Tensor:
                 blur = torch.exp(-2 * torch.pi**2 * variance[indices, None, None] * squared)
                 return self.transfer(indices) * blur
 
-        return ParticleData(self.images, transfer, self.matrices, self.box, self.pixel_size, weights, self.device)
+        series = self.particles.series
+        return ParticleData(
+            self.images, transfer, self.matrices, self.box, self.pixel_size, weights, self.device, series
+        )
 
     def noise_weights(self, seed: int, n_images: int = 200) -> torch.Tensor:
         """Return (box//2+1,) one over the noise power around the particle, per shell, relative to white noise.
@@ -77,7 +81,7 @@ class FullImages:
         times as large, and interpolation would spread it over all shells.
         """
         generator = torch.Generator().manual_seed(seed)
-        chosen = torch.randperm(len(self.particles), generator=generator)[:n_images].sort().values
+        chosen = torch.randperm(self.particles.n_images, generator=generator)[:n_images].sort().values
         diameter = self.preprocessing.circle_diameter(self.particles.box, self.particles.pixel_size)
         outside = 1 - soft_circle(self.box, self.pixel_size, diameter, device=self.device)
         power, group = torch.zeros(self.box // 2 + 1, device=self.device), current_group()
@@ -91,9 +95,13 @@ class FullImages:
 
     def training_images(self, rows: torch.Tensor, box: int) -> TrainingImages:
         """Return the images of some particles at the working `box`, by their index in `rows`."""
-        pixel_size = self.pixel_size * self.box / box
+        pixel_size, series = self.pixel_size * self.box / box, self.particles.series
+        if series is not None:
+            rows, index = series.images(rows)
+            series = ImageSeries(index)
+        images = _Resampled(self, rows, box)
         return TrainingImages(
-            _Resampled(self, rows, box), self.particles.ctf[rows], self.matrices[rows], box, pixel_size, self.device
+            images, self.particles.ctf[rows], self.matrices[rows], box, pixel_size, self.device, series
         )
 
 

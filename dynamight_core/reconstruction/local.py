@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dynamight_core.image_series import images_of, per_image
 from dynamight_core.imaging.backprojection import (
     BackprojectionSums,
     ParticleData,
@@ -257,9 +258,9 @@ class LocalHalf:
         groups = nearness_groups(self.coordinates, self.variances, centre)
         sums = accumulate_groups(
             self.data,
-            [self.rows[group] for group in groups],
+            [images_of(self.data.series, self.rows[group]) for group in groups],
             field=field,
-            latents=self.modes.coordinates - state,
+            latents=per_image(self.data.series, self.modes.coordinates - state),
             region=region,
             batch_size=batch_size,
         )

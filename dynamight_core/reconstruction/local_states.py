@@ -160,8 +160,8 @@ class LocalStates:
 
 
 def _in_memory(images: FullImages, weights: torch.Tensor, reporter: Reporter) -> ParticleData:
-    """Return the data of all particles, with images and transfer functions kept in memory if they fit."""
-    n, box = len(images.particles), images.box
+    """Return the data of all images, with images and transfer functions kept in memory if they fit."""
+    n, box = images.particles.n_images, images.box
     if n * box * (2 * box + 4 * (box // 2 + 1)) > available_memory() // 2:
         return images.data(weights)
     prepared = torch.empty(n, box, box, dtype=torch.float16)
@@ -176,5 +176,11 @@ def _in_memory(images: FullImages, weights: torch.Tensor, reporter: Reporter) ->
     assert transfer is not None
     kept = transfer
     return ParticleData(
-        lambda rows: prepared[rows], lambda rows: kept[rows], images.matrices, box, images.pixel_size, weights
+        lambda rows: prepared[rows],
+        lambda rows: kept[rows],
+        images.matrices,
+        box,
+        images.pixel_size,
+        weights,
+        series=images.particles.series,
     )

@@ -83,18 +83,18 @@ def mode_support(
     solver = torch.linalg.pinv(fields.flatten(1))
     weights, group = model.seen_weights(), current_group()
     normal_parts, score_parts = [latents.new_empty(0, n_modes, n_modes)], [latents.new_empty(0, n_modes)]
-    for part in group.split(torch.arange(len(rows)), _BATCH):
+    for part in group.split(torch.arange(len(rows)), data.at_once(_BATCH)):
         batch = data.batch(rows[part]).within(weights)
         shift = evaluate(latents[part])
         coordinates = shift.flatten(1) @ solver
-        used = on_pixels(weights, ~pixels[part]).sqrt()
+        used = on_pixels(weights, batch.per_image(~pixels[part])).sqrt()
 
         def view(displacement: torch.Tensor, batch: Batch = batch, used: torch.Tensor = used) -> torch.Tensor:
-            image = model.project(batch.matrices, batch.transfer, points + displacement)
-            return torch.view_as_real(image * used).flatten(1)
+            image = model.project(batch.matrices, batch.transfer, batch.per_image(points + displacement))
+            return batch.joined(torch.view_as_real(image * used).flatten(1))
 
         whole = view(shift)
-        misfit = torch.view_as_real(batch.transforms * used).flatten(1) - whole
+        misfit = batch.joined(torch.view_as_real(batch.transforms * used).flatten(1)) - whole
         changes = torch.stack(
             [whole - view(shift - coordinates[:, k, None, None] * fields[k]) for k in range(n_modes)], 1
         )

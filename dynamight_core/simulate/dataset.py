@@ -16,7 +16,8 @@ from dynamight_core.options import SimulateOptions
 from dynamight_core.parallel import single_threads
 from dynamight_core.simulate.draw import draw_truth
 from dynamight_core.simulate.fourier_reconstruction import FourierReconstruction
-from dynamight_core.simulate.star import write_star
+from dynamight_core.simulate.star import group_numbers, optics_table, write_star
+from dynamight_core.simulate.tilts import series_columns, tilted, write_stacks
 from dynamight_core.simulate.truth import PARTICLE, Truth
 
 # Images that a thread computes at once, and batches whose noise is drawn before they are computed.
@@ -25,10 +26,10 @@ BATCH, AHEAD = 100, 8
 
 @dataclass(frozen=True)
 class SimulatedFiles:
-    """Paths of a simulated data set."""
+    """Paths of a simulated data set; the stack is None if each particle has one."""
 
     particles: Path
-    stack: Path
+    stack: Path | None
     consensus: Path
     half_maps: tuple[Path, Path]
     truth: Path
@@ -47,7 +48,7 @@ def simulate(
         of the simulation.
     out
         folder of particles.star, particles.mrcs, consensus.mrc, consensus_half1.mrc, consensus_half2.mrc and truth.npz;
-        created if missing.
+        created if missing. With `options.tilt_stacks`, RELION 5's files of tilt series take the place of the first two.
     progress
         called with the number of particles done and of all particles.
 
@@ -57,24 +58,32 @@ def simulate(
         if an option cannot be used or the folder cannot be written.
     """
     out = Path(out)
+    whole = out / "particles.mrcs"
     files = SimulatedFiles(
         particles=out / "particles.star",
-        stack=out / "particles.mrcs",
+        stack=None if options.tilt_stacks else whole,
         consensus=out / "consensus.mrc",
         half_maps=(out / "consensus_half1.mrc", out / "consensus_half2.mrc"),
         truth=out / "truth.npz",
     )
     generator = torch.Generator().manual_seed(options.seed)
     truth, groups = draw_truth(options, generator)
+    scheme = None
+    if options.tilts is not None:
+        truth, groups, scheme = tilted(truth, groups, options, generator)
     with single_threads() as pool:
         truth.scale = signal_scale(truth, options.snr_definition, pool)
-        with atomic_path(files.stack) as temporary, _new_stack(temporary, options) as stack:
+        with atomic_path(whole) as temporary, _new_stack(temporary, options, len(truth)) as stack:
             _write_images(stack.data, truth, generator, pool, progress)
             stack.update_header_stats()
             first, second = pool.map(lambda half: consensus(truth, stack.data, half), (1, 2))
         for half, path in zip((first, second, first + second), (*files.half_maps, files.consensus), strict=True):
             write_map(path, half.volume().numpy(), options.pixel_size)
-    write_star(files.particles, truth, groups, files.stack.name)
+    if scheme is not None and options.tilt_stacks:
+        write_stacks(out, truth, scheme, optics_table(truth, groups), group_numbers(groups))
+    else:
+        more = None if scheme is None else series_columns(truth, scheme)
+        write_star(files.particles, truth, groups, whole.name, more)
     truth.save(files.truth)
     return files
 
@@ -155,9 +164,9 @@ def consensus(truth: Truth, images: np.ndarray, half: int) -> FourierReconstruct
     return reconstruction
 
 
-def _new_stack(path: Path, options: SimulateOptions) -> mrcfile.mrcmemmap.MrcMemmap:
-    """Open a new memory-mapped image stack."""
-    shape = (options.particles, options.box, options.box)
+def _new_stack(path: Path, options: SimulateOptions, images: int) -> mrcfile.mrcmemmap.MrcMemmap:
+    """Open a new memory-mapped stack of a number of images."""
+    shape = (images, options.box, options.box)
     stack = mrcfile.new_mmap(path, shape=shape, mrc_mode=12 if options.float16 else 2)
     stack.set_image_stack()
     stack.voxel_size = options.pixel_size

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from sklearn.neighbors import NearestNeighbors
 
+from dynamight_core.image_series import ImageSeries, per_particle
 from dynamight_core.imaging.correlation import fourier_shell_correlation
 from dynamight_core.imaging.fourier import expand_shells, image_to_fourier, plane_multiplicity
 from dynamight_core.simulate.truth import Truth
@@ -170,7 +171,7 @@ def prior_motions(truth: Truth, domain: int, n: int) -> torch.Tensor:
 def oracle_angles(
     images, truth: Truth, motion_range: float, grid: int = 41
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Estimate the hinge angle of each image from the true structure, poses, CTF, noise and uniform prior.
+    """Estimate the hinge angle of each particle from the true structure, poses, CTF, noise and uniform prior.
 
     Parameters
     ----------
@@ -193,6 +194,10 @@ def oracle_angles(
     angles = motion_range * ((torch.arange(grid) + 0.5) * 2 / grid - 1)
     candidates = truth.molecule.motions(angles)[:, 0]
     posterior = oracle_posteriors(images, truth, [candidates], torch.arange(len(truth)))[0]
+    if truth.particle is not None:
+        # The prior is uniform, so the likelihood of all images of a particle is the product of their posteriors.
+        logarithm = per_particle(ImageSeries(truth.particle), posterior.double().clamp(min=1e-300).log())
+        posterior = torch.softmax(logarithm, 1).float()
     mean = posterior @ angles
     deviation = (posterior @ angles.square() - mean.square()).clamp(min=0).sqrt()
-    return mean, deviation, correlation(mean, truth.angles)
+    return mean, deviation, correlation(mean, truth.of_particles().angles)

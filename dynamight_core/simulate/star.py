@@ -9,12 +9,15 @@ from dynamight_core.particles.star import write_timeless
 from dynamight_core.simulate.truth import Truth
 
 
-def write_star(path: Path, truth: Truth, groups: torch.Tensor, stack: str) -> None:
-    """Write RELION's particles.star with an optics table; images are `index@stack`, relative to the STAR file."""
+def group_numbers(groups: torch.Tensor) -> torch.Tensor:
+    """Return the (n,) numbers of optics groups from 1, without gaps: groups without particles are omitted."""
+    return torch.unique(groups, return_inverse=True)[1] + 1
+
+
+def optics_table(truth: Truth, groups: torch.Tensor) -> pd.DataFrame:
+    """Return RELION's optics table of (n,) optics groups of images."""
     ctf = truth.ctf
     first = [int((groups == group).nonzero()[0]) for group in groups.unique()]
-    # Groups without particles are omitted, and numbers have no gaps.
-    numbers = torch.unique(groups, return_inverse=True)[1] + 1
     optics = pd.DataFrame(
         {
             "rlnOpticsGroup": range(1, len(first) + 1),
@@ -36,6 +39,17 @@ def write_star(path: Path, truth: Truth, groups: torch.Tensor, stack: str) -> No
         for i in range(2):
             for j in range(2):
                 optics[f"rlnMagMat{i}{j}"] = ctf.magnification[first, i, j]
+    return optics
+
+
+def write_star(
+    path: Path, truth: Truth, groups: torch.Tensor, stack: str, more: dict[str, object] | None = None
+) -> None:
+    """Write RELION's particles.star with an optics table; images are `index@stack`, relative to the STAR file.
+
+    `more` are further columns by label.
+    """
+    ctf, numbers = truth.ctf, group_numbers(groups)
     angles = torch.rad2deg(truth.star_euler)
     particles = pd.DataFrame(
         {
@@ -53,4 +67,5 @@ def write_star(path: Path, truth: Truth, groups: torch.Tensor, stack: str) -> No
             "rlnRandomSubset": truth.half,
         }
     )
-    write_timeless(path, {"optics": optics, "particles": particles}, "%.6f")
+    particles = particles.assign(**(more or {}))
+    write_timeless(path, {"optics": optics_table(truth, groups), "particles": particles}, "%.6f")

@@ -1,6 +1,6 @@
 """The truth of a simulated data set, in truth.npz."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from scipy.spatial import cKDTree
 
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
+from dynamight_core.image_series import ImageSeries
 from dynamight_core.imaging.ctf import CtfParameters, evaluate_ctf
 from dynamight_core.imaging.fourier import fourier_to_volume, frequencies_2d, frequencies_3d, translation_phases
 from dynamight_core.imaging.geometry import grid_points, to_points, to_voxels
@@ -46,12 +47,14 @@ particle_diameter  of the disc that the signal before the CTF is measured in
 box, pixel_size    of the images
 other_*            positions and weights of the other molecule
 ctf_*              (p, ...) CTF parameters (defocus in A, voltage in kV, Cs in mm, angles and aberrations in radians)
+particle           (p,) of tilt series alone, where p are images: the particle of each, from 0
+ctf_exposure       (p,) of tilt series alone, e/A^2 before the image
 Atom j of particle i lies at c + shift + R (positions[j] - c), with c = axis_points[moving[j] - 1] and R the rotation by
 the rotation vector; atoms with moving = 0 stay at positions[j].
 """
 _NUMBERS = ("pixel_size", "particle_diameter", "snr", "scale")
-# Simulated images have all frequencies of their pixels.
-_CTF = tuple(f.name for f in fields(CtfParameters) if f.name != "band")
+# Simulated images have all frequencies of their pixels. Only tilts have exposures.
+_CTF = tuple(f.name for f in fields(CtfParameters) if f.name not in ("band", "exposure"))
 _MOLECULE = ("positions", "weights", "moving", "axis_points", "axis_directions")
 _PARTICLES = ("present", "content", "origins", "star_origins", "half")
 PARTICLE, NOISE, OTHER = 0, 1, 2
@@ -91,6 +94,8 @@ class Truth:
         what images with content `OTHER` show; it does not move.
     scale
         grey value per unit weight.
+    particle
+        (p,) of tilt series, where p are images: the particle of each, from 0; None with one image for each particle.
     """
 
     molecule: Molecule
@@ -110,9 +115,18 @@ class Truth:
     snr: float
     other: Molecule
     scale: float = 1.0
+    particle: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.motions)
+
+    def of_particles(self) -> "Truth":
+        """Return the truth of particles: of tilt series, with the first image of each alone."""
+        if self.particle is None:
+            return self
+        first = ImageSeries(self.particle).first
+        names = ("motions", "present", "content", "euler", "origins", "star_euler", "star_origins", "ctf", "half")
+        return replace(self, particle=None, **{name: getattr(self, name)[first] for name in names})
 
     @property
     def angles(self) -> torch.Tensor:
@@ -317,6 +331,8 @@ class Truth:
         arrays |= {"rotations": torch.rad2deg(self.motions[..., :3]), "shifts": self.motions[..., 3:]}
         arrays |= {"other_positions": self.other.positions, "other_weights": self.other.weights}
         arrays |= {f"ctf_{name}": getattr(self.ctf, name) for name in _CTF}
+        if self.particle is not None:
+            arrays |= {"particle": self.particle, "ctf_exposure": self.ctf.exposure}
         numbers = {name: getattr(self, name) for name in ("box", *_NUMBERS)}
         with atomic_path(path) as temporary:
             np.savez_compressed(
@@ -344,7 +360,8 @@ def load_truth(path: str | Path) -> Truth:
     except (OSError, ValueError) as error:
         raise InputError(f"truth {path} cannot be read ({error}); use the truth.npz of a simulated data set") from error
     try:
-        ctf = CtfParameters.create(**{name: values[f"ctf_{name}"] for name in _CTF})
+        names = (*_CTF, "exposure") if "particle" in values else _CTF
+        ctf = CtfParameters.create(**{name: values[f"ctf_{name}"] for name in names})
         molecule = Molecule(**{name: values[name] for name in _MOLECULE}, atom_sigma=float(values["atom_sigma"]))
         _complete(values, molecule)
         rotations = torch.deg2rad(values["rotations"])
@@ -357,6 +374,7 @@ def load_truth(path: str | Path) -> Truth:
             box=int(values["box"]),
             noise_power=values["noise_power"],
             other=rigid_molecule(values["other_positions"], values["other_weights"], molecule.atom_sigma),
+            particle=values.get("particle"),
             **_given(values),
         )
     except KeyError as error:

@@ -76,17 +76,15 @@ def motion_amplitude(trainer: HalfTrainer, rows: torch.Tensor) -> Amplitude | No
     evaluate = model.evaluator(positions)
     mean = evaluate(trainer.latents[:: max(1, len(trainer.latents) // 256)]).mean(0)
     group, parts = current_group(), [torch.zeros(3, 0, device=data.device)]
-    for part in group.split(torch.arange(len(rows)), _BATCH):
+    for part in group.split(torch.arange(len(rows)), data.at_once(_BATCH)):
         batch = data.batch(rows[part]).within(weights)
-        used = on_pixels(weights, ~pixels[part]).sqrt()
+        used = on_pixels(weights, batch.per_image(~pixels[part])).sqrt()
         shift = evaluate(latents[part]) - mean
-        images = [
-            torch.view_as_real(model.project(batch.matrices, batch.transfer, positions + mean + size * shift) * used)
-            for size in (0.0, 1 - _CHANGE, 1.0, 1 + _CHANGE)
-        ]
-        rest, smaller, whole, larger = (image.flatten(1) for image in images)
+        moved = (batch.per_image(positions + mean + size * shift) for size in (0.0, 1 - _CHANGE, 1.0, 1 + _CHANGE))
+        images = [torch.view_as_real(model.project(batch.matrices, batch.transfer, each) * used) for each in moved]
+        rest, smaller, whole, larger = (batch.joined(image.flatten(1)) for image in images)
         derivative = (larger - smaller) / (2 * _CHANGE)
-        target = torch.view_as_real(batch.transforms * used).flatten(1)
+        target = batch.joined(torch.view_as_real(batch.transforms * used).flatten(1))
         misfit = target - whole
         gain = 0.5 * ((target - rest).square().sum(1) - misfit.square().sum(1))
         parts.append(torch.stack([derivative.square().sum(1), (derivative * misfit).sum(1), gain]))

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from dynamight_core.groups import own_halves, within
+from dynamight_core.imaging.fourier import shell_means
 from dynamight_core.model.decoders.base import Networks
 from dynamight_core.model.gaussians import GaussianModel
 from dynamight_core.model.half import HalfModel
@@ -15,7 +16,9 @@ from dynamight_core.options import TrainOptions
 from dynamight_core.parallel import side_by_side
 from dynamight_core.particles.cache import ImageCache
 from dynamight_core.particles.images import ImageReader
+from dynamight_core.particles.preprocess import restored_noise
 from dynamight_core.reporter import Reporter
+from dynamight_core.sampling import evenly
 from dynamight_core.training.continuation import PreviousRun
 from dynamight_core.training.data import TrainingImages
 from dynamight_core.training.fit import fit_gaussians, match_grey_scale
@@ -24,6 +27,8 @@ from dynamight_core.training.read import Prepared
 
 # Correlation of images and map that could be chance, standard deviations.
 _CHANCE = 5
+# Images in which the noise that a premultiplication left is measured, and its smallest fraction.
+_NOISE_IMAGES, _MIN_NOISE = 500, 0.02
 
 
 def load_images(prepared: Prepared, device: torch.device, folder: Path, reporter: Reporter) -> TrainingImages:
@@ -32,8 +37,12 @@ def load_images(prepared: Prepared, device: torch.device, folder: Path, reporter
     preprocessing = prepared.preprocessing().with_set_noise(reader, prepared.halves, prepared.options.seed)
     progress = reporter.step("reading images")
     cache = ImageCache(reader, preprocessing, device, prepared.inputs.storage, folder, progress)
-    p = prepared.particles
-    return TrainingImages(cache, p.ctf, p.matrices, prepared.working_box, prepared.working_pixel_size, device)
+    p, box, pixel_size = prepared.particles, prepared.working_box, prepared.working_pixel_size
+    noise = None
+    if p.premultiplied and p.ctf.exposure.any():
+        some = p.ctf[evenly(torch.arange(p.n_images), _NOISE_IMAGES)]
+        noise = shell_means(restored_noise(some, box, pixel_size), box).mean(0).clamp(min=_MIN_NOISE)
+    return TrainingImages(cache, p.ctf, p.matrices, box, pixel_size, device, p.series, noise)
 
 
 def build_model(prepared: Prepared, gaussians: GaussianModel, half: int, device: torch.device) -> HalfModel:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from dynamight_core.devices import choose_device, describe_device
 from dynamight_core.earlier import check_outputs
 from dynamight_core.errors import InputError, Problems
+from dynamight_core.image_series import per_particle
 from dynamight_core.options import InputOptions, TrainOptions
 from dynamight_core.particles.images import ImageReader
 from dynamight_core.particles.inputs import read_input_particles
@@ -135,7 +136,7 @@ def _look_at_images(
 ) -> ImageReader:
     """Return the reader of images that can all be used; refuse the others, with their number and the first ones."""
     reader = ImageReader(particles)
-    rows, usable = np.arange(len(particles)), np.ones(len(particles), dtype=bool)
+    rows, usable = np.arange(particles.n_images), np.ones(particles.n_images, dtype=bool)
     for part in np.array_split(rows, -(-len(rows) // batch_size(particles.box))):
         usable[part] = reader.usable(part)
         reporter.progress("reading images", int(part[-1]) + 1, len(rows))
@@ -146,13 +147,14 @@ def _look_at_images(
     more = f", and {len(bad) - _EXAMPLES} more" if len(bad) > _EXAMPLES else ""
     cure = "extract them again, or write the others to a STAR file with check --cleaned FILE"
     if cleaned is not None:
-        _write_cleaned(inputs, particles, usable, cleaned)
-        cure = f"{cleaned} has the other {int(usable.sum())} particles"
+        whole = per_particle(particles.series, torch.from_numpy(~usable).int()).numpy() == 0
+        _write_cleaned(inputs, particles, whole, cleaned)
+        cure = f"{cleaned} has the other {int(whole.sum())} particles"
     raise InputError(f"{len(bad)} images are constant or hold NaN or infinite values ({names}{more}); {cure}")
 
 
 def _write_cleaned(inputs: InputOptions, particles: Particles, usable: NDArray[np.bool_], path: Path) -> None:
-    """Write the rows of the input file whose images are usable."""
+    """Write the particles of the input file whose images are all usable."""
     check_outputs([path], [inputs.star, inputs.map, *particles.stacks], "--cleaned")
     given = read_input_particles(replace(inputs, symmetry=None))
     # Copies by symmetry have the image of their particle, and stand in the order of the file.
@@ -163,7 +165,7 @@ def _write_cleaned(inputs: InputOptions, particles: Particles, usable: NDArray[n
 def _prepare_all(prepared: Prepared, reporter: Reporter, device: torch.device) -> None:
     """Prepare every image as training does; refuse those that have no noise to normalise by."""
     with ImageReader(prepared.particles) as reader:
-        n, options = len(prepared.particles), prepared.options
+        n, options = prepared.particles.n_images, prepared.options
         preprocessing = prepared.preprocessing().with_set_noise(reader, prepared.halves, options.seed)
         for rows in np.array_split(np.arange(n), -(-n // batch_size(reader.particles.box))):
             read_prepared(reader, rows, preprocessing, device)
@@ -171,7 +173,7 @@ def _prepare_all(prepared: Prepared, reporter: Reporter, device: torch.device) -
 
 
 def _report_estimates(prepared: Prepared, device: torch.device, reporter: Reporter) -> None:
-    options, n, box = prepared.options, len(prepared.particles), prepared.working_box
+    options, n, box = prepared.options, prepared.particles.n_images, prepared.working_box
     threads = options.threads or torch.get_num_threads()
     needed = estimate_memory(n, box, options, 2 if device.type == "cpu" and threads > 1 else 1)
     if device.type == "cuda":

@@ -93,7 +93,7 @@ def _grouped_sums(reader: ImageReader, preprocessing: Preprocessing, seed: int) 
     """Return (groups, box, box, box) backprojections of a random sample, in groups."""
     p = reader.particles
     box = preprocessing.working_box
-    chosen = np.random.default_rng(seed).permutation(len(p))[:_SAMPLE]
+    chosen = np.random.default_rng(seed).permutation(p.n_images)[:_SAMPLE]
     groups = [np.sort(rows) for rows in np.array_split(chosen, min(_GROUPS, len(chosen)))]
     images = [image_to_fourier(read_prepared(reader, rows, preprocessing)) for rows in groups]
     power = torch.stack([shell_means(image.abs().square(), box).mean(0) for image in images]).mean(0)

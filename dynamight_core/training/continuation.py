@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from dynamight_core.belonging import rows_of, trained_rows
+from dynamight_core.belonging import particles_in_order, rows_of, trained_rows
 from dynamight_core.errors import InputError, option_name
 from dynamight_core.model.half import HalfModel
 from dynamight_core.run import Run
@@ -36,7 +36,8 @@ def _arrange(before: Run, prepared: Prepared) -> None:
     trained = trained_rows(before.path)
     if trained is None:
         return
-    order = torch.from_numpy(rows_of(before.path, trained, prepared.particles, parts=("image",))).argsort()
+    images, series = rows_of(before.path, trained, prepared.particles, parts=("image",)), prepared.particles.series
+    order = torch.from_numpy(images if series is None else particles_in_order(series, images)).argsort()
     before.latents, before.covariances = before.latents[:, order], before.covariances[:, order]
     before.halves, before.validation = before.halves[order], before.validation[order]
     if before.pose_changes is not None:

@@ -22,9 +22,10 @@ def fixed_loss(trainer: HalfTrainer) -> float:
     """Return the mean data loss of a fixed sample of a half-set's images, in units that the first call fixes."""
     if trainer.fixed_weights is None:
         trainer.fixed_weights = trainer.model.seen_weights().clone()
-    sample = trainer.rows[:: max(1, len(trainer.rows) // _IMAGES)][:_IMAGES]
+    number = trainer.data.at_once(_IMAGES)
+    sample = trainer.rows[:: max(1, len(trainer.rows) // number)][:number]
     group, total = current_group(), torch.zeros((), dtype=torch.float64, device=trainer.data.device)
-    for rows in group.split(sample, 128):
+    for rows in group.split(sample, trainer.data.at_once(128)):
         batch = trainer.data.batch(rows).within(trainer.fixed_weights)
         positions = trainer.model.gaussians.positions + trainer.model.displacements(trainer.current_latents(rows))
         total += data_loss(trainer, batch, positions, trainer.fixed_weights).double() * len(rows)

@@ -9,6 +9,7 @@ import torch
 from dynamight_core.groups import current_group
 from dynamight_core.model.graph import deformation_regularity, edge_lengths, repulsion
 from dynamight_core.training.half import LOG_VARIANCES, HalfTrainer
+from dynamight_core.training.inference import encoded
 from dynamight_core.training.losses import DeformedBatch, active_terms, data_loss, kl_divergence
 from dynamight_core.training.schedule import Epoch
 
@@ -139,13 +140,13 @@ def _train_encoder_only(trainer: HalfTrainer, generator: torch.Generator, freque
     for part in rows[order].split(trainer.batch_size):
         mine, share = group.deal(len(part))
         batch = trainer.data.batch(part[mine]).within(frequency_weights)
-        mean, log_variance = model.encoder(batch.images)
+        mean, log_variance = encoded(model, batch.images, batch.series)
         kl = kl_divergence(mean, log_variance)
         latents = mean + _noise(len(part), trainer, generator)[mine] * (0.5 * log_variance.clamp(*LOG_VARIANCES)).exp()
-        positions = model.gaussians.positions + model.displacements(latents)
+        positions = batch.per_image(model.gaussians.positions + model.displacements(latents))
         # Their poses stay as they are given.
         residual = model.project(batch.matrices, batch.transfer, positions) - batch.transforms
-        data = 0.5 * (residual.abs().square() * frequency_weights).sum((-2, -1)).mean()
+        data = 0.5 * batch.per_particle((residual.abs().square() * frequency_weights).sum((-2, -1))).mean()
         trainer.step(share * (data + trainer.options.kl_weight * kl), "encoder")
 
 

@@ -65,7 +65,8 @@ def grey_scale(model: HalfModel, data: TrainingImages, rows: torch.Tensor) -> tu
     """
     weights = model.frequency_weights()
     group, powers = current_group(), torch.zeros(3, dtype=torch.float64)
-    for part in group.split(rows[:512], 128):
+    chosen = rows[: data.at_once(512)]
+    for part in group.split(chosen, data.at_once(128)):
         batch = data.batch(part)
         image = model.project(batch.matrices, batch.transfer)
         products = (image.conj() * batch.transforms).real, image.abs().square(), batch.transforms.abs().square()
@@ -74,7 +75,7 @@ def grey_scale(model: HalfModel, data: TrainingImages, rows: torch.Tensor) -> tu
     cross, model_power, image_power = powers.tolist()
     correlation = cross / np.sqrt(model_power * image_power)
     # Standard deviation of a chance correlation.
-    chance = 1 / np.sqrt(min(len(rows), 512) * float((weights > 0).sum()))
+    chance = 1 / np.sqrt(len(data.images_of(chosen)) * float((weights > 0).sum()))
     if correlation < -5 * chance:
         raise InputError(
             "the particles correlate negatively with the map; set --invert-contrast if they are dark, omit it if they "

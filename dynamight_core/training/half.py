@@ -10,7 +10,8 @@ from dynamight_core.model.graph import LongEdges, NeighbourGraph
 from dynamight_core.model.half import HalfModel
 from dynamight_core.options import TrainOptions
 from dynamight_core.training.data import Batch, Batches, TrainingImages, changed_poses
-from dynamight_core.training.inference import LatentPosterior, encode, infer_latents, most_likely_prior
+from dynamight_core.training.inference import LatentPosterior, encode, infer_latents
+from dynamight_core.training.latent_prior import most_likely_prior
 from dynamight_core.training.point_spread import PointSpread
 
 # Restraints are computed on this many particles of a batch, or on fewer with more Gaussians than this: their gradient
@@ -20,11 +21,13 @@ _RESTRAINED, _FEW_RESTRAINED, _GAUSSIANS = 32, 8, 2000
 _SHAPE = 3.0
 # Minimum number of batches in an epoch.
 _MIN_BATCHES = 8
+# Minimum number of particles in a batch, however many images each has: they have conformations of their own.
+_MIN_PARTICLES = 8
 # Particles up to which the weight of regularisation is the options'; with more, it falls with their number.
 _PRIOR_PARTICLES = 900
 # Limits of the encoder's log-variance.
 LOG_VARIANCES = -8.0, 4.0
-# Particles whose residual gives the noise spectrum.
+# Images whose residual gives the noise spectrum.
 _NOISE_PARTICLES = 512
 
 
@@ -87,7 +90,8 @@ class HalfTrainer:
         self.graph = NeighbourGraph.of(model.gaussians)
         self.long_edges: LongEdges | None = None
         # Few particles must not mean few steps of the optimiser.
-        self.batch_size = min(options.batch_size, max(1, -(-n // _MIN_BATCHES)))
+        together = options.batch_size if data.series is None else max(_MIN_PARTICLES, data.at_once(options.batch_size))
+        self.batch_size = min(together, max(1, -(-n // _MIN_BATCHES)))
         self.optimizers = {
             "gaussians": self.gaussian_optimizer(),
             "encoder": torch.optim.Adam(model.encoder.parameters(), lr=options.encoder_learning_rate),
@@ -157,15 +161,17 @@ class HalfTrainer:
         return list(self.rows[order].split(self.batch_size)), generator
 
     def project(self, batch: Batch, positions: torch.Tensor | None) -> torch.Tensor:
-        """Return (b, box, box//2+1) model images of a batch in its refined poses, at the batch's frequencies.
+        """Return the (b, box, box//2+1) model images of a batch in its refined poses, at the batch's frequencies.
 
         Parameters
         ----------
         batch
             of training particles, or of any where poses are not refined.
         positions
-            (b, n, 3) A; the reference if None.
+            (p, n, 3) of its particles, A; the reference if None.
         """
+        if positions is not None:
+            positions = batch.per_image(positions)
         if not self.options.refine_poses:
             return self.model.project(batch.matrices, batch.transfer, positions)
         changes, extent = self.pose_changes[self.slot[batch.rows]], self.data.box * self.data.pixel_size
@@ -254,9 +260,9 @@ class HalfTrainer:
     def estimate_noise(self, deformed: bool) -> None:
         """Set the noise spectrum Sigma to the shell-averaged error power of a subset of the training particles."""
         generator = torch.Generator().manual_seed(self.options.seed)
-        chosen = self.rows[torch.randperm(len(self.rows), generator=generator)[:_NOISE_PARTICLES]]
+        chosen = self.rows[torch.randperm(len(self.rows), generator=generator)[: self.data.at_once(_NOISE_PARTICLES)]]
         group, power = current_group(), torch.zeros(self.model.box // 2 + 1, device=self.data.device)
-        for rows in group.split(chosen, 128):
+        for rows in group.split(chosen, self.data.at_once(128)):
             batch = self.data.batch(rows)
             positions = None
             if deformed:
@@ -264,7 +270,9 @@ class HalfTrainer:
             residual = self.project(batch, positions) - batch.transforms
             power = power + shell_means(residual.abs().square(), self.model.box).sum(0)
         group.sum_(power)
-        self.model.noise_power.copy_(power / len(chosen))
+        power = power / len(self.data.images_of(chosen))
+        # Frequencies without noise are there in some images; the others must not be taken for less noisy.
+        self.model.noise_power.copy_(power if self.data.noise is None else power / self.data.noise.to(power))
 
     @torch.no_grad()
     def rebuild_graph(self) -> None:

@@ -6,17 +6,16 @@ from dataclasses import dataclass
 import torch
 
 from dynamight_core.groups import current_group
+from dynamight_core.image_series import ImageSeries, at_once, per_particle
 from dynamight_core.imaging.fourier import crop_fourier
 from dynamight_core.model.half import HalfModel, LatentProjection
 from dynamight_core.sampling import evenly
-from dynamight_core.training.data import Batch, Batches, TrainingImages
+from dynamight_core.training.data import Batch, Batches, TrainingImages, joined
 
 # Finite-difference step, in standard deviations of the latents' prior.
 _STEP = 0.15
 # A particle is done when a step gains less than the first, or fails with an expected gain below the second, nats.
 _CONVERGED, _HOPELESS = 0.01, 0.05
-# Steps of expectation maximisation for the prior of the latents, and particles that they use.
-_PRIOR_STEPS, _PRIOR_SAMPLE = 100, 5000
 # A direction of the latents that images say little about stays at its prior: one whose signal-to-noise ratio (variance
 # of the prior over that of one image) is below the first number over the square root of the number of particles, which
 # could not tell it from noise (Baik, Ben Arous & Peche, Annals of Probability 2005), or of the second, if they are few.
@@ -61,9 +60,10 @@ def infer_latents(
 ) -> LatentPosterior:
     """Find each particle's most probable latent, the decoder fixed. The `current_group` shares the particles.
 
-    Minimises 1/2 sum_k |CTF P(z) - y|^2 / Sigma + 1/2 (z - m)' C^-1 (z - m) with the latents' own mean m and
-    covariance C as prior, by damped Gauss-Newton steps. The derivative of an image by a latent is a forward
-    difference: one more projection a step for each direction that images show; the others stay at the prior.
+    Minimises 1/2 sum_k |CTF P(z) - y|^2 / Sigma + 1/2 (z - m)' C^-1 (z - m), the first sum over all images of the
+    particle, with the latents' own mean m and covariance C as prior, by damped Gauss-Newton steps. The derivative of an
+    image by a latent is a forward difference: one more projection a step for each direction that images show; the
+    others stay at the prior.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def infer_latents(
     steps
         Gauss-Newton steps at most.
     pixels
-        (n, box, box//2+1) bool, Fourier pixels that are used; all if None.
+        (n, box, box//2+1) bool, Fourier pixels that are used, in each image of a particle; all if None.
     integrate
         whether to integrate the posterior along the direction in which the displacement is least certain. Its mean and
         width there replace the mode and the curvature at the mode: displacements larger than the map's details make
@@ -97,7 +97,7 @@ def infer_latents(
     n, first = len(own), int(own[0]) if len(own) else 0
     found, covariances, energies = seen.new_empty(n, dim), seen.new_empty(n, dim, dim), seen.new_empty(n)
     unit = torch.eye(seen.shape[1]).to(seen)
-    for chosen in group.split(torch.arange(len(rows)), _batch_size(model, seen.shape[1])):
+    for chosen in group.split(torch.arange(len(rows)), _batch_size(model, seen.shape[1], data.series)):
         used = None if pixels is None else pixels[chosen]
         fit = _latent_fit(model, projection, amplitude, data.batch(rows[chosen]), used, seen)
         values, image, energy = fit.best([start[chosen] for start in starts])
@@ -112,13 +112,13 @@ def infer_latents(
     return LatentPosterior(group.gather(found), group.gather(covariances), group.gather(energies))
 
 
-def _batch_size(model: HalfModel, number: int) -> int:
-    """Return how many particles with a number of parameters to infer at a time.
+def _batch_size(model: HalfModel, number: int, series: ImageSeries | None) -> int:
+    """Return how many particles with a number of parameters, and images of a series, to infer at a time.
 
     Positions and images of a batch, of each of which there are several, take some 10 MB: more is no faster.
     """
     numbers = max(3 * len(model.gaussians), (number + 2) * model.box**2)
-    return max(8, min(128, _NUMBERS // numbers))
+    return at_once(series, max(8, min(128, _NUMBERS // numbers)))
 
 
 def _seen_directions(
@@ -135,12 +135,14 @@ def _seen_directions(
     In these directions the prior has a variance of 1 and no correlation.
     """
     root = _uncorrelated(model)
-    sample = evenly(torch.arange(len(rows)), _MEASURED)
-    used = None if pixels is None else pixels[sample]
-    fit = _latent_fit(model, projection, amplitude, data.batch(rows[sample]), used, root)
-    values = _along(start[sample] - model.latent_mean, root, model.latent_covariance)
-    _, curvature = fit.derivatives(values, fit.image(values, fit.all), fit.all)
-    ratios, axes = torch.linalg.eigh((curvature - fit.precision).double().mean(0))
+    curvatures = []
+    for sample in evenly(torch.arange(len(rows)), _MEASURED).split(at_once(data.series, _MEASURED)):
+        used = None if pixels is None else pixels[sample]
+        fit = _latent_fit(model, projection, amplitude, data.batch(rows[sample]), used, root)
+        values = _along(start[sample] - model.latent_mean, root, model.latent_covariance)
+        _, curvature = fit.derivatives(values, fit.image(values, fit.all), fit.all)
+        curvatures.append((curvature - fit.precision).double())
+    ratios, axes = torch.linalg.eigh(torch.cat(curvatures).mean(0))
     seen = ratios >= min(_SEEN / max(len(rows), _FEW) ** 0.5, float(ratios[-1]))
     return root @ axes[:, seen].float()
 
@@ -176,7 +178,7 @@ def infer_parameters(
     model
         of the half-set.
     projection
-        returns the `Fit.project` of a batch; its second argument is which of the n particles are in it.
+        returns the `Fit.project` of a batch; its second argument is which of the n particles are in it, by image.
     prior
         (d,) mean and (d, d) covariance.
     data, rows
@@ -191,10 +193,10 @@ def infer_parameters(
     group, mean = current_group(), prior[0]
     modes, covariances, energies = [mean.new_empty(0, len(mean))], [mean.new_empty(0, *prior[1].shape)], [mean[:0]]
     amplitude = model.seen_weights().sqrt()
-    for chosen in group.split(torch.arange(len(rows)), _batch_size(model, len(mean))):
+    for chosen in group.split(torch.arange(len(rows)), _batch_size(model, len(mean), data.series)):
         batch = data.batch(rows[chosen]).within(amplitude)
-        whitening = amplitude if pixels is None else on_pixels(amplitude, pixels[chosen])
-        fit = Fit(projection(batch, chosen), *prior, batch, whitening)
+        whitening = amplitude if pixels is None else on_pixels(amplitude, batch.per_image(pixels[chosen]))
+        fit = Fit(projection(batch, batch.per_image(chosen)), *prior, batch, whitening)
         mode, image, energy = fit.best([start[chosen] for start in starts])
         covariances.append(climb(fit, mode, image, energy, steps))
         modes.append(mode)
@@ -203,66 +205,25 @@ def infer_parameters(
 
 
 def encode(model: HalfModel, data: TrainingImages, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the encoder's (n, d) means and log-variances of (n,) rows, all computed by this process."""
-    means, log_variances = zip(*(model.encoder(data.images(part)) for part in rows.split(_ENCODED)), strict=True)
+    """Return the encoder's (n, d) means and log-variances of (n,) particles, all computed by this process."""
+    found = []
+    for part in rows.split(data.at_once(_ENCODED)):
+        numbers, index = (part, None) if data.series is None else data.series.images(part)
+        found.append(encoded(model, data.images(numbers), None if index is None else ImageSeries(index)))
+    means, log_variances = zip(*found, strict=True)
     return torch.cat(means), torch.cat(log_variances)
 
 
-@dataclass
-class LatentPrior:
-    """A normal prior, and the latents of n particles under it; all float64.
+def encoded(model: HalfModel, images: torch.Tensor, series: ImageSeries | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the encoder's (p, d) means and log-variances of p particles with these (b, box, box) images.
 
-    Parameters
-    ----------
-    mean, covariance
-        (d,) and (d, d).
-    latents, covariances
-        (n, d) and (n, d, d).
+    Those of a particle of several images are the means over its images.
     """
-
-    mean: torch.Tensor
-    covariance: torch.Tensor
-    latents: torch.Tensor
-    covariances: torch.Tensor
-
-
-def most_likely_prior(posterior: LatentPosterior, mean: torch.Tensor, covariance: torch.Tensor) -> LatentPrior:
-    """Return the most likely normal prior of n particles.
-
-    What an image says about its latent is its posterior without the prior. Given that of all images, expectation
-    maximisation finds mean and covariance of the prior. One step per inference would take dozens of inferences to
-    remove a latent that images say nothing about. No direction becomes wider than after the first step, because far
-    from where a latent is, what its image says is not known.
-
-    Parameters
-    ----------
-    posterior
-        of the particles under a prior.
-    mean, covariance
-        (d,) and (d, d) of that prior.
-    """
-    mean, prior = mean.double(), torch.linalg.inv(covariance.double())
-    precisions = torch.linalg.inv(posterior.covariances.double())
-    seen = precisions - prior
-    pulls = (precisions @ posterior.latents.double()[..., None])[..., 0] - prior @ mean
-
-    def under_prior(step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        covariances = torch.linalg.inv(seen[::step] + prior)
-        return (covariances @ (pulls[::step] + prior @ mean)[..., None])[..., 0], covariances
-
-    root = None
-    for _ in range(_PRIOR_STEPS):
-        latents, covariances = under_prior(-(-len(pulls) // _PRIOR_SAMPLE))
-        mean, covariance = latents.mean(0), torch.cov(latents.T).reshape(prior.shape) + covariances.mean(0)
-        if root is None:
-            root = torch.linalg.cholesky(covariance)
-        relative = torch.linalg.solve_triangular(root, covariance, upper=False)
-        relative = torch.linalg.solve_triangular(root, relative.T, upper=False)
-        widths, axes = torch.linalg.eigh((relative + relative.T) / 2)
-        axes = root @ axes
-        covariance = (axes * widths.clamp(max=1)) @ axes.T
-        prior = torch.linalg.inv(covariance)
-    return LatentPrior(mean, covariance, *under_prior(1))
+    mean, log_variance = model.encoder(images)
+    if series is None:
+        return mean, log_variance
+    counts = series.counts[:, None].to(mean.device)
+    return per_particle(series, mean) / counts, per_particle(series, log_variance) / counts
 
 
 def random_pixels(n: int, box: int, generator: torch.Generator) -> torch.Tensor:
@@ -298,7 +259,7 @@ def data_terms(
         (n, d) of their deformations, or (s, n, d) of s draws of each, whose images are averaged; of the consensus,
         without deformation, if None.
     pixels
-        (n, box, box//2+1) bool, Fourier pixels that count.
+        (n, box, box//2+1) bool, Fourier pixels that count, in each image of a particle.
     resolution
         of the low-pass filter, A; the model's own if None, none if 0.
     """
@@ -306,16 +267,18 @@ def data_terms(
     projection = None if latents is None else model.deformed_projection()
     draws = latents[None] if latents is not None and latents.ndim == 2 else latents
     group, terms = current_group(), [weights.new_empty(0)]
-    for part in group.split(torch.arange(len(rows)), 128):
+    for part in group.split(torch.arange(len(rows)), at_once(data.series, 128)):
         batch = data.batch(rows[part]).within(weights)
         if projection is None or draws is None:
-            rest = model.consensus_positions.expand(len(part), -1, -1)
+            rest = model.consensus_positions.expand(len(batch.transforms), -1, -1)
             image = model.project(batch.matrices, batch.transfer, rest)
         else:
-            image = sum((projection(draw[part], batch.matrices, batch.transfer) for draw in draws), torch.zeros(()))
+            each = (batch.per_image(draw[part]) for draw in draws)
+            image = sum((projection(latents, batch.matrices, batch.transfer) for latents in each), torch.zeros(()))
             image = image / len(draws)
         residual = image - batch.transforms
-        terms.append(0.5 * (residual.abs().square() * on_pixels(weights, pixels[part])).sum((-2, -1)))
+        used = on_pixels(weights, batch.per_image(pixels[part]))
+        terms.append(batch.per_particle(0.5 * (residual.abs().square() * used).sum((-2, -1))))
     return group.gather(torch.cat(terms)).cpu()
 
 
@@ -328,19 +291,20 @@ class Fit:
     """How well parameters explain the images of b particles, with a normal prior.
 
     Images are whitened, real and flat: (b, values), the squared norm of a residual being minus twice its
-    log-likelihood. `which` picks some of the b particles.
+    log-likelihood. Those of a particle are one after the other. `which` picks some of the b particles.
 
     Parameters
     ----------
     project
-        from (m, d) parameters, (m,) indices of particles and their (m, box, box//2+1) transfer functions to model
-        images.
+        from (m, d) parameters, (m,) indices of images of the batch and their (m, box, box//2+1) transfer functions to
+        model images.
     mean, covariance
         (d,) and (d, d) of the prior.
     batch
         of b particles.
     whitening
-        (box, box//2+1) or (b, box, box//2+1) factors: one over the amplitude of the noise, 0 where pixels do not count.
+        (box, box//2+1), or for each image of the batch: one over the amplitude of the noise, 0 where pixels do not
+        count.
     """
 
     def __init__(
@@ -353,13 +317,21 @@ class Fit:
     ):
         self._project, self._mean, self.precision = project, mean, torch.linalg.inv(covariance)
         self._difference = _finite_difference(covariance)
-        self._transfer = batch.transfer * whitening
-        self._target = torch.view_as_real(batch.transforms * whitening).flatten(1)
+        self._transfer, self._series = batch.transfer * whitening, batch.series
+        self._target = batch.joined(torch.view_as_real(batch.transforms * whitening).flatten(1))
         self.all = torch.arange(len(batch), device=mean.device)
 
     def image(self, latents: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
         """Return the (b, values) model images under (b, d) latents."""
-        return torch.view_as_real(self._project(latents, which, self._transfer[which])).flatten(1)
+        if self._series is None:
+            return torch.view_as_real(self._project(latents, which, self._transfer[which])).flatten(1)
+        at, index = (each.to(which.device) for each in self._series.images(which))
+        images = torch.view_as_real(self._project(latents[index], at, self._transfer[at])).flatten(1)
+        return self._widened(joined(ImageSeries(index), images))
+
+    def _widened(self, images: torch.Tensor) -> torch.Tensor:
+        """Return (m, values) images, with zeros for those that other particles have in addition."""
+        return torch.nn.functional.pad(images, (0, self._target.shape[1] - images.shape[1]))
 
     def energy(self, latents: torch.Tensor, image: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
         """Return (b,) minus log posteriors."""
@@ -409,7 +381,7 @@ def _latent_fit(
 
     The prior has unit variances in these directions.
     """
-    whitening = amplitude if pixels is None else on_pixels(amplitude, pixels)
+    whitening = amplitude if pixels is None else on_pixels(amplitude, batch.per_image(pixels))
     batch = batch.within(amplitude)
     matrices = batch.matrices
 

@@ -1,11 +1,11 @@
 """Linear motions: a first-order estimate from the images, which training is initialised with.
 
-The score of an image is the gradient of its log-likelihood with respect to the coefficients c of a field that moves the
-reference, sum_m c_m B_m(x). To first order it is H c + noise of covariance H, where H is the mean information of an
-image. Over particles, the scores have the covariance H + H C H, where C is that of the coefficients. Principal
-components of the whitened scores H^-1/2 g with more variance than noise are motions, and the projections of a particle
-are its coordinates along them. H and the reach of noise are measured on scores of simulated noise. The size of a motion
-is corrected for the noise that added to it (Baik, Ben Arous & Peche, Annals of Probability 2005).
+The score of a particle is the gradient of the log-likelihood of its images with respect to the coefficients c of a
+field that moves the reference, sum_m c_m B_m(x). To first order it is H c + noise of covariance H, where H is the mean
+information of an image. Over particles, the scores have the covariance H + H C H, where C is that of the coefficients.
+Principal components of the whitened scores H^-1/2 g with more variance than noise are motions, and the projections of a
+particle are its coordinates along them. H and the reach of noise are measured on scores of simulated noise. The size of
+a motion is corrected for the noise that added to it (Baik, Ben Arous & Peche, Annals of Probability 2005).
 
 The functions B_m are the motions of parts of the molecule that move by themselves (`dynamight_core.training.parts`), or
 if there are none, shifts of overlapping regions of the whole molecule.
@@ -15,17 +15,19 @@ the resolution at which they show the motions best: with finer detail, large mot
 detail, there is little to see.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from scipy.cluster.vq import kmeans2
 
 from dynamight_core.groups import current_group, exchange
+from dynamight_core.image_series import at_once, images_of
 from dynamight_core.imaging.fourier import crop_fourier, expand_shells, image_to_fourier
 from dynamight_core.model.graph import LongEdges, NeighbourGraph, deformation_regularity, edge_lengths, rigidity
 from dynamight_core.options import TrainOptions
 from dynamight_core.parallel import check_stopped, side_by_side
+from dynamight_core.training.data import Batch
 from dynamight_core.training.half import HalfTrainer
 from dynamight_core.training.parts import MAX_CANDIDATES, MAX_OVERLAP, Parts, moving_parts
 
@@ -337,8 +339,8 @@ def _scores(
     generator = trainer.generator()
     amplitude = expand_shells(model.noise_power.sqrt(), model.box) / model.box
     weights = [model.seen_weights(resolution) for resolution in resolutions]
-    draws = noise_draws(len(rows))
-    group, parts = current_group(), torch.arange(len(rows)).split(128)
+    draws, of_image = noise_draws(len(rows)), noise_draws(len(images_of(data.series, rows)))
+    group, parts = current_group(), torch.arange(len(rows)).split(at_once(data.series, 128))
     own = group.shard(torch.arange(len(parts))).tolist()
     first, last = (int(parts[own[0]][0]), int(parts[own[-1]][-1]) + 1) if own else (0, 0)
     # Of images, and of the noise images, (1 + 2 draws, n, ...): reserved at once, or what is reserved in between for a
@@ -349,14 +351,15 @@ def _scores(
         # A process without particles computes some and keeps none.
         if part not in (own or [0]):
             # The same noise, however many processes share the particles.
-            for _ in range(2 * draws):
-                torch.randn(len(chosen), model.box, model.box, generator=generator)
+            for _ in range(2 * of_image):
+                torch.randn(len(images_of(data.series, rows[chosen])), model.box, model.box, generator=generator)
             continue
         batch = data.batch(rows[chosen])
-        positions = model.gaussians.positions.detach().repeat(len(batch), 1, 1).requires_grad_()
+        positions = model.gaussians.positions.detach().repeat(len(batch.transforms), 1, 1).requires_grad_()
+        summed = _Summed(batch, draws, of_image, part)
         noise = []
-        for _ in range(2 * draws):
-            white = torch.randn(len(batch), model.box, model.box, generator=generator).to(amplitude)
+        for _ in range(2 * of_image):
+            white = torch.randn(len(batch.transforms), model.box, model.box, generator=generator).to(amplitude)
             noise.append(image_to_fourier(white) * amplitude)
         for number, weight in enumerate(weights):
             seen = batch.within(weight)
@@ -366,13 +369,47 @@ def _scores(
                 products = image.real * residual.real + image.imag * residual.imag
                 # Its gradient is that of the log-likelihood of an image with this residual.
                 (forces,) = torch.autograd.grad((products * weight).sum(), positions, retain_graph=True)
-                values = along(forces)
-                if number == len(found):
-                    found.append(values.new_empty(1 + 2 * draws, last - first, *values.shape[1:]))
-                if own:
-                    found[number][kind, chosen - first] = values
+                for to, values in summed.of_particles(kind, along(forces)):
+                    if number == len(found):
+                        found.append(values.new_empty(1 + 2 * draws, last - first, *values.shape[1:]))
+                    if own:
+                        found[number][to, chosen - first] = values
     # Views, where one process has all particles.
     found = [group.gather(each.transpose(0, 1)).transpose(0, 1) for each in found]
     for each in found:
         each[0] -= each[0].mean(0)
     return [(each[0], each[1 : 1 + draws].flatten(0, 1), each[1 + draws :].flatten(0, 1)) for each in found]
+
+
+class _Summed:
+    """Scores of particles, from those of their images.
+
+    With several images of a particle, a few noise images of each give many draws for the particle: the sum of their
+    scores with random signs is one.
+
+    Parameters
+    ----------
+    batch
+        of particles.
+    draws, of_image
+        noise scores of each particle, and noise images of each image, for each of the two uses.
+    seed
+        of the signs.
+    """
+
+    def __init__(self, batch: Batch, draws: int, of_image: int, seed: int):
+        self._batch, self._draws, self._of_image = batch, draws, of_image
+        generator, size = torch.Generator().manual_seed(seed), (2 * draws, len(batch.transforms))
+        self._signs = None if batch.series is None else 2.0 * torch.randint(2, size, generator=generator) - 1
+
+    def of_particles(self, kind: int, values: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yield kinds of scores of particles, (p, ...), from (b, ...) of images: 0 of data, from 1 on of noise."""
+        if self._signs is None:
+            yield kind, values
+        elif kind == 0:
+            yield 0, self._batch.per_particle(values)
+        else:
+            use, first = divmod(kind - 1, self._of_image)
+            for draw in range(use * self._draws + first, (use + 1) * self._draws, self._of_image):
+                signs = self._signs[draw].to(values).reshape(-1, *[1] * (values.ndim - 1))
+                yield 1 + draw, self._batch.per_particle(signs * values)

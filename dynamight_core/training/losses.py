@@ -20,6 +20,7 @@ from dynamight_core.model.graph import deformation_regularity, edge_lengths, rep
 from dynamight_core.registry import LOSS_TERMS
 from dynamight_core.training.data import Batch
 from dynamight_core.training.half import LOG_VARIANCES, HalfTrainer
+from dynamight_core.training.inference import encoded
 from dynamight_core.training.schedule import Epoch
 
 # The magnitude of displacement is rounded off below this, A.
@@ -72,7 +73,7 @@ class DeformedBatch:
     @cached_property
     def encoded(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and log-variance of the latents by the encoder, (b, d) each."""
-        mean, log_variance = self.trainer.model.encoder(self.batch.images)
+        mean, log_variance = encoded(self.trainer.model, self.batch.images, self.batch.series)
         return mean, log_variance.clamp(*LOG_VARIANCES)
 
     @cached_property
@@ -144,6 +145,8 @@ def data_loss(
 ) -> torch.Tensor:
     """Return the mean over particles of minus the log-likelihood, 1/2 sum |g - y|^2 / Sigma (paper, Eq. 11).
 
+    The sum is over all images of a particle.
+
     Parameters
     ----------
     positions
@@ -152,7 +155,8 @@ def data_loss(
         (box, box//2+1) 1 / Sigma, at the frequencies of the batch.
     """
     residual = trainer.project(batch, positions) - batch.transforms
-    return 0.5 * ((residual.real.square() + residual.imag.square()) * frequency_weights).sum((-2, -1)).mean()
+    of_images = ((residual.real.square() + residual.imag.square()) * frequency_weights).sum((-2, -1))
+    return 0.5 * batch.per_particle(of_images).mean()
 
 
 def kl_divergence(mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:

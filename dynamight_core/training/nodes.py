@@ -105,7 +105,7 @@ def particle_sums(trainer: HalfTrainer, particles: torch.Tensor) -> SliceSums:
     inside = shells(model.box, 2, trainer.data.device) <= model.box // 2
     weights = inside / expand_shells(model.noise_power, model.box)
     sums, group = SliceSums(model.box, trainer.data.device), current_group()
-    for rows in group.split(trainer.rows[particles.cpu()], _BATCH):
+    for rows in group.split(trainer.rows[particles.cpu()], trainer.data.at_once(_BATCH)):
         batch = data.batch(rows)
         transforms, power = batch.transforms * batch.transfer.conj(), batch.transfer.abs().square()
         sums.add(batch.matrices[:, :2], transforms * weights, power * weights)

@@ -15,8 +15,8 @@ from dynamight_core.training.data import TrainingImages
 
 # Fraction of the shell mean that is added to the denominator.
 _FLOOR = 0.1
-# Particles for the undeformed point spread function; more change it little.
-_PARTICLES = 300
+# Images for the undeformed point spread function; more change it little.
+_IMAGES = 300
 _BATCH = 16
 
 
@@ -42,7 +42,7 @@ class PointSpread:
         projector, box = Projector(data.box, data.pixel_size, 2), data.box
         voxels = Voxels(torch.ones((box,) * 3, dtype=torch.bool, device=data.device), (box // 2,) * 3, data.pixel_size)
         total = torch.zeros(box, box, box, device=data.device)
-        some = rows[:: max(1, len(rows) // _PARTICLES)]
+        some = rows[:: max(1, len(rows) // data.at_once(_IMAGES))]
         group, own = current_group(), current_group().shard(some)
         for matrices, power in _powers(data, own):
             voxels.read(bordered(projector.reading_grid(power)), voxels.place(projector.poses(matrices)), total)
@@ -69,6 +69,6 @@ class PointSpread:
 def _powers(data: TrainingImages, chosen: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield the (b, 3, 3) matrices and (b, box, box//2+1) squared transfer functions of batches of (n,) particles."""
     inside = (shells(data.box, 2, data.device) <= data.box // 2).float()
-    for rows in chosen.split(_BATCH):
+    for rows in chosen.split(data.at_once(_BATCH)):
         batch = data.batch(rows)
         yield batch.matrices, batch.transfer.abs().square().float() * inside

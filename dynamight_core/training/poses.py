@@ -12,7 +12,8 @@ from dynamight_core.model.half import HalfModel
 from dynamight_core.training.data import Batch, TrainingImages, changed_poses
 from dynamight_core.training.epochs import run_epoch
 from dynamight_core.training.half import HalfTrainer
-from dynamight_core.training.inference import Projection, infer_latents, infer_parameters, most_likely_prior
+from dynamight_core.training.inference import Projection, infer_latents, infer_parameters
+from dynamight_core.training.latent_prior import most_likely_prior
 from dynamight_core.training.schedule import Epoch
 
 # Standard deviations of pose changes that the search for their prior starts from, radians and A, and its rounds.

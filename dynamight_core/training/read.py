@@ -139,6 +139,7 @@ def open_particles(inputs: InputOptions, options: TrainOptions, problems: Proble
     halves, random = FAILED, False
     if relatives is not FAILED:
         halves, random = assign_halves(particles, relatives, options.seed)
+    step(validate.check_poses, particles, options)
     enough = step(validate.check_half_sets, particles, halves)
     validation = step(_hold_out, relatives, halves, options, after=[enough])
     return Opened(particles, plausible, relatives, halves, random, validation)
@@ -325,8 +326,8 @@ def _torn_relatives(halves: torch.Tensor, relatives: torch.Tensor) -> Iterator[s
     number = int(torn(halves, relatives).sum())
     if number:
         yield (
-            f"{number} particles have relatives (the same original image, helical tube, tilt series or place) in the "
-            "other half-set, so that the FSC may show more than there is; keep such particles in one half-set"
+            f"{number} particles have relatives (the same original image, helical tube or place) in the other "
+            "half-set, so that the FSC may show more than there is; keep such particles in one half-set"
         )
 
 

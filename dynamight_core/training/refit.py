@@ -52,10 +52,10 @@ def deformed_map(trainer: HalfTrainer, mask: np.ndarray) -> torch.Tensor:
     voxels = Voxels(torch.from_numpy(mask).to(device), (box // 2,) * 3, model.pixel_size, modes.field)
     parts = moving_voxels(voxels, modes.coordinates, _BATCH)
     posed, volume, group = trainer.posed_data(), torch.zeros(box, box, box, device=device), current_group()
-    for rows in group.split(trainer.rows, _BATCH):
+    for rows in group.split(trainer.rows, trainer.data.at_once(_BATCH)):
         batch = posed.batch(rows)
         images = bordered(projector.reading_grid(batch.transforms * batch.transfer.conj()))
-        poses, coordinates = projector.poses(batch.matrices), modes.coordinates[trainer.slot[rows]]
+        poses, coordinates = projector.poses(batch.matrices), batch.per_image(modes.coordinates[trainer.slot[rows]])
         for part in parts:
             part.read(images, part.place(poses, coordinates), volume)
     group.sum_(volume)

@@ -60,12 +60,21 @@ def check_model_box(model: HalfModel, half: int, particles: Particles) -> None:
 
 def check_half_sets(particles: Particles, halves: torch.Tensor) -> None:
     """Refuse (n,) `halves` with too few images in one half-set."""
-    for half, n in enumerate(count_groups(particles.image_groups, halves > 0, halves), 1):
+    noun = "images" if particles.series is None else "particles"
+    for half, n in enumerate(count_groups(particles.copies, halves > 0, halves), 1):
         if n < _MIN_IN_HALF:
             raise InputError(
-                f"{particles.star_path} has {n} images with rlnRandomSubset {half}, too few to learn motion from; use "
+                f"{particles.star_path} has {n} {noun} with rlnRandomSubset {half}, too few to learn motion from; use "
                 f"at least {_MIN_IN_HALF} in each half-set, or remove the column for a random split"
             )
+
+
+def check_poses(particles: Particles, options: TrainOptions) -> None:
+    """Refuse to refine poses that images of a particle have in common."""
+    if options.refine_poses and particles.series is not None:
+        raise InputError(
+            "--refine-poses is for particles of one image; omit it, and refine poses of tilt series in RELION or M"
+        )
 
 
 def check_held_out(

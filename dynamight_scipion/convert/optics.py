@@ -1,5 +1,7 @@
 """Optics groups: of sets with one table, of joined sets with several, and of sets that lost theirs."""
 
+from __future__ import annotations
+
 import io
 import os
 
@@ -68,16 +70,16 @@ def collectOptics(collected, acquisition):
                     "The particles' acquisition has no voltage, spherical aberration or amplitude contrast: import the "
                     "particles with these values."
                 )
-            table = [dict(zip(OPTICS_LABELS[2:5], values, strict=True))]
+            table = [dict(zip(OPTICS_LABELS[2:5], values))]
         tables.append(table)
-    for which, group in zip(collected.acquisition, collected.group, strict=True):
+    for which, group in zip(collected.acquisition, collected.group):
         if (which, group) not in numbers:
             row = _findGroup(tables[which], group)
             numbers[which, group] = len(rows) + 1
             name = row.get("rlnOpticsGroupName") or f"opticsGroup{len(rows) + 1}"
             if any(name == other["rlnOpticsGroupName"] for other in rows):
                 name = f"{name}_{len(rows) + 1}"
-            rows.append(row | {"rlnOpticsGroupName": name, "rlnOpticsGroup": len(rows) + 1})
+            rows.append({**row, "rlnOpticsGroupName": name, "rlnOpticsGroup": len(rows) + 1})
         chosen.append(numbers[which, group])
     return rows, chosen
 
@@ -112,7 +114,7 @@ def takeFromStar(starFile, collected):
             found[int(index or 1), path] = [getattr(row, label) for label in labels]
     renamed = _matchPaths(collected.files, {path for _, path in found}, starFile)
     values = []
-    for index, path, number in zip(collected.index, collected.path, collected.columns["rlnImageId"], strict=True):
+    for index, path, number in zip(collected.index, collected.path, collected.columns["rlnImageId"]):
         value = found.get((max(index, 1), renamed[path]))
         if value is None:
             raise ConversionError(
@@ -120,7 +122,7 @@ def takeFromStar(starFile, collected):
                 "particles were imported from."
             )
         values.append(value)
-    return optics, dict(zip(labels, zip(*values, strict=True), strict=True))
+    return optics, dict(zip(labels, zip(*values)))
 
 
 def _matchPaths(files, names, starFile):

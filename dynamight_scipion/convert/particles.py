@@ -1,5 +1,7 @@
 """Sets of particles: checks, and the engine's STAR file."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -131,10 +133,10 @@ def writeParticles(particles, starFile, folder, opticsStar=None):
     disabled = len(particles) - n
     if disabled:
         notes.append(f"{disabled} disabled particles are omitted.")
-    columns = collected.columns | _poses(collected, particles.getSamplingRate())
+    columns = {**collected.columns, **_poses(collected, particles.getSamplingRate())}
     if opticsStar:
         optics, taken = takeFromStar(opticsStar, collected)
-        columns |= taken
+        columns.update(taken)
         notes.append(f"Optics groups ({len(optics)}) are from {opticsStar}.")
     else:
         optics, columns["rlnOpticsGroup"] = collectOptics(collected, particles.getAcquisition())
@@ -152,7 +154,7 @@ def writeParticles(particles, starFile, folder, opticsStar=None):
     paths, changes = stackPaths(collected.files, folder)
     notes += changes
     columns["rlnImageName"] = [
-        f"{max(index, 1):06d}@{paths[path]}" for index, path in zip(collected.index, collected.path, strict=True)
+        f"{max(index, 1):06d}@{paths[path]}" for index, path in zip(collected.index, collected.path)
     ]
     makePath(os.path.dirname(starFile))
     with open(starFile + ".part", "w") as file:
@@ -220,16 +222,16 @@ def _collect(particles):
         group.append(particle.getAttributeValue("_rlnOpticsGroup") if hasGroup else None)
     columns: dict[str, Sequence] = {"rlnImageId": ids}
     if coordinates:
-        x, y, name = zip(*coordinates, strict=True)
-        columns |= {"rlnCoordinateX": x, "rlnCoordinateY": y, "rlnMicrographName": [word(text) for text in name]}
+        x, y, name = zip(*coordinates)
+        columns.update(rlnCoordinateX=x, rlnCoordinateY=y, rlnMicrographName=[word(text) for text in name])
     labels = ["rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle", "rlnPhaseShift"]
     labels += ["rlnCtfMaxResolution", "rlnCtfFigureOfMerit"]
-    columns |= dict(zip(labels, zip(*ctf, strict=True), strict=False))
+    columns.update(zip(labels, zip(*ctf)))
     if not hasPhase:
         columns.pop("rlnPhaseShift", None)
     if any(classes):
         columns["rlnClassNumber"] = classes
-    for name, values in zip(extra, zip(*extras, strict=True), strict=False):
+    for name, values in zip(extra, zip(*extras)):
         # Some particles of a joined set may lack a column, which then cannot be written.
         if None not in values and name not in columns:
             columns[name] = [word(value) if isinstance(value, str) else value for value in values]
@@ -247,4 +249,4 @@ def _poses(collected, samplingRate):
             "rotation (mirrored or scaled): give the particles of a 3D refinement."
         )
     labels = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi", "rlnOriginXAngst", "rlnOriginYAngst")
-    return dict(zip(labels, posesOfMatrices(collected.matrices, samplingRate), strict=True))
+    return dict(zip(labels, posesOfMatrices(collected.matrices, samplingRate)))

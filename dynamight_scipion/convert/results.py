@@ -45,7 +45,7 @@ def readColumns(starFile, wanted):
             raise ConversionError(f"{starFile} has no column rlnImageId: estimate the deformations again.")
         at = [reader.getColumnNames().index(label) for label in labels]
         values = np.array([[float(row[i]) for i in at] for row in reader])
-    columns = dict(zip(labels, values.T, strict=True))
+    columns = dict(zip(labels, values.T))
     columns["rlnImageId"] = columns["rlnImageId"].astype(np.int64)
     return columns
 
@@ -96,7 +96,7 @@ def fillParticles(output, particles, columns, embedding, latents=(), coordinates
     filled = ParticleFlex(progName=FLEX_PROGRAM)
     for name, kind in _RESULTS.items():
         setattr(filled, f"_{name}", kind())
-    ofDecoders = {name: values.tolist() for name, values in zip(_LATENTS, latents, strict=False)}
+    ofDecoders = {name: values.tolist() for name, values in zip(_LATENTS, latents)}
     for name in ofDecoders:
         setattr(filled, name, CsvList(pType=float))
     halfSets = Integer()
@@ -119,7 +119,7 @@ def fillParticles(output, particles, columns, embedding, latents=(), coordinates
             filled.setTransform(Transform(matrices[row]))
         filled.setZFlex(coordinates[row])
         filled.setZRed(reduced[row])
-        for name, values in (results | ofDecoders).items():
+        for name, values in {**results, **ofDecoders}.items():
             getattr(filled, name).set(values[row])
         output.append(filled)
     if rowOf:

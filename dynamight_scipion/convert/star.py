@@ -18,5 +18,5 @@ def writeLoop(file, name, columns):
         values = values.tolist() if isinstance(values, np.ndarray) else values
         isFloat = any(isinstance(value, float) for value in values)
         texts.append([f"{value:.9g}" for value in values] if isFloat else [str(value) for value in values])
-    file.writelines(" ".join(row) + "\n" for row in zip(*texts, strict=True))
+    file.writelines(" ".join(row) + "\n" for row in zip(*texts))
     file.write("\n")

@@ -1,12 +1,14 @@
 """How every protocol starts the engine, what its form takes from the engine's options, and what failures say."""
 
+from __future__ import annotations
+
 import json
 import os
 import re
 import shlex
 import subprocess
 import time
-from functools import cache
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import pyworkflow.protocol.params as params
@@ -30,13 +32,13 @@ _PARAMS = {
 }
 
 
-@cache
+@lru_cache(maxsize=None)
 def readOptions():
     """Read what the engine declares: of every stage, its options by name, each a JSON schema with texts for a form."""
     return {stage: found["properties"] for stage, found in _readDeclared()["$defs"].items()}
 
 
-@cache
+@lru_cache(maxsize=None)
 def readPresets():
     """Read the engine's presets: of each, the values of options by stage and name."""
     return _readDeclared()["presets"]
@@ -146,12 +148,12 @@ class EngineProtocol:
         if "enum" in option or (kind == "boolean" and nullable):
             paramClass, words, labels = params.EnumParam, (None, True, False), ("automatic", "yes", "no")
             if "enum" in option:
-                offered = zip(option["enum"], option["choice_labels"], strict=True)
-                words, labels = zip(*(choice for choice in offered if choice[0] not in without), strict=True)
-            given |= {"choices": list(labels), "default": words.index(option.get("default", words[0]))}
+                offered = zip(option["enum"], option["choice_labels"])
+                words, labels = zip(*(choice for choice in offered if choice[0] not in without))
+            given.update(choices=list(labels), default=words.index(option.get("default", words[0])))
         elif kind in ("integer", "number") and Limits._CHECKS.keys() & option.keys():
             given["validators"] = [Limits(option, bool(nullable))]
-        param = form.addParam(name, paramClass, **(given | changed))
+        param = form.addParam(name, paramClass, **{**given, **changed})
         param.engineOption = stage, word, words
 
     def addOptions(self, form, *names):
@@ -260,7 +262,7 @@ class EngineProtocol:
         """
         message = _readStatus(statusFile).get("message")
         if message:
-            return message
+            return inWordsOfForms(message, command)
         if code in (126, 127):
             return (
                 f"The program {PROGRAM} could not be started: check {DYNAMIGHT_ENV_ACTIVATION} in Scipion's "
@@ -275,6 +277,30 @@ class EngineProtocol:
             f"{PROGRAM} {command} was ended from outside before it was done, perhaps for lack of memory or time: give "
             "more of these, or fewer particles at a time (batch size), and continue the protocol."
         )
+
+
+def inWordsOfForms(message, command):
+    """Return a message of a command with labels of the form in the place of options that the form has.
+
+    An option that is switched off, such as --no-premultiplied, becomes its label and "(No)".
+    """
+    stages = readOptions()
+    labels: dict[str, str] = {}
+    # Those of the command's own form last, where labels differ.
+    own = ("input", "train") if command == "train" else (command,)
+    for stage in sorted(stages, key=lambda stage: stage in own):
+        labels.update(
+            (_inKebab(name), option["label"]) for name, option in stages[stage].items() if option.get("label")
+        )
+
+    def labelled(found):
+        words = found.group(1)
+        if words in labels:
+            return f"'{labels[words]}'"
+        off = words[len("no-") :] if words.startswith("no-") else ""
+        return f"'{labels[off]}' (No)" if off in labels else found.group(0)
+
+    return re.sub(r"(?<![\w-])--([a-z][a-z-]*[a-z])", labelled, message)
 
 
 def checkStructure(structure, name):

@@ -139,7 +139,7 @@ class DynamightProtDeformations(DeformationsForm, ProtAnalysis3D):
         for half in (1, 2):
             path = self._getRunPath("analysis", f"gaussians_half{half}.cif")
             results[f"outputGaussians{half}"] = AtomStruct(path, pseudoatoms=True)
-        results |= self._createGroups(particles)
+        results.update(self._createGroups(particles))
         if os.path.exists(self._getFieldsPath()):
             results["outputFields"] = createFields(self._getPath(), readFields(self._getFieldsPath(), model))
         self._registerOutputs([self.inputParticles, *self._getOtherInputs()], **results)

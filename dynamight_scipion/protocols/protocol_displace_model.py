@@ -126,7 +126,7 @@ class DynamightProtDisplaceModel(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
         structures = self._createSetOfAtomStructFlex(progName=FLEX_PROGRAM)
         setFlexInfo(structures, model)
         distances = self._getDistances()
-        for row, distance in zip(readStates(self._getExtraPath("states.csv")), distances, strict=True):
+        for row, distance in zip(readStates(self._getExtraPath("states.csv")), distances):
             moved = AtomStructFlex(progName=FLEX_PROGRAM)
             moved.setFileName(self._getExtraPath("structures", f"atoms_{row['state']}.cif"))
             moved.setZFlex(row["coordinates"])
@@ -154,7 +154,7 @@ class DynamightProtDisplaceModel(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
         structures = self._createSetOfAtomStructFlex(progName=FLEX_PROGRAM)
         fields = self._getFields()
         setFlexInfoOfField(structures, fields[0])
-        for number, (field, distance) in enumerate(zip(fields, self._getDistances(), strict=True), 1):
+        for number, (field, distance) in enumerate(zip(fields, self._getDistances()), 1):
             moved = AtomStructFlex(progName=FLEX_PROGRAM)
             moved.setFileName(self._getStructurePath(number))
             moved.setZFlex((scale * field.getZFlex()).tolist())

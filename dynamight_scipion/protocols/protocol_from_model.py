@@ -1,5 +1,7 @@
 """Shared code of protocols on a model: the input, its checks, and the choice of states."""
 
+from __future__ import annotations
+
 import csv
 import os
 import re
@@ -117,7 +119,7 @@ class StatesProtocol(ModelProtocol):
             help=f"{percentiles['description']} {percentiles['more']}",
         )
         names = ("lowPercentile", "First"), ("highPercentile", "Last")
-        for (name, label), default in zip(names, percentiles["default"], strict=True):
+        for (name, label), default in zip(names, percentiles["default"]):
             line.addParam(
                 name,
                 params.FloatParam,
@@ -249,7 +251,7 @@ def writeStates(path, names, coordinates):
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["state", *(f"motion{number}_A" for number in range(1, len(coordinates[0]) + 1))])
-        writer.writerows([name, *values] for name, values in zip(names, coordinates, strict=True))
+        writer.writerows([name, *values] for name, values in zip(names, coordinates))
 
 
 def stateVolume(model, row, folder):

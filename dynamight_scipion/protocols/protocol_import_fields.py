@@ -122,7 +122,7 @@ def readField(path):
                 about = json.loads(str(archive["about"]))
                 spacing = float(archive["spacing"]) if "spacing" in archive.files else 0.0
                 shape = archive["displacement"].shape
-            about |= {name: about["reference"][name] for name in ("box", "pixel_size")}
+            about.update({name: about["reference"][name] for name in ("box", "pixel_size")})
         elif path.endswith(".mrc"):
             with mrcfile.open(path, permissive=True, header_only=True) as mrc:
                 spacing, about = float(mrc.voxel_size.x), {}

@@ -1,5 +1,7 @@
 """From deformations to a map with the motion corrected."""
 
+from __future__ import annotations
+
 import json
 import os
 
@@ -225,11 +227,11 @@ class DynamightProtReconstruct(ModelProtocol, ProtRefine3D):
                 continue
             path = self._getMapPath(*folder, "fsc.star")
             atomic = {
-                column: f"with atomic model {column.removeprefix(ATOMIC)}"
+                column: f"with atomic model {column[len(ATOMIC) :]}"
                 for column in Table(fileName=path, tableName="fsc").getColumnNames()
                 if column.startswith(ATOMIC)
             }
-            for column, label in (CURVES | regions | atomic).items():
+            for column, label in {**CURVES, **regions, **atomic}.items():
                 curves.append(readFsc(path, column, f"{which}, {label}"))
         return curves
 
@@ -386,7 +388,7 @@ def readFsc(starFile, column, label):
     """
     table = Table(fileName=starFile, tableName="fsc")
     rows = [(float(row.rlnResolution), float(getattr(row, column))) for row in table]
-    frequency, correlation = zip(*rows, strict=True)
+    frequency, correlation = zip(*rows)
     curve = FSC(objLabel=label)
     # Shell 0 is the mean of the maps, of which no correlation is taken; FSC.setData wants lists.
     values = [1.0, *correlation[1:]]

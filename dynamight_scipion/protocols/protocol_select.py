@@ -72,7 +72,7 @@ class DynamightProtSelect(ModelProtocol, ProtAnalysis3D, ProtFlexBase):
                 f"{option['label']} ({option['unit']})",
                 help=" ".join(filter(None, (option["description"], option["more"]))),
             )
-            for name, end in zip(ends, ("from", "to"), strict=True):
+            for name, end in zip(ends, ("from", "to")):
                 line.addParam(name, params.FloatParam, allowsNull=True, label=end)
         group.addParam(
             "region",
@@ -137,7 +137,7 @@ class DynamightProtSelect(ModelProtocol, ProtAnalysis3D, ProtFlexBase):
         particles = source.get()
         columns = readColumns(self._getSelectionPath(), lambda label: label == "dynCluster")
         clusters = columns.get("dynCluster", columns["rlnImageId"] * 0).astype(int)
-        clusterOf = dict(zip(columns["rlnImageId"].tolist(), clusters.tolist(), strict=True))
+        clusterOf = dict(zip(columns["rlnImageId"].tolist(), clusters.tolist()))
 
         output = particles.createCopy(self._getPath(), copyInfo=True)
         output.copyItems(

@@ -108,7 +108,7 @@ class DynamightProtStates(StatesProtocol, ProtAnalysis3D, ProtFlexBase):
             states._dynMovie = String(self.getMovies()[0])
         outputs = {"outputStates": states}
         if fields:
-            idOfRow = dict(zip(self._getFieldRows(), self._getFieldIds(), strict=True))
+            idOfRow = dict(zip(self._getFieldRows(), self._getFieldIds()))
             found = readFields(self._getFieldsPath(), self.inputModel.get(), idOfRow)
             outputs["outputFields"] = createFields(self._getPath(), found)
         self._registerOutputs([self.inputModel], **outputs)

@@ -48,7 +48,7 @@ _SCALE = ("#440154", "#21918c", "#fde725")
 def _palette(low, high, colours=_SCALE):
     """Return a scale between two values as ChimeraX's option palette takes it, and as its command key does."""
     values = [f"{value:.3g}" for value in (low, (low + high) / 2, high)]
-    pairs = list(zip(values, colours, strict=True))
+    pairs = list(zip(values, colours))
     return ":".join(f"{value},{colour}" for value, colour in pairs), " ".join(f"{c}:{v}" for v, c in pairs)
 
 
@@ -135,7 +135,7 @@ def fieldArrows(path, points, shift, error, reference=None, difference=None):
     """
     makePath(os.path.dirname(path))
     lines = []
-    for start, tip, radius in zip(points, points + shift, error, strict=True):
+    for start, tip, radius in zip(points, points + shift, error):
         ends = " ".join(f"{value:.2f}" for value in (*start, *tip))
         lines += [".color 0.15 0.25 0.35", ".transparency 0", f".arrow {ends} 0.4 1.0 0.7"]
         if radius == radius:

@@ -24,7 +24,7 @@ def drawArrows(figure, points, shift, error):
     known = np.isfinite(error).any()
     scale = Normalize(0, float(np.nanmax(error)) if known else 1.0)
     grid = figure.subplots(1, 3, width_ratios=[extent[0], extent[0], extent[1]])
-    for axes, depth in zip(grid, (2, 1, 0), strict=True):
+    for axes, depth in zip(grid, (2, 1, 0)):
         across, up = (axis for axis in range(3) if axis != depth)
         axes.scatter(points[:, across], points[:, up], s=4, color=SOFT, linewidths=0)
         arrows = axes.quiver(

@@ -1,5 +1,7 @@
 """Figures of results. Every function draws on an empty matplotlib figure that it is given."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,11 +79,11 @@ def drawTraining(figure, curves):
         dict of (n,) arrays curve (title), half, epoch, kind (of the epoch) and value, as the engine writes them.
     """
     grid = figure.subplots(*trainingSize(curves), sharex=True, squeeze=False)
-    kinds = dict(zip(curves["epoch"], curves["kind"], strict=True))
+    kinds = dict(zip(curves["epoch"], curves["kind"]))
     titles = list(dict.fromkeys(curves["curve"]))
     for axes in grid.flat[len(titles) :]:
         axes.axis("off")
-    for axes, title in zip(grid.flat, titles, strict=False):
+    for axes, title in zip(grid.flat, titles):
         for half, colour in HALF_COLOURS.items():
             mine = (curves["curve"] == title) & (curves["half"] == half)
             style = {"color": colour, "marker": "o", "markersize": 2.5, "linewidth": 1.4}
@@ -133,7 +135,7 @@ def drawParticles(figure, panels, colouring):
     """
     axesOf = figure.subplots(1, len(panels), squeeze=False)[0]
     drawn = None
-    for axes, (title, names, places, indices) in zip(axesOf, panels, strict=True):
+    for axes, (title, names, places, indices) in zip(axesOf, panels):
         values = localDensity(places) if colouring.values is None else colouring.values[indices]
         # Drawn in random order, no value lies on top of all others.
         order = np.random.default_rng(0).permutation(len(places))
@@ -257,8 +259,8 @@ def drawMolecule(figure, points):
     size = float(np.clip(20000 / len(places), 4, 40))
     # One scale: an error as large as the motion has its colour.
     limit = max(points["rms_motion"].max(), points["error"].max())
-    for row, (name, label) in zip(grid, (("rms_motion", "motion"), ("error", "uncertainty")), strict=True):
-        for axes, depth in zip(row, (2, 1, 0), strict=True):
+    for row, (name, label) in zip(grid, (("rms_motion", "motion"), ("error", "uncertainty"))):
+        for axes, depth in zip(row, (2, 1, 0)):
             across, up = (axis for axis in range(3) if axis != depth)
             order = np.argsort(places[:, depth])
             drawn = axes.scatter(
@@ -383,7 +385,7 @@ def drawSlices(figure, layers, axis="z", index=None):
     """
     index = layers[0].volume.shape["zyx".index(axis)] // 2 if index is None else index
     images = []
-    for axes, layer in zip(figure.subplots(1, len(layers), squeeze=False)[0], layers, strict=True):
+    for axes, layer in zip(figure.subplots(1, len(layers), squeeze=False)[0], layers):
         low, high = layer.limits or greyLimits([layer.volume])
         part = sliceOf(layer.volume, axis, index)
         image = axes.imshow(part, cmap=layer.palette, vmin=low, vmax=high, origin="lower")
@@ -423,7 +425,7 @@ def drawDisplacements(figure, distances, names):
     """
     axes = figure.subplots()
     colours = colormaps["viridis"](np.linspace(0, 0.95, len(distances)))
-    for name, row, colour in zip(names, distances, colours, strict=True):
+    for name, row, colour in zip(names, distances, colours):
         axes.plot(np.arange(1, len(row) + 1), row, color=colour, linewidth=0.9, label=name)
     axes.set_xlabel("atom, in the order of the file")
     axes.set_ylabel("displacement (Å)")
@@ -446,10 +448,10 @@ def drawDeviations(figure, table):
     states = list(dict.fromkeys([*table["first"], *table["second"]]))
     regions = list(dict.fromkeys(table["region"]))
     limit = max(float(table["deviation_A"].max()), 1e-6)
-    for axes, region in zip(figure.subplots(1, len(regions), squeeze=False)[0], regions, strict=True):
+    for axes, region in zip(figure.subplots(1, len(regions), squeeze=False)[0], regions):
         matrix = np.zeros((len(states), len(states)))
         inside = table["region"] == region
-        for first, second, value in zip(*(table[n][inside] for n in ("first", "second", "deviation_A")), strict=True):
+        for first, second, value in zip(*(table[n][inside] for n in ("first", "second", "deviation_A"))):
             row, column = states.index(first), states.index(second)
             matrix[row, column] = matrix[column, row] = value
         image = axes.imshow(matrix, cmap="viridis", vmin=0, vmax=limit)

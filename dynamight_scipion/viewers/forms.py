@@ -64,13 +64,13 @@ class ResultsViewer(EmProtocolViewer):
     def addViews(self, form, *names, **changed):
         """Add the lines of views to a form or group, with settings that are otherwise than declared."""
         for name in names:
-            form.addParam(name, params.LabelParam, **(self._getView(name).line | changed))
+            form.addParam(name, params.LabelParam, **{**self._getView(name).line, **changed})
 
     def _getView(self, name):
         return getattr(self, f"_show{name[0].upper()}{name[1:]}")
 
     def _getVisualizeDict(self):
-        names = (name.removeprefix("_show") for name in dir(type(self)) if hasattr(getattr(type(self), name), "line"))
+        names = (name.replace("_show", "", 1) for name in dir(type(self)) if hasattr(getattr(type(self), name), "line"))
         return dict.fromkeys((name[0].lower() + name[1:] for name in names), self._showOrExplain)
 
     def _showOrExplain(self, name):

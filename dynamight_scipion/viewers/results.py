@@ -116,8 +116,8 @@ def readTable(path):
     """Read a CSV file as a dict of (n,) arrays by column: numbers, not a number where a cell is empty, or text."""
     with open(path, newline="") as file:
         names, *rows = csv.reader(file)
-    columns = zip(*rows, strict=True) if rows else [()] * len(names)
-    return {name: _parse(column) for name, column in zip(names, columns, strict=True)}
+    columns = zip(*rows) if rows else [()] * len(names)
+    return {name: _parse(column) for name, column in zip(names, columns)}
 
 
 def _parse(cells):

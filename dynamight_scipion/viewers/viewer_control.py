@@ -32,6 +32,6 @@ class DynamightControlViewer(ResultsViewer):
         curves = [item.clone() for item in self.protocol.outputFSCs.iterItems()]
         drawn = [
             (curve.getObjLabel(), *curve.getData(), {"color": colour, "linewidth": 1.6})
-            for curve, colour in zip(curves, paletteOf(curves), strict=True)
+            for curve, colour in zip(curves, paletteOf(curves))
         ]
         return figureView("Control experiment", (7.5, 5), drawFsc, drawn)

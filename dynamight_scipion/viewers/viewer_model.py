@@ -60,7 +60,7 @@ class DynamightModelViewer(ResultsViewer):
     @staticmethod
     def _findModel(obj):
         """Return the model that an object belongs to; of an unfinished run, only the folder is known."""
-        if isinstance(obj, DynamightProtDeformations | DynamightProtInfer):
+        if isinstance(obj, (DynamightProtDeformations, DynamightProtInfer)):
             return getattr(obj, "outputModel", None) or DynamightModel(obj._getRunFolder())
         if isinstance(obj, DynamightProtSelect):
             return obj.inputModel.get()

@@ -1,5 +1,7 @@
 """Viewer of a reconstruction: FSC, and the map before and after."""
 
+from __future__ import annotations
+
 import os
 
 import numpy as np
@@ -99,17 +101,17 @@ class DynamightReconstructViewer(ResultsViewer):
                 style: dict = {"color": AFTER if which == "motion corrected" else BEFORE}
                 if isRegion:
                     # The dashes of a region are as long as its number.
-                    style |= {"linewidth": 1.4, "linestyle": (0, (1 + 3 * int(kind.removeprefix(REGION)), 2))}
+                    style.update(linewidth=1.4, linestyle=(0, (1 + 3 * int(kind[len(REGION) :]), 2)))
                 else:
                     # Runs of earlier versions have other labels.
-                    style |= _STYLES.get(kind, {})
+                    style.update(_STYLES.get(kind, {}))
                 curves.append((curve.getObjLabel(), *curve.getData(), style))
         return figureView("Fourier shell correlation", (7.5, 5), drawFsc, curves)
 
     @view("Slices before and after")
     def _showSlices(self):
         before, after = readVolume(self._getBefore()), readVolume(self.protocol.outputVolume.getFileName())
-        layers = greyLayers({self._describeBefore().removeprefix("The "): before, "map with motion corrected": after})
+        layers = greyLayers({self._describeBefore().replace("The ", "", 1): before, "map with motion corrected": after})
         limit = max(abs(after - before).max() * 0.7, 1e-12)
         layers.append(Layer("after minus before", after - before, "coolwarm", (-limit, limit)))
         return slicesView("Before and after", layers, self.protocol.outputVolume.getSamplingRate())
@@ -135,7 +137,7 @@ class DynamightReconstructViewer(ResultsViewer):
         layers = greyLayers({"map with motion corrected": readVolume(self.protocol.outputVolume.getFileName())})
         volumes, limits = self._readLocalResolutions()
         names = ("local resolution before", "local resolution after")[-len(volumes) :]
-        layers += [Layer(n, volume, "viridis_r", limits, "Å") for n, volume in zip(names, volumes, strict=True)]
+        layers += [Layer(n, volume, "viridis_r", limits, "Å") for n, volume in zip(names, volumes)]
         return slicesView("Local resolution", layers, self.protocol.outputVolume.getSamplingRate())
 
     @view(

@@ -62,7 +62,7 @@ def _drawLeaves(figure, layers, samplingRate):
 
     def update(_=None):
         axis, index = across.value_selected, int(slider.val)
-        for image, layer in zip(images, layers, strict=True):
+        for image, layer in zip(images, layers):
             length = layer.volume.shape["zyx".index(axis)]
             image.set_data(sliceOf(layer.volume, axis, min(index, length - 1)))
         slider.valtext.set_text(f"{axis} = {(index - size // 2) * samplingRate:.0f} Å")
@@ -95,7 +95,7 @@ def _drawMovie(figure, names, volumes):
     above, below = figure.subfigures(2, 1, height_ratios=[1, 0.16])
     frames = [projections(volume) for volume in volumes]
     images = []
-    for number, (axes, axis) in enumerate(zip(above.subplots(1, 3), "zyx", strict=True)):
+    for number, (axes, axis) in enumerate(zip(above.subplots(1, 3), "zyx")):
         low, high = greyLimits([frame[number] for frame in frames])
         images.append(axes.imshow(frames[0][number], cmap="gray", vmin=low, vmax=high, origin="lower"))
         axes.set_title(f"along {axis}", fontsize=10, color=SOFT)
@@ -114,7 +114,7 @@ def _drawMovie(figure, names, volumes):
     playing = {"at": 0, "on": len(frames) > 1}
 
     def update(value):
-        for image, projection in zip(images, frames[int(value) - 1], strict=True):
+        for image, projection in zip(images, frames[int(value) - 1]):
             image.set_data(projection)
         slider.valtext.set_text("")
         title.set_text(names[int(value) - 1])

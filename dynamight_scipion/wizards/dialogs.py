@@ -138,7 +138,7 @@ class SlicesDialog(FigureDialog):
         """Draw the slices and the overlay."""
         low, high = greyLimits([self._volume])
         self._panels = []
-        for axes, axis in zip(self.figure.subplots(1, 3, squeeze=False)[0], "zyx", strict=True):
+        for axes, axis in zip(self.figure.subplots(1, 3, squeeze=False)[0], "zyx"):
             index = int(self._centre["zyx".index(axis)])
             axes.imshow(sliceOf(self._volume, axis, index), cmap="gray", vmin=low, vmax=high, origin="lower")
             axes.set_title(f"perpendicular to {axis}", fontsize=10, color=SOFT)
@@ -457,7 +457,7 @@ def pathText(points, motions):
     lines = []
     for point in points:
         coordinates = [0.0] * max(2, max(motions) + 1)
-        for motion, value in zip(motions, point, strict=True):
+        for motion, value in zip(motions, point):
             coordinates[motion] = value
         lines.append(", ".join(f"{value:.3f}" for value in coordinates))
     return "\n".join(lines)
@@ -465,4 +465,4 @@ def pathText(points, motions):
 
 def regionText(motions, ranges):
     """Return the text of a region from ranges (Å rms) of motions, counted from 0."""
-    return "\n".join(f"{k + 1}: {low:.3f} : {high:.3f}" for k, (low, high) in zip(motions, ranges, strict=True))
+    return "\n".join(f"{k + 1}: {low:.3f} : {high:.3f}" for k, (low, high) in zip(motions, ranges))

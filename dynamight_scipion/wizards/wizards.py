@@ -1,5 +1,7 @@
 """Wizards: what they read from a form, the dialog that they open, and what they write to the form."""
 
+from __future__ import annotations
+
 import os
 
 import numpy as np

@@ -273,7 +273,7 @@ def test_what_permuting_takes_decides_what_a_gain_comes_from(own, of_map, of_all
     halves = torch.tensor([1, 2]).repeat(200)
     images = ControlImages.__new__(ControlImages)
     images.rows, images.halves, images.box, images.pixel_size = torch.arange(400), halves, 16, 6.0
-    images.particles = SimpleNamespace(image_groups=torch.arange(400))
+    images.particles = SimpleNamespace(copies=torch.arange(400))
     gains = {"own": own + 0.3 * centred(generator.normal(size=400))}
     for kind, mean in (("map", of_map), ("all", of_all)):
         draws = scatter * np.apply_along_axis(centred, 0, generator.normal(size=(6, 2)))

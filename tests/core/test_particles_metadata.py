@@ -317,7 +317,10 @@ BAD_ROWS = {
         {"rlnImageName": one_bad("1@gone.mrcs", good="1@particles.mrcs")},
         ["row 5", "gone.mrcs", "project folder"],
     ),
-    "tilt series": ({"rlnTomoParticleId": ["1"] * 12}, ["tilt series", "rlnTomoParticleId"]),
+    "an image twice in a particle": (
+        {"rlnTomoParticleName": ["a", "b"] * 6, "rlnImageName": ["1@particles.mrcs"] * 12},
+        ["row 3", "the same particle"],
+    ),
 }
 
 

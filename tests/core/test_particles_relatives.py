@@ -48,14 +48,6 @@ def test_segments_of_a_tube_are_relatives_in_their_micrograph_alone(groups_of):
     assert found == {frozenset(rows) for rows in ({0, 1}, {2, 3, 4}, {5, 6}, {7, 8, 9}, {10, 11})}
 
 
-def test_tilts_of_a_particle_are_relatives_and_groups_of_micrographs_are_not(groups_of):
-    names = [f"tomo_{i // 3}" for i in range(N)]
-    tilts = {frozenset(range(first, first + 3)) for first in range(0, N, 3)}
-    assert groups_of(rlnGroupName=names, rlnCtfBfactor=[f"{4 * (i % 3)}" for i in range(N)]) == tilts
-    assert groups_of(rlnGroupName=names) == set()
-    assert groups_of(rlnGroupName=names, rlnCtfBfactor=["4"] * N) == set()
-
-
 def test_picks_near_to_each_other_are_relatives(groups_of):
     # Pixels of 2 A: 30 A apart, but for the second and third; in the second micrograph, at the same places.
     x = ["0", "15", "20", "35", "50"] * 2 + ["0", "15"]

@@ -1,5 +1,6 @@
 """The two distributions install as they should, and the plugin finds, starts and checks its engine."""
 
+import ast
 import json
 import os
 import re
@@ -31,6 +32,29 @@ def test_installed_versions_are_those_of_the_sources():
 
 def test_plugin_expects_the_engine_beside_it():
     assert ENGINE_VERSION == dynamight_core.__version__
+
+
+# What Python 3.8 lacks: methods, functions, and keywords of functions.
+TOO_NEW = {"removeprefix", "removesuffix", "is_relative_to", "cache", "batched"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "dynamight_scipion").rglob("*.py")), ids=lambda path: path.stem)
+def test_the_plugin_is_written_for_the_python_that_scipions_installer_makes(path):
+    tree = ast.parse(path.read_text(), feature_version=(3, 8))
+    later = any(isinstance(node, ast.ImportFrom) and node.module == "__future__" for node in tree.body)
+    for node in ast.walk(tree):
+        assert getattr(node, "attr", "") not in TOO_NEW, f"{path.name}, line {node.lineno}"
+        if isinstance(node, ast.ImportFrom):
+            assert not (node.module == "functools" and TOO_NEW & {alias.name for alias in node.names})
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "zip":
+            assert not node.keywords, f"{path.name}, line {node.lineno}"
+        # Generic and alternative types in annotations, where they are evaluated.
+        annotation = getattr(node, "annotation", None) or getattr(node, "returns", None)
+        if annotation is not None and not later:
+            parts = list(ast.walk(annotation))
+            assert not any(isinstance(part, ast.BinOp) for part in parts), f"{path.name}, line {node.lineno}"
+            generics = {getattr(part.value, "id", "") for part in parts if isinstance(part, ast.Subscript)}
+            assert not generics & {"list", "dict", "tuple", "set", "type"}, f"{path.name}, line {node.lineno}"
 
 
 # ------------------------------------------------------------------ how the engine is installed and started

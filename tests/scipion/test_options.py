@@ -19,7 +19,7 @@ from dynamight_scipion.protocols import (
     DynamightProtSelect,
     DynamightProtStates,
 )
-from dynamight_scipion.protocols.protocol_base import readOptions, readPresets
+from dynamight_scipion.protocols.protocol_base import inWordsOfForms, readOptions, readPresets
 from tests.support.extension import extended_engine
 
 PROTOCOLS = {
@@ -143,3 +143,17 @@ def test_a_decoder_and_a_loss_term_of_another_package_are_in_the_form(workflow, 
         readOptions.cache_clear()
     assert "--decoder breathing" in text
     assert "--loss-weights drift=0.5" in text
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("--validation-fraction 0.1 holds out 3 images", "'Validation fraction' 0.1 holds out 3 images"),
+        ("set --premultiplied, or --no-premultiplied if", "set '{p}', or '{p}' (No) if"),
+        # What the form does not have stays, and so do words with dashes.
+        ("set --project; a half--map, --resume", "set --project; a half--map, --resume"),
+    ],
+)
+def test_a_failure_names_the_labels_of_the_form(message, told):
+    label = "Were images premultiplied by the CTF?"
+    assert inWordsOfForms(message, "train") == told.format(p=label)

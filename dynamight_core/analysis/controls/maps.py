@@ -4,6 +4,7 @@ Controls use images at the working box of training: the deformations contain not
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from scipy.spatial import cKDTree
 from dynamight_core.analysis.domain_files import domain_masks
 from dynamight_core.analysis.molecule import all_gaussians
 from dynamight_core.groups import current_group
+from dynamight_core.image_series import ImageSeries, images_of, per_particle
 from dynamight_core.imaging.backprojection import ParticleData, filter_volume
 from dynamight_core.imaging.fourier import expand_shells, plane_multiplicity
 from dynamight_core.imaging.modes import Modes
@@ -61,13 +63,21 @@ class ControlImages:
         ).with_set_noise(ImageReader(run.particles), run.halves, run.config.train.seed)
         self.particles = run.particles.subset(rows.numpy())
         self.matrices = self.particles.matrices
-        reader, own = ImageReader(self.particles), preprocessing.of(rows.numpy())
+        self.series = self.particles.series
+        chosen = images_of(run.particles.series, rows)
+        reader, own = ImageReader(self.particles), preprocessing.of(chosen.numpy())
         cache = ImageCache(reader, own, device, inputs.storage, run.path, progress)
-        self.training = TrainingImages(cache, self.particles.ctf, self.matrices, self.box, self.pixel_size, device)
+        self.training = self.with_images(cache)
         self._deformations: dict[tuple[bool, int], list[HalfDeformations]] = {}
 
     def __len__(self) -> int:
+        """Return the number of particles."""
         return len(self.rows)
+
+    def with_images(self, images: Any) -> TrainingImages:
+        """Return training images whose ``images(numbers)`` are those of `images`."""
+        ctf = self.particles.ctf
+        return TrainingImages(images, ctf, self.matrices, self.box, self.pixel_size, self.device, self.series)
 
     def data(self, half: int, pixels: torch.Tensor | None = None, images=None) -> ParticleData:
         """Return the particles as data of a reconstruction, with the noise spectrum of a half-set's model.
@@ -77,7 +87,7 @@ class ControlImages:
         half
             1 or 2.
         pixels
-            (n, box, box//2+1) bool: the Fourier pixels to use; all if None.
+            (n, box, box//2+1) bool: the Fourier pixels to use in each image of a particle; all if None.
         images
             function that returns (b, box, box) images, to replace the particles' own.
         """
@@ -85,7 +95,10 @@ class ControlImages:
 
         def transfer(indices: torch.Tensor) -> torch.Tensor:
             whole = self.training.transfer(indices)
-            return whole if pixels is None else whole * pixels[indices].to(whole.device)
+            if pixels is None:
+                return whole
+            chosen = indices if self.series is None else self.series.owner[indices]
+            return whole * pixels[chosen].to(whole.device)
 
         return ParticleData(
             images or self.training.images,
@@ -95,6 +108,7 @@ class ControlImages:
             self.pixel_size,
             self.box**2 / power,
             self.device,
+            self.series,
         )
 
     def deformations(self, options: ControlOptions) -> list["HalfDeformations"] | None:
@@ -120,7 +134,7 @@ class ControlImages:
 
     def per_image(self, values: np.ndarray, indices: torch.Tensor) -> np.ndarray:
         """Return (..., images) means of (..., b) values over the rows of one image, which share its noise."""
-        _, index, counts = self.particles.image_groups[indices].unique(return_inverse=True, return_counts=True)
+        _, index, counts = self.particles.copies[indices].unique(return_inverse=True, return_counts=True)
         sums = np.zeros((*values.shape[:-1], len(counts)))
         np.add.at(np.moveaxis(sums, -1, 0), index.numpy(), np.moveaxis(values, -1, 0))
         return sums / counts.numpy()
@@ -237,29 +251,40 @@ def wiener(volume: torch.Tensor, fsc: torch.Tensor) -> torch.Tensor:
 def misfits(
     data: ParticleData, indices: torch.Tensor, volume: torch.Tensor, region: torch.Tensor, modes: Modes | None
 ) -> torch.Tensor:
-    """Return the (b,) negative log-likelihoods (up to a constant) of images, given a deformed map.
+    """Return the (b,) negative log-likelihoods (up to a constant) of particles' images, given a deformed map.
 
     Only the Fourier pixels of `data` count. Without modes, the map is rigid.
     """
-    field, coordinates = (None, None) if modes is None else (modes.field, modes.coordinates)
+    operator, images, mine = _of_images(data, indices, region, modes)
+    return per_particle(mine, 0.5 * operator.residuals(volume[operator.shape], images, _BATCH).cpu())
+
+
+def _of_images(
+    data: ParticleData, indices: torch.Tensor, region: torch.Tensor, modes: Modes | None
+) -> tuple[DeformedProjection, torch.Tensor, ImageSeries | None]:
+    """Return the projection of a map that particles deform, and the images of (b,) particles with their series."""
+    moved = None if modes is None else modes.of_images(data.series)
+    field, coordinates = (None, None) if moved is None else (moved.field, moved.coordinates)
     operator = DeformedProjection(data, region, field, coordinates)
-    return 0.5 * operator.residuals(volume[operator.shape], indices, _BATCH).cpu()
+    if data.series is None:
+        return operator, indices, None
+    images, index = data.series.images(indices)
+    return operator, images, ImageSeries(index)
 
 
 @torch.no_grad()
 def overlaps(
     data: ParticleData, indices: torch.Tensor, volume: torch.Tensor, region: torch.Tensor, modes: Modes | None
 ) -> torch.Tensor:
-    """Return (b,) contributions <y, C P f> / Sigma of images to the product of a volume f and their backprojection."""
-    field, coordinates = (None, None) if modes is None else (modes.field, modes.coordinates)
-    operator = DeformedProjection(data, region, field, coordinates)
+    """Return (b,) contributions <y, C P f> / Sigma of particles to the product of a map f and their backprojection."""
+    operator, images, mine = _of_images(data, indices, region, modes)
     values = volume[operator.shape]
     weights = data.weights * plane_multiplicity(data.box, data.device) / data.box**2
     group, products = current_group(), [values.new_empty(0)]
-    for part in group.split(indices, _BATCH):
+    for part in group.split(images, _BATCH):
         predicted = operator.project(values, part) * data.transfer(part)
         products.append(((data.transforms(part) * predicted.conj()).real * weights).sum((1, 2)))
-    return group.gather(torch.cat(products)).cpu()
+    return per_particle(mine, group.gather(torch.cat(products)).cpu())
 
 
 def permuted(coordinates: torch.Tensor, indices: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -15,6 +15,7 @@ import torch
 
 from dynamight_core.analysis.controls.maps import ControlImages, maps_of
 from dynamight_core.analysis.controls.result import Control
+from dynamight_core.image_series import per_image
 from dynamight_core.imaging.correlation import fourier_shell_correlation
 from dynamight_core.imaging.fourier import expand_shells, fourier_to_image, image_to_fourier, volume_to_fourier
 from dynamight_core.model.half import ConsensusField, HalfModel
@@ -67,11 +68,11 @@ class SignalBesideNoise:
     Parameters
     ----------
     noise
-        of the same particles.
+        for each image.
     model
         of a half-set.
     latents
-        (n, d) of the particles.
+        (n, d) of each image's particle.
     data
         with the transfer functions of the particles.
     matrices
@@ -113,10 +114,11 @@ def noise_particles(images: ControlImages, options: ControlOptions, reporter: Re
     noise_motion, particle_motion, densities = [], [], []
     for half, deformations in enumerate(halves, 1):
         model = run.models[half - 1]
-        noise = NoiseImages(model.noise_power, len(images), box, options.seed * 100 + half)
+        noise = NoiseImages(model.noise_power, images.particles.n_images, box, options.seed * 100 + half)
         indices = torch.where(images.halves == half)[0]
         latents = run.latents[half - 1][images.rows]
-        signal = SignalBesideNoise(noise, model, latents, images.training, images.matrices)
+        of_images = per_image(images.series, latents)
+        signal = SignalBesideNoise(noise, model, of_images, images.training, images.matrices)
         inferred = {}
         for name, source in (("beside", signal), ("alone", noise)):
             progress = reporter.step(f"latents of noise, {_NAMES[name]}, half-set {half}")
@@ -144,9 +146,7 @@ def noise_particles(images: ControlImages, options: ControlOptions, reporter: Re
 
 def _latents(model: HalfModel, source, images: ControlImages, indices: torch.Tensor, progress) -> torch.Tensor:
     """Return the (b, d) latents of the images of `source` at `indices`."""
-    training = TrainingImages(
-        source, images.particles.ctf, images.matrices, images.box, images.pixel_size, images.device
-    )
+    training = images.with_images(source)
     starts = model.latent_starts(len(indices))
     return infer_latents(model, training, indices, starts, _STEPS, integrate=True, progress=progress).latents
 

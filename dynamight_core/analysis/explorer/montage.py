@@ -16,12 +16,15 @@ _RESOLUTION, _RANGE = 15.0, 3.0
 def montage(run: Run, rows: torch.Tensor) -> Answer:
     """Return images of (b,) particles: as prepared, low-passed, as the model has them, and what remains.
 
+    Of several images of a particle, it is the first.
+
     Values: `rows`, from 1, `halves` and `resolution` (A) of the filter. Arrays: raw, filtered, model and residual,
     (b, box, box) uint8; the last three have one range of grey values.
     """
     box, pixel_size = run.models[0].box, run.models[0].pixel_size
     device = run.models[0].latent_mean.device
-    batch = FullImages(run, device).training_images(rows, box).batch(torch.arange(len(rows)))
+    data = FullImages(run, device).training_images(rows, box)
+    batch = data.image_batch(torch.arange(len(rows)) if data.series is None else data.series.first)
     modelled = torch.empty_like(batch.transforms)
     for number, model in enumerate(run.models, 1):
         own = torch.where(run.halves[rows] == number)[0]
