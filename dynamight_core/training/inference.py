@@ -295,8 +295,8 @@ def data_terms(
     data, rows
         (n,) the particles.
     latents
-        (n, d) of their deformations, or (s, n, d) of s draws of each, whose images are averaged; of the consensus,
-        without deformation, if None.
+        (n, d) of their deformations, or (s, n, d) of s draws of each, whose mean image is compared, as it would be of
+        all draws; of the consensus, without deformation, if None.
     pixels
         (n, box, box//2+1) bool, Fourier pixels that count.
     resolution
@@ -307,15 +307,18 @@ def data_terms(
     draws = latents[None] if latents is not None and latents.ndim == 2 else latents
     group, terms = current_group(), [weights.new_empty(0)]
     for part in group.split(torch.arange(len(rows)), 128):
-        batch = data.batch(rows[part]).within(weights)
+        batch, excess = data.batch(rows[part]).within(weights), torch.zeros(())
         if projection is None or draws is None:
             rest = model.consensus_positions.expand(len(part), -1, -1)
             image = model.project(batch.matrices, batch.transfer, rest)
         else:
-            image = sum((projection(draw[part], batch.matrices, batch.transfer) for draw in draws), torch.zeros(()))
-            image = image / len(draws)
-        residual = image - batch.transforms
-        terms.append(0.5 * (residual.abs().square() * on_pixels(weights, pixels[part])).sum((-2, -1)))
+            images = [projection(draw[part], batch.matrices, batch.transfer) for draw in draws]
+            image = sum(images, torch.zeros(())) / len(draws)
+            # The square of a mean of s draws is too large by their variance over s.
+            for each in images if len(draws) > 1 else ():
+                excess = excess + (each - image).abs().square() / (len(draws) * (len(draws) - 1))
+        squares = (image - batch.transforms).abs().square() - excess
+        terms.append(0.5 * (squares * on_pixels(weights, pixels[part])).sum((-2, -1)))
     return group.gather(torch.cat(terms)).cpu()
 
 
