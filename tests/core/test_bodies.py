@@ -208,11 +208,10 @@ def test_no_latent_is_no_motion_and_a_reference_that_moved_is_followed():
 def test_generators_are_the_derivatives_of_the_motions():
     made = decoder()
     points, latents, step = random(200, 3) * 20, random(3, 4), 1e-3
-    made.jointed = torch.tensor([True, False])
     outputs = 10.0 * step * made.motion(latents)
-    # Turns about x, y, z of both, then shifts of the last, which has no joint; the other has no shift.
-    made.motion.weight.data[9:12] = 0
-    outputs = torch.cat([axes_of(outputs).transpose(1, 2).flatten(1), outputs.reshape(3, 2, 4, 3)[:, 1, 3]], 1)
+    # Rotations about x, y, z of both bodies, then their shifts.
+    shifts = outputs.reshape(3, 2, 4, 3)[:, :, 3]
+    outputs = torch.cat([each.transpose(1, 2).flatten(1) for each in (axes_of(outputs), shifts)], 1)
     expected = torch.einsum("bk,knc->bnc", outputs, made.linear_basis(points))
     torch.testing.assert_close(made.displacements(step * latents, points), expected, atol=2e-4, rtol=0)
 
