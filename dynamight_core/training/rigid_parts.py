@@ -28,8 +28,9 @@ from dynamight_core.training.trial import adopt, agreed_on, held_out_gain, train
 
 # Conformations and Gaussians that the molecule is divided by.
 _CONFORMATIONS, _POINTS = 24, 3000
-# Divisions have at most this many parts, each of which explains at least this fraction of the remaining motion (rms).
-_MAX_PARTS, _MIN_REDUCTION = 6, 0.25
+# Divisions have at most this many parts. The last one explains at least the first fraction of the remaining motion
+# (rms), those before it the second: where several parts move alike, one alone explains little.
+_MAX_PARTS, _MIN_REDUCTION, _MIN_STEP = 7, 0.25, 0.05
 # Rigid parts are tried if they leave at most this fraction of the motion (rms).
 _MAX_UNEXPLAINED = 0.6
 # Smallest fraction of the Gaussians in a part.
@@ -128,18 +129,21 @@ def _division(trainer: HalfTrainer, conformations: torch.Tensor) -> tuple[np.nda
         rest.double().numpy(force=True),
         displaced.double().numpy(force=True),
         _MAX_PARTS,
-        _MIN_REDUCTION,
+        _MIN_STEP,
         seed=trainer.options.seed,
     )
-    if len(found) < 2:
+    reductions = 1 - np.array(residuals[1:]) / np.maximum(residuals[:-1], 1e-12)
+    explaining = np.flatnonzero(reductions >= _MIN_REDUCTION)
+    if not len(explaining):
         return np.zeros(len(positions), dtype=int), 1.0
+    best = int(explaining[-1]) + 1
     places = points.double().numpy(force=True)
-    pieces = connected_parts(places, found[-1])
+    pieces = connected_parts(places, found[best])
     # What is too small to be a body goes with what is nearest to it.
     large = (np.bincount(pieces) >= _MIN_FRACTION * len(places))[pieces]
     nearest = cKDTree(places[large]).query(positions.double().numpy(force=True))[1]
     labels = np.unique(pieces[large][nearest], return_inverse=True)[1]
-    return labels, residuals[-1] / max(residuals[0], 1e-12)
+    return labels, residuals[best] / max(residuals[0], 1e-12)
 
 
 def _with_bodies(trainer: HalfTrainer, labels: np.ndarray) -> HalfTrainer:

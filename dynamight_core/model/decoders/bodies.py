@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from dynamight_core.errors import InputError
-from dynamight_core.imaging.geometry import Evaluator, LinearEvaluator
-from dynamight_core.model.bodies import RigidBodies, memberships
+from dynamight_core.imaging.geometry import Evaluator, LinearEvaluator, interpolate
+from dynamight_core.model.bodies import RigidBodies, divided
 from dynamight_core.model.decoders.base import Decoder, DecoderInputs
 from dynamight_core.model.regions import Regions
 from dynamight_core.options import InputOptions, TrainOptions
@@ -84,6 +84,9 @@ class BodiesDecoder(Decoder):
         self.jointed = nn.Buffer(bodies.parents[moving] >= 0, persistent=False)
         # Latent of the reference conformation, where nothing is displaced.
         self.rest = nn.Buffer(torch.zeros(n_latents))
+        # From each moving body in the reference to its place when its mask was made, x -> R x + u.
+        self.mask_rotations = nn.Buffer(torch.eye(3).repeat(len(bodies) - 1, 1, 1))
+        self.mask_shifts = nn.Buffer(torch.zeros(len(bodies) - 1, 3))
         # A and t of each moving body, and B.
         self.motion = nn.Linear(n_latents, 12 * (len(bodies) - 1), bias=False)
         nn.init.zeros_(self.motion.weight)
@@ -156,7 +159,14 @@ class BodiesDecoder(Decoder):
 
     @torch.no_grad()
     def absorb(self, latents: torch.Tensor) -> None:
-        """Follow a reference that moved with the mean of (b, d) latents: that is at rest now."""
+        """Follow a reference that moved with the mean of (b, d) latents: that is at rest now.
+
+        Masks stay where they are, and bodies leave them.
+        """
+        (rotations,), (shifts,) = self.motions(latents.mean(0, keepdim=True))
+        back = self.mask_rotations @ rotations.transpose(-1, -2)
+        self.mask_shifts.copy_(self.mask_shifts - (back @ shifts[..., None])[..., 0])
+        self.mask_rotations.copy_(back)
         self.rest.copy_(latents.mean(0))
 
     def prior_energy(self, latents: torch.Tensor) -> torch.Tensor:
@@ -196,9 +206,13 @@ class BodiesDecoder(Decoder):
     def memberships(self, positions: torch.Tensor) -> torch.Tensor:
         """Return the (n, B - 1) memberships of (n, 3) positions (A) in the moving bodies.
 
-        They have no gradient: the masks say where joints are, not the Gaussians' drift.
+        They have no gradient: the masks say where joints are, not the Gaussians' drift. Each mask is read where its
+        body was when the mask was made: a reference that moved has left it.
         """
-        return memberships(self.depths, int(self.largest), positions, self.extent)[:, self.moving]
+        depths = interpolate(self.depths, positions, self.extent)
+        for body, rotation, shift in zip(self.moving, self.mask_rotations, self.mask_shifts, strict=True):
+            depths[:, body] = interpolate(self.depths[body][None], positions @ rotation.T + shift, self.extent)[:, 0]
+        return divided(depths, int(self.largest))[:, self.moving]
 
     def evaluator(self, positions: torch.Tensor) -> Evaluator:
         """Return the map from (b, d) latents to (b, n, 3) displacements of fixed (n, 3) positions."""
