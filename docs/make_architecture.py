@@ -20,7 +20,6 @@ OUT = Path(__file__).parent / "pictures" / "architecture.svg"
 INK, SOFT, LINE = "#22282e", "#5d6873", "#9fb0bd"
 HALF, CTF, APART, FILE = "#b4552d", "#2b6ca3", "#7a4aa0", "#f4efe2"
 
-<<<<<<< HEAD
 # What a floor does, and what it hands up.
 TEXTS = {
     "cli": ("parses options, calls one function a command", ""),
@@ -41,46 +40,6 @@ TEXTS = {
 }
 # From the top, as they are drawn.
 NAMES = list(reversed(FLOORS))
-=======
-# From the top: the rooms of a floor, what it does, and what it hands up.
-FLOORS = [
-    ("cli", ["cli", "__main__"], "parses options, calls one function a command", ""),
-    ("demo", ["demo"], "simulates, runs every stage, compares with the truth", ""),
-    ("api", ["api"], "import dynamight_core as dm", "Run · arrays · tables"),
-    ("analysis", ["analysis"], "states, domains, controls, report, explorer", "maps of states · selections · report"),
-    ("reconstruction", ["reconstruction"], "undoes the motion of each particle", "half-maps · FSC"),
-    ("judging", ["judging"], "how far is the motion to be trusted?", "motions · errors · verdict · conclusion"),
-    ("training", ["training"], "learns the model of each half-set", "two models · latents"),
-    ("run", ["belonging", "run"], "the run on disk: its files and who wrote them", "Run"),
-    ("simulate", ["simulate"], "images of a molecule whose motion is known", "data set · truth"),
-    ("model", ["model"], "Gaussians, encoder, decoder, principal motions", "model images · displacements"),
-    ("particles", ["particles"], "reads and prepares particles", "half-sets · images · poses"),
-    ("structures", ["structures"], "atomic models", "atoms"),
-    ("imaging", ["imaging"], "physics: CTF, poses, projection, back-projection", "CTFs · projections · sums"),
-    ("options", ["options", "config"], "every option, once", "one dataclass a stage"),
-    (
-        "foundations",
-        [
-            "version",
-            "errors",
-            "processes",
-            "registry",
-            "reporter",
-            "files",
-            "limits",
-            "lock",
-            "earlier",
-            "parallel",
-            "groups",
-            "sampling",
-            "image_series",
-            "devices",
-        ],
-        "",
-        "",
-    ),
-]
->>>>>>> world
 # Files of a run, at the floor that writes them.
 FILES = {
     "analysis": "analysis/\nreport.html · tables · states\nselections · controls",

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from scipy.spatial.transform import Rotation
 
-from dynamight_core.analysis.domains import kabsch
+from dynamight_core.model.partition import kabsch
 from dynamight_core.simulate.measures import correlation, hinge_angle, knn_r2
 
 

@@ -5,13 +5,13 @@ import torch
 from roma import rotmat_geodesic_distance, special_procrustes
 from scipy.spatial.transform import Rotation
 
-from dynamight_core.analysis.domains import kabsch
 from dynamight_core.analysis.state_maps import StateModels
 from dynamight_core.files import read_map
 from dynamight_core.imaging.correlation import fourier_shell_correlation
 from dynamight_core.imaging.modes import find_modes
 from dynamight_core.imaging.poses import rotation_matrices
 from dynamight_core.model.half import ConsensusField
+from dynamight_core.model.partition import kabsch
 from dynamight_core.options import ReconstructOptions
 from dynamight_core.particles.images import ImageReader
 from dynamight_core.particles.star import read_blocks

@@ -1,9 +1,7 @@
 """Rigid-body domains: parts of a molecule that move as one, with their rotation and shift in every particle.
 
-Points belong to one domain if one rotation and one translation explain their motion. Domains and their motions are
-found alternately, as in k-means: each point joins the domain whose motion fits it best, then the motion of each domain
-is fitted to its points (Kabsch, Acta Cryst. A 1976). Displacements are linear in the particles' coordinates, and so are
-the matrices of Kabsch's method. A particle therefore costs little.
+`dynamight_core.model.partition` divides the molecule. Displacements are linear in the particles' coordinates, and so
+are the matrices of Kabsch's method (Acta Cryst. A 1976). A particle therefore costs little.
 
 A smooth field rotates a small domain less than it displaces it: its motion is too large near the hinge and too small at
 the tip. The rotation about the domain's own centre depends only on that difference. The chain holds the domain where it
@@ -15,18 +13,16 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.cluster.vq import kmeans2
-from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
 from dynamight_core.analysis.molecule import main_rotation
 from dynamight_core.errors import InputError
 from dynamight_core.model.motions import PrincipalMotions
+from dynamight_core.model.partition import divisions, kabsch
 
-# Conformations used to find domains, and neighbours that smooth the motion and the domain of a point.
-_CONFORMATIONS, _NEIGHBOURS = 24, 24
-_ITERATIONS, _STARTS = 40, 6
+# Conformations used to find domains.
+_CONFORMATIONS = 24
 # Domains are added while each explains at least this fraction of the residual, and until it is below this (A).
 _MIN_REDUCTION, _MIN_RESIDUAL = 0.15, 0.25
 # The last domain must explain at least this fraction of the residual: two domains fit a field that bends over a
@@ -35,8 +31,6 @@ _HALVED = 0.5
 _MAX_DOMAINS = 6
 # A domain is hinged to the largest if rotations about their joint leave less than this fraction of its motion.
 _MAX_UNHINGED = 0.15
-# Minimum fraction of the points in a domain.
-_MIN_FRACTION = 0.02
 
 
 @dataclass
@@ -92,29 +86,18 @@ def find_domains(motions: PrincipalMotions, n_domains: int | None = None, seed: 
     InputError
         if there are too few points for `n_domains`.
     """
-    points = (motions.points + motions.mean).numpy().astype(float)
+    points = (motions.points + motions.mean).double().numpy()
     if n_domains is not None and not 1 <= n_domains <= len(points) // 20:
         raise InputError(f"--domains is {n_domains}; give a number from 1 to {len(points) // 20}")
     coordinates = motions.coordinates.numpy().astype(float)
     components = motions.components.numpy().astype(float)
-    conformations = points + np.tensordot(_representative(coordinates), components, 1)
-    neighbours = cKDTree(points).query(points, k=min(_NEIGHBOURS, len(points)))[1]
-    features = _local_motions(points, conformations, neighbours)
-    rng = np.random.default_rng(seed)
-    divisions: list[np.ndarray] = []
-    residuals: list[float] = []
-    for count in range(1, (n_domains or _MAX_DOMAINS) + 1):
-        labels, residual = _divide(points, conformations, features, neighbours, count, rng)
-        if n_domains is None and residuals and residual > (1 - _MIN_REDUCTION) * residuals[-1]:
-            break
-        divisions.append(labels)
-        residuals.append(residual)
-        if n_domains is None and residual < _MIN_RESIDUAL:
-            break
+    conformations: np.ndarray = points + np.tensordot(_representative(coordinates), components, 1)
+    reduction = _MIN_REDUCTION if n_domains is None else -np.inf
+    residual = _MIN_RESIDUAL if n_domains is None else 0.0
+    found, residuals = divisions(points, conformations, n_domains or _MAX_DOMAINS, reduction, residual, seed)
     count = n_domains or _best_count(residuals)
-    found = divisions[count - 1]
-    order = np.argsort(-np.bincount(found))
-    labels = np.argsort(order)[found]
+    order = np.argsort(-np.bincount(found[count - 1]))
+    labels = np.argsort(order)[found[count - 1]]
     return _rigid_motions(points, components, coordinates, labels, residuals[:count])
 
 
@@ -136,95 +119,6 @@ def _representative(coordinates: np.ndarray) -> np.ndarray:
     sample = sample - coordinates.mean(0)
     centres = kmeans2(sample, min(_CONFORMATIONS, len(sample)), minit="++", seed=0)[0]
     return np.concatenate([centres, 2 * np.diag(coordinates.std(0))])
-
-
-def _local_motions(points: np.ndarray, conformations: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
-    """Return (m, features): displacement and rotation of the surroundings of each point, in all conformations.
-
-    Rotations are multiplied by the molecule's radius (A), which makes them comparable with displacements.
-    """
-    radius = np.sqrt(((points - points.mean(0)) ** 2).sum(1).mean())
-    parts = []
-    around = points[neighbours] - points[neighbours].mean(1, keepdims=True)
-    second = np.einsum("mki,mkj->mij", around, around)
-    inertia = np.linalg.pinv(np.trace(second, axis1=1, axis2=2)[:, None, None] * np.eye(3) - second)
-    for conformation in conformations:
-        shift = conformation - points
-        local = shift[neighbours]
-        moment = np.cross(around, local - local.mean(1, keepdims=True)).sum(1)
-        rotation = np.einsum("mij,mj->mi", inertia, moment)
-        # Extrapolated to the molecule's centre, the motion is the same for all points of a rigid body.
-        central = local.mean(1) + np.cross(rotation, points.mean(0) - points[neighbours].mean(1))
-        parts += [central, rotation * radius]
-    return np.concatenate(parts, 1)
-
-
-def _divide(points, conformations, features, neighbours, count, rng) -> tuple[np.ndarray, float]:
-    """Return (m,) labels of `count` domains and their residual (A rms), the best of several random starts."""
-    best = np.zeros(len(points), dtype=int), np.inf
-    for _ in range(1 if count == 1 else _STARTS):
-        labels = kmeans2(features, count, minit="++", seed=rng)[1]
-        for _ in range(_ITERATIONS):
-            errors = _errors(points, conformations, labels, count)
-            # Neighbours are probably in the same domain, so their errors count too.
-            smooth = 0.5 * errors + 0.5 * errors[neighbours[:, :9]].mean(1)
-            new = smooth.argmin(1)
-            if (new == labels).all():
-                break
-            labels = new
-        labels = _merge_small_pieces(points, smooth, labels, count)
-        residual = np.sqrt(_errors(points, conformations, labels, count)[np.arange(len(points)), labels].mean())
-        if residual < best[1]:
-            best = labels, float(residual)
-    return best
-
-
-def _errors(points, conformations, labels, count) -> np.ndarray:
-    """Return (m, count) mean squared errors (A^2) of the rigid motion of each domain at each point."""
-    errors = np.full((len(points), count), np.inf)
-    for domain in range(count):
-        mine = labels == domain
-        if mine.sum() < max(4, _MIN_FRACTION * len(points)):
-            continue
-        centre = points[mine].mean(0)
-        total = np.zeros(len(points))
-        for conformation in conformations:
-            moved_centre = conformation[mine].mean(0)
-            rotation = kabsch(((points[mine] - centre).T @ (conformation[mine] - moved_centre))[None])[0]
-            total += ((moved_centre + (points - centre) @ rotation.T - conformation) ** 2).sum(1)
-        errors[:, domain] = total / len(conformations)
-    return errors
-
-
-def _merge_small_pieces(points, errors, labels, count) -> np.ndarray:
-    """Return labels in which small disconnected pieces have joined the domain that fits them second best."""
-    spacing = np.median(cKDTree(points).query(points, k=7)[0][:, -1])
-    pairs = cKDTree(points).query_pairs(1.5 * spacing, output_type="ndarray")
-    labels = labels.copy()
-    for _ in range(3):
-        same = pairs[labels[pairs[:, 0]] == labels[pairs[:, 1]]]
-        graph = csr_matrix((np.ones(len(same)), (same[:, 0], same[:, 1])), shape=(len(points),) * 2)
-        pieces = connected_components(graph, directed=False)[1]
-        sizes = np.bincount(pieces)
-        small = sizes[pieces] < max(4, _MIN_FRACTION * len(points))
-        if not small.any() or count == 1:
-            break
-        for piece in np.unique(pieces[small]):
-            mine = pieces == piece
-            others = errors[mine].mean(0)
-            others[labels[mine][0]] = np.inf
-            # If there is no other domain, the piece stays.
-            if np.isfinite(others).any():
-                labels[mine] = others.argmin()
-    return labels
-
-
-def kabsch(products: np.ndarray) -> np.ndarray:
-    """Return the (b, 3, 3) rotations R that minimise sum |R x - y|^2 for the (b, 3, 3) products sum x y^T."""
-    u, _, v = np.linalg.svd(products)
-    sign = np.sign(np.linalg.det(u) * np.linalg.det(v))
-    u[:, :, 2] *= sign[:, None]
-    return np.swapaxes(u @ v, 1, 2)
 
 
 def _rigid_motions(points, components, coordinates, labels, residuals) -> Domains:

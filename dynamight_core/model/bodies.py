@@ -125,7 +125,11 @@ def memberships(depths: torch.Tensor, largest: int | None, points: torch.Tensor,
     extent
         of the box, A.
     """
-    depth = interpolate(depths, points, extent)
+    return divided(interpolate(depths, points, extent), largest)
+
+
+def divided(depth: torch.Tensor, largest: int | None) -> torch.Tensor:
+    """Return the (n, B) memberships of points with (n, B) depths (A) in the masks of bodies; see `memberships`."""
     if largest is not None:
         others = torch.cat([depth[:, :largest], depth[:, largest + 1 :]], 1)
         depth = depth.index_copy(

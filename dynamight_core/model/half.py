@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Self
@@ -80,11 +80,11 @@ class HalfModel(nn.Module):
     ):
         super().__init__()
         self.box, self.pixel_size, self.n_latents = box, pixel_size, n_latents
-        self.decoder_name, self.particle_diameter = decoder, particle_diameter
+        self.particle_diameter = particle_diameter
         self.gaussians, self.networks = gaussians, networks
         mask_radius = particle_diameter / 2 / pixel_size
         self.encoder = Encoder(box, n_latents, mask_radius, networks.encoder_width, networks.encoder_pooling)
-        self.decoder = DECODERS.load(decoder).build(DecoderInputs(n_latents, box, pixel_size, bodies, networks))
+        self.set_decoder(decoder, bodies)
         width = float(gaussians.widths.detach().min())
         self.projector = Projector(box, pixel_size, 1 if width > _MIN_WIDTH * pixel_size else 2)
         self.latent_mean = nn.Buffer(torch.zeros(n_latents))
@@ -99,6 +99,33 @@ class HalfModel(nn.Module):
         # Displacement of each Gaussian from the consensus frame to the reference, A; known once training has ended.
         self.reference_shift = nn.Buffer(torch.zeros_like(gaussians.positions.detach()))
         self.register_buffer("motion_mask", motion_mask)
+
+    def set_decoder(self, name: str, bodies: RigidBodies | None = None) -> None:
+        """Replace the decoder by an untrained one.
+
+        Parameters
+        ----------
+        name
+            in `registry.DECODERS`.
+        bodies
+            that it is built from, if any.
+        """
+        inputs = DecoderInputs(self.n_latents, self.box, self.pixel_size, bodies, self.networks)
+        self.decoder_name, self.decoder = name, DECODERS.load(name).build(inputs).to(self.gaussians.positions.device)
+
+    def restore(self, decoder: str, state: Mapping[str, torch.Tensor]) -> None:
+        """Set weights and buffers to those of a model of the same half, whose decoder may be another.
+
+        Parameters
+        ----------
+        decoder
+            name of its decoder.
+        state
+            its `state_dict`.
+        """
+        if decoder != self.decoder_name:
+            self.set_decoder(decoder, DECODERS.load(decoder).saved_bodies(_part(state, "decoder.")))
+        self.load_state_dict(state)
 
     def project(
         self,
@@ -338,6 +365,6 @@ def _fast_even(size: float) -> int:
     return 2 * int(next_fast_len(math.ceil(size / 2)))
 
 
-def _part(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+def _part(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     """Return the tensors of a part of the model by its own names."""
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

@@ -80,6 +80,7 @@ _PAPER = {
         "rigidity": _ours(0.0),
         "motion_resolution": _ours(0.0),
         "large_motions": _ours(False),
+        "rigid_parts": _ours(False),
         "epochs": _paper(220, "The stop rule may end training earlier."),
         "warm_up_epochs": _program(3),
         "latent_refinement": _paper(False, "The encoder is trained in every epoch."),

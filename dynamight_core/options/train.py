@@ -407,6 +407,13 @@ class TrainOptions(Checked):
         label="Follow large motions?",
         group="Schedule",
     )
+    rigid_parts: bool = option(
+        True,
+        "Replace the deformation field by rigid bodies that training finds.",
+        more="Only where parts of the molecule move as one, and if held-out particles are explained as well.",
+        label="Look for rigid parts?",
+        group="Schedule",
+    )
     reference_interval: int = option(
         12,
         "Epochs between two updates of the reference conformation.",

@@ -67,6 +67,7 @@ def checkpoint_of(trainer: HalfTrainer, epoch: int, progress: dict) -> Checkpoin
     state = {
         "epoch": epoch,
         "stiffness": trainer.stiffness,
+        "decoder": trainer.model.decoder_name,
         "started": trainer.started,
         "followed": trainer.followed,
         "mean_spacing": trainer.graph.mean_spacing,
@@ -96,9 +97,11 @@ def load_checkpoint(folder: Path, epoch: int, trainer: HalfTrainer) -> dict:
             state = json.loads(file.metadata()["state"])
             tensors = {name: file.get_tensor(name).to(trainer.data.device) for name in file.keys()}
         prefix = "model."
-        trainer.model.load_state_dict(
-            {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+        trainer.model.restore(
+            state["decoder"],
+            {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)},
         )
+        trainer.restart_optimizers()
     except (OSError, safetensors.SafetensorError, KeyError, RuntimeError) as error:
         raise InputError(f"{path} cannot be resumed ({error}); train again with --overwrite") from error
     trainer.latents, trainer.covariances = tensors["latents"], tensors["covariances"]

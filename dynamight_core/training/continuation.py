@@ -110,7 +110,9 @@ class PreviousRun:
                 f"{self.run.path} was trained on images of {model.box} pixels, but the new run has images of "
                 f"{prepared.working_box}; set --working-box {model.box}"
             )
-        if not model.decoder.built_from(prepared.bodies):
+        # Training may have found bodies by itself.
+        given = prepared.bodies is not None or self.run.config.inputs.bodies is not None
+        if given and not model.decoder.built_from(prepared.bodies):
             raise InputError(f"{self.run.path} was trained with other masks of --bodies; use the same to start from it")
         model.motion_mask = prepared.motion_mask
         return model.to(device).train()

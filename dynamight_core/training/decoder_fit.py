@@ -4,11 +4,22 @@ from collections.abc import Callable
 
 import torch
 
+from dynamight_core.model.decoders.base import Decoder
 from dynamight_core.parallel import check_stopped
 from dynamight_core.training.half import HalfTrainer
 
 # Steps of Adam, its step size, and the particles and Gaussians of a step.
 _STEPS, _RATE, _PARTICLES, _GAUSSIANS = 300, 5e-3, 48, 3000
+# Weight of a decoder's prior against the relative error of a fit.
+_PRIOR = 0.01
+
+
+def fit_prior(decoder: Decoder, latents: torch.Tensor) -> torch.Tensor:
+    """Return the term of a fit by which, of nearly equal motions of (b, d) latents, the more probable one is found.
+
+    Bodies that could rotate about another pivot do not slide.
+    """
+    return _PRIOR * decoder.prior_energy(latents) if decoder.has_prior else torch.zeros(())
 
 
 def fit_decoder(trainer: HalfTrainer, wanted: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
@@ -30,7 +41,7 @@ def fit_decoder(trainer: HalfTrainer, wanted: Callable[[torch.Tensor, torch.Tens
             target = wanted(particles, chosen)
         latents = trainer.current_latents(trainer.rows[particles.cpu()])
         found = decoder.displacements(latents, positions[chosen])
-        loss = (found - target).square().mean() / target.square().mean().clamp(min=1e-6)
+        loss = (found - target).square().mean() / target.square().mean().clamp(min=1e-6) + fit_prior(decoder, latents)
         # Falls to nothing over the second half.
         optimizer.param_groups[0]["lr"] = _RATE * min(1.0, 2.02 - 2 * step / _STEPS)
         optimizer.zero_grad()

@@ -50,9 +50,16 @@ def _warm_up(trainer: HalfTrainer, epoch: Epoch, number: int) -> EpochMeans:
 
 
 def _reference(trainer: HalfTrainer, epoch: Epoch, number: int) -> EpochMeans:
-    """Move only the Gaussians, encoder and decoder fixed (paper, Methods: reference update), unfiltered."""
+    """Move only the Gaussians, encoder and decoder fixed (paper, Methods: reference update), unfiltered.
+
+    Latents that were inferred are drawn from their posteriors: with their means alone, the reference would be blurred
+    by what images do not tell about them.
+    """
     model = trainer.model
     latents = trainer.current_latents(trainer.rows)
+    if trainer.options.latent_refinement:
+        noise = _noise(len(trainer.rows), trainer, trainer.batches(number)[1])
+        latents = latents + (torch.linalg.cholesky(trainer.covariances) @ noise[..., None])[..., 0]
 
     def displacement(rows: torch.Tensor) -> torch.Tensor:
         # With its derivative by the position: where a part rotates, so does a move of its reference in the images.

@@ -279,6 +279,8 @@ class HalfTrainer:
         """Rebuild the neighbour graph, and once there is motion the long edges, from the reference."""
         positions = self.model.gaussians.positions
         self.graph = NeighbourGraph.of(self.model.gaussians)
+        # Not those of a field that rigid bodies have replaced.
+        self.long_edges = None
         if self.started and self.options.rigidity > 0 and self.model.decoder.restrains_distances:
             subset = self.rows[:: max(1, len(self.rows) // _RESTRAINED)]
             displaced = positions + self.model.displacements(self.current_latents(subset))

@@ -256,8 +256,8 @@ def data_terms(
     data, rows
         (n,) the particles.
     latents
-        (n, d) of their deformations, or (s, n, d) of s draws of each, whose images are averaged; of the consensus,
-        without deformation, if None.
+        (n, d) of their deformations, or (s, n, d) of s draws of each, whose mean image is compared, as it would be of
+        all draws; of the consensus, without deformation, if None.
     pixels
         (n, box, box//2+1) bool, Fourier pixels that count, in each image of a particle.
     resolution
@@ -268,17 +268,20 @@ def data_terms(
     draws = latents[None] if latents is not None and latents.ndim == 2 else latents
     group, terms = current_group(), [weights.new_empty(0)]
     for part in group.split(torch.arange(len(rows)), at_once(data.series, 128)):
-        batch = data.batch(rows[part]).within(weights)
+        batch, excess = data.batch(rows[part]).within(weights), torch.zeros(())
         if projection is None or draws is None:
             rest = model.consensus_positions.expand(len(batch.transforms), -1, -1)
             image = model.project(batch.matrices, batch.transfer, rest)
         else:
             each = (batch.per_image(draw[part]) for draw in draws)
-            image = sum((projection(latents, batch.matrices, batch.transfer) for latents in each), torch.zeros(()))
-            image = image / len(draws)
-        residual = image - batch.transforms
+            images = [projection(latents, batch.matrices, batch.transfer) for latents in each]
+            image = sum(images, torch.zeros(())) / len(draws)
+            # The square of a mean of s draws is too large by their variance over s.
+            for drawn in images if len(draws) > 1 else ():
+                excess = excess + (drawn - image).abs().square() / (len(draws) * (len(draws) - 1))
+        squares = (image - batch.transforms).abs().square() - excess
         used = on_pixels(weights, batch.per_image(pixels[part]))
-        terms.append(batch.per_particle(0.5 * (residual.abs().square() * used).sum((-2, -1))))
+        terms.append(batch.per_particle(0.5 * (squares * used).sum((-2, -1))))
     return group.gather(torch.cat(terms)).cpu()
 
 

@@ -16,22 +16,19 @@ import torch
 from scipy.cluster.vq import kmeans2
 from scipy.spatial import cKDTree
 
-from dynamight_core.groups import current_group
 from dynamight_core.imaging.map_likelihood import MapLikelihood, likelihood_box, solved_map
 from dynamight_core.model.gaussians import GaussianModel
 from dynamight_core.model.graph import LongEdges, NeighbourGraph, deformation_regularity, edge_lengths, rigidity
 from dynamight_core.model.regions import Placement, Regions
 from dynamight_core.parallel import check_stopped
 from dynamight_core.training.decoder_fit import fit_decoder
-from dynamight_core.training.epochs import run_epoch
 from dynamight_core.training.half import HalfTrainer
-from dynamight_core.training.inference import data_terms, infer_latents, random_pixels
 from dynamight_core.training.nodes import MIN_PARTICLES, Nodes, node_likelihoods, particle_conformations, particle_sums
 from dynamight_core.training.refit import place_gaussians
-from dynamight_core.training.schedule import Epoch
+from dynamight_core.training.trial import STARTS, adopt, agreed_on, held_out_gain, train_trial, trial_of
 
 # A region that moves by more than this, rms over particles, may turn unnoticed, A.
-_LARGE = 12.0
+LARGE = 12.0
 # Low-pass filters of nodes' particles, and of the map that the Gaussians are placed in, A.
 _RESOLUTION, _PLACING = 16.0, 15.0
 # Regions that rotate and shift, and parts of some regions each, which do so first.
@@ -40,12 +37,8 @@ _REGIONS, _PARTS = 40, 4
 _STEPS, _TURN, _SHIFT = 30, 0.03, 0.6
 # Weights of restraints, as those of training.
 _STIFFNESS, _RIGIDITY = 30.0, 10.0
-# Latents of other particles that inference also starts from.
-_STARTS = 16
 # Standard errors by which held-out images must be better explained. Either field would do where they say little.
 _SIGMAS = 1.0
-# Epochs, each with an inference, after which the new field is compared with the old one: after one, it still loses.
-_TRIAL_EPOCHS = 3
 
 
 @dataclass(frozen=True)
@@ -71,7 +64,7 @@ class FollowedMotion:
     @property
     def sentence(self) -> str:
         """What came of it, for the user."""
-        if self.largest < _LARGE:
+        if self.largest < LARGE:
             return f"no large motion to follow (at most {self.largest:.0f} A rms)."
         if self.gain is None:
             return f"a large motion ({self.largest:.0f} A rms) was not followed: particles are too few or too noisy."
@@ -91,43 +84,23 @@ def follow_large_motion(trainer: HalfTrainer, number: int) -> FollowedMotion:
         of the epoch, for random numbers.
     """
     _, largest = particle_conformations(trainer)
-    if largest < _LARGE or len(trainer.held_out) < 2 or len(trainer.rows) < MIN_PARTICLES:
+    if largest < LARGE or len(trainer.held_out) < 2 or len(trainer.rows) < MIN_PARTICLES:
         return FollowedMotion(largest)
     # An image can fit far from where its latent was found, the more so the better the field is.
-    trainer.infer(steps=2, others=_STARTS)
+    trainer.infer(steps=2, others=STARTS)
     nodes = Nodes.choose(trainer, particle_conformations(trainer)[0])
-    followed, kept = _trial(trainer), _trial(trainer)
+    followed, kept = trial_of(trainer), trial_of(trainer)
     if not _restart(followed, nodes, number):
         return FollowedMotion(largest)
     # The new Gaussians come from few particles, and the new field from few nodes; the old ones get the same epochs.
     for trial in (followed, kept):
-        trial.rebuild_graph()
-        for step in range(_TRIAL_EPOCHS):
-            run_epoch(trial, Epoch("refinement"), number + step)
-            trial.infer(steps=1)
-        run_epoch(trial, Epoch("reference"), number)
-    gains = _held_out_misfit(kept, number) - _held_out_misfit(followed, number)
-    gain, error = float(gains.mean()), float(gains.std() / len(gains) ** 0.5)
-    taken = current_group().agreed(gain > _SIGMAS * error)
+        train_trial(trial, number)
+    gain, error = held_out_gain(kept, followed, number)
+    taken = agreed_on(gain, error, _SIGMAS)
     if taken:
         trainer.followed = True
-        trainer.model.load_state_dict(followed.model.state_dict())
-        trainer.latents, trainer.covariances = followed.latents, followed.covariances
-        trainer.restart_optimizers()
-        trainer.infer(steps=2)
-        trainer.estimate_noise(True)
-        trainer.rebuild_graph()
+        adopt(trainer, followed)
     return FollowedMotion(largest, gain, error, taken)
-
-
-def _trial(trainer: HalfTrainer) -> HalfTrainer:
-    """Return a trainer of a copy of a half's model, with the same latents, whose Gaussians may be trained."""
-    model = copy.deepcopy(trainer.model)
-    trial = HalfTrainer(model, trainer.data, trainer.rows, trainer.options, trainer.half, held_out=trainer.held_out)
-    trial.latents, trial.covariances, trial.started = trainer.latents, trainer.covariances, True
-    trial.rotations.data, trial.shifts.data = trainer.rotations.data, trainer.shifts.data
-    trial.point_spread = trainer.point_spread
-    return trial
 
 
 def _restart(trainer: HalfTrainer, nodes: Nodes, number: int) -> bool:
@@ -273,19 +246,3 @@ class _Follower:
                 energy.backward()
                 optimizer.step()
         return placed().detach()
-
-
-@torch.no_grad()
-def _held_out_misfit(trainer: HalfTrainer, number: int) -> torch.Tensor:
-    """Return (n,) minus log-likelihoods of held-out images, the latents of each half of the pixels from the other half.
-
-    The halves are the same for the same number. Not filtered: detail shows what is turned wrongly.
-    """
-    model, rows, data = trainer.model, trainer.held_out, trainer.data
-    pixels = random_pixels(len(rows), model.box, torch.Generator().manual_seed(number))
-    starts = [trainer.encode(rows), *(start.expand(len(rows), -1) for start in trainer.some_latents(_STARTS))]
-    misfit = torch.zeros(len(rows), device=data.device)
-    for half in (pixels, ~pixels):
-        latents = infer_latents(model, data, rows, starts, steps=4, pixels=half).latents
-        misfit += data_terms(model, data, rows, latents, ~half, resolution=0)
-    return misfit

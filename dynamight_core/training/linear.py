@@ -28,6 +28,7 @@ from dynamight_core.model.graph import LongEdges, NeighbourGraph, deformation_re
 from dynamight_core.options import TrainOptions
 from dynamight_core.parallel import check_stopped, side_by_side
 from dynamight_core.training.data import Batch
+from dynamight_core.training.decoder_fit import fit_prior
 from dynamight_core.training.half import HalfTrainer
 from dynamight_core.training.parts import MAX_CANDIDATES, MAX_OVERLAP, Parts, moving_parts
 
@@ -284,6 +285,7 @@ def initialise(trainer: HalfTrainer, motions: LinearMotions) -> None:
         some = torch.randperm(len(positions), generator=generator)[:_FIT_POINTS].to(positions.device)
         wanted = torch.einsum("bk,knc->bnc", latents[:, :n_motions], motions.fields[:, some])
         loss = (model.decoder.displacements(latents, positions[some]) - wanted).square().mean() / power
+        loss = loss + fit_prior(model.decoder, latents)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -29,6 +29,8 @@ class Epoch:
         whether the reference is moved before it.
     follow
         whether large motions are followed before it, unless they have been.
+    parts
+        "early" or "last" if rigid parts are tried before it, else None.
     refit
         whether the Gaussians are refitted before it.
     finer
@@ -44,6 +46,7 @@ class Epoch:
     infer: str = "no"
     update_reference: bool = False
     follow: bool = False
+    parts: str | None = None
     refit: bool = False
     finer: bool = False
     decoder_rate: float = 1.0
@@ -60,7 +63,8 @@ def schedule(
     interval the reference is moved (paper, Methods: 30, 5 and 10). The sparse-motion prior increases to its full value
     over the second third of the epochs, because from the first step it would suppress all motion. Refits of the
     Gaussians are spread over the first 18 refinement epochs, or over all if there are fewer. After a third of these,
-    latents are good enough to follow large motions by; after half of them it is tried again where it failed. In the
+    latents are good enough to follow large motions by; after half of them it is tried again where it failed. Rigid
+    parts are tried after a fifth of them, and again after 0.6 of them, when large motions have been followed. In the
     last third of the training, the low-pass filter of the images is finer. Reference epochs use all frequencies; they
     are also the last epochs.
 
@@ -100,10 +104,13 @@ def schedule(
             and any(refined == round(early * (k + 1) / (options.refits + 2)) for k in range(options.refits))
         )
         follow = options.large_motions and not fixed and refined > 0 and refined in (round(early / 3), round(early / 2))
+        parts = None
+        if options.rigid_parts and not fixed and refined > 0:
+            parts = {round(0.2 * early): "early", round(0.6 * early): "last"}.get(refined)
         finer = not (continued or first) and options.motion_resolution is None and refined == round(2 * rounds / 3)
         # Large steps first; later, small ones average over the noise of the batches.
         rate = 1.0 if kind == "encoder" else _LAST_RATE ** (refined / max(1, rounds - 1))
-        epochs.append(Epoch(kind, ramp * options.sparse_motion, infer, update, follow, refit, finer, rate))
+        epochs.append(Epoch(kind, ramp * options.sparse_motion, infer, update, follow, parts, refit, finer, rate))
     if not fixed and (not first or options.motion_resolution):
         # Fit the detail that the filter removed, with the final motion.
         epochs += alone

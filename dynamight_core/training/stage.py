@@ -57,6 +57,7 @@ from dynamight_core.training.progress import (
 from dynamight_core.training.read import Prepared, read_inputs
 from dynamight_core.training.reference import central_latents, update_references
 from dynamight_core.training.refit import refit_gaussians, sharpen_reference
+from dynamight_core.training.rigid_parts import TriedParts, try_rigid_parts
 from dynamight_core.training.schedule import Epoch, schedule
 from dynamight_core.version import __version__
 
@@ -330,6 +331,7 @@ def _run_epoch(epoch: Epoch, number: int, trainer: HalfTrainer) -> dict:
         refine_poses(trainer)
     amplitude = adjust_regularisation(trainer) if epoch.infer == "again" else None
     followed = follow_large_motion(trainer, number) if epoch.follow and not trainer.followed else None
+    tried = None if epoch.parts is None else try_rigid_parts(trainer, number, epoch.parts == "last")
     if epoch.refit:
         refit_gaussians(trainer, trainer.options.refit_resolution, trainer.options.seed * 1000 + number)
     if epoch.prepare:
@@ -357,6 +359,7 @@ def _run_epoch(epoch: Epoch, number: int, trainer: HalfTrainer) -> dict:
         "gaussian_width": float(trainer.model.gaussians.widths.detach().mean()),
         "noise": float(trainer.model.noise_power.mean()) / trainer.model.box**2,
         **({} if followed is None else {"large_motion": asdict(followed)}),
+        **({} if tried is None else {"rigid_parts": asdict(tried)}),
         # On held-out particles, where latents have been inferred again.
         "held_out": None if amplitude is None else asdict(amplitude),
     }
@@ -367,6 +370,8 @@ def _describe(epoch: Epoch, trainer: HalfTrainer, entry: dict) -> list[str]:
     lines = [_describe_start(trainer)] if epoch.infer == "linear" else []
     if "large_motion" in entry:
         lines.append(f"{trainer.name}: {FollowedMotion(**entry['large_motion']).sentence}")
+    if "rigid_parts" in entry:
+        lines.append(f"{trainer.name}: {TriedParts(**entry['rigid_parts']).sentence}")
     return lines
 
 

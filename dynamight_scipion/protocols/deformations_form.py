@@ -161,5 +161,6 @@ class DeformationsForm(EngineProtocol):
         self.addOption(form, "klWeight", condition="encoderEpochs>0 or not latentRefinement")
         self.addOption(form, "inferenceInterval", condition="latentRefinement")
         self.addOption(form, "largeMotions", condition="latentRefinement")
+        self.addOption(form, "rigidParts", condition="latentRefinement")
         self.addOptions(form, "referenceInterval", "referenceEpochs", "referencePredictions")
         self.addOptions(form, "stopAfterRises", "validationTrainsEncoders")

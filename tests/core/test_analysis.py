@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 from sklearn.metrics import rand_score
 
 from dynamight_core.analysis.domain_files import write_domains
-from dynamight_core.analysis.domains import _best_count, find_domains, kabsch
+from dynamight_core.analysis.domains import _best_count, find_domains
 from dynamight_core.analysis.exports import write_arrows
 from dynamight_core.analysis.molecule import xyz_columns
 from dynamight_core.errors import InputError
@@ -20,6 +20,7 @@ from dynamight_core.judging.agreement import halves_agreement
 from dynamight_core.judging.distribution import corrected_distribution
 from dynamight_core.judging.errors import SYSTEMATIC, coordinate_variances
 from dynamight_core.model.motions import PrincipalMotions, principal_motions
+from dynamight_core.model.partition import kabsch
 from dynamight_core.reporter import QUIET
 from dynamight_core.run import Run
 from dynamight_core.simulate.molecules import hinge_molecule, two_hinge_molecule

@@ -57,8 +57,10 @@ def test_large_motions_are_followed_as_early_in_a_long_training_as_in_a_short_on
         return [number for number, epoch in enumerate(schedule(TrainOptions(epochs=epochs))) if getattr(epoch, kind)]
 
     # Epoch 0 is the first of three of the warm-up, and a reference update has two.
-    for kind in ("follow", "refit"):
+    for kind in ("follow", "refit", "parts"):
         assert at(18, kind) == at(30, kind) == at(100, kind)
+    # Rigid parts are tried before and after large motions are followed.
+    assert at(30, "parts") == [3 + 4, 3 + 11]
     assert at(9, "follow") == [3 + 3, 3 + 4] and at(30, "follow") == [3 + 6, 3 + 9]
 
 

@@ -90,6 +90,8 @@ class Decoder(nn.Module, ABC):
     by construction."""
     has_sizes: ClassVar[bool] = True
     """Whether it consists of layers whose number and width can be chosen."""
+    can_become_rigid: ClassVar[bool] = False
+    """Whether training may replace it by rigid bodies that explain the images better."""
     has_prior: ClassVar[bool] = False
     """Whether `prior_energy` is a term of the loss."""
     moves_reference: ClassVar[bool] = False

@@ -36,6 +36,8 @@ class BasisDecoder(Decoder):
         linear layers of the network of the fields.
     """
 
+    can_become_rigid = True
+
     def __init__(
         self,
         n_latents: int,

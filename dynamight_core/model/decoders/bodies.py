@@ -8,15 +8,17 @@ import torch
 from torch import nn
 
 from dynamight_core.errors import InputError
-from dynamight_core.imaging.geometry import Evaluator
-from dynamight_core.model.bodies import RigidBodies, memberships
+from dynamight_core.imaging.geometry import Evaluator, LinearEvaluator, interpolate
+from dynamight_core.model.bodies import RigidBodies, divided
 from dynamight_core.model.decoders.base import Decoder, DecoderInputs
 from dynamight_core.model.regions import Regions
 from dynamight_core.options import InputOptions, TrainOptions
 
 # What an output of one moves the rim of a body by, A: outputs are of order one where motions are large.
 _UNIT = 10.0
-# Standard deviation of where a body's joint is found, A.
+# What a parameter of one moves a pivot by, A: pivots must be found before slides are forgotten.
+_PIVOT_UNIT = 50.0
+# Standard deviation of where a body's joint is found in a particle, A.
 _SLIDE = 2.0
 
 
@@ -29,6 +31,9 @@ class BodiesDecoder(Decoder):
     prior is one of the motions where they are small; a full circle of rotations belongs to a circle of latents, which
     rotation vectors linear in the latent would cut open. The largest body stays where it is: its motion is the
     particle's pose.
+
+    Bodies do not always rotate about the place where they meet: pivots start in the middles of the joints and are
+    learned.
 
     Distances inside bodies stay and those between them must change, so that distances are not restrained.
 
@@ -79,10 +84,15 @@ class BodiesDecoder(Decoder):
         self.jointed = nn.Buffer(bodies.parents[moving] >= 0, persistent=False)
         # Latent of the reference conformation, where nothing is displaced.
         self.rest = nn.Buffer(torch.zeros(n_latents))
+        # From each moving body in the reference to its place when its mask was made, x -> R x + u.
+        self.mask_rotations = nn.Buffer(torch.eye(3).repeat(len(bodies) - 1, 1, 1))
+        self.mask_shifts = nn.Buffer(torch.zeros(len(bodies) - 1, 3))
         # A and t of each moving body, and B.
         self.motion = nn.Linear(n_latents, 12 * (len(bodies) - 1), bias=False)
         nn.init.zeros_(self.motion.weight)
         self.base = nn.Parameter(torch.eye(3).repeat(len(bodies) - 1, 1, 1))
+        # From the middle of the joint to what the body rotates about, in units of `_PIVOT_UNIT`.
+        self.offsets = nn.Parameter(torch.zeros(len(bodies) - 1, 3))
 
     @classmethod
     def check(cls, inputs: InputOptions, options: TrainOptions) -> None:
@@ -123,7 +133,7 @@ class BodiesDecoder(Decoder):
         from roma import special_procrustes  # imports the compiler of torch: only where bodies are decoded
 
         output = _UNIT * self.motion(latents).reshape(len(latents), -1, 4, 3)
-        pivots = self.pivots[self.moving]
+        pivots = self.pivots[self.moving] + _PIVOT_UNIT * self.offsets
         rotations = special_procrustes(self.base + output[:, :, :3] / self.radii[self.moving, None, None])
         shifts = output[:, :, 3] + pivots - (rotations @ pivots[..., None])[..., 0]
         # Of each moving body by itself, then after its parent.
@@ -149,13 +159,20 @@ class BodiesDecoder(Decoder):
 
     @torch.no_grad()
     def absorb(self, latents: torch.Tensor) -> None:
-        """Follow a reference that moved with the mean of (b, d) latents: that is at rest now."""
+        """Follow a reference that moved with the mean of (b, d) latents: that is at rest now.
+
+        Masks stay where they are, and bodies leave them.
+        """
+        (rotations,), (shifts,) = self.motions(latents.mean(0, keepdim=True))
+        back = self.mask_rotations @ rotations.transpose(-1, -2)
+        self.mask_shifts.copy_(self.mask_shifts - (back @ shifts[..., None])[..., 0])
+        self.mask_rotations.copy_(back)
         self.rest.copy_(latents.mean(0))
 
     def prior_energy(self, latents: torch.Tensor) -> torch.Tensor:
         """Return the mean over (b, d) latents of minus the log-probability that joints come apart so far.
 
-        A body rotates freely about its joint with its parent, the middle of which shifts by about `_SLIDE` only. In a
+        A body rotates freely about its pivot, which shifts by about `_SLIDE` only from particle to particle. In a
         blurred reference a motion shows at first as a shift of the body's centre; with a joint that holds, that is a
         rotation.
         """
@@ -167,15 +184,15 @@ class BodiesDecoder(Decoder):
     def linear_basis(self, positions: torch.Tensor) -> torch.Tensor:
         """Return (k, n, 3) fields of small motions of moving bodies at (n, 3) positions (A), of about 1 A.
 
-        Three rotations, and three shifts where the body has no joint.
+        Three rotations and three shifts: of a jointed body, shifts are those of rotations about another pivot.
         """
         weights = self.memberships(positions) @ self.along.T
         arms = positions[:, None] - self.pivots[self.moving]
         axes = torch.eye(3).to(positions)
         rotations = torch.linalg.cross(axes[:, None, None].expand(-1, *arms.shape), arms.expand(3, *arms.shape))
         rotations = rotations / self.radii[self.moving, None]
-        shifts = axes[:, None, None].expand_as(rotations)[:, :, ~self.jointed]
-        motions = [rotations * weights[..., None], shifts * weights[:, ~self.jointed, None]]
+        shifts = axes[:, None, None].expand_as(rotations)
+        motions = [motion * weights[..., None] for motion in (rotations, shifts)]
         return torch.cat([part.transpose(1, 2).flatten(0, 1) for part in motions])
 
     def regions(self, positions: torch.Tensor) -> Regions:
@@ -189,19 +206,25 @@ class BodiesDecoder(Decoder):
     def memberships(self, positions: torch.Tensor) -> torch.Tensor:
         """Return the (n, B - 1) memberships of (n, 3) positions (A) in the moving bodies.
 
-        They have no gradient: the masks say where joints are, not the Gaussians' drift.
+        They have no gradient: the masks say where joints are, not the Gaussians' drift. Each mask is read where its
+        body was when the mask was made: a reference that moved has left it.
         """
-        return memberships(self.depths, int(self.largest), positions, self.extent)[:, self.moving]
+        depths = interpolate(self.depths, positions, self.extent)
+        for body, rotation, shift in zip(self.moving, self.mask_rotations, self.mask_shifts, strict=True):
+            depths[:, body] = interpolate(self.depths[body][None], positions @ rotation.T + shift, self.extent)[:, 0]
+        return divided(depths, int(self.largest))[:, self.moving]
 
     def evaluator(self, positions: torch.Tensor) -> Evaluator:
         """Return the map from (b, d) latents to (b, n, 3) displacements of fixed (n, 3) positions."""
         # A blend of rigid motions is linear in the memberships and in the memberships times the point.
         weights = self.memberships(positions)
         weighted = torch.cat([weights[..., None] * positions[:, None], weights[..., None]], 2).flatten(1)
+        axes = torch.eye(3).to(positions)
+        basis = torch.einsum("nf,cd->fcnd", weighted, axes).flatten(0, 1)
 
-        def evaluate(latents: torch.Tensor) -> torch.Tensor:
+        def coefficients(latents: torch.Tensor) -> torch.Tensor:
             rotations, shifts = self.motions(latents)
-            change = (rotations - torch.eye(3).to(rotations)).transpose(-1, -2)
-            return weighted @ torch.cat([change, shifts[:, :, None]], 2).flatten(1, 2)
+            change = (rotations - axes).transpose(-1, -2)
+            return torch.cat([change, shifts[:, :, None]], 2).flatten(1)
 
-        return evaluate
+        return LinearEvaluator(coefficients, basis)
