@@ -9,7 +9,7 @@ import mrcfile
 import numpy as np
 import torch
 
-from dynamight_core.files import atomic_path, write_map
+from dynamight_core.files import atomic_files, write_map
 from dynamight_core.imaging.fourier import expand_shells, fourier_to_image, image_to_fourier
 from dynamight_core.imaging.geometry import pixel_axis
 from dynamight_core.options import SimulateOptions
@@ -66,16 +66,20 @@ def simulate(
     )
     generator = torch.Generator().manual_seed(options.seed)
     truth, groups = draw_truth(options, generator)
-    with single_threads() as pool:
+    maps = (*files.half_maps, files.consensus)
+    with (
+        atomic_files(files.stack, *maps, files.truth, files.particles) as folder,
+        single_threads() as pool,
+    ):
         truth.scale = signal_scale(truth, options.snr_definition, pool)
-        with atomic_path(files.stack) as temporary, _new_stack(temporary, options) as stack:
+        with _new_stack(folder / files.stack.name, options) as stack:
             _write_images(stack.data, truth, generator, pool, progress)
             stack.update_header_stats()
             first, second = pool.map(lambda half: consensus(truth, stack.data, half), (1, 2))
-        for half, path in zip((first, second, first + second), (*files.half_maps, files.consensus), strict=True):
-            write_map(path, half.volume().numpy(), options.pixel_size)
-    write_star(files.particles, truth, groups, files.stack.name)
-    truth.save(files.truth)
+        for half, path in zip((first, second, first + second), maps, strict=True):
+            write_map(folder / path.name, half.volume().numpy(), options.pixel_size)
+        write_star(folder / files.particles.name, truth, groups, files.stack.name)
+        truth.save(folder / files.truth.name)
     return files
 
 
