@@ -35,6 +35,9 @@ _ANYWAY = "--use-unsupported-motion --threads 1"
 # Stages whose files are in the run's folder, and what a data set consists of.
 _DATA = ("particles.star", "particles.mrcs", "consensus*.mrc", "truth.npz")
 
+# Of commands that remove earlier results before they write, the file that programs open.
+_LAST = {"simulate": "d/particles.star", "train": "run/particles.star", "infer": "new/particles.star"}
+
 
 @dataclass(frozen=True)
 class Step:
@@ -214,8 +217,11 @@ class Kills:
             (self.work / "next.star").unlink()
             wrong["leftovers"] = leftovers(self.work / "run")
             wrong["mixed"] = self._mixed(name, step, replaced)
-        elif step.base == "empty" and name != "check":
-            wrong["mixed"] = self._mixed(name, step, replaced) if self._complete(step) else []
+        if name in _LAST and not (self.work / _LAST[name]).exists():
+            # What is there passes for no result.
+            wrong["mixed"] = []
+        elif name in _LAST:
+            wrong["mixed"] = self._mixed(name, step, replaced)
         wrong["not run again"] = self._repeat(name, step, replaced, counts)
         wrong["leftovers"] = wrong.get("leftovers", []) + leftovers(self.work)
         wrong["differ"] = differing(self.work, self.out / f"{name}-after{replaced:d}")
@@ -240,12 +246,10 @@ class Kills:
         whole = [state_of(self.out / f"{name}-{when}{replaced:d}", step.files) for when in ("before", "after")]
         if now in whole:
             return []
+        if name in _LAST:
+            # The records of its files may still be missing.
+            return [file for file in now if now[file] != whole[1].get(file)]
         return [file for file in now if now[file] != whole[0].get(file)] or sorted(whole[0].keys() - now.keys())
-
-    def _complete(self, step: Step) -> bool:
-        """Return whether what a killed command left passes for a result."""
-        last = "run/particles.star" if step.resumed else "d/particles.star"
-        return (self.work / last).exists()
 
     def _must(self, action) -> None:
         code = in_child(action, self.calls, tell=True)

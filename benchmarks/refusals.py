@@ -202,7 +202,8 @@ class Trial:
         for condition, name, code, sentence, state in self.rows:
             together.setdefault((condition, code, sentence, state), []).append(name)
         for (condition, code, sentence, state), names in together.items():
-            yield f"| {condition} | {', '.join(names)} | {code} | {sentence or 'not needed by these'} | {state} |"
+            said = sentence or "nothing: they do not need it"
+            yield f"| {condition} | {', '.join(names)} | {code} | {said} | {state} |"
 
 
 def _edit_star(out: Path, run: Path) -> None:
