@@ -9,7 +9,18 @@ import yaml
 
 from dynamight_core.errors import InputError
 from dynamight_core.files import atomic_path
-from dynamight_core.options import InputOptions, TrainOptions
+from dynamight_core.options import STAGES, InputOptions, TrainOptions
+from dynamight_core.options.declare import check_types, described, is_of
+
+# Types of what commands read again.
+_PROVENANCE = {
+    "run": str,
+    "star_sha256": str,
+    "commands": dict,
+    "slower": dict,
+    "earlier_epochs": list[int],
+    "atomic_model": dict,
+}
 
 
 @dataclass
@@ -50,6 +61,7 @@ class RunConfig:
             raise InputError(f"{run} contains no run (no config.yaml); use a folder written by dynamight train")
         try:
             values = yaml.safe_load(path.read_text())
+            _check_records(values)
             _relocate(values["inputs"], values["provenance"].get("run"), Path(run))
             return cls(
                 InputOptions(**values["inputs"]),
@@ -57,10 +69,24 @@ class RunConfig:
                 values["provenance"],
                 values["stages"],
             )
-        except InputError:
-            raise
+        except InputError as error:
+            raise InputError(f"in {path}, {error}") from error
         except Exception as error:  # Libraries have many exceptions for damaged files.
             raise InputError(f"{path} cannot be understood ({error}); train again into a new folder") from error
+
+
+def _check_records(values: dict[str, Any]) -> None:
+    """Refuse records of config.yaml that are not of the types which commands expect."""
+    check_types(InputOptions, values["inputs"])
+    records = {f"provenance.{name}": kind for name, kind in _PROVENANCE.items() if name in values["provenance"]}
+    records |= {f"stages.{stage}": dict for stage in values["stages"]}
+    for name, kind in records.items():
+        part, key = name.split(".", 1)
+        if not is_of(values[part][key], kind):
+            raise InputError(f"{name} is {values[part][key]!r} instead of {described(kind)}; restore the file")
+    for stage, options in values["stages"].items():
+        if stage in STAGES:
+            check_types(STAGES[stage], options)
 
 
 def _relocate(inputs: dict[str, Any], before: str | None, run: Path) -> None:
@@ -80,7 +106,7 @@ def _relocate(inputs: dict[str, Any], before: str | None, run: Path) -> None:
     folders = [run.absolute(), Path(os.path.realpath(run / "latents.safetensors")).parent]
 
     def found(path: str | None) -> str | None:
-        if path is None or os.path.exists(path):
+        if not path or os.path.exists(path):
             return path
         moved = [os.path.normpath(folder / os.path.relpath(path, before)) for folder in folders]
         return next(filter(os.path.exists, moved), path)

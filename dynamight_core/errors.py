@@ -68,6 +68,10 @@ def understood(path: str | os.PathLike[str], cure: str) -> Iterator[None]:
         yield
     except (InputError, MemoryError):
         raise
+    except PermissionError as error:
+        raise InputError(
+            f"{error.filename or path} cannot be read (permission denied); ask its owner, or copy what you can read"
+        ) from error
     except Exception as error:
         told = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"{path} is damaged ({told}); {cure}") from error

@@ -1,11 +1,15 @@
 """Files that appear whole or not at all: tables and maps."""
 
 import errno
+import glob
 import os
 import re
+import shutil
+import socket
 import stat
 import tempfile
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,6 +30,8 @@ _UNWRITABLE = {
         "EACCES EPERM EROFS ENOTDIR EISDIR EEXIST ENAMETOOLONG ELOOP ENOSPC EDQUOT EFBIG EMFILE ENFILE EIO ESTALE"
     ).split()
 }
+# Tells parts of this machine's processes from those of others that share a file system.
+_MACHINE = f"{zlib.crc32(socket.gethostname().encode()):08x}"
 # Where IMOD's stamp and flags are in the header's second extra space, bytes, and the stamp.
 _IMOD, _IMOD_STAMP = 40, 1146047817
 # Pixel sizes of the axes that count as the same.
@@ -52,7 +58,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
     It keeps the suffix, by which many writers choose the format. Parent folders are created. The file has the
     permissions of the user's umask, whatever the writer chose. Of several processes, the first one writes; what others
-    write is discarded.
+    write is discarded. What a killed process has left of this file is removed.
 
     Raises
     ------
@@ -64,9 +70,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder) / path.name
         return
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    temporary = _part(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_dead_parts(path)
         temporary.touch()
         mode = temporary.stat().st_mode
         temporary.unlink()
@@ -84,6 +91,66 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         # If the folder does not exist, there is nothing to remove.
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_files(*paths: Path) -> Iterator[Path]:
+    """Yield a folder to write files in that belong together, and put all in place if the block succeeds.
+
+    Parameters
+    ----------
+    paths
+        of the files, all in one folder, and of folders, whose files are put among those that they have. The last one is
+        what programs open: it is removed before the first file is
+        replaced, and is put in place after all others, so that whoever finds it finds files of one set.
+
+    Raises
+    ------
+    InputError
+        if they cannot be written.
+    """
+    if not processes.is_first():
+        with tempfile.TemporaryDirectory() as elsewhere:
+            yield Path(elsewhere)
+        return
+    folder = _part(paths[-1])
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_dead_parts(paths[-1])
+        folder.mkdir()
+        yield folder
+        paths[-1].unlink(missing_ok=True)
+        for path in paths:
+            for source in [*(folder / path.name).rglob("*"), folder / path.name]:
+                if source.is_file():
+                    target = path.parent / source.relative_to(folder)
+                    target.parent.mkdir(exist_ok=True)
+                    os.replace(source, target)
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        raise write_error(paths[-1], error) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _part(path: Path) -> Path:
+    """Return where this process writes a file before it is whole."""
+    return path.with_name(f".{path.stem}.{_MACHINE}.{os.getpid()}.part{path.suffix}")
+
+
+def _remove_dead_parts(path: Path) -> None:
+    """Remove what processes of this machine that are dead have left of a file."""
+    before, after = f".{path.stem}.{_MACHINE}.", f".part{path.suffix}"
+    for part in path.parent.glob(f"{glob.escape(before)}*{glob.escape(after)}"):
+        number = part.name[len(before) : -len(after)]
+        if number.isdecimal() and not processes.is_alive(int(number)):
+            # In a shared folder, it may be another user's, who can remove it.
+            with suppress(OSError):
+                if part.is_dir():
+                    shutil.rmtree(part)
+                else:
+                    part.unlink()
 
 
 def write_table(path: str | Path, table: pd.DataFrame, number: str = "%.6g") -> None:

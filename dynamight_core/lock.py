@@ -99,13 +99,7 @@ def is_writing(run: str | Path) -> bool:
     if owner is None:
         return (folder / LOCK).exists()
     if owner.hostname == socket.gethostname():
-        try:
-            os.kill(owner.pid, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            return True
-        return True
+        return processes.is_alive(owner.pid)
     return not _is_stale(lease, folder)
 
 

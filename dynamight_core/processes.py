@@ -1,4 +1,4 @@
-"""Which of several processes this one is, if a stage is run by several.
+"""Which of several processes this one is, if a stage is run by several, and which are alive.
 
 torchrun starts them, on one machine or on many, and says in their environment how many there are. All of them run the
 same program; the first one alone talks to the user and writes files. What they compute together is in `groups`.
@@ -35,6 +35,18 @@ def is_first() -> bool:
 def name() -> str:
     """Return the name of this process for the user, such as "process 2 of 4"."""
     return f"process {rank() + 1} of {count()}"
+
+
+def is_alive(number: int) -> bool:
+    """Return whether there is a process with this number on this machine."""
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        # It is another user's.
+        return True
+    return True
 
 
 def _told(variable: str, alone: int) -> int:

@@ -66,6 +66,15 @@ STAGE_FILES = {
     "control": ("analysis/controls/**/*",),
     "explore": ("analysis/explored.sh", "analysis/views/*.json"),
 }
+# What a finished training consists of: models and latents, and what was found from them.
+_RESULTS = (
+    "half?/model.safetensors",
+    "latents.safetensors",
+    "files.json",
+    "particles.*",
+    "analysis/summary.json",
+    "analysis/motions.safetensors",
+)
 # Folders of a run, and files that several stages bring up to date.
 _FOLDERS = ("half1", "half2", "reconstruction", "analysis")
 _RECORDS = ("config.yaml", "analysis/summary.json")
@@ -110,13 +119,16 @@ def refuse_inputs_within(folder: Path, inputs: Iterable[str | Path]) -> None:
 
 
 @contextmanager
-def replacing(run: "Run", stage: str) -> Iterator[None]:
-    """Hold the lock on a run, and leave either all that a stage writes or what was there before."""
+def replacing(folder: Path, stage: str) -> Iterator[None]:
+    """Hold the lock on a run's folder, and leave either all that a stage writes or what was there before.
+
+    The models of a training replace those that a run had, and all that came from these: the stage "results".
+    """
 
     def files() -> Iterator[Path]:
-        yield from _set_files(Path(run.path), stage)
+        yield from _set_files(folder, stage)
 
-    with writing(run.path), all_or_nothing(Path(run.path), stage, files):
+    with writing(folder), all_or_nothing(folder, stage, files):
         yield
 
 
@@ -126,7 +138,7 @@ def whole_set(stage: str) -> Callable[[_Function], _Function]:
     def decorate(function: _Function) -> _Function:
         @wraps(function)
         def whole(run: "Run", *arguments: Any, **options: Any) -> Any:
-            with replacing(run, stage):
+            with replacing(Path(run.path), stage):
                 return function(run, *arguments, **options)
 
         return cast(_Function, whole)
@@ -152,6 +164,13 @@ def restore_unfinished(folder: Path) -> None:
 
 def _set_files(folder: Path, stage: str) -> Iterator[Path]:
     """Yield the files that a stage changes together."""
+    if stage == "results":
+        for pattern in _RESULTS:
+            yield from folder.glob(pattern)
+        for later in STAGE_FILES:
+            if later != "train":
+                yield from stage_files(folder, later)
+        return
     yield from stage_files(folder, stage)
     for name in _RECORDS:
         if (folder / name).exists():

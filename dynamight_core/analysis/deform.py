@@ -12,7 +12,7 @@ from dynamight_core.analysis.fields import exact_displacements
 from dynamight_core.analysis.pushed import sources
 from dynamight_core.earlier import check_outputs
 from dynamight_core.errors import InputError
-from dynamight_core.files import atomic_path, header_origin, read_map, write_map
+from dynamight_core.files import atomic_files, atomic_path, header_origin, read_map, write_map
 from dynamight_core.options import DeformOptions
 from dynamight_core.reporter import PRINT, Reporter
 from dynamight_core.run import Run
@@ -80,9 +80,10 @@ def _deform_model(found: DeformationField, source: Path, out: Path, options: Def
     else:
         shift = exact_displacements(Run(options.run), found, points)
     moved = torch.from_numpy(points + options.scale * shift)
-    write_model(out, PointSet(torch.from_numpy(points), offset, origin, structure), moved)
-    with atomic_path(out.with_suffix(".npz")) as temporary:
-        np.savez(temporary, positions=(moved.numpy() + offset)[None], points=positions)
+    with atomic_files(out.with_suffix(".npz"), out) as folder:
+        write_model(folder / out.name, PointSet(torch.from_numpy(points), offset, origin, structure), moved)
+        with atomic_path(folder / f"{out.stem}.npz") as temporary:
+            np.savez(temporary, positions=(moved.numpy() + offset)[None], points=positions)
     sizes = np.linalg.norm(options.scale * shift, axis=1)
     reporter.say(f"Displacement of {len(sizes)} atoms: {np.sqrt(np.square(sizes).mean()):.2f} A rms.")
 

@@ -16,7 +16,7 @@ from dynamight_core.analysis.molecule import half_motions
 from dynamight_core.analysis.states import read_states, state_coordinates
 from dynamight_core.earlier import check_outputs
 from dynamight_core.errors import InputError
-from dynamight_core.files import atomic_path, check_is_file
+from dynamight_core.files import atomic_files, atomic_path, check_is_file
 from dynamight_core.judging.conclusion import require_motion
 from dynamight_core.lock import writes_run
 from dynamight_core.options import DisplaceOptions
@@ -221,19 +221,15 @@ def displace(
     chosen = np.arange(n) if rows is None else np.array(rows) - 1
     displacer = Displacer(run, point_set.positions)
     labels = {"half": displacer.halves[chosen].astype(np.int64), "rows": chosen.astype(np.int64)}
-    _write_npz(out, point_set, displacer.chunks(chosen), len(chosen), labels, reporter)
-    reporter.say(f"Positions of {len(point_set)} points in {len(chosen)} particles: {out}.")
-    written = [out]
     targets: dict[str, torch.Tensor] = {}
     if options.models and rows:
         targets |= {f"particle{row}": displacer.of_particles(np.array([row - 1]))[0] for row in rows}
     if state is not None:
         targets["state"] = displacer.at_state(state)
-    for name, moved in targets.items():
-        path = out.with_name(f"{out.stem}_{name}.cif")
-        write_model(path, point_set, moved)
+    written = _write_all(out, point_set, displacer.chunks(chosen), len(chosen), labels, targets, reporter)
+    reporter.say(f"Positions of {len(point_set)} points in {len(chosen)} particles: {out}.")
+    for path in written[1:]:
         reporter.say(f"Displaced model: {path}.")
-        written.append(path)
     return written
 
 
@@ -256,15 +252,31 @@ def _displace_to_states(
     """Write points, and the atomic model if they are its atoms, at s states; return the paths."""
     displacer = Displacer(run, point_set.positions)
     moved = [displacer.at_state(row) for row in coordinates]
-    _write_npz(out, point_set, (part[None] for part in moved), len(moved), {"coordinates": coordinates}, reporter)
+    models = {} if point_set.structure is None else dict(zip(labels, moved, strict=True))
+    chunks, values = (part[None] for part in moved), {"coordinates": coordinates}
+    written = _write_all(out, point_set, chunks, len(moved), values, models, reporter)
     reporter.say(f"Positions of {len(point_set)} points at {len(moved)} states: {out}.")
-    written = [out]
-    if point_set.structure is not None:
-        for label, positions in zip(labels, moved, strict=True):
-            written.append(out.with_name(f"{out.stem}_{label}.cif"))
-            write_model(written[-1], point_set, positions)
+    if models:
         reporter.say(f"Displaced models: {out.with_name(f'{out.stem}_*.cif')}.")
     return written
+
+
+def _write_all(
+    out: Path,
+    point_set: PointSet,
+    chunks: Iterator[torch.Tensor],
+    n: int,
+    labels: dict[str, np.ndarray],
+    models: dict[str, torch.Tensor],
+    reporter: Reporter,
+) -> list[Path]:
+    """Write what `_write_npz` does, and the atomic model at (m, 3) positions by name; return all paths."""
+    paths = [out.with_name(f"{out.stem}_{name}.cif") for name in models]
+    with atomic_files(*paths, out) as folder:
+        _write_npz(folder / out.name, point_set, chunks, n, labels, reporter)
+        for path, moved in zip(paths, models.values(), strict=True):
+            write_model(folder / path.name, point_set, moved)
+    return [out, *paths]
 
 
 def _write_npz(

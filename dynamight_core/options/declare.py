@@ -1,10 +1,10 @@
 """How an option is declared: once, beside its field, with all that help, forms, documents and checks need."""
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
-from functools import partial
-from typing import Any
+from functools import cache, partial
+from typing import Any, get_args, get_origin, get_type_hints
 
 from dynamight_core.errors import InputError, option_name
 
@@ -114,22 +114,64 @@ def declared(options: Any) -> Iterator[tuple[Field[Any], Option]]:
 
 
 class Checked:
-    """An options dataclass that refuses values which the declarations of its fields do not allow."""
+    """An options dataclass that refuses values which the types and declarations of its fields do not allow."""
 
     def __post_init__(self) -> None:
+        check_types(type(self), vars(self))
         for each, declaration in declared(self):
             value = getattr(self, each.name)
-            try:
-                allowed = value is None or declaration.allows(value)
-            except TypeError:
-                allowed = False
-            if not allowed:
+            if not (value is None or declaration.allows(value)):
                 raise refusal(option_name(each.name), value, declaration)
+
+
+def check_types(options: type, values: Mapping[str, Any]) -> None:
+    """Refuse values of other types than the fields of an options dataclass have; other names are ignored.
+
+    Raises
+    ------
+    InputError
+        naming the option.
+    """
+    for name, kind in _kinds(options).items():
+        if name in values and not is_of(values[name], kind):
+            raise InputError(f"{option_name(name)} is {_shown(values[name])}; give {described(kind)}")
+
+
+# Annotations of a class never change.
+_kinds = cache(get_type_hints)
+_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+_NAMES |= {dict: "names with values", type(None): "nothing"}
+
+
+def is_of(value: Any, kind: Any) -> bool:
+    """Return whether a value is of the type of a field; whole numbers are numbers, truth values are not."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (list, tuple):
+        # Lists of YAML and JSON become no tuples.
+        return isinstance(value, list | tuple) and all(is_of(each, parts[0]) for each in value)
+    if parts:
+        return any(is_of(value, part) for part in parts)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float if kind is float else kind)
+
+
+def described(kind: Any) -> str:
+    """Return a type in words: "a list of text or nothing"."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (list, tuple):
+        return f"a list of {described(parts[0]).removeprefix('a ')}{'s' if parts[0] in (int, float) else ''}"
+    return " or ".join(map(described, parts)) if parts else _NAMES[kind]
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    return f"'{value}'" if isinstance(value, str) else f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
 def refusal(name: str, value: Any, declaration: Option) -> InputError:
     """Return the error for a value that an option does not allow; `name` is as the user writes it."""
     if isinstance(value, list | tuple):
         value = " ".join(map(str, value))
-    shown = f"{value:.10g}" if isinstance(value, float) else f"'{value}'" if isinstance(value, str) else value
-    return InputError(f"{name} is {shown}; {declaration.cure}")
+    return InputError(f"{name} is {_shown(value)}; {declaration.cure}")

@@ -17,7 +17,7 @@ import yaml
 from numpy.typing import NDArray
 
 from dynamight_core.errors import InputError
-from dynamight_core.files import atomic_path
+from dynamight_core.files import atomic_files, atomic_path
 from dynamight_core.imaging.ctf import electron_wavelength
 from dynamight_core.imaging.poses import euler_angles, rotmat_to_rotvec, rotvec_to_rotmat
 
@@ -175,8 +175,6 @@ def write_records(
     if halves is not None:
         replaced["alignments3D/split"] = (halves - 1).astype(np.uint32)
     out = _with_fields(records, added, replaced)
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, out, allow_pickle=False)
     prefixes = dict.fromkeys(name.split("/")[0] for name in _names(records) if "/" in name)
     group = {
         "group": {
@@ -191,8 +189,11 @@ def write_records(
         },
         "version": "v4.0.0",
     }
-    with atomic_path(path.with_suffix(".csg")) as temporary:
-        temporary.write_text(yaml.safe_dump(group))
+    with atomic_files(path, path.with_suffix(".csg")) as folder:
+        with atomic_path(folder / path.name) as temporary, open(temporary, "wb") as file:
+            np.save(file, out, allow_pickle=False)
+        with atomic_path(folder / f"{path.stem}.csg") as temporary:
+            temporary.write_text(yaml.safe_dump(group))
 
 
 def _read(path: Path) -> Records:

@@ -97,10 +97,10 @@ class ImageReader:
         p = self.particles
         last = np.full(len(p.stacks), -1)
         np.maximum.at(last, p.stack_index, p.frame)
+        boxes = _boxes_by_stack(p)
         for index in np.flatnonzero(last >= 0):
             path, header = p.stacks[index], read_stack_header(p.stacks[index])
-            mine = p.stack_index == index
-            said = {p.box} if p.sizes is None else set(p.sizes[mine, 0].astype(int).tolist())
+            said = boxes.get(int(index), {p.box})
             if said != {header.box}:
                 raise InputError(
                     f"stack {path} holds images of {header.box} pixels where {p.star_path} says "
@@ -126,3 +126,12 @@ class ImageReader:
         if (low == high).any():
             name = self.particles.image_name(rows[np.argmax(low == high)])
             raise InputError(f"image {name} is constant; remove the particle or extract it again")
+
+
+def _boxes_by_stack(particles: Particles) -> dict[int, set[int]]:
+    """Return the boxes that rows say of the images of each stack, if there are several."""
+    p, boxes = particles, dict[int, set[int]]()
+    if p.sizes is not None:
+        for index, box in np.unique(np.stack([p.stack_index, p.sizes[:, 0].astype(int)], -1), axis=0).tolist():
+            boxes.setdefault(index, set()).add(box)
+    return boxes

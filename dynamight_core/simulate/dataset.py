@@ -9,7 +9,7 @@ import mrcfile
 import numpy as np
 import torch
 
-from dynamight_core.files import atomic_path, write_map
+from dynamight_core.files import atomic_files, write_map
 from dynamight_core.imaging.fourier import expand_shells, fourier_to_image, image_to_fourier
 from dynamight_core.imaging.geometry import pixel_axis
 from dynamight_core.options import SimulateOptions
@@ -17,7 +17,7 @@ from dynamight_core.parallel import single_threads
 from dynamight_core.simulate.draw import draw_truth
 from dynamight_core.simulate.fourier_reconstruction import FourierReconstruction
 from dynamight_core.simulate.star import group_numbers, optics_table, write_star
-from dynamight_core.simulate.tilts import series_columns, tilted, write_stacks
+from dynamight_core.simulate.tilts import SERIES_FILES, series_columns, tilted, write_stacks
 from dynamight_core.simulate.truth import PARTICLE, Truth
 
 # Images that a thread computes at once, and batches whose noise is drawn before they are computed.
@@ -71,20 +71,22 @@ def simulate(
     scheme = None
     if options.tilts is not None:
         truth, groups, scheme = tilted(truth, groups, options, generator)
-    with single_threads() as pool:
+    maps = (*files.half_maps, files.consensus)
+    images = [whole] if files.stack else [out / name for name in SERIES_FILES]
+    with atomic_files(*images, *maps, files.truth, files.particles) as folder, single_threads() as pool:
         truth.scale = signal_scale(truth, options.snr_definition, pool)
-        with atomic_path(whole) as temporary, _new_stack(temporary, options, len(truth)) as stack:
+        with _new_stack(folder / whole.name, options, len(truth)) as stack:
             _write_images(stack.data, truth, generator, pool, progress)
             stack.update_header_stats()
             first, second = pool.map(lambda half: consensus(truth, stack.data, half), (1, 2))
-        for half, path in zip((first, second, first + second), (*files.half_maps, files.consensus), strict=True):
-            write_map(path, half.volume().numpy(), options.pixel_size)
-    if scheme is not None and options.tilt_stacks:
-        write_stacks(out, truth, scheme, optics_table(truth, groups), group_numbers(groups))
-    else:
-        more = None if scheme is None else series_columns(truth, scheme)
-        write_star(files.particles, truth, groups, whole.name, more)
-    truth.save(files.truth)
+        for half, path in zip((first, second, first + second), maps, strict=True):
+            write_map(folder / path.name, half.volume().numpy(), options.pixel_size)
+        if scheme is not None and options.tilt_stacks:
+            write_stacks(folder, truth, scheme, optics_table(truth, groups), group_numbers(groups))
+        else:
+            more = None if scheme is None else series_columns(truth, scheme)
+            write_star(folder / files.particles.name, truth, groups, whole.name, more)
+        truth.save(folder / files.truth.name)
     return files
 
 

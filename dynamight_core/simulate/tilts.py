@@ -20,6 +20,9 @@ _Z_ROTATION, _HAND = 85.0, -1.0
 # Standard deviation of a tilt's defocus about that of its tomogram, A.
 _DEFOCUS_SPREAD = 300.0
 
+# What `write_stacks` writes beside particles.star: folders and files.
+SERIES_FILES = ("stacks", "tilt_series", "tomograms.star", "optimisation_set.star")
+
 
 @dataclass(frozen=True)
 class TiltScheme:

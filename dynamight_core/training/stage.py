@@ -26,7 +26,7 @@ from dynamight_core.model.half import HalfModel
 from dynamight_core.options import InputOptions, TrainOptions
 from dynamight_core.parallel import side_by_side
 from dynamight_core.reporter import PRINT, QUIET, Reporter
-from dynamight_core.run import holds_run, refuse_inputs_within, remove_run
+from dynamight_core.run import holds_run, refuse_inputs_within, remove_run, replacing
 from dynamight_core.training.amplitude import adjust_regularisation
 from dynamight_core.training.build import build_trainers, load_images, trained_halves
 from dynamight_core.training.checkpoint import checkpoint_epochs, checkpoint_of, load_checkpoint
@@ -134,9 +134,7 @@ def _train(
                 _train_epochs(trainers, run, epochs, reporter)
             trained = Trained(run, prepared, data, trainers)
             trained.infer_all(reporter)
-        if more:
-            world().once(partial(remove_later_results, run))
-        world().once(trained.save)
+        world().once(partial(trained.save, bool(more)))
     except BaseException:
         data.close()
         raise
@@ -226,9 +224,17 @@ class Trained:
             self.latents[index, rows] = posterior.latents.cpu()
             self.covariances[index, rows] = posterior.covariances.cpu()
 
-    def save(self) -> None:
-        """Write the models and the latents."""
-        forget_files(self.run)
+    def save(self, longer: bool = False) -> None:
+        """Write the models and the latents; remove what came from earlier ones, if the training was made `longer`."""
+        with replacing(self.run, "results"):
+            forget_files(self.run)
+            # Found from the earlier models: without it, a run is refused until it is summarised again.
+            (self.run / "analysis" / "summary.json").unlink(missing_ok=True)
+            if longer:
+                remove_later_results(self.run)
+            self._write()
+
+    def _write(self) -> None:
         for number, model in enumerate(self.models, 1):
             model.save(self.run / f"half{number}" / "model.safetensors")
         tensors = {

@@ -11,10 +11,11 @@ import sys
 import pytest
 import safetensors.torch
 import torch
+import yaml
 
 from dynamight_core.config import RunConfig
 from dynamight_core.devices import choose_device, set_threads
-from dynamight_core.errors import InputError
+from dynamight_core.errors import InputError, understood
 from dynamight_core.files import atomic_path, read_map
 from dynamight_core.limits import limit_of_system
 from dynamight_core.particles.star import read_blocks
@@ -85,6 +86,35 @@ def test_pipes_and_folders_are_refused_as_inputs(tmp_path, read):
 def test_a_damaged_config_is_refused_in_a_sentence(tmp_path, text):
     (tmp_path / "config.yaml").write_bytes(text)
     with pytest.raises(InputError, match="cannot be understood"):
+        RunConfig.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "sentence"),
+    [
+        ("train.epochs", "many", "--epochs is 'many'; give a whole number"),
+        ("train.epochs", 2.5, "--epochs is 2.5; give a whole number"),
+        ("train.epochs", None, "--epochs is nothing; give a whole number"),
+        ("train.refine_poses", "no", "--refine-poses is 'no'; give true or false"),
+        ("train.learning_rate", True, "--learning-rate is True; give a number"),
+        ("inputs.mask", 3, "--mask is 3; give text or nothing"),
+        ("inputs.half_maps", ["a.mrc", 2], "--half-maps is .*; give a list of text or nothing"),
+        ("inputs.passthrough", "a.cs", "--passthrough is 'a.cs'; give a list of text"),
+        ("inputs.star", ["a"], r"--star is \['a'\]; give text"),
+        ("provenance.earlier_epochs", 3, "provenance.earlier_epochs is 3 instead of a list of whole numbers"),
+        ("provenance.run", 3, "provenance.run is 3 instead of text"),
+        ("stages.reconstruct", "done", "stages.reconstruct is 'done' instead of names with values"),
+        ("stages", {"reconstruct": {"conformation": 3}}, "--conformation is 3; give text"),
+    ],
+)
+def test_a_value_of_another_type_in_a_config_is_refused_by_name(tmp_path, place, value, sentence):
+    RunConfig(provenance={"run": str(tmp_path)}).write(tmp_path)
+    path = tmp_path / "config.yaml"
+    values = yaml.safe_load(path.read_text())
+    *outer, name = place.split(".")
+    (values[outer[0]] if outer else values)[name] = value
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(InputError, match=f"in {path}, {sentence}"):
         RunConfig.read(tmp_path)
 
 
@@ -164,3 +194,9 @@ def test_term_and_hup_end_a_command_as_ctrl_c_does(tmp_path, number):
     errors = process.communicate(timeout=60)[1]
     assert process.returncode == 130, errors
     assert "Stopped" in errors
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path):
+    with pytest.raises(InputError, match=r"model\.safetensors cannot be read \(permission denied\)"):
+        with understood(tmp_path / "files.json", "restore it"):
+            raise PermissionError(errno.EACCES, "Permission denied", "model.safetensors")

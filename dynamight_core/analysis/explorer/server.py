@@ -37,8 +37,9 @@ from dynamight_core.reporter import PRINT, Reporter
 
 # Largest request, and largest table (bytes), which are read one at a time.
 _MAX_REQUEST, _MAX_TABLE = 2**20, 2**26
-# Seconds for the body of a request to arrive, and actions that run at the same time.
-_PATIENCE, _ACTIONS = 60.0, 8
+# Seconds for the body of a request to arrive, and actions that run at the same time: more of them take turns with the
+# thread that answers.
+_PATIENCE, _ACTIONS = 60.0, 4
 # Smaller answers are not worth compressing, bytes.
 _MIN_COMPRESSED = 2**12
 _HEADERS = [("Cache-Control", "no-store"), ("Referrer-Policy", "no-referrer"), ("X-Content-Type-Options", "nosniff")]

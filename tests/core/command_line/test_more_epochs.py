@@ -4,9 +4,12 @@ import json
 import shutil
 from dataclasses import replace
 
+import pytest
 import safetensors.torch
 
 from dynamight_core.config import RunConfig
+from dynamight_core.errors import InputError
+from dynamight_core.files import atomic_path
 from dynamight_core.options import TrainOptions
 from dynamight_core.training import stage as training_run
 from dynamight_core.training.extension import earlier_epochs
@@ -77,7 +80,8 @@ def test_a_finished_run_goes_on_with_more_epochs_also_when_it_is_stopped(data, t
             with monkeypatch.context() as patched:
                 patched.setattr(Trained, "save", stop)
                 assert dynamight(*train_words(data, run, "--resume", "--epochs", "10"))[0] == 130
-            assert (run / "reconstruction" / "map.mrc").exists() is False
+            # It still belongs to the models that are there.
+            assert (run / "reconstruction" / "map.mrc").exists()
         code, text = dynamight(*train_words(data, run, "--resume", "--epochs", "10"))
         assert code == 0, text
         assert len((run / "metrics.jsonl").read_text().splitlines()) > epochs
@@ -90,7 +94,7 @@ def test_a_finished_run_goes_on_with_more_epochs_also_when_it_is_stopped(data, t
     assert "--epochs" in text
 
 
-def stop(trained):
+def stop(trained, longer):
     """Stand for a user who stops the program."""
     raise KeyboardInterrupt
 
@@ -103,3 +107,23 @@ def test_a_run_that_the_stop_rule_ended_gets_no_more_epochs(data, trained, tmp_p
     code, text = dynamight(*train_words(data, run, "--resume", "--epochs", "10"))
     assert code == 2
     assert "not for want of epochs" in text.replace("\n", " ")
+
+
+def test_a_disk_that_is_full_when_a_longer_training_ends_leaves_the_earlier_results(trained, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    (run / "reconstruction").mkdir(exist_ok=True)
+    (run / "reconstruction" / "map.mrc").write_bytes(b"of the earlier models")
+    before = {path.relative_to(run): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+    class Full(Trained):
+        def __init__(self):
+            self.run = run
+
+        def _write(self):
+            with atomic_path(run / "half1" / "model.safetensors") as path:
+                path.write_bytes(b"new")
+            raise InputError("no space left on device")
+
+    with pytest.raises(InputError, match="no space"):
+        Full().save(longer=True)
+    assert {path.relative_to(run): path.read_bytes() for path in run.rglob("*") if path.is_file()} == before

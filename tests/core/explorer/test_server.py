@@ -123,11 +123,25 @@ def test_whatever_is_sent_is_answered_with_a_status(server, text, status):
     assert int(answer.split(b" ", 2)[1]) == status
 
 
-def test_a_body_is_not_kept_without_the_token_and_its_answer_arrives(server):
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (HEAD, b"403"),
+        # As Python's urllib asks.
+        (HEAD + b"Connection: close\r\n", b"403"),
+        (HEAD + b"Connection: close\r\nX-Token: TOKEN\r\n", b"413"),
+        (HEAD + b"X-Token: TOKEN\r\n", b"413"),
+        # Without a host.
+        (b"POST /about HTTP/1.1\r\n", b"400"),
+        (b"POST /about HTTP/7\r\n", b"400"),
+    ],
+)
+def test_a_body_is_not_kept_if_it_is_refused_and_its_answer_arrives(server, head, status):
     with socket.create_connection(server.server_address, timeout=30) as connection:
-        connection.sendall(HEAD + b"Content-Length: 50000000\r\n\r\n")
-        assert connection.recv(12) == b"HTTP/1.1 403"
-        connection.sendall(b"x" * 50_000_000)
+        connection.sendall(head.replace(b"TOKEN", server.token.encode()) + b"Content-Length: 20000000\r\n\r\n")
+        # Only then is the answer read.
+        connection.sendall(b"x" * 20_000_000)
+        assert connection.recv(12) == b"HTTP/1.1 " + status
 
 
 def test_who_sends_nothing_or_too_slowly_is_not_waited_for(explorer, monkeypatch):
