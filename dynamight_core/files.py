@@ -101,8 +101,8 @@ def atomic_files(*paths: Path) -> Iterator[Path]:
     ----------
     paths
         of the files, all in one folder, and of folders, whose files are put among those that they have. The last one is
-        what programs open: it is removed before the first file is
-        replaced, and is put in place after all others, so that whoever finds it finds files of one set.
+        what programs open: it is removed before the first file is replaced, and is put in place after all others, so
+        that whoever finds it finds files of one set.
 
     Raises
     ------
@@ -124,7 +124,7 @@ def atomic_files(*paths: Path) -> Iterator[Path]:
             for source in [*(folder / path.name).rglob("*"), folder / path.name]:
                 if source.is_file():
                     target = path.parent / source.relative_to(folder)
-                    target.parent.mkdir(exist_ok=True)
+                    target.parent.mkdir(parents=True, exist_ok=True)
                     os.replace(source, target)
     except OSError as error:
         if error.errno not in _UNWRITABLE:

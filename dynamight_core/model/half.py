@@ -113,18 +113,18 @@ class HalfModel(nn.Module):
         inputs = DecoderInputs(self.n_latents, self.box, self.pixel_size, bodies, self.networks)
         self.decoder_name, self.decoder = name, DECODERS.load(name).build(inputs).to(self.gaussians.positions.device)
 
-    def restore(self, decoder: str, state: Mapping[str, torch.Tensor]) -> None:
+    def restore(self, name: str, state: Mapping[str, torch.Tensor]) -> None:
         """Set weights and buffers to those of a model of the same half, whose decoder may be another.
 
         Parameters
         ----------
-        decoder
-            name of its decoder.
+        name
+            of its decoder.
         state
             its `state_dict`.
         """
-        if decoder != self.decoder_name:
-            self.set_decoder(decoder, DECODERS.load(decoder).saved_bodies(_part(state, "decoder.")))
+        if name != self.decoder_name:
+            self.set_decoder(name, DECODERS.load(name).saved_bodies(_part(state, "decoder.")))
         self.load_state_dict(state)
 
     def project(

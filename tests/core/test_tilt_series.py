@@ -364,5 +364,6 @@ def test_images_that_relion_multiplied_by_ctf_and_dose_are_restored():
     wanted = shell_means(image_to_fourier(given).abs().square(), 64)[:, 4:9].mean(1)
     assert torch.allclose(low, wanted, rtol=0.35)
     left = shell_means(restored_noise(ctf, 64, 3.0), 64)
-    assert left[0, 10:].mean() > 0.9
+    # All but what lies near the zeros of the CTF.
+    assert left[0, 10:].mean() > 0.8
     assert left[-1, 10:].mean() < 0.1

@@ -250,7 +250,7 @@ def test_relatives_in_both_half_sets_are_counted_and_warned_of(data, tmp_path):
     starfile.write(blocks, star)
     code, text = dynamight("check", star, "--map", data.consensus, *SMALL)
     assert code == 0, text
-    assert "Warning: 6 particles have relatives (the same original image, helical tube, tilt series or place)" in text
+    assert "Warning: 6 particles have relatives (the same original image, helical tube or place)" in text
 
 
 def test_train_without_a_map_is_refused(data, tmp_path):
