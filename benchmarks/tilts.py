@@ -10,9 +10,9 @@ folder. With `--alone`, each image is a particle of its own, as if the tilts did
 `--unweighted`, the model has no fading with exposure.
 
 Prints one JSON object per data set. `r` correlates decoded and true angles, over training and validation particles,
-mean over half-sets; `oracle_r` is that of the posterior means of who knows structure, poses, CTF, exposure and noise.
-Then the mean FSC with the true map at rest in a mask around each domain, of the mean of the half-maps by weighted
-backprojection, with all motion corrected as learned, and rigid.
+mean over half-sets; `oracle_r` is the same for an oracle's posterior means. It knows structure, poses, CTF, exposure
+and noise. Then the mean FSC with the true map at rest in a mask around each domain, of the mean of the half-maps by
+weighted backprojection, with all motion corrected as learned, and rigid.
 """
 
 import argparse

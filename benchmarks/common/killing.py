@@ -23,7 +23,7 @@ from dynamight_core.cli.main import run as run_command
 from dynamight_core.earlier import unfinished
 from dynamight_core.particles.star import read_blocks
 
-# Calls that Python announces, each with a path first; of files that are opened, those that may be written count.
+# Audit events of Python whose first argument is a path. Opened files count if they may be written.
 _EVENTS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "os.chmod"}
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 # Values of an epoch that depend on the time it took.

@@ -18,7 +18,7 @@ from scipy.spatial import cKDTree
 _NEIGHBOURS = 24
 _ITERATIONS, _STARTS = 40, 6
 # Minimum fraction of the points in a part.
-_MIN_FRACTION = 0.02
+MIN_FRACTION = 0.02
 
 Points = NDArray[np.floating[Any]]
 Labels = NDArray[np.integer[Any]]
@@ -118,7 +118,7 @@ def _errors(points: Points, conformations: Points, labels: Labels, count: int) -
     errors = np.full((len(points), count), np.inf)
     for part in range(count):
         mine = labels == part
-        if mine.sum() < max(4, _MIN_FRACTION * len(points)):
+        if mine.sum() < max(4, MIN_FRACTION * len(points)):
             continue
         centre = points[mine].mean(0)
         total = np.zeros(len(points))
@@ -137,7 +137,7 @@ def _merge_small_pieces(points: Points, errors: Points, labels: Labels, count: i
     for _ in range(3):
         pieces = _pieces(points, labels, contacts)
         sizes = np.bincount(pieces)
-        small = sizes[pieces] < max(4, _MIN_FRACTION * len(points))
+        small = sizes[pieces] < max(4, MIN_FRACTION * len(points))
         if not small.any() or count == 1:
             break
         for piece in np.unique(pieces[small]):

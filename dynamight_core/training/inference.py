@@ -273,8 +273,7 @@ def data_terms(
             rest = model.consensus_positions.expand(len(batch.transforms), -1, -1)
             image = model.project(batch.matrices, batch.transfer, rest)
         else:
-            each = (batch.per_image(draw[part]) for draw in draws)
-            images = [projection(latents, batch.matrices, batch.transfer) for latents in each]
+            images = [projection(batch.per_image(draw[part]), batch.matrices, batch.transfer) for draw in draws]
             image = sum(images, torch.zeros(())) / len(draws)
             # The square of a mean of s draws is too large by their variance over s.
             for drawn in images if len(draws) > 1 else ():

@@ -18,7 +18,7 @@ from dynamight_core.groups import current_group
 from dynamight_core.imaging.geometry import mask_points
 from dynamight_core.model.bodies import RigidBodies
 from dynamight_core.model.initialise import find_molecule
-from dynamight_core.model.partition import connected_parts, divisions
+from dynamight_core.model.partition import MIN_FRACTION, connected_parts, divisions
 from dynamight_core.sampling import evenly
 from dynamight_core.training.decoder_fit import fit_decoder
 from dynamight_core.training.half import HalfTrainer
@@ -33,8 +33,6 @@ _CONFORMATIONS, _POINTS = 24, 3000
 _MAX_PARTS, _MIN_REDUCTION, _MIN_STEP = 7, 0.25, 0.05
 # Rigid parts are tried if they leave at most this fraction of the motion (rms).
 _MAX_UNEXPLAINED = 0.6
-# Smallest fraction of the Gaussians in a part.
-_MIN_FRACTION = 0.02
 # Rigid bodies have much fewer parameters than the field: they are taken unless held-out images are explained worse by
 # more than this part of a standard error.
 _SIGMAS = -0.5
@@ -140,7 +138,7 @@ def _division(trainer: HalfTrainer, conformations: torch.Tensor) -> tuple[np.nda
     places = points.double().numpy(force=True)
     pieces = connected_parts(places, found[best])
     # What is too small to be a body goes with what is nearest to it.
-    large = (np.bincount(pieces) >= _MIN_FRACTION * len(places))[pieces]
+    large = (np.bincount(pieces) >= MIN_FRACTION * len(places))[pieces]
     nearest = cKDTree(places[large]).query(positions.double().numpy(force=True))[1]
     labels = np.unique(pieces[large][nearest], return_inverse=True)[1]
     return labels, residuals[best] / max(residuals[0], 1e-12)
@@ -171,6 +169,5 @@ def _with_bodies(trainer: HalfTrainer, labels: np.ndarray) -> HalfTrainer:
         return displaced - at_rest[chosen]
 
     fit_decoder(trial, wanted)
-    trial.infer(steps=2)
     trial.infer(steps=2)
     return trial

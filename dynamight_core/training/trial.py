@@ -5,7 +5,6 @@ import copy
 import torch
 
 from dynamight_core.groups import current_group
-from dynamight_core.model.half import HalfModel
 from dynamight_core.training.epochs import run_epoch
 from dynamight_core.training.half import HalfTrainer
 from dynamight_core.training.inference import data_terms, infer_latents, random_pixels
@@ -17,17 +16,9 @@ STARTS = 16
 _EPOCHS = 3
 
 
-def trial_of(trainer: HalfTrainer, model: HalfModel | None = None) -> HalfTrainer:
-    """Return a trainer of a half's particles at their latents.
-
-    Parameters
-    ----------
-    trainer
-        of the half; unchanged.
-    model
-        that is trained; a copy of the trainer's own if None.
-    """
-    model = copy.deepcopy(trainer.model) if model is None else model
+def trial_of(trainer: HalfTrainer) -> HalfTrainer:
+    """Return a trainer of a copy of a half's model, with the same particles and latents."""
+    model = copy.deepcopy(trainer.model)
     trial = HalfTrainer(model, trainer.data, trainer.rows, trainer.options, trainer.half, held_out=trainer.held_out)
     trial.latents, trial.covariances, trial.started = trainer.latents, trainer.covariances, True
     trial.rotations.data, trial.shifts.data = trainer.rotations.data, trainer.shifts.data

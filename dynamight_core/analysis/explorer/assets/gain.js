@@ -13,7 +13,7 @@ const PARTS = "Pictures: the part that moves most. Numbers: all that moves.";
 const TICKS = [40, 20, 15, 10, 8, 6, 5, 4, 3.5, 3, 2.5, 2];
 
 // Return in words what the map gained: resolutions of the moving part, then of the whole. A gain of the FSC within two
-// standard errors is none, whatever the resolutions are.
+// standard errors counts as no gain, whatever the resolutions.
 export function gainText({ region_resolutions: region, whole_resolutions: whole, fsc_gain: gain }) {
   const arrow = ([a, b]) => `${angstroms(a)} → ${angstroms(b)} Å`;
   const parts = [];
